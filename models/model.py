@@ -1,0 +1,203 @@
+"""DiffusionLM: a transformers body and head with what a diffusion sampler and trainer must know about them.
+
+Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models import checkpoint as layout_io
+from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
+from models.family import Family, find_family
+
+_LOGITS_CHUNK_ELEMENTS = 2**25
+
+
+class DiffusionLM(nn.Module):
+    """Body and head of one family's model. Parameters carry transformers' names; `save` writes the checkpoint's own.
+
+    family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id; eos_ids: ids that
+    end an answer; pad_id; block_size: the checkpoint's (1 for full attention); tokenizer: None for a folder without one.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        family: Family,
+        raw_config: Mapping[str, Any],
+        carried: Mapping[str, bytes],
+        tokenizer: PreTrainedTokenizerBase | None,
+        generation_config: Mapping[str, Any],
+    ):
+        super().__init__()
+        self.model: nn.Module = network.model  # type: ignore[assignment]
+        self.lm_head: nn.Module = network.lm_head  # type: ignore[assignment]
+        self.hf_config = network.config
+        self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
+        self.tokenizer = tokenizer
+        self.mask_id = _mask_id(family, raw_config, tokenizer)
+        self.eos_ids = _eos_ids(family, raw_config, generation_config, tokenizer)
+        pads = layout_io.first_ids(raw_config.get("pad_token_id"), generation_config.get("pad_token_id"))
+        tokenizer_pad = tokenizer.pad_token_id if tokenizer is not None else None
+        self.pad_id: int | None = pads[0] if pads else (tokenizer_pad if tokenizer_pad is not None else next(iter(self.eos_ids), None))
+
+    @property
+    def family(self) -> str:
+        return self._family.name
+
+    @property
+    def attention(self) -> Literal["block", "full"]:
+        return self._family.attention
+
+    @property
+    def logit_shift(self) -> bool:
+        return self._family.logit_shift
+
+    @property
+    def block_size(self) -> int:
+        return int(self._raw_config.get("block_size") or self._family.default_block_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states [B, L, D] with attention as `layout` says."""
+        output = self.model(input_ids=input_ids_BL, position_ids=positions_BL, use_cache=False, layout=layout)
+        return output.last_hidden_state
+
+    def forward(
+        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
+    ) -> Tensor:
+        """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L].
+
+        Logits exist only for these positions, in chunks that are recomputed in the backward pass when there are several.
+        """
+        hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1)[index_N]
+        chunk = max(1, _LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
+        if len(index_N) <= chunk:
+            return self._token_logps(hidden_ND, targets_N)
+        pieces = [
+            checkpoint(self._token_logps, hidden, targets, use_reentrant=False)
+            for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def _token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        logits_NV = self.lm_head(hidden_ND).float()
+        return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:
+        """Raw logits [B, L, V] under the family's own attention: no shift applied, no mask id removed.
+
+        block_size: block families only; default the checkpoint's. ValueError for full attention.
+        """
+        if self.attention == "full" and block_size is not None:
+            raise ValueError(f"block_size={block_size}: {self.family} has full attention, leave block_size out.")
+        B, L = input_ids.shape
+        input_ids = input_ids.to(self.device)
+        mask = None
+        if self.attention == "block":
+            mask = block_causal_mask(L, block_size or self.block_size, self.device)
+        positions = torch.arange(L, device=self.device).expand(B, L)
+        return self.lm_head(self.hidden(input_ids, positions, Masked(mask)))
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+    def copy_as(self, dtype: torch.dtype) -> "DiffusionLM":
+        """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the positions)."""
+        twin = copy.deepcopy(self)
+        for parameter in twin.parameters():
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        return twin.eval()
+
+    def checkpoint_weights(self) -> dict[str, Tensor]:
+        """Weights under the names of the original layout."""
+        weights = dict(self.state_dict())
+        if self.hf_config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)
+        return weights
+
+    def save(self, path: str | Path) -> None:
+        """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files."""
+        layout_io.write_checkpoint(Path(path), self.checkpoint_weights(), self._carried, self.dtype)
+
+
+def load_model(
+    path: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    model_base: str | None = None,
+    random_init_seed: int | None = None,
+) -> DiffusionLM:
+    """A model from a checkpoint folder (or hub name) in its original layout.
+
+    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
+    random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed.
+    ValueError: no such folder, unknown family, weights that do not fit the config.
+    """
+    folder = layout_io.resolve_folder(path)
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
+    raw_config = layout_io.read_json(folder / "config.json")
+    family = find_family(raw_config, model_base, str(folder))
+    hf_config = family.hf_config(raw_config)
+    tokenizer = layout_io.read_tokenizer(folder)
+    if random_init_seed is None:
+        network = layout_io.read_weights(folder, family, hf_config, torch_dtype)
+    else:
+        hf_config._attn_implementation = ATTENTION_NAME
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_init_seed)
+            network = family.model_class(hf_config)  # type: ignore[operator]
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch_dtype)
+    carried = layout_io.read_carried_files(folder)
+    generation_config = layout_io.read_json(folder / "generation_config.json")
+    model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
+    return model.to(device=device).eval()
+
+
+def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> int:
+    ids = layout_io.first_ids(
+        raw_config.get("mask_token_id"), tokenizer.mask_token_id if tokenizer is not None else None, family.mask_id
+    )
+    if not ids or ids[0] >= int(raw_config["vocab_size"]):
+        raise ValueError(
+            f"no mask id below vocab_size {raw_config['vocab_size']} in config.json (mask_token_id), the tokenizer (mask_token) "
+            f"or the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
+        )
+    return ids[0]
+
+
+def _eos_ids(
+    family: Family,
+    raw_config: Mapping[str, Any],
+    generation_config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[int, ...]:
+    turn = None
+    if tokenizer is not None and family.end_of_turn is not None:
+        turn = tokenizer.get_vocab().get(family.end_of_turn)
+    return layout_io.first_ids(
+        raw_config.get("eos_token_id"),
+        generation_config.get("eos_token_id"),
+        tokenizer.eos_token_id if tokenizer is not None else None,
+        turn,
+    )
