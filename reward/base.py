@@ -1,0 +1,49 @@
+"""What every reward is: a callable that closes, with the counts of its last call for the metrics line."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import Any, Self
+
+
+class Reward(ABC):
+    """`reward(prompts, completions, **columns)` gives one number a completion, None = leave this completion out.
+
+    columns: every column of the tasks as a list aligned with the completions, and completion_ids, finish_reason,
+    num_steps. `stats` holds the counts of the last call under the names that the metrics line uses
+    (`reward/none_count`, ...).
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.stats: dict[str, float] = {}
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
+        self.counts = Counter()
+        rewards = self.score(prompts, completions, columns) if completions else []
+        self.counts["none"] = sum(reward is None for reward in rewards)
+        self.stats = {f"reward/{name}_count": float(count) for name, count in sorted(self.counts.items())}
+        return rewards
+
+    @abstractmethod
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        """The rewards of one call; adds what should be seen to `self.counts`."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends the worker processes, if there are any."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def column(columns: dict[str, list[Any]], name: str, length: int, *, needed_by: str) -> list[Any]:
+    """The column `name`, checked: there, and one entry a completion."""
+    if name not in columns:
+        raise ValueError(
+            f"{needed_by} needs the column {name!r}, but the tasks have {sorted(columns)}; map it with dataset.columns"
+        )
+    if len(columns[name]) != length:
+        raise ValueError(f"column {name!r} has {len(columns[name])} entries for {length} completions")
+    return columns[name]

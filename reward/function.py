@@ -1,0 +1,131 @@
+"""A user's own reward function, with TRL's signature, in a process that can be killed."""
+
+import ast
+import difflib
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from reward.base import Reward
+from reward.workers import Reply, WorkerPool
+
+FAILURES_IN_A_ROW = 3
+
+
+class FunctionReward(Reward):
+    """`path/to/file.py:name`, called as name(prompts=..., completions=..., **columns) -> list[float | None].
+
+    The file is imported once, in a worker process, when this object is made: ValueError when it cannot be. A call that
+    raises, runs longer than `timeout_seconds` or returns something else than one number (or None) a completion gives
+    None for every completion, a warning with the traceback and a count; the third such call in a row raises
+    RuntimeError. NaN and infinities become None.
+    """
+
+    def __init__(self, function: str, *, timeout_seconds: float) -> None:
+        super().__init__()
+        self.function = function
+        self.failures_in_a_row = 0
+        path, name = find_function(function)
+        self.pool = WorkerPool(f"{path.resolve()}:{name}", workers=1, wall_seconds=timeout_seconds)
+        reply = self.pool.start()
+        if reply.status != "ok":
+            self.close()
+            raise ValueError(f"reward.function: {function} cannot be loaded\n{reply.detail.rstrip()}")
+        self.signature: dict[str, Any] = reply.value
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        reply = self.pool.run(**self._arguments({**columns, "prompts": prompts, "completions": completions}))
+        problem = wrong_shape(reply.value, len(completions)) if reply.status == "ok" else self._describe(reply)
+        if problem:
+            return self._fail(problem, len(completions))
+        self.failures_in_a_row = 0
+        rewards = [None if value is None else float(value) for value in reply.value]
+        finite = [value if value is None or math.isfinite(value) else None for value in rewards]
+        self.counts["nonfinite"] = finite.count(None) - rewards.count(None)
+        if self.counts["nonfinite"]:
+            warnings.warn(
+                f"reward function {self.function} returned {self.counts['nonfinite']} non-finite rewards; left out",
+                stacklevel=3,
+            )
+        return finite
+
+    def _arguments(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if missing := [name for name in self.signature["required"] if name not in columns]:
+            raise ValueError(
+                f"reward function {self.function} asks for {missing}, but the columns are {sorted(columns)}"
+            )
+        return (
+            columns
+            if self.signature["any"]
+            else {name: columns[name] for name in self.signature["names"] if name in columns}
+        )
+
+    def _describe(self, reply: Reply) -> str:
+        if reply.status == "stalled":
+            return f"took longer than reward.timeout_seconds = {self.pool.wall_seconds:g} and was killed"
+        return f"raised\n{reply.detail.rstrip()}" if reply.status == "error" else reply.detail
+
+    def _fail(self, problem: str, length: int) -> list[float | None]:
+        self.failures_in_a_row += 1
+        self.counts["failed_call"] = 1
+        message = f"reward function {self.function} {problem}"
+        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one so: {message}")
+        warnings.warn(f"{message}\nthe {length} rewards of this call are left out", stacklevel=4)
+        return [None] * length
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def wrong_shape(value: Any, length: int) -> str:
+    """What is wrong with a returned value, or "": it must be a list of `length` numbers or None."""
+    expected = f"expected a list of {length} numbers or None"
+    if not isinstance(value, list):
+        found = value.get("unsupported", "dict") if isinstance(value, dict) else type(value).__name__
+        return f"returned a wrong type: {expected}, got {found}"
+    if len(value) != length:
+        return f"returned a wrong length: {expected}, got {len(value)}"
+    for index, item in enumerate(value):
+        if item is not None and not isinstance(item, bool | int | float):
+            found = item.get("unsupported", "dict") if isinstance(item, dict) else type(item).__name__
+            return f"returned a wrong type: {expected}, got {found} at index {index}"
+    return ""
+
+
+def find_function(function: str) -> tuple[Path, str]:
+    """The file and the name in `path/to/file.py:name`, checked without running the file."""
+    where, separator, name = function.rpartition(":")
+    if not separator or not where.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"reward.function must look like path/to/file.py:name, got {function!r}")
+    path = Path(where).expanduser()
+    if not path.is_file():
+        files = [str(file) for file in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), files, n=3, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else f"looked from {Path.cwd()}"
+        raise ValueError(f"reward.function: no file {where!r}; {hint}")
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as error:
+        raise ValueError(f"reward.function: {where} line {error.lineno}: {error.msg}") from error
+    names = top_level_names(tree)
+    if name not in names and "*" not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        raise ValueError(
+            f"reward.function: {where} has no {name!r}; nearest: {', '.join(near or sorted(names)) or 'none'}"
+        )
+    return path, name
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Every name that a module could bind at its top level; "*" stands for a star import."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names

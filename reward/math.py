@@ -1,0 +1,136 @@
+"""Math rewards: the last box of a completion against the true answer, by math-verify, in processes under a hard
+deadline."""
+
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from reward.base import Reward, column
+from reward.text import extract_boxed
+from reward.workers import Reply, WorkerPool
+
+CPU_SECONDS = 5.0
+MEMORY_BYTES = 4 << 30
+MAX_ANSWER_CHARACTERS = 2000
+CACHED_VERDICTS = 1 << 16
+
+Key = tuple[str | None, str]
+
+_INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)")
+
+
+def wall_limit(cpu_seconds: float) -> float:
+    """Wall-clock seconds that an answer may take before its worker counts as stuck, however busy the machine is."""
+    return 60.0 + 30.0 * cpu_seconds
+
+
+class MathGrader:
+    """Grades answers in `workers` processes (0 = one a core); an answer has `cpu_seconds` of processor time, then it is
+    wrong."""
+
+    def __init__(self, *, workers: int = 0, cpu_seconds: float = CPU_SECONDS) -> None:
+        self.pool = WorkerPool(
+            "reward.math_equal:answers_equal",
+            workers=workers,
+            cpu_seconds=cpu_seconds,
+            wall_seconds=wall_limit(cpu_seconds),
+            memory_bytes=MEMORY_BYTES,
+        )
+        self._verdicts: dict[Key, bool] = {}
+
+    def grade(self, pairs: Sequence[tuple[str, str]], counts: Counter[str] | None = None) -> list[bool | None]:
+        """One verdict for each (completion, answer); None where workers were stopped from outside twice.
+
+        `counts` gains `timeout` (and `error`, `stalled`, `died`) for the answers that ended so.
+        """
+        keys: list[Key] = [(extract_boxed(completion), answer.strip()) for completion, answer in pairs]
+        verdicts: dict[Key, bool | None] = {
+            key: quick_verdict(*key) if key not in self._verdicts else self._verdicts[key]
+            for key in dict.fromkeys(keys)
+        }
+        unknown = [key for key, verdict in verdicts.items() if verdict is None]
+        for key, reply in zip(unknown, self.pool.map(unknown), strict=True):
+            verdicts[key] = self._settle(key, reply, Counter() if counts is None else counts)
+        if len(self._verdicts) > CACHED_VERDICTS:
+            self._verdicts.clear()
+        self._verdicts.update({key: verdict for key, verdict in verdicts.items() if verdict is not None})
+        return [verdicts[key] for key in keys]
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _settle(self, key: Key, reply: Reply, counts: Counter[str]) -> bool | None:
+        if reply.status in ("stalled", "died"):
+            reply = self.pool.run(*key)
+        if reply.status == "ok":
+            return bool(reply.value)
+        counts[reply.status] += 1
+        return None if reply.status in ("stalled", "died") else False
+
+
+def quick_verdict(prediction: str | None, answer: str) -> bool | None:
+    """A verdict that needs no parsing, or None: no box, equal strings, plain integers, an absurdly long answer."""
+    if prediction is None:
+        return False
+    if prediction == answer:
+        return True
+    given, true = _INTEGER.fullmatch(prediction), _INTEGER.fullmatch(answer)
+    if given and true:
+        return _integer(given) == _integer(true)
+    return False if len(prediction) > MAX_ANSWER_CHARACTERS + 2 * len(answer) else None
+
+
+def _integer(match: re.Match[str]) -> tuple[bool, str]:
+    digits = match[2].replace(",", "").lstrip("0")
+    return bool(digits) and match[1] == "-", digits
+
+
+_default_lock = threading.Lock()
+
+
+@cache
+def _default_grader() -> MathGrader:
+    return MathGrader()
+
+
+def grade_math(completion: str, answer: str) -> bool:
+    """Whether the last balanced \\boxed{} of `completion` holds `answer`.
+
+    An answer that takes more than 5 seconds of processor time or 4 GiB is wrong. Works from any thread and process; the
+    worker processes start with the first answer that needs them and end with this process.
+    """
+    if not isinstance(answer, str):
+        raise ValueError(f"grade_math needs the true answer as a string, got {answer!r}; drop tasks without an answer")
+    with _default_lock:
+        grader = _default_grader()
+    (verdict,) = grader.grade([(completion, answer)])
+    if verdict is None:
+        warnings.warn(
+            f"no verdict on an answer to {answer!r}: its worker was stopped twice; counted as wrong", stacklevel=2
+        )
+    return bool(verdict)
+
+
+class MathReward(Reward):
+    """1.0 where the last box equals the task's `ground_truth_answer`, else 0.0; None where the task has no answer."""
+
+    def __init__(self, *, workers: int, timeout_seconds: float) -> None:
+        super().__init__()
+        self.grader = MathGrader(workers=workers, cpu_seconds=timeout_seconds)
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")
+        graded = [i for i, answer in enumerate(answers) if isinstance(answer, str) and answer.strip()]
+        verdicts = self.grader.grade([(completions[i], answers[i]) for i in graded], self.counts)
+        rewards: list[float | None] = [None] * len(completions)
+        for i, verdict in zip(graded, verdicts, strict=True):
+            rewards[i] = None if verdict is None else float(verdict)
+        self.counts["no_answer"] += len(completions) - len(graded)
+        return rewards
+
+    def close(self) -> None:
+        self.grader.close()

@@ -1,0 +1,116 @@
+"""Child side of reward.workers: loads one function and runs it on job after job until its parent is gone.
+
+Jobs arrive on standard input as pickles, replies leave on standard output as JSON, both behind an 8-byte length.
+Whatever the function itself reads or prints goes to /dev/null and standard error.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+HEADER = struct.Struct("<Q")
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
+    """The next frame, or None when the other side is gone."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (size,) = HEADER.unpack(header)
+    body = stream.read(size)
+    return body if len(body) == size else None
+
+
+def write_frame(stream: IO[bytes], body: bytes) -> None:
+    stream.write(HEADER.pack(len(body)))
+    stream.write(body)
+    stream.flush()
+
+
+def load_target(target: str) -> Callable[..., Any]:
+    """The function named by `package.module:name` or `path/to/file.py:name`."""
+    where, _, name = target.rpartition(":")
+    if not where.endswith(".py"):
+        return getattr(importlib.import_module(where), name)
+    path = Path(where).resolve()
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"user_reward_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Which keyword arguments a function takes: {"names", "required", "any"}; `any` means **columns."""
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {
+        "names": [p.name for p in named],
+        "required": [p.name for p in named if p.default is p.empty],
+        "any": any(p.kind is p.VAR_KEYWORD for p in parameters),
+    }
+
+
+def _leave_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _answer(function: Callable[..., Any], job: bytes, cpu_seconds: float) -> dict[str, Any]:
+    try:
+        args, kwargs = pickle.loads(job)
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the default action of SIGPROF ends the process
+        try:
+            return {"ok": plain(function(*args, **kwargs))}
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+    except BaseException:
+        return {"error": traceback.format_exc()}
+
+
+def plain(value: Any) -> Any:
+    """`value` with arrays, tensors and their scalars turned into lists and numbers, so that JSON holds it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return {"unsupported": type(value).__name__}
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    threading.Thread(target=_leave_with_parent, args=(settings["parent"],), daemon=True).start()
+    if settings["memory_bytes"]:
+        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
+    try:
+        function = load_target(settings["target"])
+        write_frame(replies, json.dumps({"ok": signature_of(function)}).encode())
+    except BaseException:
+        write_frame(replies, json.dumps({"error": traceback.format_exc()}).encode())
+        return
+    while (job := read_frame(jobs)) is not None:
+        write_frame(replies, json.dumps(_answer(function, job, settings["cpu_seconds"])).encode())

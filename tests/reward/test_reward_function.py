@@ -1,0 +1,228 @@
+import os
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from reward import build_reward
+
+FUNCTIONS = """
+import math, os, sys, time
+import numpy
+
+calls = []
+
+def length(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+
+def by_column(completions, wanted):
+    return [1.0 if w in c else None for c, w in zip(completions, wanted)]
+
+def sees(prompts, completions, **columns):
+    return [float(len(columns)) for _ in completions]
+
+def numpy_values(completions, **columns):
+    return numpy.arange(len(completions), dtype=numpy.float32)
+
+def raises(completions, **columns):
+    raise KeyError("the column is not there")
+
+def exits(completions, **columns):
+    sys.exit(0)
+
+def hard_exit(completions, **columns):
+    os._exit(0)
+
+def hangs(completions, **columns):
+    while True:
+        pass
+
+def leaves_children(completions, pid_file):
+    import subprocess
+    child = subprocess.Popen(["sleep", "300"])
+    open(pid_file[0], "w").write(str(child.pid))
+    time.sleep(300)
+
+def too_short(completions, **columns):
+    return [1.0] * (len(completions) - 1)
+
+def wrong_type(completions, **columns):
+    return ["a"] * len(completions)
+
+def a_number(completions, **columns):
+    return 3
+
+def not_finite(completions, **columns):
+    return [float("nan"), float("inf"), 1][:len(completions)]
+
+def flaky(completions, **columns):
+    calls.append(1)
+    if len(calls) % 3:
+        raise RuntimeError("not yet")
+    return [1.0] * len(completions)
+
+def noisy(completions, **columns):
+    print("to standard output")
+    input_text = sys.stdin.read()
+    return [float(len(input_text))] * len(completions)
+"""
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("functions") / "my_rewards.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+@pytest.fixture
+def build(functions):
+    made = []
+
+    def make(name, timeout_seconds=20.0):
+        made.append(build_reward(function=f"{functions}:{name}", timeout_seconds=timeout_seconds))
+        return made[-1]
+
+    yield make
+    for reward in made:
+        reward.close()
+
+
+def call(reward, n=2, **columns):
+    return reward(["p"] * n, [f"answer {i}" for i in range(n)], **columns)
+
+
+def test_rewards_in_order_and_stats(build):
+    reward = build("length")
+    assert reward(["p", "p"], ["a", "abc"], wanted=["x", "y"]) == [1.0, 3.0]
+    assert reward.stats["reward/none_count"] == 0.0
+
+
+def test_function_without_columns_gets_what_it_names(build):
+    assert call(build("by_column"), wanted=["0", "x"], other=[object(), object()]) == [1.0, None]
+
+
+def test_function_with_columns_gets_all(build):
+    assert call(build("sees"), a=[1, 2], b=[3, 4]) == [2.0, 2.0]
+
+
+def test_array_and_prints_are_accepted(build, capfd):
+    assert call(build("numpy_values"), n=3) == [0.0, 1.0, 2.0]
+    assert call(build("noisy")) == [0.0, 0.0]
+    assert "to standard output" not in capfd.readouterr().out
+
+
+def test_no_completions_is_no_call(build):
+    assert build("raises")([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raises", "the column is not there"),
+        ("exits", "SystemExit"),
+        ("hard_exit", "worker exited with 0"),
+        ("too_short", "expected a list of 2 numbers or None, got 1"),
+        ("wrong_type", "got str at index 0"),
+        ("a_number", "got int"),
+    ],
+)
+def test_failed_call_is_none_with_a_warning(build, name, said):
+    reward = build(name)
+    with pytest.warns(UserWarning, match=said):
+        assert call(reward) == [None, None]
+    assert reward.stats["reward/failed_call_count"] == 1.0
+    assert reward.stats["reward/none_count"] == 2.0
+
+
+def test_third_failure_in_a_row_is_an_error(build):
+    reward = build("raises")
+    for _ in range(2):
+        with pytest.warns(UserWarning):
+            call(reward)
+    with pytest.raises(RuntimeError, match=r"my_rewards.py:raises raised\n(?s:.*)KeyError"):
+        call(reward)
+
+
+def test_a_success_resets_the_count(build):
+    reward = build("flaky")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = [call(reward) for _ in range(9)]
+    assert seen == ([[None] * 2] * 2 + [[1.0] * 2]) * 3
+
+
+def test_a_hang_is_killed_and_the_next_call_works(build):
+    reward = build("hangs", timeout_seconds=0.3)
+    started = time.monotonic()
+    with pytest.warns(UserWarning, match="longer than reward.timeout_seconds = 0.3"):
+        assert call(reward) == [None, None]
+    assert time.monotonic() - started < 10
+    with pytest.warns(UserWarning):
+        assert call(reward) == [None, None]
+
+
+def test_a_killed_call_takes_its_children_along(build, tmp_path):
+    pid_file = tmp_path / "pid"
+    with pytest.warns(UserWarning):
+        call(build("leaves_children", timeout_seconds=3.0), n=1, pid_file=[str(pid_file)])
+    assert not is_running(int(pid_file.read_text()))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_not_finite_is_none_and_counted(build):
+    reward = build("not_finite")
+    with pytest.warns(UserWarning, match="2 non-finite"):
+        assert call(reward, n=3) == [None, None, 1.0]
+    assert reward.stats["reward/nonfinite_count"] == 2.0
+
+
+def test_missing_column_is_named(build):
+    with pytest.raises(ValueError, match=r"asks for \['wanted'\], but the columns are \['completions', 'prompts'\]"):
+        call(build("by_column"))
+
+
+def test_nothing_is_left_after_close(build):
+    reward = build("length")
+    (worker,) = reward.pool._alive
+    pid = worker.process.pid
+    assert is_running(pid)
+    reward.close()
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_bad_names_are_said_before_anything_runs(functions, tmp_path):
+    with pytest.raises(ValueError, match="must look like path/to/file.py:name"):
+        build_reward(function="no_colon.py")
+    with pytest.raises(ValueError, match=f"nearest: .*{functions.name}"):
+        build_reward(function=f"{functions.parent}/my_reward.py:length")
+    with pytest.raises(ValueError, match="no 'lenght'; nearest: length"):
+        build_reward(function=f"{functions}:lenght")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def f(:\n")
+    with pytest.raises(ValueError, match="line 1"):
+        build_reward(function=f"{broken}:f")
+    crashing = tmp_path / "crashing.py"
+    crashing.write_text("import a_module_that_is_not_here\ndef f(completions): return []\n")
+    with pytest.raises(ValueError, match=r"cannot be loaded\n(?s:.*)a_module_that_is_not_here"):
+        build_reward(function=f"{crashing}:f")
+    constant = tmp_path / "constant.py"
+    constant.write_text("f = 3\n")
+    with pytest.raises(ValueError, match="not callable|not a callable"):
+        build_reward(function=f"{constant}:f")
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="timeout_seconds must be positive, got 0"):
+        build_reward(timeout_seconds=0)
+    with pytest.raises(ValueError, match="workers must be 0 .* got -1"):
+        build_reward(workers=-1)
+    with pytest.raises(ValueError, match="no reward for data_type 'poems'"):
+        build_reward(data_type="poems")

@@ -1,0 +1,79 @@
+import threading
+
+import pytest
+
+from reward import build_reward, grade_math
+from reward.text import extract_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\boxed{1}", "1"),
+        (r"first \boxed{1} then \boxed{2}.", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{5} and \boxed{\frac{1}{2}", "5"),
+        (r"\boxed{\boxed{3}}", "3"),
+        (r"\boxed{1, \boxed{2}}", "2"),
+        (r"\boxed {7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{ \left\{ 1 \right. }", r"\left\{ 1 \right."),
+        (r"\boxed{}", ""),
+        (r"} \boxed{4} {", "4"),
+        (r"\boxed 4", None),
+        (r"the answer is 4", None),
+        ("", None),
+        (r"\boxed{", None),
+    ],
+)
+def test_last_balanced_box(text, content):
+    assert extract_boxed(text) == content
+
+
+def test_box_search_is_linear():
+    assert extract_boxed(r"\boxed{" * 200_000) is None
+    assert extract_boxed("\\" * 1_000_000) is None
+    assert extract_boxed("{" * 1_000_000 + r"\boxed{1}") == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "true", "same"),
+    [
+        ("007", "7", True),
+        ("1,000", "1000", True),
+        ("-3", "3", False),
+        ("+3", "3", True),
+        ("-0", "0", True),
+        ("9" * 5000, "9" * 5000, True),
+        ("9" * 5000, "8" * 5000, False),
+    ],
+)
+def test_integers_need_no_parsing(given, true, same):
+    assert grade_math(f"\\boxed{{{given}}}", true) is same
+
+
+def test_no_box_is_wrong():
+    assert grade_math("42", "42") is False
+    assert grade_math("", "42") is False
+
+
+def test_from_a_thread():
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(grade_math(r"\boxed{\frac{3}{4}}", "0.75")))
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def test_reward_of_a_batch():
+    with build_reward(data_type="math", workers=1, timeout_seconds=5.0) as reward:
+        completions = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{0.6}", "no box", r"\boxed{1}", r"\boxed{1}"]
+        answers = ["0.5", "0.5", "0.5", "0.5", None, "  "]
+        assert reward(["p"] * 6, completions, ground_truth_answer=answers) == [1.0, 1.0, 0.0, 0.0, None, None]
+        assert reward.stats["reward/no_answer_count"] == 2.0
+        with pytest.raises(ValueError, match="needs the column 'ground_truth_answer'"):
+            reward(["p"], ["c"], question=["q"])
+        with pytest.raises(ValueError, match="has 1 entries for 2 completions"):
+            reward(["p"] * 2, ["c"] * 2, ground_truth_answer=["1"])

@@ -1,0 +1,140 @@
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reward.workers import WorkerPool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def target(tmp_path):
+    path = tmp_path / "jobs.py"
+    path.write_text(
+        textwrap.dedent("""
+        import os, time
+
+        def job(kind, value):
+            if kind == "spin":
+                9**9**9
+            if kind == "sleep":
+                time.sleep(value)
+            if kind == "memory":
+                bytearray(value)
+            if kind == "die":
+                os.kill(os.getpid(), 9)
+            if kind == "pid":
+                return os.getpid()
+            return value
+        """)
+    )
+    return f"{path}:job"
+
+
+@pytest.fixture
+def pool(target):
+    made = WorkerPool(target, workers=2, cpu_seconds=0.5, wall_seconds=3.0, memory_bytes=1 << 30)
+    yield made
+    made.close()
+
+
+def test_a_bad_job_costs_only_its_own_answer(pool):
+    jobs = [("ok", i) for i in range(20)]
+    jobs[3], jobs[9], jobs[12] = ("spin", 0), ("die", 0), ("memory", 2 << 30)
+    replies = pool.map(jobs)
+    assert [r.status for r in replies] == [{3: "timeout", 9: "died", 12: "error"}.get(i, "ok") for i in range(20)]
+    assert "signal 9" in replies[9].detail and "MemoryError" in replies[12].detail
+    assert [r.value for r in replies if r.status == "ok"] == [i for i in range(20) if i not in (3, 9, 12)]
+
+
+def test_waiting_costs_no_processor_time_but_has_a_wall_limit(pool):
+    assert pool.run("sleep", 1.0).status == "ok"
+    assert pool.run("sleep", 60.0).status == "stalled"
+
+
+def test_processor_time_counts_from_the_pick_up(pool):
+    for _ in range(3):
+        started = time.process_time()
+        assert pool.run("sleep", 0.3).status == "ok"
+        assert time.process_time() - started < 0.3
+
+
+def test_many_threads_share_the_pool(pool):
+    results = {}
+    threads = [threading.Thread(target=lambda i=i: results.update({i: pool.run("ok", i).value})) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {i: i for i in range(16)}
+    assert len(pool._alive) <= 2
+
+
+def _in_child(pool, answers):
+    answers.put((pool.run("ok", 7).value, pool.run("pid", 0).value))
+
+
+def test_a_fork_uses_workers_of_its_own(pool):
+    mine = pool.run("pid", 0).value
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_in_child, args=(pool, answers), daemon=True)
+    child.start()
+    value, theirs = answers.get(timeout=30)
+    child.join(30)
+    assert value == 7 and theirs != mine
+    assert pool.run("ok", 8).value == 8
+
+
+def test_workers_end_with_their_parent(target):
+    program = f"""
+import os, sys
+from reward.workers import WorkerPool
+pool = WorkerPool({target!r}, workers=1, wall_seconds=60)
+print(pool.run("pid", 0).value, flush=True)
+import threading
+threading.Thread(target=pool.run, args=("sleep", 50), daemon=True).start()
+sys.stdin.readline()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{worker}"):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} outlived its parent")
+
+
+def test_a_target_that_cannot_be_loaded_is_an_error():
+    pool = WorkerPool("reward.math_equal:no_such_name", workers=1, wall_seconds=5)
+    with pytest.raises(RuntimeError, match="no_such_name"):
+        pool.run(1)
+
+
+@pytest.mark.parametrize("how", ["stdin", "unguarded_script"])
+def test_works_from_any_script(tmp_path, how):
+    program = "from reward import grade_math\nprint(grade_math(r'\\boxed{\\frac{1}{2}}', '0.5'))\n"
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    command = [sys.executable, "-"] if how == "stdin" else [sys.executable, str(script)]
+    done = subprocess.run(
+        command,
+        input=program if how == "stdin" else None,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
