@@ -1,0 +1,39 @@
+"""The data sets that `data/download_data.py` knows by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lives on the hub, and how its rows become the project's.
+
+    `convert` names the function of data/download_data.py that rewrites the rows; None: the file has the schema already.
+    `gated`: the hub gives it only to users who accepted its terms.
+    """
+
+    repo: str
+    file: str
+    data_type: str
+    about: str
+    convert: str | None = None
+    gated: bool = False
+
+
+def _gen_verse(name: str, split: str, data_type: str, about: str) -> Source:
+    return Source(f"Gen-Verse/{name}", f"{split}/{name}.json", data_type, about)
+
+
+CATALOG = {
+    "MATH_train": _gen_verse("MATH_train", "train", "math", "competition mathematics, for training"),
+    "PrimeIntellect": _gen_verse("PrimeIntellect", "train", "code", "programming problems with tests, for training"),
+    "demon_openr1math": _gen_verse("demon_openr1math", "train", "sft", "worked solutions, for SFT (prompt, response)"),
+    "MATH500": _gen_verse("MATH500", "test", "math", "500 problems of MATH"),
+    "GSM8K": _gen_verse("GSM8K", "test", "math", "grade school word problems"),
+    "AIME2024": _gen_verse("AIME2024", "test", "math", "30 problems of AIME 2024"),
+    "LiveBench": _gen_verse("LiveBench", "test", "code", "programming problems of LiveBench"),
+    "LiveCodeBench": _gen_verse("LiveCodeBench", "test", "code", "programming problems of LiveCodeBench"),
+    "MBPP": _gen_verse("MBPP", "test", "code", "basic Python problems with asserts"),
+    "HumanEval": _gen_verse("HumanEval", "test", "code", "164 functions to complete"),
+}

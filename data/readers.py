@@ -1,0 +1,197 @@
+"""Rows out of files, one at a time: JSON lists, JSON lines and parquet, of any size, each row with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+_CHUNK_CHARS = 1 << 20
+_LOOKAHEAD_CHARS = 16
+_PARQUET_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object of a file. `number` counts from 1; `place` says where it is, as a person would look it up."""
+
+    number: int
+    place: str
+    values: dict[str, Any]
+
+
+def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """The rows of a .json (a list of objects, or one object a line), .jsonl or .parquet file, without holding the file.
+
+    `columns` maps the name that is wanted to the name in the file: {"question": "problem"}.
+    Raises ValueError that names the file and the line (or row) for anything that cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    for row in rows:
+        yield Row(row.number, row.place, rename(row.values, columns)) if columns else row
+
+
+def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """`values` under their wanted names. A column that is not there stays away: the check of the fields names it."""
+    kept = {name: value for name, value in values.items() if name not in columns.values() and name not in columns}
+    return kept | {wanted: values[name] for wanted, name in columns.items() if name in values}
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = _first_character(file)
+            if not first:
+                raise ValueError(f"{path}: the file is empty")
+            file.seek(0)
+            yield from _JsonList(path, file).rows() if first == "[" else _json_lines(path, file)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {_undecodable_line(path)} is not UTF-8: save the file as UTF-8") from None
+
+
+def _first_character(file: TextIO) -> str:
+    while chunk := file.read(4096):
+        if text := chunk.lstrip():
+            return text[0]
+    return ""
+
+
+def _undecodable_line(path: Path) -> str:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"line {number}"
+    return "the file"
+
+
+def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
+    number = 0
+    for line_number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        number += 1
+        place = f"line {line_number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            hint = ""
+            if number == 1 and path.suffix == ".json":
+                hint = "; a .json file holds a list of objects, or one object a line"
+            raise ValueError(f"{path}, {place}: malformed JSON: {_reason(error)}{hint}") from None
+        yield Row(number, place, _object(value, path, place))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.colno})"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _object(value: Any, path: Path, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}, {place}: expected an object with named fields, found {type(value).__name__}")
+    return value
+
+
+class _JsonList:
+    """Reads one long JSON list object by object: `text` is a window, `start` where the unread part of it begins."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self.path = path
+        self.file = file
+        self.text = ""
+        self.start = 0
+        self.line = 1
+        self.number = 0
+        self.decoder = json.JSONDecoder()
+
+    def rows(self) -> Iterator[Row]:
+        self._take("[")
+        while self._next() != "]" or self.number:
+            self.number += 1
+            self._next()
+            place = f"row {self.number} (line {self.line})"
+            yield Row(self.number, place, _object(self._value(), self.path, place))
+            if self._next() != ",":
+                break
+            self._take(",")
+        self._take("]")
+        if self._next():
+            raise self._error("text after the end of the list")
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.start)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LOOKAHEAD_CHARS
+                if cut and self._more():
+                    continue
+                if cut and not self.text[error.pos :].strip():
+                    raise self._error("the file ends here, inside a row: it was cut off") from None
+                raise self._error(error.msg, error.pos) from None
+            except (ValueError, RecursionError) as error:
+                raise self._error(_reason(error)) from None
+            self._advance(end)
+            return value
+
+    def _next(self) -> str:
+        """The next character that is not white space, or "" at the end of the file."""
+        while True:
+            position = self.start
+            while position < len(self.text) and self.text[position] in " \t\n\r":
+                position += 1
+            self._advance(position)
+            if position < len(self.text):
+                return self.text[position]
+            if not self._more():
+                return ""
+
+    def _take(self, character: str) -> None:
+        found = self._next()
+        if found != character:
+            expected = "',' or ']'" if character == "]" else repr(character)
+            what = repr(found) if found else "the end of the file: it was cut off"
+            raise self._error(f"expected {expected}, found {what}")
+        self._advance(self.start + 1)
+
+    def _advance(self, position: int) -> None:
+        self.line += self.text.count("\n", self.start, position)
+        self.start = position
+
+    def _more(self) -> bool:
+        """Widen the window, by doubling when one row is longer than it. False at the end of the file."""
+        added = self.file.read(max(_CHUNK_CHARS, len(self.text) - self.start))
+        if added:
+            self.text, self.start = self.text[self.start :] + added, 0
+        return bool(added)
+
+    def _error(self, reason: str, position: int | None = None) -> ValueError:
+        line = self.line + self.text.count("\n", self.start, position) if position is not None else self.line
+        return ValueError(f"{self.path}, row {max(self.number, 1)} (line {line}): malformed JSON: {reason}")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(number, f"row {number}", values)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}, after row {number}: not a readable parquet file: {error}") from None

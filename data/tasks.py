@@ -1,0 +1,158 @@
+"""Tasks for RL and evaluation and examples for SFT: finding a data set, reading it, saying what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data import tiny
+from data.catalog import CATALOG
+from data.faults import Fault, check_data_type, example_fault, task_fault
+from data.readers import SUFFIXES, iter_rows
+
+_SHOWN_PLACES = 5
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question. `columns` is its whole row after column mapping; `answer` is None where the row has none.
+
+    `id` is the row's task_id or id, else its number in the file, and differs between the tasks of a file.
+    """
+
+    id: str
+    question: str
+    answer: str | None
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair for SFT. `step_map`, if given, has the unmasking step of each response token."""
+
+    prompt: str
+    response: str
+    step_map: list[int] | None
+
+
+def load_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> list[Task]:
+    """The tasks of a file. `data_type`: math | code | option | general. `columns` maps wanted names to the file's.
+
+    A row with a null, empty or unusable value is left out; one warning counts and places all of them.
+    Raises ValueError naming file, line or row, and field for a missing field, a wrong type, malformed text, or
+    where no task is left.
+    """
+    tasks, dropped = read_tasks(path, data_type=data_type, columns=columns)
+    _report(Path(path), len(tasks), dropped)
+    return tasks
+
+
+def read_tasks(
+    path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None
+) -> tuple[list[Task], list[Fault]]:
+    """As `load_tasks`, but hands back what is wrong with the rows left out instead of warning of them."""
+    return _split(Path(path), scan_tasks(path, data_type=data_type, columns=columns))
+
+
+def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """The SFT pairs of a file with `prompt`, `response` and maybe `step_map`; drops and errors as in `load_tasks`."""
+    examples, dropped = _split(Path(path), scan_examples(path, columns=columns))
+    _report(Path(path), len(examples), dropped)
+    return examples
+
+
+def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> Iterator[Task | Fault]:
+    """Every row of the file in order, as a task or as what is wrong with it, read one at a time."""
+    check_data_type(data_type)
+    seen: set[str] = set()
+    for row in iter_rows(Path(path), columns):
+        fault = task_fault(row, data_type, columns or {})
+        if fault is not None:
+            yield fault
+            continue
+        values = row.values
+        if values.get("ground_truth_answer") is not None:
+            values["ground_truth_answer"] = str(values["ground_truth_answer"])
+        name = next((str(values[key]) for key in ("task_id", "id") if values.get(key) is not None), str(row.number))
+        while name in seen:
+            name = f"{name}#{row.number}"
+        seen.add(name)
+        yield Task(name, values["question"], values.get("ground_truth_answer"), values)
+
+
+def scan_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> Iterator[Example | Fault]:
+    """Every row of an SFT file in order, as an example or as what is wrong with it."""
+    for row in iter_rows(Path(path), columns):
+        fault = example_fault(row, columns or {})
+        yield fault or Example(row.values["prompt"], row.values["response"], row.values.get("step_map"))
+
+
+def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
+    """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl or .parquet.
+
+    tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/.
+    Raises ValueError that says what was looked for, what is there, and how to download it where that is known.
+    """
+    folder = Path(folder)
+    if name in tiny.SIZES:
+        path = folder / f"tiny-{seed}" / f"{name}.json"
+        return path if path.is_file() else tiny.write_tiny(path.parent, seed)[name]
+    given = Path(name).expanduser()
+    is_file_name = given.suffix in SUFFIXES
+    candidates = [given, folder / given] if is_file_name else [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise ValueError(_not_found(name, candidates, folder))
+    if len(found) > 1 and not is_file_name:
+        raise ValueError(f"data set {name!r} is one of {', '.join(map(str, found))}: name it with its suffix")
+    return found[0]
+
+
+def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:
+    present = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES) if folder.is_dir() else []
+    looked_for = ", ".join(dict.fromkeys(map(str, candidates)))
+    text = f"no data set {name!r}: looked for {looked_for}; {folder} has {', '.join(present) or 'none'}"
+    if name in CATALOG:
+        return f"{text}. To get it: python data/download_data.py --dataset {name}"
+    known = [*CATALOG, *tiny.SIZES, *present, *(Path(file).stem for file in present)]
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    return f"{text}. Did you mean {near[0]}?" if near else text
+
+
+def _split(path: Path, scanned: Iterable[Item | Fault]) -> tuple[list[Item], list[Fault]]:
+    kept: list[Item] = []
+    dropped: list[Fault] = []
+    for item in scanned:
+        if not isinstance(item, Fault):
+            kept.append(item)
+        elif item.blank:
+            dropped.append(item)
+        else:
+            raise ValueError(f"{path}, {item}")
+    if not kept:
+        why = f", all {len(dropped)} were left out: {summary(dropped)}" if dropped else ""
+        raise ValueError(f"{path}: no usable row{why}")
+    return kept, dropped
+
+
+def summary(dropped: Iterable[Fault]) -> str:
+    """The rows left out, counted by reason, with the first places of each."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for fault in dropped:
+        places[f"{fault.field} {fault.reason}"].append(fault.place)
+    return "; ".join(
+        f"{reason} ({len(at)}: {', '.join(at[:_SHOWN_PLACES])}{', ...' if len(at) > _SHOWN_PLACES else ''})"
+        for reason, at in places.items()
+    )
+
+
+def _report(path: Path, num_kept: int, dropped: list[Fault]) -> None:
+    if dropped:
+        total = num_kept + len(dropped)
+        warnings.warn(f"{path}: left out {len(dropped)} of {total} rows: {summary(dropped)}", stacklevel=3)
