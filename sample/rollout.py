@@ -1,0 +1,50 @@
+"""The record of one answer: what the sampler writes, and reward, trainer, viewer and disk read."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Key = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response with the order in which it was unmasked.
+
+    key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids.
+    canvas_ids: every id after the prompt when decoding ended, whole blocks (mask ids where nothing was decided).
+    canvas_step_map: the denoising step, counted from 1 over the response, that decided each canvas position; 0 = still masked.
+    logprobs: log-probability (nats, temperature 1, whole vocabulary) of the canvas token at its step; 0 where undecided.
+    num_response_tokens: length of the view that counts as the answer: up to the first stop id (kept) or max_new_tokens.
+    finish_reason: "stop" or "length". num_steps: denoising steps of this sequence. weights_version: of the sampler's weights.
+    """
+
+    key: Key
+    prompt_ids: list[int]
+    canvas_ids: list[int]
+    canvas_step_map: list[int]
+    canvas_logprobs: list[float]
+    num_response_tokens: int
+    finish_reason: Literal["stop", "length"]
+    num_steps: int
+    weights_version: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.canvas_ids[: self.num_response_tokens]
+
+    @property
+    def step_map(self) -> list[int]:
+        return self.canvas_step_map[: self.num_response_tokens]
+
+    @property
+    def logprobs(self) -> list[float]:
+        return self.canvas_logprobs[: self.num_response_tokens]
+
+    def to_json(self, **more: Any) -> str:
+        return json.dumps(asdict(self) | more)
+
+    @staticmethod
+    def from_dict(row: dict[str, Any]) -> "Rollout":
+        names = Rollout.__dataclass_fields__
+        return Rollout(**{k: tuple(v) if k == "key" else v for k, v in row.items() if k in names})
