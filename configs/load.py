@@ -1,0 +1,188 @@
+"""YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value stops here."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.schema import RETIRED, Config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def find(path: str | Path) -> Path:
+    """A path as typed, or else the same path inside the repository (so that scripts run from any folder)."""
+    given = Path(path).expanduser()
+    if given.exists() or given.is_absolute():
+        return given
+    inside = REPOSITORY / given
+    return inside if inside.exists() else given
+
+
+def load_config(arguments: Sequence[str], usage: str = "python rl.py config=configs/NAME.yaml [a.b=c ...]") -> Config:
+    """Merges defaults, the YAML named by `config=` and the other words, later ones winning. ValueError names key, value and fix.
+
+    `--help` prints every key and exits.
+    """
+    if any(word in ("--help", "-h", "help") for word in arguments):
+        print(help_text(usage))
+        sys.exit(0)
+    for word in arguments:
+        if "=" not in word:
+            raise ValueError(f"argument {word!r} is not of the form key=value. Usage: {usage}")
+    given = dict(word.split("=", 1) for word in arguments)
+    if not given.get("config"):
+        shipped = ", ".join(sorted(p.name for p in (REPOSITORY / "configs").glob("*.yaml")))
+        raise ValueError(f"no config=FILE.yaml given. Usage: {usage}. Shipped in configs/: {shipped}")
+    file = find(given["config"])
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [p.name for p in (REPOSITORY / "configs").glob("*.yaml")], n=1)
+        raise ValueError(f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else ""))
+    try:
+        from_file = OmegaConf.load(file)
+    except Exception as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(from_file, DictConfig):
+        raise ValueError(f"{file} holds no mapping of sections.")
+    from_words = OmegaConf.from_dotlist([word for word in arguments])
+    return merge(_as_tree(from_file, str(file)), _as_tree(from_words, "the command line"))
+
+
+def merge(*trees: dict[str, Any]) -> Config:
+    """Defaults overlaid with nested dicts, in order; every check of `load_config` applies."""
+    merged = OmegaConf.structured(Config)
+    for tree in trees:
+        try:
+            merged = OmegaConf.merge(merged, tree)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"config: {_first_line(error)} (key {error.full_key!r})") from error
+    try:
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config: {_first_line(error)} (key {error.full_key!r})") from error
+    _check_ranges(config)
+    return config
+
+
+def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:  # type: ignore[type-arg]
+    """(dotted key, field) of every leaf of the schema."""
+    for item in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(item.type):
+            yield from flat_fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a run."""
+    tree = dataclasses.asdict(config)
+    return {k: v for k, v in tree.items() if k not in ("config", "dry_run")}
+
+
+def help_text(usage: str) -> str:
+    lines = [f"usage: {usage}", "", "Any key may be given on the command line as section.key=value.", ""]
+    for name, item in flat_fields():
+        kind = str(item.type).replace("<class '", "").replace("'>", "").replace("typing.Any", "value or list")
+        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+        lines.append(f"  {name:<44} {kind:<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
+    lines += [
+        "",
+        "examples:",
+        "  python rl.py config=configs/rl_tiny.yaml",
+        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B dataset.train_dataset=MATH_train",
+        "  python eval.py config=configs/trado_eval.yaml model.pretrained_model=/models/TraDo-4B",
+        "  python rl.py config=configs/rl_trado.yaml dry_run=true",
+    ]
+    return "\n".join(lines)
+
+
+def _range_text(item: dataclasses.Field) -> str:  # type: ignore[type-arg]
+    if item.metadata["choices"]:
+        return f" [{' | '.join(item.metadata['choices'])}]"
+    return ""
+
+
+def _as_tree(source: Any, where: str) -> dict[str, Any]:
+    """A source as nested dicts with dLLM-RL's spellings translated, retired keys taken out, unknown keys refused."""
+    tree = typing.cast(dict[str, Any], OmegaConf.to_container(source, resolve=False))
+    if isinstance(tree.get("model"), str):
+        tree["model"] = {"pretrained_model": tree["model"]}
+    if "model_base" in tree:
+        tree["model"] = dict(tree.get("model") or {}) | {"model_base": tree.pop("model_base")}
+    known = {name for name, _ in flat_fields()}
+    free = {name for name, item in flat_fields() if str(item.type).startswith("dict")}
+    for name in list(_leaves(tree)):
+        if name in RETIRED:
+            if name.endswith("num_node") and _get(tree, name) not in (1, None):
+                raise ValueError(f"{name}={_get(tree, name)} in {where}: {RETIRED[name]}.")
+            warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
+            _remove(tree, name)
+        elif name not in known and not any(name.startswith(f"{prefix}.") for prefix in free):
+            raise ValueError(f"unknown key {name!r} in {where}.{_suggest(name, known)} --help lists every key.")
+    return tree
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not near:
+        last = name.rsplit(".", 1)[-1]
+        by_last = {other.rsplit(".", 1)[-1]: other for other in sorted(known)}
+        near = [by_last[match] for match in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in list(tree.items()):
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif not (isinstance(value, dict) or value is None) or prefix:
+            yield f"{prefix}{key}"
+        else:
+            tree.pop(key)
+
+
+def _get(tree: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _remove(tree: dict[str, Any], name: str) -> None:
+    *sections, last = name.split(".")
+    parents = [tree]
+    for part in sections:
+        parents.append(parents[-1][part])
+    del parents[-1][last]
+    for parent, part in zip(reversed(parents[:-1]), reversed(sections), strict=True):
+        if not parent[part]:
+            del parent[part]
+
+
+def _check_ranges(config: Config) -> None:
+    tree = dataclasses.asdict(config)
+    for name, item in flat_fields():
+        value = _get(tree, name)
+        for entry in value if isinstance(value, list) else [value]:
+            low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
+            if entry is None:
+                continue
+            if choices and entry not in choices:
+                near = difflib.get_close_matches(str(entry), choices, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+            if (low is not None or high is not None) and (isinstance(entry, bool) or not isinstance(entry, (int, float))):
+                raise ValueError(f"{name} is {entry!r}; it must be a number.")
+            if (low is not None and entry < low) or (high is not None and entry > high) or entry != entry:
+                bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+                raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

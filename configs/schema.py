@@ -1,0 +1,217 @@
+"""Every key that a run understands, with type, default, range and one line of help.
+
+Names are those of dLLM-RL where it has one. `configs.load` merges YAML and command line into `Config`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def opt(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its help line and the range or the names that its value (or each value of a list) must fit."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type) -> Any:
+    return field(default_factory=kind)
+
+
+@dataclass
+class ExperimentConfig:
+    project: str = opt("run", "name of the run; its folder is output_dir/project")
+    output_dir: str = opt("runs", "folder that holds the folders of runs")
+    total_step: int = opt(80, "RL steps in all", low=1)
+    save_every: int = opt(10, "a checkpoint is kept every so many RL steps (the newest is always there)", low=1)
+    eval_every: int = opt(10, "evaluation every so many RL steps", low=1)
+    eval_first: bool = opt(True, "evaluate before the first RL step too")
+    keep_last: int = opt(2, "checkpoints kept besides those of save_every", low=1)
+    overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
+    start_from_scratch: bool = opt(True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way")
+    deterministic: bool = opt(False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower")
+    threads: int = opt(0, "CPU threads of torch; 0 = as many as the process may use", low=0)
+
+
+@dataclass
+class ModelConfig:
+    pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
+    model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, trado")
+    optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
+    random_init: bool = opt(False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed")
+    prepare_with: str | None = opt(None, "SFT config that makes pretrained_model when that folder is absent")
+    device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass
+class DatasetConfig:
+    train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train) or a path")
+    eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
+    optimization_data: str = opt("", "SFT examples: a name or a path")
+    data_type: str = opt("math", "kind of task: decides prompt and reward", choices=("math", "code", "option", "general"))
+    folder: str = opt("data", "where names of data sets are looked up")
+    seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
+    template: str = opt("auto", "auto = the family's prompt, plain = the question as it is, or a text with {{problem}}")
+    columns: dict[str, str] = opt({}, "names of your columns: {question: problem}")
+    max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
+    over_long_prompts: str = opt("drop", "prompts over training.max_prompt_len", choices=("drop", "error"))
+
+
+@dataclass
+class DecodeConfig:
+    num_response_per_task: int = opt(1, "responses a task", low=1)
+    max_active: int = opt(256, "sequences decoded at a time", low=1)
+    temperature: float = opt(1.0, "0 = greedy", low=0.0)
+    max_token: int = opt(2000, "new tokens at most", low=1)
+    block_size: Any = opt(None, "tokens a block; default the checkpoint's", low=1)
+    denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token", low=1)
+    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=0.0, high=1.0)
+    top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)
+    remasking_strategy: Any = opt(
+        "low_confidence_dynamic",
+        "how many positions a step commits",
+        choices=("low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"),
+    )
+    target: str = opt(
+        "confidence",
+        "score that ranks positions",
+        choices=("confidence", "margin_confidence", "neg_entropy", "random"),
+    )
+    dynamic_threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
+    entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
+    confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
+    cache: str = opt("auto", "auto = the family's exact cache, none = full recompute", choices=("auto", "exact", "none"))
+    start_with_think: bool = opt(False, "prompt opens a <think> part")
+    stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
+    dtype: str = opt("auto", "type of the sampler's weights; auto = bf16 under mixed_precision bf16", choices=("auto", "fp32", "bf16"))
+
+
+@dataclass
+class RolloutConfig(DecodeConfig):
+    num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
+    output_unmasking_history: bool = opt(True, "eval.py: write step maps into the samples file")
+
+
+@dataclass
+class EvaluationConfig(DecodeConfig):
+    eval_dataset: str = opt("", "evaluation tasks during RL: a name or a path")
+    data_type: str = opt("math", "kind of the evaluation tasks", choices=("math", "code", "option", "general"))
+    max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
+
+
+@dataclass
+class TrainingConfig:
+    method: str = opt("TraceRL", "RL: TraceRL; SFT: semi-ar or trace", choices=("TraceRL", "semi-ar", "trace"))
+    block_size: int | None = opt(None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's", low=1)
+    shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
+    max_gen_length: int | None = opt(None, "longest response trained; default rollout.max_token", low=1)
+    max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
+    lower_p: float = opt(0.1, "SFT: least share of a block that is masked", low=0.0, high=1.0)
+    upper_p: float = opt(0.9, "SFT: largest share of a block that is masked", low=0.0, high=1.0)
+    mask_times_per_sample: int = opt(1, "SFT: noisy copies of every sample", low=1)
+    eps: float = opt(0.2, "clip range of the policy ratio", low=0.0)
+    beta: float = opt(0.01, "weight of the KL penalty to the old policy; 0 = off", low=0.0)
+    kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
+    use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
+    normalization: str = opt("constant", "how token losses are averaged", choices=("constant", "token_mean", "reference"))
+    advantage: str = opt("zscore", "z-score in the group, or only centred on its mean", choices=("zscore", "centered"))
+    min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
+    max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
+    truncated: str = opt("keep", "answers without a stop: keep, drop from training, or count as wrong", choices=("keep", "drop", "wrong"))
+    logp_old: str = opt("auto", "old log-probabilities: the sampler's, or recomputed", choices=("auto", "rollout", "recompute"))
+    gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
+    batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
+    num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)
+    max_tokens_per_microbatch: int = opt(16384, "packed tokens of one forward; shapes memory, never results", low=1)
+    max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
+    max_skipped_updates: int = opt(10, "stop after so many non-finite updates in a row", low=1)
+    mixed_precision: str = opt("bf16", "autocast type of training", choices=("no", "bf16"))
+    enable_tf32: bool = opt(True, "TF32 matrix products on GPUs that have them")
+    gradient_checkpointing_enable: bool = opt(False, "recompute activations in the backward pass")
+    seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
+
+
+@dataclass
+class OptimizerParams:
+    learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
+    beta1: float = opt(0.9, "Adam", low=0.0, high=1.0)
+    beta2: float = opt(0.999, "Adam", low=0.0, high=1.0)
+    weight_decay: float = opt(0.0, "decoupled weight decay", low=0.0)
+    epsilon: float = opt(1e-8, "Adam", low=0.0)
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = opt("adamw", "optimizer", choices=("adamw",))
+    params: OptimizerParams = section(OptimizerParams)
+
+
+@dataclass
+class SchedulerParams:
+    warmup_steps: int = opt(0, "steps (RL steps, SFT updates) of linear warm-up", low=0)
+    min_lr_scale: float = opt(1.0, "final learning rate as a share of the peak; 1 = constant", low=0.0, high=1.0)
+
+
+@dataclass
+class SchedulerConfig:
+    scheduler: str = opt("cosine", "shape of the decay", choices=("cosine", "linear", "constant"))
+    params: SchedulerParams = section(SchedulerParams)
+
+
+@dataclass
+class RewardConfig:
+    function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
+    workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
+    timeout_seconds: float = opt(10.0, "time for one answer (math) or one call (function)", low=0.0)
+
+
+@dataclass
+class ExecuteConfig:
+    num_chunk: int = opt(0, "programs run at a time for code rewards; 0 = by cores", low=0)
+
+
+@dataclass
+class TrackingConfig:
+    report_to: list[str] = opt([], "trackers besides metrics.jsonl: tensorboard, wandb, trackio")
+
+
+@dataclass
+class Config:
+    config: str = opt("", "the YAML file")
+    dry_run: bool = opt(False, "check everything and stop before any model work")
+    experiment: ExperimentConfig = section(ExperimentConfig)
+    model: ModelConfig = section(ModelConfig)
+    dataset: DatasetConfig = section(DatasetConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    lr_scheduler: SchedulerConfig = section(SchedulerConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+    reward: RewardConfig = section(RewardConfig)
+    execute: ExecuteConfig = section(ExecuteConfig)
+    tracking: TrackingConfig = section(TrackingConfig)
+
+
+# Keys of dLLM-RL that have no effect here, with what takes their place. They load and are warned about by name.
+RETIRED: dict[str, str] = {
+    "wandb.entity": "set WANDB_ENTITY",
+    "wandb.resume": "the tracker resumes with the run",
+    "experiment.function": "rl.py always trains and evaluates",
+    "experiment.current_epoch": "the newest checkpoint is found by itself",
+    "experiment.deepspeed_file": "this version runs one process; launchers for many come with multinode_rl.py",
+    "experiment.num_node": "this version runs on one node",
+    "experiment.node_index": "this version runs on one node",
+    "rollout.tensor_parallel_size": "the sampler shares the trainer's device",
+    "evaluation.tensor_parallel_size": "the sampler shares the trainer's device",
+    "optimizer.params.scale_lr": "the learning rate is taken as given",
+    "lr_scheduler.params.learning_rate": "optimizer.params.learning_rate is used",
+}
