@@ -1,0 +1,310 @@
+"""The folder of one run: its configuration, its logs and its checkpoints, written by one process at a time."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
+
+CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
+MADE_HERE = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "curves.png", "ckpt", "eval", "trackers")
+UNCOMPARED_KEYS = ("experiment.overwrite", "experiment.resume", "experiment.start_from_scratch", "dry_run")
+HEARTBEAT_SECONDS = 10.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunFolder:
+    """`path` and the places in it. `resumed`: it held this run already.
+
+    `open` gives the one writer's. Further processes of the same job make theirs with `RunFolder(path, resumed)`: the
+    places without the lock.
+    """
+
+    path: Path
+    resumed: bool = False
+    _lock: "Lock | None" = field(default=None, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        resolved_config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        uncompared_keys: Collection[str] = UNCOMPARED_KEYS,
+    ) -> "RunFolder":
+        """Takes `root`, the run's own folder, for writing, and makes it when absent.
+
+        A folder that holds this run (an equal configuration, `uncompared_keys` aside) is resumed; with `overwrite` the
+        run in it is deleted first (MADE_HERE, nothing else). ValueError when another process writes there, when it holds
+        a run of another configuration (the difference is shown), or when it cannot be written.
+        """
+        root = Path(root)
+        _check_place(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock = Lock.take(root / ".lock")
+        except OSError as error:
+            raise _unwritable(root, error) from error
+        try:
+            resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            if overwrite:
+                _delete_run(root)
+            remove_leftovers(root)
+            if (root / "ckpt").is_dir():
+                remove_leftovers(root / "ckpt")
+            if not resumed:
+                atomic_write_text(root / "config.yaml", CONFIG_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
+        except BaseException:
+            lock.release()
+            raise
+        return cls(root, resumed, lock)
+
+    @staticmethod
+    def check(
+        root: Path,
+        resolved_config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        uncompared_keys: Collection[str] = UNCOMPARED_KEYS,
+    ) -> bool:
+        """Whether `open` would resume a run in `root`, or ValueError where `open` would refuse it. Writes nothing."""
+        root = Path(root)
+        _check_place(root)
+        config_path = root / "config.yaml"
+        if not config_path.exists():
+            found = [name for name in MADE_HERE if (root / name).exists()]
+            if found:
+                raise ValueError(
+                    f"{root} holds {', '.join(found)} but no config.yaml, so it is not known whose they are. "
+                    "Choose another experiment.project, or move them away."
+                )
+            return False
+        text = config_path.read_text(encoding="utf-8")
+        if not text.startswith(CONFIG_HEADER):
+            raise ValueError(
+                f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
+            )
+        if overwrite:
+            return False
+        differences = _differences(
+            _flat_yaml(text), _flat_yaml(OmegaConf.to_yaml(dict(resolved_config))), uncompared_keys
+        )
+        if differences:
+            raise ValueError(
+                f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
+                f"Continue that run with config={config_path}, choose another experiment.project, or delete it and "
+                "start anew with experiment.overwrite=true."
+            )
+        return True
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "ckpt"
+
+    def drop_after(self, last_step: int) -> None:
+        """Drops the lines of metrics.jsonl and rollouts.jsonl whose `step` comes after `last_step`, and torn ones."""
+        for path in (self.metrics, self.rollouts):
+            truncate_jsonl(path, lambda row: row.get("step", 0) <= last_step)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Lock:
+    """A file that names the process that writes a folder, locked while that process lives and touched every
+    HEARTBEAT_SECONDS.
+
+    On one machine the operating system frees the lock with its process, however it ends. A holder on another machine
+    that shares the folder may be out of the lock's reach: it is believed alive while the file's time moves on.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run folder heartbeat", daemon=True)
+        self._thread.start()
+        os.register_at_fork(after_in_child=self._let_go)
+
+    @classmethod
+    def take(cls, path: Path) -> "Lock":
+        """ValueError naming the holder when there is one; OSError when the file cannot be written."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            held_here = not _try_flock(descriptor)
+            holder = _read_holder(descriptor)
+            if held_here or _lives_elsewhere(holder, path):
+                raise ValueError(
+                    f"{path.parent} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
+                    f"since {holder.get('started', '?')}. Stop that run, or choose another experiment.project."
+                )
+            started = time.strftime("%Y-%m-%d %H:%M:%S")
+            text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}) + "\n"
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self._descriptor)
+            except OSError:
+                return
+
+    def _let_go(self) -> None:
+        """In a forked child, which would else hold the lock on after its parent's death."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def release(self) -> None:
+        """Frees the lock; further calls do nothing."""
+        if self._descriptor < 0:
+            return
+        self._stopped.set()
+        self._thread.join()
+        os.ftruncate(self._descriptor, 0)
+        self._let_go()
+
+
+def _try_flock(descriptor: int) -> bool:
+    """False when another process holds the lock; True also on a file system that has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _read_holder(descriptor: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _lives_elsewhere(holder: Mapping[str, Any], path: Path) -> bool:
+    """Whether the holder is on another machine and touches the file while it is watched for two heartbeats."""
+    if holder.get("host") in (None, socket.gethostname()):
+        return False
+    before = path.stat().st_mtime_ns
+    watch_seconds = 2.5 * HEARTBEAT_SECONDS
+    logger.warning(
+        "%s: last written on %s; watching %.0f s for a sign of life", path.parent, holder["host"], watch_seconds
+    )
+    deadline = time.monotonic() + watch_seconds
+    while time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_SECONDS / 20)
+        if path.stat().st_mtime_ns != before:
+            return True
+    return False
+
+
+def _check_place(root: Path) -> None:
+    """ValueError unless `root` is a folder that can be written, or could be made."""
+    try:
+        nearest = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    if not nearest.is_dir():
+        raise ValueError(
+            f"the run folder {root} cannot be made: {nearest} is a file. Choose another experiment.project."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
+        raise _unwritable(root, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _unwritable(root: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"cannot write to the run folder {root}: {error.strerror or error}. "
+        "Choose another experiment.project, or make it writable."
+    )
+
+
+def _delete_run(root: Path) -> None:
+    """Deletes what runs make in `root`. config.yaml goes last: until then the folder still says whose it is."""
+    for name in sorted(MADE_HERE, key=lambda name: name == "config.yaml"):
+        path = root / name
+        if path.is_symlink() and path.is_dir():
+            for inner in path.iterdir():
+                _delete(inner)
+        else:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flat_yaml(text: str) -> dict[str, Any]:
+    """Dotted key -> value; lists are values."""
+
+    def flatten(node: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(node, dict) or not node:
+            return {prefix: node}
+        return {
+            key: value
+            for name, child in node.items()
+            for key, value in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+
+    return flatten(OmegaConf.to_container(OmegaConf.create(text), resolve=False), "")
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], uncompared_keys: Collection[str]) -> str:
+    """One line for each key whose value differs, aligned; empty when none does."""
+    absent = object()
+    keys = [key for key in {**there, **here} if key not in uncompared_keys]
+    changed = [key for key in keys if there.get(key, absent) != here.get(key, absent)]
+
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
+
+    width = max(map(len, changed), default=0)
+    return "\n".join(f"  {key:<{width}}  {shown(there, key)} -> {shown(here, key)}" for key in changed)
