@@ -49,9 +49,9 @@ class RunFolder:
     ) -> "RunFolder":
         """Takes `root`, the run's own folder, for writing, and makes it when absent.
 
-        A folder that holds this run (an equal configuration, `uncompared_keys` aside) is resumed; with `overwrite` the
-        run in it is deleted first (MADE_HERE, nothing else). ValueError when another process writes there, when it holds
-        a run of another configuration (the difference is shown), or when it cannot be written.
+        A folder that holds this run (an equal configuration, `uncompared_keys` aside) is resumed, with `overwrite` too:
+        that deletes a run of another configuration (MADE_HERE, nothing else), which is refused without it and the
+        difference shown. ValueError then, and when another process writes there, or it cannot be written.
         """
         root = Path(root)
         _check_place(root)
@@ -62,15 +62,19 @@ class RunFolder:
             raise _unwritable(root, error) from error
         try:
             resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
-            if overwrite:
+            if not resumed:
                 _delete_run(root)
+            elif overwrite:
+                logger.warning("%s holds this very run: experiment.overwrite does nothing, the run is resumed", root)
             remove_leftovers(root)
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
                 atomic_write_text(root / "config.yaml", CONFIG_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
-        except BaseException:
+        except BaseException as error:
             lock.release()
+            if isinstance(error, OSError):
+                raise _unwritable(root, error) from error
             raise
         return cls(root, resumed, lock)
 
@@ -87,7 +91,7 @@ class RunFolder:
         _check_place(root)
         config_path = root / "config.yaml"
         if not config_path.exists():
-            found = [name for name in MADE_HERE if (root / name).exists()]
+            found = [name for name in MADE_HERE if (root / name).is_file() or _holds_something(root / name)]
             if found:
                 raise ValueError(
                     f"{root} holds {', '.join(found)} but no config.yaml, so it is not known whose they are. "
@@ -99,18 +103,16 @@ class RunFolder:
             raise ValueError(
                 f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
             )
-        if overwrite:
-            return False
         differences = _differences(
             _flat_yaml(text), _flat_yaml(OmegaConf.to_yaml(dict(resolved_config))), uncompared_keys
         )
-        if differences:
+        if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
                 f"Continue that run with config={config_path}, choose another experiment.project, or delete it and "
                 "start anew with experiment.overwrite=true."
             )
-        return True
+        return not differences
 
     @property
     def config(self) -> Path:
@@ -262,6 +264,10 @@ def _unwritable(root: Path, error: OSError) -> ValueError:
         f"cannot write to the run folder {root}: {error.strerror or error}. "
         "Choose another experiment.project, or make it writable."
     )
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _delete_run(root: Path) -> None:
