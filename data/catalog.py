@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lives on the hub, and how its rows become the project's.
+    """Where a data set lives on the hub.
 
-    `convert` names the function of data/download_data.py that rewrites the rows; None: the file has the schema already.
-    `gated`: the hub gives it only to users who accepted its terms.
+    `data_type` is what to train or evaluate it as ("sft": prompt and response). `revision` is the commit that everybody
+    gets; None takes the newest one, which the first download then records. `converter` names the function of
+    data/download_data.py that turns the file into the project's schema, None where it has it already. `gated`: the hub
+    gives the file only to accounts that accepted its terms.
     """
 
     repo: str
     file: str
     data_type: str
     about: str
-    convert: str | None = None
+    revision: str | None = None
+    converter: str | None = None
     gated: bool = False
 
 
@@ -28,7 +31,7 @@ def _gen_verse(name: str, split: str, data_type: str, about: str) -> Source:
 CATALOG = {
     "MATH_train": _gen_verse("MATH_train", "train", "math", "competition mathematics, for training"),
     "PrimeIntellect": _gen_verse("PrimeIntellect", "train", "code", "programming problems with tests, for training"),
-    "demon_openr1math": _gen_verse("demon_openr1math", "train", "sft", "worked solutions, for SFT (prompt, response)"),
+    "demon_openr1math": _gen_verse("demon_openr1math", "train", "sft", "worked solutions, for SFT"),
     "MATH500": _gen_verse("MATH500", "test", "math", "500 problems of MATH"),
     "GSM8K": _gen_verse("GSM8K", "test", "math", "grade school word problems"),
     "AIME2024": _gen_verse("AIME2024", "test", "math", "30 problems of AIME 2024"),
@@ -36,4 +39,16 @@ CATALOG = {
     "LiveCodeBench": _gen_verse("LiveCodeBench", "test", "code", "programming problems of LiveCodeBench"),
     "MBPP": _gen_verse("MBPP", "test", "code", "basic Python problems with asserts"),
     "HumanEval": _gen_verse("HumanEval", "test", "code", "164 functions to complete"),
+    "AMC23": Source(
+        "math-ai/amc23", "test-00000-of-00001.parquet", "math", "40 problems of AMC 2023", converter="amc23_rows"
+    ),
+    "GPQA": Source(
+        "Idavidrein/gpqa",
+        "gpqa_diamond.csv",
+        "option",
+        "198 graduate questions of GPQA diamond",
+        revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+        converter="gpqa_rows",
+        gated=True,
+    ),
 }

@@ -107,7 +107,7 @@ def render_prompt(
         return fill(template, task.question) + prefix
     if template != "auto":
         raise ValueError(
-            f"unknown template {template!r}: use 'auto', 'plain', or a text with {{{{problem}}}} where the question goes"
+            f"unknown template {template!r}: use 'auto', 'plain', or a text with {{{{problem}}}} for the question"
         )
     if is_function and start_with_think:
         warnings.warn("start_with_think is ignored for function tasks: their prompt ends with code", stacklevel=2)

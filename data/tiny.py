@@ -41,7 +41,7 @@ def write_tiny(folder: Path, seed: int) -> dict[str, Path]:
     rows = tiny_rows(seed)
     paths = {name: folder / f"{name}.json" for name in SIZES}
     for name, path in paths.items():
-        _write_text(path, json.dumps(rows[name], indent=1) + "\n")
+        write_text(path, json.dumps(rows[name], indent=1) + "\n")
     return paths
 
 
@@ -85,11 +85,12 @@ def write_tokenizer(folder: Path) -> None:
         **{f"{token[1:-1]}_token": token for token in SPECIAL_TOKENS},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str()), indent=1) + "\n")
-    _write_text(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
+    write_text(folder / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str()), indent=1) + "\n")
+    write_text(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside itself and rename it: readers see the old text or the new one, never half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
