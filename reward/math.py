@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from reward.base import Reward, column
+from reward.math_text import option_letter
 from reward.text import extract_boxed
 from reward.workers import Reply, WorkerPool
 
@@ -113,6 +114,24 @@ def grade_math(completion: str, answer: str) -> bool:
             f"no verdict on an answer to {answer!r}: its worker was stopped twice; counted as wrong", stacklevel=2
         )
     return bool(verdict)
+
+
+class OptionReward(Reward):
+    """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
+        rewards: list[float | None] = []
+        for completion, answer in zip(completions, answers, strict=True):
+            true = option_letter(_upper_letter(answer)) if isinstance(answer, str) else None
+            given = option_letter(_upper_letter(extract_boxed(completion) or ""))
+            self.counts["no_answer"] += true is None
+            rewards.append(None if true is None else float(given == true))
+        return rewards
+
+
+def _upper_letter(text: str) -> str:
+    return text.upper() if len(text.strip()) == 1 else text
 
 
 class MathReward(Reward):

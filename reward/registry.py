@@ -2,9 +2,9 @@
 
 from reward.base import Reward
 from reward.function import FunctionReward
-from reward.math import MathReward
+from reward.math import MathReward, OptionReward
 
-DATA_TYPES = ("math",)
+DATA_TYPES = ("math", "general", "option")
 
 
 def build_reward(
@@ -21,7 +21,9 @@ def build_reward(
         raise ValueError(f"reward.workers must be 0 (one a core) or more, got {workers}")
     if function:
         return FunctionReward(function, timeout_seconds=timeout_seconds)
-    if data_type == "math":
+    if data_type == "option":
+        return OptionReward()
+    if data_type in ("math", "general"):
         return MathReward(workers=workers, timeout_seconds=timeout_seconds)
     raise ValueError(
         f"no reward for data_type {data_type!r}; known: {', '.join(DATA_TYPES)}, or name a reward.function"
