@@ -1,0 +1,322 @@
+"""What a person sees of a run, and metrics.jsonl: a banner, progress bars, one aligned line a step, curves at the end.
+
+Banner, step lines and events go to stdout, bars and warnings to stderr. Without a terminal everything is plain lines.
+"""
+
+import collections
+import contextlib
+import json
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from runtime import curves
+from runtime.files import append_jsonl, read_jsonl
+from runtime.trackers import Trackers
+
+SHOWN = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_per_second")
+LABELS = {
+    "reward/mean": "reward",
+    "completion_length": "len",
+    "grad_norm": "grad",
+    "learning_rate": "lr",
+    "tokens_per_second": "tok/s",
+}
+NUMBER_WIDTH = 8
+PLAIN_PROGRESS_SECONDS = 15.0
+ETA_STEPS = 20
+
+
+def format_number(value: float | None) -> str:
+    """At most NUMBER_WIDTH characters: about four significant digits, an exponent when tiny or huge, "-" for None."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if not math.isfinite(value) or (isinstance(value, int) and size < 1e7):
+        return str(value)
+    if 0 < size < 1e-3 or size >= 1e7:
+        return f"{value:.1e}"
+    decimals = 4 if size < 1 else max(0, 3 - int(math.log10(size)))
+    return f"{value:.{decimals}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """7.3s, 4m05s, 3h02m, 2d04h."""
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"
+
+
+class Bar:
+    """One running count. `advance` may be called as often as one likes."""
+
+    def __init__(self, total: int, label: str) -> None:
+        self.total, self.label, self.done = total, label, 0
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+
+
+class TerminalBar(Bar):
+    def __init__(self, total: int, label: str, progress: Progress) -> None:
+        super().__init__(total, label)
+        self._progress = progress
+        self.task: TaskID = progress.add_task(label, total=total)
+
+    def advance(self, n: int = 1) -> None:
+        super().advance(n)
+        self._progress.advance(self.task, n)
+
+
+class PlainBar(Bar):
+    """A line on stderr every PLAIN_PROGRESS_SECONDS; nothing for what is done sooner."""
+
+    def __init__(self, total: int, label: str) -> None:
+        super().__init__(total, label)
+        self._start = self._said = time.monotonic()
+
+    def advance(self, n: int = 1) -> None:
+        super().advance(n)
+        now = time.monotonic()
+        if now - self._said < PLAIN_PROGRESS_SECONDS or not self.done:
+            return
+        self._said = now
+        spent = now - self._start
+        left = format_seconds(spent * (self.total - self.done) / self.done)
+        share = self.done / max(1, self.total)
+        print(
+            f"{self.label} {self.done}/{self.total} ({share:.0%}) {format_seconds(spent)}, {left} to go",
+            file=sys.stderr,
+        )
+
+
+class Monitor:
+    """Shows a run and logs it to folder/metrics.jsonl. With `enabled` false (ranks other than 0) it does neither.
+
+    trackers: names of TRACKERS that get every metric too; config: what they are told of the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.enabled = enabled
+        if enabled:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._metrics_path = self.folder / "metrics.jsonl"
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._warned: set[str] = set()
+        self._spent: dict[str, float] = {}
+        self._recent_seconds: collections.deque[float] = collections.deque(maxlen=ETA_STEPS)
+        self._step_started: float | None = None
+        self._trackers = Trackers(trackers if enabled else (), self.folder, config or {}, self.warning)
+
+    def banner(self, title: str, rows: Mapping[str, str]) -> None:
+        """A title over aligned pairs."""
+        if not self.enabled:
+            return
+        if self._out.is_terminal:
+            table = Table.grid(padding=(0, 2))
+            for key, value in rows.items():
+                table.add_row(f"[dim]{key}[/]", value.replace("[", r"\["))
+            self._out.print(
+                Panel(table, title=f"[bold]{title}[/]", title_align="left", border_style="dim", expand=False)
+            )
+            return
+        width = max(map(len, rows), default=0)
+        lines = [title, *(f"  {key:<{width}}  {value}" for key, value in rows.items())]
+        print("\n".join(lines), flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Bar]:
+        """A bar over `total` things while the block runs; yields what counts: `bar.advance(n)`."""
+        if not self.enabled:
+            yield Bar(total, label)
+        elif not self._err.is_terminal:
+            yield PlainBar(total, label)
+        else:
+            with self._bars() as progress:
+                bar = TerminalBar(total, label, progress)
+                try:
+                    yield bar
+                finally:
+                    progress.remove_task(bar.task)
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        """The one live display, shared by nested bars."""
+        if self._progress is not None:
+            yield self._progress
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(
+            *columns, TextColumn("left"), TimeRemainingColumn(), console=self._err, transient=True
+        )
+        try:
+            with self._progress:
+                yield self._progress
+        finally:
+            self._progress = None
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up."""
+        start = time.monotonic()
+        if self._step_started is None:
+            self._step_started = start
+        try:
+            yield
+        finally:
+            key = f"time/{name}_seconds"
+            self._spent[key] = self._spent.get(key, 0.0) + time.monotonic() - start
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float], shown: Sequence[str] = SHOWN) -> None:
+        """One line on stdout and one in metrics.jsonl, with what was timed and time/step_seconds.
+
+        A step lasts from the line before, the first one from the first timed block. A number that is not finite is null
+        in the file. `shown` names the metrics in the line; an absent one is "-".
+        """
+        now = time.monotonic()
+        seconds = 0.0 if self._step_started is None else now - self._step_started
+        self._step_started = now
+        row = {**metrics, **self._spent, "time/step_seconds": seconds}
+        self._spent = {}
+        self._recent_seconds.append(seconds)
+        if not self.enabled:
+            return
+        self._log(step, row)
+        eta = sum(self._recent_seconds) / len(self._recent_seconds) * max(0, total - step)
+        cells = [
+            f"{LABELS.get(key, key.split('/')[-1])} {format_number(metrics.get(key)):>{NUMBER_WIDTH}}" for key in shown
+        ]
+        width = len(str(total))
+        line = [
+            f"step {step:>{width}}/{total}",
+            *cells,
+            f"{format_seconds(seconds):>6}",
+            f"eta {format_seconds(eta):>6}",
+        ]
+        self._say("  ".join(line))
+
+    def evaluation(self, step: int, metrics: Mapping[str, float], score: str = "accuracy") -> None:
+        """A line for an evaluation, its `score` compared with the best so far; the metrics are logged under eval/.
+
+        Its time does not count as the next step's.
+        """
+        self._step_started = time.monotonic()
+        if not self.enabled:
+            return
+        key = f"eval/{score}"
+        earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
+        scores = [row[key] for row in earlier if row.get(key) is not None]
+        self._log(step, {f"eval/{name}": value for name, value in metrics.items()})
+        cells = [f"{name} {format_number(value)}" for name, value in metrics.items()]
+        best = f" (best {score} before: {format_number(max(scores))})" if scores else ""
+        self._say(f"eval after step {step}  {'  '.join(cells)}{best}", style="bold")
+
+    def event(self, text: str) -> None:
+        """A line on stdout."""
+        if self.enabled:
+            self._say(text)
+
+    def warning(self, text: str) -> None:
+        """A line on stderr, once for each text."""
+        if self.enabled and text not in self._warned:
+            self._warned.add(text)
+            self._err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def adopt_warnings(self) -> None:
+        """From now on UserWarnings and loggers that have no handler of their own speak through `warning`."""
+        if not self.enabled:
+            return
+        show_others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning):
+                self.warning(str(message))
+            else:
+                show_others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self.warning(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger().addHandler(handler)
+
+    def curves(self) -> Path | None:
+        """Draws metrics.jsonl into curves.png and returns its path; None, with a warning, when that cannot be done."""
+        if not self.enabled or not self._metrics_path.exists():
+            return None
+        path = self.folder / "curves.png"
+        try:
+            drawn = curves.draw(list(read_jsonl(self._metrics_path)), path, self.folder.name)
+        except Exception as error:
+            self.warning(f"curves.png was not drawn: {type(error).__name__}: {error}")
+            return None
+        return path if drawn else None
+
+    def final(self, result: Mapping[str, Any]) -> None:
+        """Closes the monitor and prints `final {json}`, the last line on stdout."""
+        self.close()
+        if self.enabled:
+            print(f"final {json.dumps(_finite(result))}", flush=True)
+
+    def close(self) -> None:
+        self._trackers.close()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        """On stdout; while bars are drawn on the same terminal, above them."""
+        console = self._err if self._progress is not None and self._out.is_terminal else self._out
+        console.print(text, style=style, markup=False)
+        console.file.flush()
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        append_jsonl(self._metrics_path, [_finite({"step": step, **metrics})])
+        self._trackers.log(step, metrics)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for numbers that JSON has no word for, and Python's numbers for those of numpy and torch."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,343 @@
+import json
+import logging
+import math
+import os
+import pty
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runtime import curves, monitor, trackers
+from runtime.files import append_jsonl
+from runtime.monitor import Monitor, format_number, format_seconds
+
+ROOT = Path(__file__).parents[2]
+METRICS = {
+    "reward/mean": 0.5,
+    "completion_length": 61.25,
+    "loss": -0.0123,
+    "kl": 1.2e-5,
+    "grad_norm": 0.83,
+    "tokens_per_second": 12345.6,
+}
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.0000"),
+        (0.12345, "0.1235"),
+        (1.23456, "1.235"),
+        (-61.256, "-61.26"),
+        (123.456, "123.5"),
+        (12345.6, "12346"),
+        (1.2e-5, "1.2e-05"),
+        (-2.5e8, "-2.5e+08"),
+        (7, "7"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_format_number(value, text):
+    assert format_number(value) == text
+    assert len(text) <= monitor.NUMBER_WIDTH
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0s"), (7.26, "7.3s"), (59.97, "1m00s"), (245, "4m05s"), (10920, "3h02m"), (187200, "2d04h")],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_step_lines_are_aligned_and_logged(tmp_path, capsys):
+    show = Monitor(tmp_path / "run")
+    with show.timed("rollout"), show.timed("update"):
+        pass
+    show.step(9, 10, METRICS)
+    show.step(10, 10, {"reward/mean": 123.0, "loss": math.nan, "kl": torch.tensor(-2.5e-9), "extra": 3})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step  9/10  reward   0.5000  len    61.25  loss  -0.0123  kl  1.2e-05  grad   0.8300")
+    assert lines[1].startswith("step 10/10  reward    123.0  len        -  loss      nan  kl -2.5e-09  grad        -")
+    assert len(lines[0]) == len(lines[1]) <= 120
+    first, second = logged(tmp_path / "run")
+    assert first.items() >= {"step": 9, **METRICS}.items()
+    assert {key for key in first if key.startswith("time/")} == {
+        "time/rollout_seconds",
+        "time/update_seconds",
+        "time/step_seconds",
+    }
+    assert second["loss"] is None
+    assert second["kl"] == pytest.approx(-2.5e-9)
+    assert second["extra"] == 3
+    assert "time/rollout_seconds" not in second
+
+
+def test_times_add_up_and_evaluations_do_not_count(tmp_path, monkeypatch):
+    clock = iter([0.0, 3.0, 3.0, 5.0, 10.0, 100.0, 104.0])
+    show = Monitor(tmp_path)
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for _ in range(2):
+        with show.timed("rollout"):
+            pass
+    show.step(1, 4, {})
+    show.evaluation(1, {"accuracy": 0.5})
+    show.step(2, 4, {})
+    assert [row.get("time/step_seconds") for row in logged(tmp_path)] == [10.0, None, 4.0]
+    assert logged(tmp_path)[0]["time/rollout_seconds"] == 5.0
+
+
+def test_shown_chooses_the_columns(tmp_path, capsys):
+    Monitor(tmp_path).step(3, 5, {"loss": 2.0, "learning_rate": 1e-6}, shown=("loss", "learning_rate"))
+    assert capsys.readouterr().out.startswith("step 3/5  loss    2.000  lr  1.0e-06    0.0s  eta   0.0s")
+
+
+def test_evaluation_is_compared_with_the_best_before_it_even_after_a_restart(tmp_path, capsys):
+    Monitor(tmp_path).evaluation(0, {"accuracy": 0.25, "tokens_per_forward": 1.5})
+    Monitor(tmp_path).evaluation(10, {"accuracy": 0.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "eval after step 0  accuracy 0.2500  tokens_per_forward 1.500",
+        "eval after step 10  accuracy 0.5000 (best accuracy before: 0.2500)",
+    ]
+    assert logged(tmp_path)[0] == {"step": 0, "eval/accuracy": 0.25, "eval/tokens_per_forward": 1.5}
+
+
+def test_banner_events_and_final_on_stdout_warnings_on_stderr(tmp_path, capsys):
+    with Monitor(tmp_path) as show:
+        show.banner("Run [x]", {"model": "SDAR [fp32]", "seed": "0"})
+        show.event("saved [bold] ckpt/step-1")
+        for text in ("3 prompts dropped", "3 prompts dropped", "another"):
+            show.warning(text)
+        show.final({"accuracy_after": 0.5, "by": [{"x": math.inf}], "steps": 2})
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "Run [x]",
+        "  model  SDAR [fp32]",
+        "  seed   0",
+        "saved [bold] ckpt/step-1",
+        'final {"accuracy_after": 0.5, "by": [{"x": null}], "steps": 2}',
+    ]
+    assert err.splitlines() == ["warning: 3 prompts dropped", "warning: another"]
+
+
+def test_plain_progress_speaks_seldom(tmp_path, capsys, monkeypatch):
+    clock = iter([100.0, 101.0, 116.0, 117.0])
+    show = Monitor(tmp_path)
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with show.progress(8, "rollout") as bar:
+        for _ in range(3):
+            bar.advance(2)
+    assert bar.done == 6
+    assert capsys.readouterr().err.splitlines() == ["rollout 4/8 (50%) 16.0s, 16.0s to go"]
+
+
+def test_other_ranks_are_silent_and_write_nothing(tmp_path, capsys):
+    show = Monitor(tmp_path / "run", trackers=["tensorboard"], enabled=False)
+    show.banner("t", {"a": "b"})
+    with show.timed("rollout"), show.progress(3, "rollout") as bar:
+        bar.advance()
+    show.step(1, 2, METRICS)
+    show.evaluation(1, {"accuracy": 0.5})
+    show.event("e")
+    show.warning("w")
+    assert show.curves() is None
+    show.final({"a": 1})
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adopted_warnings_and_log_records(tmp_path, capsys, monkeypatch):
+    others = []
+    handlers = list(logging.getLogger().handlers)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, category, *_, **__: others.append(category))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        Monitor(tmp_path).adopt_warnings()
+        warnings.warn("two rows were dropped", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    try:
+        logging.getLogger("reward").warning("worker %d was replaced", 3)
+        logging.getLogger("reward").info("nothing")
+    finally:
+        logging.getLogger().handlers = handlers
+    err = capsys.readouterr().err
+    assert err.splitlines()[0] == "warning: two rows were dropped"
+    assert others == [DeprecationWarning]
+    assert err.splitlines()[-1] == "warning: worker 3 was replaced"
+
+
+def on_a_terminal(code, *arguments):
+    """What `code` leaves on a 100 x 30 terminal, control sequences included."""
+    main, side = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, cwd=ROOT, env=environment)
+    os.close(side)
+    seen = b""
+    try:
+        while piece := os.read(main, 65536):
+            seen += piece
+    except OSError:
+        pass
+    os.close(main)
+    assert child.wait() == 0, seen.decode()
+    return seen.decode()
+
+
+def test_terminal_gets_a_box_and_bars_with_lines_above_them(tmp_path):
+    code = """if True:
+        import sys, time; from pathlib import Path; from runtime.monitor import Monitor
+        show = Monitor(Path(sys.argv[1]))
+        show.banner("Run", {"model": "SDAR [fp32]"})
+        with show.progress(8, "rollout") as bar, show.progress(3, "inner") as inner:
+            bar.advance(5); inner.advance(); time.sleep(0.3); show.event("an event"); show.warning("a warning")
+        show.step(1, 2, {})
+        show.final({"a": 1})
+    """
+    seen = on_a_terminal(code, tmp_path)
+    assert "╭─" in seen and "SDAR [fp32]" in seen
+    assert "5/8" in seen and "1/3" in seen
+    assert seen.index("5/8") < seen.index("an event") < seen.index("a warning") < seen.index("step 1/2")
+    assert seen.rstrip().splitlines()[-1] == 'final {"a": 1}'
+
+
+def test_curves_draw_what_there_is(tmp_path):
+    rows = [{"step": step, "reward/mean": step / 50, "kl": None, "loss": math.nan} for step in range(1, 51)]
+    rows += [{"step": step, "eval/accuracy": step / 100} for step in (0, 25, 50)]
+    append_jsonl(tmp_path / "metrics.jsonl", rows)
+    path = Monitor(tmp_path).curves()
+    assert path == tmp_path / "curves.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def test_curves_without_numbers_or_file(tmp_path):
+    show = Monitor(tmp_path)
+    assert show.curves() is None
+    append_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "note": 1}])
+    assert show.curves() is None
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_curves_without_matplotlib_warn_by_name(tmp_path, capsys, monkeypatch):
+    append_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert Monitor(tmp_path).curves() is None
+    assert "warning: curves.png was not drawn: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_points_take_the_last_row_of_a_step():
+    rows = [
+        {"step": 1, "kl": 1.0},
+        {"step": 2, "kl": 5.0},
+        {"step": 2, "kl": 2.0},
+        {"step": 3, "kl": None},
+        {"kl": 9.0},
+    ]
+    assert curves.points(rows, "kl") == ([1, 2], [1.0, 2.0])
+
+
+def test_smoothing_keeps_a_constant_and_has_no_lag():
+    assert curves.smoothed([3.0] * 20, 2.0) == pytest.approx([3.0] * 20)
+    straight = curves.smoothed(list(range(41)), 2.0)
+    assert straight[20] == pytest.approx(20.0)
+    assert straight[0] > 0
+
+
+class Broken:
+    """A tracker that raises at the second log and at close."""
+
+    def __init__(self):
+        self.steps = []
+
+    def log(self, step, metrics):
+        self.steps.append(step)
+        if len(self.steps) == 2:
+            raise ConnectionError("offline")
+
+    def close(self):
+        raise RuntimeError("never reached once it is left out")
+
+
+def test_tracker_that_raises_is_left_out_and_training_goes_on(tmp_path, capsys, monkeypatch):
+    """Fault 76."""
+    broken = Broken()
+    starter = lambda folder, config, warn: trackers.Tracker(broken.log, broken.close)  # noqa: E731
+    monkeypatch.setitem(trackers.TRACKERS, "trackio", starter)
+    with Monitor(tmp_path, trackers=["trackio"]) as show:
+        for step in range(1, 5):
+            show.step(step, 4, {"loss": 1.0})
+    assert broken.steps == [1, 2]
+    assert len(logged(tmp_path)) == 4
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == ["warning: tracker trackio failed, going on without it: ConnectionError: offline."]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_missing_tracker_is_named_with_its_fix(tmp_path, capsys, monkeypatch, name):
+    """Fault 76."""
+    for module in ("wandb", "trackio", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with Monitor(tmp_path, trackers=[name]) as show:
+        show.step(1, 1, {"loss": 1.0})
+    assert len(logged(tmp_path)) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith(f"warning: tracker {name} failed, going on without it: ModuleNotFoundError")
+    assert errors[0].endswith(f"pip install -c requirements-extras.txt {name}")
+
+
+def test_unknown_tracker(tmp_path):
+    with pytest.raises(ValueError, match="unknown tracker 'wandbb': choose among tensorboard, wandb, trackio"):
+        Monitor(tmp_path, trackers=["wandbb"])
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is an optional package")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Monitor(tmp_path, trackers=["tensorboard"]) as show:
+        show.step(1, 2, {"loss": 2.0})
+        show.step(2, 2, {"loss": 1.0})
+    events = EventAccumulator(str(tmp_path / "trackers" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
+
+
+def test_wandb_that_cannot_log_in_is_kept_offline(tmp_path, capsys, monkeypatch):
+    """With a stand-in for wandb's module: no login works and every init but an offline one hangs."""
+    calls = []
+
+    class Wandb:
+        @staticmethod
+        def login(prompt):
+            raise ConnectionError("no such host")
+
+        @staticmethod
+        def init(*, project, name, config, dir, mode):
+            assert mode == "offline"
+            calls.append((name, config))
+            return Wandb()
+
+        def log(self, metrics, step):
+            calls.append((step, metrics["loss"]))
+
+        def finish(self):
+            calls.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with Monitor(tmp_path / "demo", trackers=["wandb"], config={"seed": 1}) as show:
+        show.step(1, 1, {"loss": 2.0})
+    assert calls == [("demo", {"seed": 1}), (1, 2.0), "finished"]
+    assert "kept offline" in capsys.readouterr().err
