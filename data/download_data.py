@@ -4,9 +4,10 @@
     python data/download_data.py --dataset MATH500 GSM8K
     cd data; python download_data.py --all
 
-A broken download goes on where it stopped. Each file is checked against the hub's checksum, read through once, and only
-then put in its place. What was fetched is recorded in .download/ beside the data; from then on the name means that commit
-and that content, unless --revision says otherwise. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+A broken download goes on where it stopped. Each file is checked against the hub's checksum, read through once, and
+only then put in its place. What was fetched is recorded in .download/ beside the data; from then on the name means
+that commit and that content, unless --revision says otherwise. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+honoured.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def amc23_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def gpqa_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """GPQA as option tasks. The right answer has its own column: the options are shuffled, each row's by its question, so
-    that everybody gets the same order."""
+    """GPQA as option tasks. The right answer has its own column: the options are shuffled, each row's by its question,
+    so that everybody gets the same order."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             question = row["Question"].strip()

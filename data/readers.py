@@ -136,9 +136,8 @@ class _JsonList:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LOOKAHEAD_CHARS
                 if cut and self._more():
                     continue
-                if cut and not self.text[error.pos :].strip():
-                    raise self._error("the file ends here, inside a row: it was cut off") from None
-                raise self._error(error.msg, error.pos) from None
+                ended = cut and not self.text[error.pos :].strip() or error.msg.startswith("Unterminated string")
+                raise self._error(error.msg + ("; the file ends here" if ended else ""), error.pos) from None
             except (ValueError, RecursionError) as error:
                 raise self._error(_reason(error)) from None
             self._advance(end)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from data import tiny
 from data.catalog import CATALOG
 from data.faults import Fault, check_data_type, example_fault, task_fault
+from data.hub import fetch_dataset
 from data.readers import SUFFIXES, iter_rows
 
 _SHOWN_PLACES = 5
@@ -96,10 +97,13 @@ def scan_examples(path: Path | str, *, columns: Mapping[str, str] | None = None)
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl or .parquet.
 
-    tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/.
+    tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/, and hub:OWNER/NAME (see
+    data.hub.fetch_dataset) is fetched once to `folder`/hub/.
     Raises ValueError that says what was looked for, what is there, and how to download it where that is known.
     """
     folder = Path(folder)
+    if name.startswith("hub:"):
+        return fetch_dataset(name, folder)
     if name in tiny.SIZES:
         path = folder / f"tiny-{seed}" / f"{name}.json"
         return path if path.is_file() else tiny.write_tiny(path.parent, seed)[name]
@@ -121,7 +125,9 @@ def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:
     if name in CATALOG:
         return f"{text}. To get it: python data/download_data.py --dataset {name}"
     known = [*CATALOG, *tiny.SIZES, *present, *(Path(file).stem for file in present)]
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    if name.count("/") == 1 and not Path(name).parent.exists():
+        return f"{text}. A data set on the hub is written hub:{name}"
+    near = difflib.get_close_matches(name, known, 1)
     return f"{text}. Did you mean {near[0]}?" if near else text
 
 

@@ -49,7 +49,7 @@ class Family:
         """(role, content) pairs and the assistant's open header; the family's system turn first if none is given."""
         if self.system is not None and (not messages or messages[0][0] != "system"):
             messages = [("system", self.system), *messages]
-        text = "".join(self.turn % (role, content) for role, content in messages)
+        text = "".join(self._written(role, content) for role, content in messages)
         if not start_with_think:
             return text + self.answer
         if self.thinking_answer is None:
@@ -58,6 +58,10 @@ class Family:
                 "set rollout.start_with_think=false or give a template of your own"
             )
         return text + self.thinking_answer
+
+    def _written(self, role: str, content: str) -> str:
+        closing = self.turn.rpartition("%s")[2]
+        return self.answer + content + closing if role == "assistant" else self.turn % (role, content)
 
 
 _SDAR = Family(

@@ -146,7 +146,9 @@ def test_a_killed_download_goes_on_where_it_stopped(hub, tmp_path):
     assert (tmp_path / "out" / "MATH500.json").read_bytes() == large
 
 
-@pytest.mark.parametrize("extra_bytes", [-5, 0, 7])
+@pytest.mark.parametrize(
+    "extra_bytes", [0, pytest.param(-5, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_a_spoilt_part_is_fetched_anew(hub, tmp_path, extra_bytes):
     put(hub)
     content = hub.files[CATALOG["MATH500"].repo, COMMIT, CATALOG["MATH500"].file]
@@ -177,6 +179,7 @@ def test_a_name_keeps_meaning_the_commit_that_was_fetched(hub, tmp_path):
     assert len(load_tasks(target, data_type="math")) == 10
 
 
+@pytest.mark.slow
 def test_a_file_of_the_users_is_never_overwritten_unasked(hub, tmp_path):
     put(hub)
     target = tmp_path / "out" / "MATH500.json"
@@ -191,6 +194,7 @@ def test_a_file_of_the_users_is_never_overwritten_unasked(hub, tmp_path):
     assert target.read_text() == "[{}]"
 
 
+@pytest.mark.slow
 def test_offline_takes_the_cache_or_says_what_is_missing(hub, tmp_path):
     put(hub)
     source = CATALOG["MATH500"]

@@ -1,0 +1,204 @@
+"""Read a data file as training would and say what is in it.
+
+    python data/check.py data/MATH_train.json --data-type math
+    python data/check.py own.jsonl --data-type math --columns question=problem,ground_truth_answer=answer
+    python data/check.py MATH500 --data-type math --tokenizer path/to/SDAR-4B-Chat --max-prompt-tokens 784
+    python data/check.py sft.json --data-type sft
+
+Exit status 0: training can use the file. 1: it would stop, at the line that is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from array import array
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    ROOT = Path(__file__).resolve().parents[1]
+    sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
+
+from data.console import columns_option, warnings_as_lines
+from data.faults import DATA_TYPES, Fault
+from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
+from data.templates import FAMILIES, render_prompt
+
+PERCENTILES = (0, 50, 90, 99, 100)
+_BATCH_TEXTS = 256
+_SHOWN_ROWS = 5
+Texts = dict[str, str]
+
+
+class Findings:
+    """What one pass over a file found. `rows` numbers those kept; `lengths` has theirs in that order, by text name."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.dropped: list[Fault] = []
+        self.stopping: list[Fault] = []
+        self.broken: str | None = None
+        self.num_repeated = 0
+        self.rows = array("q")
+        self.lengths: dict[str, array[int]] = {}
+
+    @property
+    def first_bad_line(self) -> str | None:
+        """The line that training would stop at."""
+        if self.stopping:
+            return str(self.stopping[0])
+        return self.broken
+
+
+def examine(
+    items: Iterable[Task | Example | Fault],
+    texts_of: Callable[[Task | Example], Texts],
+    measure: Callable[[list[str]], list[int]],
+) -> Findings:
+    """Go once through a scanned file. `texts_of` names the texts of one item, `measure` gives the lengths of many."""
+    found = Findings()
+    seen: set[int] = set()
+    batch: list[Texts] = []
+    try:
+        for item in items:
+            found.num_rows += 1
+            if isinstance(item, Fault):
+                (found.dropped if item.blank else found.stopping).append(item)
+                continue
+            asked = hash(item.question if isinstance(item, Task) else (item.prompt, item.response))
+            found.num_repeated += asked in seen
+            seen.add(asked)
+            found.rows.append(found.num_rows)
+            batch.append(texts_of(item))
+            if len(batch) == _BATCH_TEXTS:
+                _add_lengths(found, batch, measure)
+    except ValueError as error:
+        found.broken = str(error)
+    _add_lengths(found, batch, measure)
+    return found
+
+
+def percentiles(lengths: Iterable[int]) -> list[int]:
+    """The lengths at PERCENTILES of a list that is not empty, by the nearest rank."""
+    ordered = sorted(lengths)
+    return [ordered[round(percent / 100 * (len(ordered) - 1))] for percent in PERCENTILES]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns 0 if training can use the file, else 1."""
+    options = _parse(arguments)
+    with warnings_as_lines():
+        try:
+            path = resolve_dataset(str(options.path), folder=Path(__file__).parent)
+            tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+            family = options.family or _family_of(options.tokenizer)
+            texts_of = _texts_of(options, family)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        if options.data_type == "sft":
+            items: Iterable[Any] = scan_examples(path, columns=options.columns)
+        else:
+            items = scan_tasks(path, data_type=options.data_type, columns=options.columns)
+        found = examine(items, texts_of, _measure_with(tokenizer))
+    print(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
+    return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A checkpoint's tokenizer, without any code of its own. Dream's files are those of a Qwen2 tokenizer."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; --tokenizer takes a checkpoint's folder")
+    from transformers import AutoTokenizer, Qwen2Tokenizer, logging
+
+    logging.set_verbosity_error()
+    if _family_of(folder) == "dream":
+        return Qwen2Tokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", help="a file, or a name as in dataset.train_dataset")
+    parser.add_argument("--data-type", required=True, choices=[*DATA_TYPES, "sft"])
+    parser.add_argument("--columns", type=columns_option, help="WANTED=IN_THE_FILE,... as in dataset.columns")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="count tokens with this checkpoint's tokenizer")
+    parser.add_argument("--max-prompt-tokens", type=int, help="count the prompts that are longer (needs --tokenizer)")
+    parser.add_argument("--family", choices=sorted(FAMILIES), help="whose prompt to render (default: the tokenizer's)")
+    parser.add_argument("--template", default="auto", help="auto, plain, or a text with {{problem}}")
+    parser.add_argument("--start-with-think", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.max_prompt_tokens is not None and not options.tokenizer:
+        parser.error("--max-prompt-tokens counts tokens: give --tokenizer DIR too")
+    return options
+
+
+def _family_of(folder: Path | None) -> str | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return None
+    name = str(config.get("model_type", "")).lower()
+    return name if name in FAMILIES else None
+
+
+def _texts_of(options: argparse.Namespace, family: str | None) -> Callable[[Any], Texts]:
+    if options.data_type == "sft":
+        return lambda example: {"prompt": example.prompt, "response": example.response}
+    template = options.template if family or options.template != "auto" else "plain"
+
+    def texts(task: Task) -> Texts:
+        prompt = render_prompt(
+            task,
+            family=family or "",
+            data_type=options.data_type,
+            template=template,
+            start_with_think=options.start_with_think,
+        )
+        return {"prompt": prompt, "answer": task.answer or ""}
+
+    texts(Task("", "any question", None, {}))
+    return texts
+
+
+def _measure_with(tokenizer: Any) -> Callable[[list[str]], list[int]]:
+    if tokenizer is None:
+        return lambda texts: [len(text) for text in texts]
+    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+
+
+def _add_lengths(found: Findings, batch: list[Texts], measure: Callable[[list[str]], list[int]]) -> None:
+    for name in batch[0] if batch else ():
+        found.lengths.setdefault(name, array("q")).extend(measure([texts[name] for texts in batch]))
+    batch.clear()
+
+
+def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> int:
+    print(f"rows       {found.num_rows}")
+    print(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
+    print(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
+    for name, lengths in found.lengths.items():
+        if any(lengths):
+            shown = "  ".join(f"{p}% {length}" for p, length in zip(PERCENTILES, percentiles(lengths), strict=True))
+            print(f"{name:<10} {unit}, percentiles: {shown}")
+    if max_prompt_tokens is not None and found.rows:
+        pairs = zip(found.rows, found.lengths["prompt"], strict=True)
+        over = [row for row, length in pairs if length > max_prompt_tokens]
+        places = ", ".join(f"row {row}" for row in over[:_SHOWN_ROWS]) + (", ..." if len(over) > _SHOWN_ROWS else "")
+        print(
+            f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}"
+        )
+    if found.stopping:
+        print(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
+    if found.first_bad_line or not found.rows:
+        print(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
+        return 1
+    print("training can use this file")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from data import check
+from data.check import percentiles
+
+GOOD = {"question": "1+1?", "ground_truth_answer": "2"}
+TINY_MODEL = ROOT / "configs" / "tiny_model"
+
+
+def run(capsys, *arguments):
+    status = check.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out.splitlines(), captured.err
+
+
+def test_a_good_file_is_counted_and_measured(write, capsys):
+    path = write("a.json", [{"question": "q" * n, "ground_truth_answer": "a"} for n in range(1, 101)] + [GOOD, GOOD])
+    status, out, _ = run(capsys, path, "--data-type", "math")
+    assert status == 0
+    assert out == [
+        f"{path} read as math, prompts as they stand",
+        "rows       102",
+        "kept       102, 1 of them repeat an earlier one",
+        "left out   0",
+        "prompt     characters, percentiles: 0% 1  50% 49  90% 90  99% 99  100% 100",
+        "answer     characters, percentiles: 0% 1  50% 1  90% 1  99% 1  100% 1",
+        "training can use this file",
+    ]
+
+
+def test_rows_left_out_have_reasons_and_places(write, capsys):
+    rows = [GOOD, {**GOOD, "question": ""}, {**GOOD, "ground_truth_answer": None}]
+    status, out, _ = run(capsys, write("a.jsonl", "\n".join(map(json.dumps, rows))), "--data-type", "math")
+    assert status == 0
+    assert out[3] == "left out   2: question is empty (1: line 2); ground_truth_answer is null (1: line 3)"
+
+
+def test_every_wrong_row_is_counted_and_the_first_is_named(write, capsys):
+    path = write("a.json", json.dumps([GOOD, {"question": "?"}, GOOD, {"q": "?"}], indent=0))
+    status, out, _ = run(capsys, path, "--data-type", "math")
+    assert status == 1
+    assert out[1:4] == ["rows       4", "kept       2, 1 of them repeat an earlier one", "left out   0"]
+    assert out[-2].startswith("wrong      2: ground_truth_answer is missing;") and "question is missing" in out[-2]
+    assert out[-1].startswith("first bad line: row 2 (line 6): field 'ground_truth_answer' is missing")
+
+
+def test_what_was_read_before_a_broken_line_is_still_told(write, capsys):
+    path = write("a.jsonl", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n{{oops\n")
+    status, out, _ = run(capsys, path, "--data-type", "math")
+    assert status == 1 and out[1] == "rows       2"
+    assert out[-1].startswith(f"first bad line: {path}, line 3: malformed JSON")
+
+
+def test_nothing_left_is_a_failure(write, capsys):
+    assert run(capsys, write("a.json", "[]"), "--data-type", "math")[0] == 1
+    status, out, _ = run(capsys, write("b.json", [{"question": None}]), "--data-type", "general")
+    assert status == 1 and out[-1] == "first bad line: none, but no row is left"
+
+
+def test_columns_and_sft_files(write, capsys):
+    path = write("a.json", [{"problem": "1+1?", "answer": 2}])
+    columns = "question=problem,ground_truth_answer=answer"
+    assert run(capsys, path, "--data-type", "math", "--columns", columns)[0] == 0
+    status, out, _ = run(capsys, write("b.json", [{"prompt": "pp", "response": "rrr"}]), "--data-type", "sft")
+    assert status == 0 and "response   characters, percentiles: 0% 3" in out[5]
+    with pytest.raises(SystemExit):
+        check.main([str(path), "--data-type", "math", "--columns", "question"])
+    assert "write WANTED=IN_THE_FILE" in capsys.readouterr().err
+
+
+def test_tokens_are_those_of_the_prompt_as_it_is_rendered(write, capsys):
+    path = write("a.json", [{"question": "1" * n, "ground_truth_answer": "\\boxed{1}"} for n in (3, 9, 5, 8)])
+    arguments = [path, "--data-type", "math", "--tokenizer", TINY_MODEL, "--max-prompt-tokens", 7]
+    status, out, _ = run(capsys, *arguments, "--template", "plain")
+    assert status == 0
+    assert out[4:7] == [
+        "prompt     tokens, percentiles: 0% 3  50% 8  90% 9  99% 9  100% 9",
+        "answer     tokens, percentiles: 0% 3  50% 3  90% 3  99% 3  100% 3",
+        "over-long  2 prompts have more than 7 tokens: row 2, row 4",
+    ]
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and out[0].endswith("prompts as for sdar")
+    assert "over-long  4 prompts have more than 7 tokens: row 1, row 2, row 3, row 4" in out
+
+
+def test_options_that_cannot_work_are_refused_before_reading(write, capsys, tmp_path):
+    path = write("a.json", [GOOD])
+    status, out, err = run(capsys, path, "--data-type", "math", "--family", "dream", "--start-with-think")
+    assert (status, out) == (1, []) and "error: start_with_think is true" in err
+    status, out, err = run(capsys, path, "--data-type", "math", "--tokenizer", tmp_path / "gone")
+    assert (status, out) == (1, []) and "gone: no such folder" in err
+    assert "no data set 'nothing'" in run(capsys, "nothing", "--data-type", "math")[2]
+    with pytest.raises(SystemExit):
+        check.main([str(path), "--data-type", "math", "--max-prompt-tokens", "7"])
+    assert "give --tokenizer DIR too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folder", "script"), [(ROOT, "data/check.py"), (ROOT / "data", "check.py")])
+def test_runs_from_the_root_and_from_its_folder(write, folder, script):
+    path = write("a.json", [GOOD])
+    done = subprocess.run(
+        [sys.executable, script, path, "--data-type", "math"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "training can use this file", done.stderr
+
+
+def test_percentiles_are_values_of_the_list():
+    assert percentiles([5]) == [5, 5, 5, 5, 5]
+    assert percentiles([3, 1, 2]) == [1, 2, 3, 3, 3]
