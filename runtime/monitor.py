@@ -28,6 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from runtime import curves
 from runtime.files import append_jsonl, read_jsonl
@@ -148,10 +149,9 @@ class Monitor:
         if self._out.is_terminal:
             table = Table.grid(padding=(0, 2))
             for key, value in rows.items():
-                table.add_row(f"[dim]{key}[/]", value.replace("[", r"\["))
-            self._out.print(
-                Panel(table, title=f"[bold]{title}[/]", title_align="left", border_style="dim", expand=False)
-            )
+                table.add_row(Text(key, style="dim"), Text(value))
+            heading = Text(title, style="bold")
+            self._out.print(Panel(table, title=heading, title_align="left", border_style="dim", expand=False))
             return
         width = max(map(len, rows), default=0)
         lines = [title, *(f"  {key:<{width}}  {value}" for key, value in rows.items())]
