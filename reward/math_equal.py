@@ -4,6 +4,7 @@ import logging
 import re
 
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.relational import Relational
 
 from reward.math_text import base_of, letters, option_letter, tidy, unit_of, words
 
@@ -23,8 +24,15 @@ def answers_equal(prediction: str, answer: str) -> bool:
 
 
 def parsed_equal(prediction: str, answer: str) -> bool:
-    """math-verify's verdict alone; intervals and inequalities may stand for each other."""
+    """math-verify's verdict alone; intervals and inequalities may stand for each other.
+
+    An equation between constants (0.56 = 56%) means its last side: as equations, all of them would be equal.
+    """
     gold, given = (parse(f"\\boxed{{{tidy(text)}}}", _CONFIG, parsing_timeout=None) for text in (answer, prediction))
+    if any(isinstance(item, Relational) and not item.free_symbols for item in (*gold, *given)):
+        last_sides = prediction.rpartition("=")[2], answer.rpartition("=")[2]
+        if last_sides != (prediction, answer):
+            return parsed_equal(*last_sides)
     return verify(gold, given, allow_set_relation_comp=True, timeout_seconds=None)
 
 

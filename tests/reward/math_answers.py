@@ -1,6 +1,9 @@
 """Pairs of answers, as a box would hold them, that must and must not grade as equal."""
 
 EQUAL = [
+    ("0.56", r"0.56 = 56\%"),
+    (r"56\%", r"0.56 = 56\%"),
+    ("2+3=5", "5"),
     ("1/2", r"\frac{1}{2}"),
     ("0.5", r"\frac12"),
     (".5", r"\frac{1}{2}"),
@@ -127,6 +130,8 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    ("x=x", r"0.56 = 56\%"),
+    ("0=0", r"0.56 = 56\%"),
     ("0.33", r"\frac{1}{3}"),
     ("5", r"50\%"),
     ("50", r"\frac{1}{2}"),
