@@ -47,11 +47,9 @@ def clone(tmp_path):
         ("torch", "2.11.0"),
         ("tiny", "1.0"),
         ("tiny", "2.0"),
-        ("tester", "1.0"),
     ):
         write_wheel(wheels, name, version)
-    show = "import sys; print('pytest', sys.argv[1:])\n"
-    write_wheel(wheels, "pytest", "1.0", show)
+    write_wheel(wheels, "pytest", "1.0", "import sys; print('pytest', sys.argv[1:])\n")
     (repository / "requirements.txt").write_text("# comment\ntorch==2.13.0\ntiny==1.0\n")
     (repository / "requirements-dev.txt").write_text("-r requirements.txt\npytest==1.0\n")
     (repository / "rl.py").write_text("import sys, tiny, torch; print(sys.argv[1:])\n")
@@ -70,8 +68,8 @@ def environment(clone, **more):
     return {**kept, **pip, "PATH": ":".join(map(str, programs)), **more}
 
 
-def call(clone, *command, **more):
-    return subprocess.run(command, cwd=clone, env=environment(clone, **more), capture_output=True, text=True)
+def call(clone, *command, folder=None, **more):
+    return subprocess.run(command, cwd=folder or clone, env=environment(clone, **more), capture_output=True, text=True)
 
 
 def version_of(python, name):
@@ -100,7 +98,7 @@ def test_installs_once_and_again_when_requirements_change(clone):
 
 @pytest.mark.slow
 def test_demo_and_test_pass_arguments_on_from_any_folder(clone):
-    demo = call(clone.parent, clone / "bin" / "demo", "training.seed=1", PIP_FIND_LINKS=str(clone.parent / "wheels"))
+    demo = call(clone, clone / "bin" / "demo", "training.seed=1", folder="/")
     assert demo.stdout == "['config=configs/rl_tiny.yaml', 'training.seed=1']\n", demo.stderr
     assert (
         call(clone, "bin/test", "tests/data", "-k", "a b").stdout
