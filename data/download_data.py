@@ -113,7 +113,7 @@ CONVERTERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"amc23_rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns 0 if every data set asked for is there, 1 if one could not be had."""
+    """The command. Returns 0 if every data set asked for is there, 1 if one could not be had, 130 when stopped."""
     options = _parse(arguments)
     if options.list:
         _print_list(options.output)
@@ -126,6 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             failed.append(name)
             print(f"{name}: failed: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+            return 130
     if failed:
         print(f"{len(failed)} could not be downloaded: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

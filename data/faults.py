@@ -99,8 +99,8 @@ def text_faults(row: Row, field: str, columns: Mapping[str, str], *, numbers: bo
     value = row.values.get(field)
     if field not in row.values:
         yield missing(row, field, columns)
-    elif value is None:
-        yield Fault(row.place, field, "is null", blank=True)
+    elif value is None or value != value:
+        yield Fault(row.place, field, "is null" if value is None else "is NaN", blank=True)
     elif numbers and isinstance(value, int | float) and not isinstance(value, bool):
         return
     elif not isinstance(value, str):

@@ -90,8 +90,7 @@ def fetch_dataset(name: str, folder: Path) -> Path:
     if match is None:
         raise ValueError(f"{name!r}: a data set on the hub is written hub:OWNER/NAME[/CONFIG][:SPLIT][@REVISION]")
     repo, config, split, revision = match["repo"], match["config"], match["split"] or "train", match["revision"]
-    parts = [repo, config or "", split, revision or ""]
-    path = folder / "hub" / ("--".join(re.sub(r"[^\w.-]", "_", part) for part in parts if part) + ".parquet")
+    path = folder / "hub" / f"{_file_name(repo, config, split, revision)}.parquet"
     if path.is_file():
         return path
     try:
@@ -108,6 +107,13 @@ def fetch_dataset(name: str, folder: Path) -> Path:
         rows.to_parquet(Path(aside) / path.name)
         os.replace(Path(aside) / path.name, path)
     return path
+
+
+def _file_name(repo: str, *parts: str | None) -> str:
+    """A readable file name, with a hash where letters had to be replaced so that no two data sets share one."""
+    whole = "--".join([repo.replace("/", "--"), *(part for part in parts if part)])
+    safe = re.sub(r"[^\w.-]", "_", whole)
+    return safe if safe == whole else f"{safe}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _fetch(url: str, partial: Path, num_bytes: int | None, label: str) -> bool:

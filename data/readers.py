@@ -54,6 +54,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield from _JsonList(path, file).rows() if first == "[" else _json_lines(path, file)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: {_undecodable_line(path)} is not UTF-8: save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _first_character(file: TextIO) -> str:

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from fake_hub import ROOT
 
 from data import check
 from data.check import percentiles

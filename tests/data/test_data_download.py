@@ -8,7 +8,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COMMIT, ROOT
+from fake_hub import COMMIT, ROOT
 
 from data import load_examples, load_tasks
 from data.catalog import CATALOG

@@ -1,5 +1,5 @@
 import pytest
-from conftest import COMMIT, ROOT
+from fake_hub import COMMIT, ROOT
 
 from data import load_tasks
 from data.hub import fetch_dataset, matches
@@ -20,7 +20,7 @@ except ValueError as error:
 def test_a_hub_id_is_fetched_once_and_read_like_any_file(hub, tmp_path):
     hub.put("acme/sums", "train.jsonl", LINES)
     done = hub.run(tmp_path, "-c", RESOLVE, "hub:acme/sums", tmp_path)
-    path = tmp_path / "hub" / "acme_sums--train.parquet"
+    path = tmp_path / "hub" / "acme--sums--train.parquet"
     assert done.returncode == 0 and done.stdout.strip() == str(path), done.stderr
     assert [task.answer for task in load_tasks(path, data_type="math", columns=COLUMNS)] == ["2", "4"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -31,7 +31,7 @@ def test_a_hub_id_is_fetched_once_and_read_like_any_file(hub, tmp_path):
 def test_split_and_revision_of_a_hub_id(hub, tmp_path):
     hub.put("acme/sums", "test.jsonl", LINES)
     done = hub.run(tmp_path, "-c", RESOLVE, f"hub:acme/sums:test@{COMMIT}", tmp_path)
-    assert done.stdout.strip() == str(tmp_path / "hub" / f"acme_sums--test--{COMMIT}.parquet"), done.stderr
+    assert done.stdout.strip() == str(tmp_path / "hub" / f"acme--sums--test--{COMMIT}.parquet"), done.stderr
     missing = hub.run(tmp_path, "-c", RESOLVE, "hub:acme/sums:train", tmp_path)
     assert (
         missing.returncode == 1 and "hub:acme/sums:train: ValueError: " in missing.stderr and "test" in missing.stderr

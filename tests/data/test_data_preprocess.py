@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from fake_hub import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 

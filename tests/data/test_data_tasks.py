@@ -3,6 +3,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data import load_examples, load_tasks, resolve_dataset
 from data.tasks import read_tasks
@@ -10,6 +12,11 @@ from data.tasks import read_tasks
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 FUNCTION = {"question": "Add.", "test_method": "function", "test_list": ["assert add(1, 2) == 3"], "test_time_limit": 2}
 STDIO = {"question": "Echo.", "test_method": "stdio", "test_input": ["1\n", "2\n"], "test_output": ["1", "2"]}
+FIELDS = ["question", "ground_truth_answer", "test_method", "test_list", "test_input", "test_output", "prefix", "id"]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.sampled_from(["function", "stdio", "", "x", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+)
 SURROGATE = json.loads('"\\ud83d"')
 
 
@@ -212,3 +219,27 @@ def test_the_real_data_sets(name, data_type, num_rows, num_kept):
     assert [task.question for task in tasks] == [
         row["question"] for row in rows if data_type == "code" or row["ground_truth_answer"]
     ]
+
+
+@pytest.mark.parametrize("field", ["question", "ground_truth_answer"])
+def test_nan_of_a_table_is_a_blank(write, field):
+    good = {"question": "?", "ground_truth_answer": "1"}
+    path = write("a.json", json.dumps([good, {**good, field: float("nan")}]))
+    with pytest.warns(UserWarning, match=f"{field} is NaN"):
+        assert len(load_tasks(path, data_type="math")) == 1
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), ANYTHING, min_size=1), min_size=1, max_size=3))
+def test_any_rows_are_tasks_or_a_value_error(write, rows):
+    path = write("a.json", json.dumps(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for data_type in ("math", "code", "general"):
+            try:
+                tasks = load_tasks(path, data_type=data_type)
+            except ValueError as error:
+                assert str(path) in str(error)
+            else:
+                assert all(isinstance(task.question, str) and task.question.strip() for task in tasks)
+                assert data_type != "math" or all(isinstance(task.answer, str) for task in tasks)
