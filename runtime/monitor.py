@@ -200,11 +200,23 @@ class Monitor:
             key = f"time/{name}_seconds"
             self._spent[key] = self._spent.get(key, 0.0) + time.monotonic() - start
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float], shown: Sequence[str] = SHOWN) -> None:
+    def seconds(self, name: str) -> float:
+        """What `timed(name)` has added up since the last step line."""
+        return self._spent.get(f"time/{name}_seconds", 0.0)
+
+    def step(
+        self,
+        step: int,
+        total: int,
+        metrics: Mapping[str, float],
+        shown: Sequence[str] = SHOWN,
+        *,
+        quiet: bool = False,
+    ) -> None:
         """One line on stdout and one in metrics.jsonl, with what was timed and time/step_seconds.
 
         A step lasts from the line before, the first one from the first timed block. A number that is not finite is null
-        in the file. `shown` names the metrics in the line; an absent one is "-".
+        in the file. `shown` names the metrics in the line; an absent one is "-". `quiet` leaves the line on stdout out.
         """
         now = time.monotonic()
         seconds = 0.0 if self._step_started is None else now - self._step_started
@@ -215,6 +227,8 @@ class Monitor:
         if not self.enabled:
             return
         self._log(step, row)
+        if quiet:
+            return
         eta = sum(self._recent_seconds) / len(self._recent_seconds) * max(0, total - step)
         cells = [
             f"{LABELS.get(key, key.split('/')[-1])} {format_number(metrics.get(key)):>{NUMBER_WIDTH}}" for key in shown
@@ -228,21 +242,21 @@ class Monitor:
         ]
         self._say("  ".join(line))
 
-    def evaluation(self, step: int, metrics: Mapping[str, float], score: str = "accuracy") -> None:
-        """A line for an evaluation, its `score` compared with the best so far; the metrics are logged under eval/.
+    def evaluation(self, step: int, metrics: Mapping[str, float], *, name: str = "", score: str = "accuracy") -> None:
+        """A line for an evaluation, its `score` compared with the best so far; the metrics are logged under eval/{name}/.
 
         Its time does not count as the next step's.
         """
         self._step_started = time.monotonic()
         if not self.enabled:
             return
-        key = f"eval/{score}"
+        prefix = f"eval/{name}/" if name else "eval/"
         earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
-        scores = [row[key] for row in earlier if row.get(key) is not None]
-        self._log(step, {f"eval/{name}": value for name, value in metrics.items()})
-        cells = [f"{name} {format_number(value)}" for name, value in metrics.items()]
+        scores = [row[prefix + score] for row in earlier if row.get(prefix + score) is not None]
+        self._log(step, {prefix + key: value for key, value in metrics.items()})
+        cells = [f"{key} {format_number(value)}" for key, value in metrics.items()]
         best = f" (best {score} before: {format_number(max(scores))})" if scores else ""
-        self._say(f"eval after step {step}  {'  '.join(cells)}{best}", style="bold")
+        self._say(f"{prefix.rstrip('/').replace('/', ' ')} after step {step}  {'  '.join(cells)}{best}", style="bold")
 
     def event(self, text: str) -> None:
         """A line on stdout."""

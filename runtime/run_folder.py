@@ -20,7 +20,16 @@ from omegaconf import OmegaConf
 from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
 
 CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
-MADE_HERE = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "curves.png", "ckpt", "eval", "trackers")
+MADE_HERE = (
+    "config.yaml",
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "samples.jsonl",
+    "results.json",
+    "curves.png",
+    "ckpt",
+    "trackers",
+)
 UNCOMPARED_KEYS = ("experiment.overwrite", "experiment.resume", "experiment.start_from_scratch", "dry_run")
 HEARTBEAT_SECONDS = 10.0
 logger = logging.getLogger(__name__)

@@ -103,6 +103,30 @@ def test_shown_chooses_the_columns(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("step 3/5  loss    2.000  lr  1.0e-06    0.0s  eta   0.0s")
 
 
+def test_quiet_steps_are_logged_and_counted_and_not_shown(tmp_path, capsys):
+    show = Monitor(tmp_path)
+    for step in (1, 2, 3):
+        with show.timed("update"):
+            pass
+        assert show.seconds("update") > 0
+        show.step(step, 3, {"loss": 1.0}, quiet=step < 3)
+        assert show.seconds("update") == 0
+    assert capsys.readouterr().out.startswith("step 3/3")
+    assert [row["step"] for row in logged(tmp_path)] == [1, 2, 3]
+
+
+def test_evaluations_of_several_entries_are_kept_apart(tmp_path, capsys):
+    show = Monitor(tmp_path)
+    for step, first, second in ((0, 0.3, 0.4), (5, 0.5, 0.2)):
+        show.evaluation(step, {"accuracy": first}, name="static_4")
+        show.evaluation(step, {"accuracy": second}, name="dynamic_4")
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "eval static_4 after step 5  accuracy 0.5000 (best accuracy before: 0.3000)",
+        "eval dynamic_4 after step 5  accuracy 0.2000 (best accuracy before: 0.4000)",
+    ]
+    assert curves.points(logged(tmp_path), "eval/dynamic_4/accuracy") == ([0, 5], [0.4, 0.2])
+
+
 def test_evaluation_is_compared_with_the_best_before_it_even_after_a_restart(tmp_path, capsys):
     Monitor(tmp_path).evaluation(0, {"accuracy": 0.25, "tokens_per_forward": 1.5})
     Monitor(tmp_path).evaluation(10, {"accuracy": 0.5})
