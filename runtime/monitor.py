@@ -243,7 +243,7 @@ class Monitor:
         self._say("  ".join(line))
 
     def evaluation(self, step: int, metrics: Mapping[str, float], *, name: str = "", score: str = "accuracy") -> None:
-        """A line for an evaluation, its `score` compared with the best so far; the metrics are logged under eval/{name}/.
+        """A line for an evaluation, its `score` compared with the best so far; logged under eval/{name}/.
 
         Its time does not count as the next step's.
         """
