@@ -44,7 +44,9 @@ def load_config(arguments: Sequence[str], usage: str = "python rl.py config=conf
     file = find(given["config"])
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in (REPOSITORY / "configs").glob("*.yaml")], n=1)
-        raise ValueError(f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else ""))
+        raise ValueError(
+            f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else "")
+        )
     try:
         from_file = OmegaConf.load(file)
     except Exception as error:
@@ -177,7 +179,9 @@ def _check_ranges(config: Config) -> None:
                 near = difflib.get_close_matches(str(entry), choices, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
-            if (low is not None or high is not None) and (isinstance(entry, bool) or not isinstance(entry, (int, float))):
+            if (low is not None or high is not None) and (
+                isinstance(entry, bool) or not isinstance(entry, (int, float))
+            ):
                 raise ValueError(f"{name} is {entry!r}; it must be a number.")
             if (low is not None and entry < low) or (high is not None and entry > high) or entry != entry:
                 bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"

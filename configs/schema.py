@@ -36,8 +36,12 @@ class ExperimentConfig:
     eval_first: bool = opt(True, "evaluate before the first RL step too")
     keep_last: int = opt(2, "checkpoints kept besides those of save_every", low=1)
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
-    start_from_scratch: bool = opt(True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way")
-    deterministic: bool = opt(False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower")
+    start_from_scratch: bool = opt(
+        True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"
+    )
+    deterministic: bool = opt(
+        False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"
+    )
     threads: int = opt(0, "CPU threads of torch; 0 = as many as the process may use", low=0)
 
 
@@ -46,7 +50,9 @@ class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
     model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, trado")
     optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
-    random_init: bool = opt(False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed")
+    random_init: bool = opt(
+        False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
+    )
     prepare_with: str | None = opt(None, "SFT config that makes pretrained_model when that folder is absent")
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
@@ -56,7 +62,9 @@ class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train) or a path")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
     optimization_data: str = opt("", "SFT examples: a name or a path")
-    data_type: str = opt("math", "kind of task: decides prompt and reward", choices=("math", "code", "option", "general"))
+    data_type: str = opt(
+        "math", "kind of task: decides prompt and reward", choices=("math", "code", "option", "general")
+    )
     folder: str = opt("data", "where names of data sets are looked up")
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
     template: str = opt("auto", "auto = the family's prompt, plain = the question as it is, or a text with {{problem}}")
@@ -88,10 +96,16 @@ class DecodeConfig:
     dynamic_threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
-    cache: str = opt("auto", "auto = the family's exact cache, none = full recompute", choices=("auto", "exact", "none"))
+    cache: str = opt(
+        "auto", "auto = the family's exact cache, none = full recompute", choices=("auto", "exact", "none")
+    )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
-    dtype: str = opt("auto", "type of the sampler's weights; auto = bf16 under mixed_precision bf16", choices=("auto", "fp32", "bf16"))
+    dtype: str = opt(
+        "auto",
+        "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
+        choices=("auto", "fp32", "bf16"),
+    )
 
 
 @dataclass
@@ -110,7 +124,9 @@ class EvaluationConfig(DecodeConfig):
 @dataclass
 class TrainingConfig:
     method: str = opt("TraceRL", "RL: TraceRL; SFT: semi-ar or trace", choices=("TraceRL", "semi-ar", "trace"))
-    block_size: int | None = opt(None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's", low=1)
+    block_size: int | None = opt(
+        None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's", low=1
+    )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default rollout.max_token", low=1)
@@ -122,19 +138,25 @@ class TrainingConfig:
     beta: float = opt(0.01, "weight of the KL penalty to the old policy; 0 = off", low=0.0)
     kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
     use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
-    normalization: str = opt("constant", "how token losses are averaged", choices=("constant", "token_mean", "reference"))
+    normalization: str = opt(
+        "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
+    )
     advantage: str = opt("zscore", "z-score in the group, or only centred on its mean", choices=("zscore", "centered"))
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
-    truncated: str = opt("keep", "answers without a stop: keep, drop from training, or count as wrong", choices=("keep", "drop", "wrong"))
-    logp_old: str = opt("auto", "old log-probabilities: the sampler's, or recomputed", choices=("auto", "rollout", "recompute"))
+    truncated: str = opt(
+        "keep", "answers without a stop: keep, drop from training, or count as wrong", choices=("keep", "drop", "wrong")
+    )
+    logp_old: str = opt(
+        "auto", "old log-probabilities: the sampler's, or recomputed", choices=("auto", "rollout", "recompute")
+    )
     gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
     batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
     num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)
     max_tokens_per_microbatch: int = opt(16384, "packed tokens of one forward; shapes memory, never results", low=1)
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
     max_skipped_updates: int = opt(10, "stop after so many non-finite updates in a row", low=1)
-    mixed_precision: str = opt("bf16", "autocast type of training", choices=("no", "bf16"))
+    mixed_precision: str = opt("bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no"))
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs that have them")
     gradient_checkpointing_enable: bool = opt(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)

@@ -80,13 +80,21 @@ def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtyp
         missing = [name for name in missing if name != "lm_head.weight"]
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith("rotary_emb.inv_freq"))
     mismatched = sorted(str(k) for k in info["mismatched_keys"])
-    problems = [f"{kind} {names[:4]}" for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", mismatched)) if names]
+    problems = [
+        f"{kind} {names[:4]}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", mismatched))
+        if names
+    ]
     if problems:
-        raise ValueError(f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(problems)}.")
+        raise ValueError(
+            f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(problems)}."
+        )
     return model
 
 
-def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype) -> None:
+def write_checkpoint(
+    folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype
+) -> None:
     """A checkpoint folder in the original layout: carried files as they were, config.json's torch_dtype set to what is saved."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():

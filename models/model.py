@@ -46,7 +46,9 @@ class DiffusionLM(nn.Module):
         self.eos_ids = _eos_ids(family, raw_config, generation_config, tokenizer)
         pads = layout_io.first_ids(raw_config.get("pad_token_id"), generation_config.get("pad_token_id"))
         tokenizer_pad = tokenizer.pad_token_id if tokenizer is not None else None
-        self.pad_id: int | None = pads[0] if pads else (tokenizer_pad if tokenizer_pad is not None else next(iter(self.eos_ids), None))
+        self.pad_id: int | None = (
+            pads[0] if pads else (tokenizer_pad if tokenizer_pad is not None else next(iter(self.eos_ids), None))
+        )
 
     @property
     def family(self) -> str:
@@ -63,6 +65,17 @@ class DiffusionLM(nn.Module):
     @property
     def block_size(self) -> int:
         return int(self._raw_config.get("block_size") or self._family.default_block_size)
+
+    @property
+    def end_of_answer_id(self) -> int:
+        """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the first eos id."""
+        turn = self._family.end_of_turn
+        known = self.tokenizer.get_vocab().get(turn) if self.tokenizer is not None and turn is not None else None
+        if known is None and not self.eos_ids:
+            raise ValueError(
+                "the checkpoint names no eos id (config.json, generation_config.json, tokenizer): add eos_token_id."
+            )
+        return known if known is not None else self.eos_ids[0]
 
     @property
     def device(self) -> torch.device:

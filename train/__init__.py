@@ -1,0 +1,1 @@
+"""Training: replay, objectives, updates, the RL loop and SFT."""

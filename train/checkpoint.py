@@ -1,0 +1,75 @@
+"""A run on disk: model folders usable by themselves, with what the trainer needs to go on beside the weights."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import DiffusionLM
+from runtime.files import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer"
+
+
+def save_checkpoint(folder: Path, step: int, model: DiffusionLM, state: dict[str, Any], link_name: str) -> Path:
+    """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, trainer/ with state and a list of sizes.
+
+    `folder`/`link_name` then points to it.
+    """
+    path = folder / f"step-{step:06d}"
+    with atomic_folder(path) as aside:
+        model.save(aside)
+        (aside / STATE).mkdir()
+        torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, aside / STATE / "state.pt")
+        sizes = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+        (aside / STATE / "files.json").write_text(json.dumps({"step": step, "sizes": sizes}))
+    link = folder / link_name
+    if not link.exists() or link.is_symlink():
+        fresh = folder / f".{link_name}.link"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(path.name, target_is_directory=True)
+        os.replace(fresh, link)
+    return path
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; a torn one is named in a warning and passed over."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if problem := _problem(path):
+            logger.warning("checkpoint %s is not whole (%s): passed over", path, problem)
+        else:
+            return path
+    return None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The trainer's state of a checkpoint; restores torch's random generator."""
+    state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True)
+    torch.set_rng_state(state["torch_rng"])
+    return state
+
+
+def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
+    """Removes all but the newest `keep_last` checkpoints and those of every `keep_every` steps."""
+    paths = sorted(folder.glob("step-*"))
+    for path in paths[: max(0, len(paths) - keep_last)]:
+        if int(path.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(path)
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        sizes = json.loads((path / STATE / "files.json").read_text())["sizes"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"no list of files: {type(error).__name__}"
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"{name} is missing or cut"
+    return None

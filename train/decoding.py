@@ -1,0 +1,153 @@
+"""Config sections -> sampling configs, tokenised prompts and answers as text."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from configs.schema import DatasetConfig, DecodeConfig
+from data.tasks import Task, load_tasks, resolve_dataset
+from data.templates import render_prompt
+from models import DiffusionLM
+from sample import Rollout, SamplingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def sampling_entries(
+    decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
+) -> dict[str, SamplingConfig]:
+    """Name -> sampling config for each entry of the parallel lists remasking_strategy, top_k, block_size, denoising_steps_per_block.
+
+    A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not fit the model.
+    """
+    names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
+    lists = {name: value for name in names if isinstance(value := getattr(decode, name), (list, tuple))}
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"lists of one section go together, one entry each, but their lengths are {lengths}.")
+    entries: dict[str, SamplingConfig] = {}
+    for i in range(next(iter(lengths.values()), 1)):
+        value = {name: lists[name][i] if name in lists else getattr(decode, name) for name in names}
+        block_size = value["block_size"] or model.block_size
+        config = SamplingConfig(
+            max_new_tokens=decode.max_token,
+            block_size=block_size,
+            steps_per_block=value["denoising_steps_per_block"] or block_size,
+            strategy=value["remasking_strategy"],
+            target=decode.target,
+            threshold=decode.dynamic_threshold,
+            entropy_bound=decode.entropy_bound,
+            temperature=decode.temperature,
+            top_k=value["top_k"],
+            top_p=decode.top_p,
+            confidence=decode.confidence,  # type: ignore[arg-type]
+            cache=decode.cache,  # type: ignore[arg-type]
+            stop_ids=_stop_ids(decode, model),
+            seed=seed,
+            max_slots=decode.max_active,
+            deterministic=deterministic,
+        ).for_model(model)
+        mode = "greedy" if config.greedy else f"T{config.temperature:g}"
+        name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{block_size}-{mode}"
+        name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
+        entries[_unused(name, entries)] = config
+    return entries
+
+
+def inference_model(model: DiffusionLM, decode: DecodeConfig, precision: str) -> DiffusionLM:
+    """The model that samples: the trained one itself, or a copy in the type that sampling wants."""
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(decode.dtype)
+    if wanted is None:
+        wanted = torch.bfloat16 if precision == "bf16" else model.dtype
+    return model if wanted == model.dtype else model.copy_as(wanted)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A task ready to sample: its text and token ids."""
+
+    task: Task
+    text: str
+    ids: list[int]
+
+
+def load_prompts(
+    config: DatasetConfig,
+    name: str,
+    model: DiffusionLM,
+    *,
+    data_type: str,
+    max_tasks: int,
+    max_prompt_tokens: int,
+    start_with_think: bool,
+) -> list[Prompt]:
+    """The tasks of a data set as token ids. Over-long prompts are dropped and counted in one warning, or an error, by policy."""
+    from configs import find
+
+    path = resolve_dataset(name, folder=find(config.folder), seed=config.seed)
+    tasks = load_tasks(path, data_type=data_type, columns=config.columns)
+    tasks = tasks[:max_tasks] if max_tasks else tasks
+    prompts = [tokenise(task, model, data_type, config.template, start_with_think) for task in tasks]
+    long = [p for p in prompts if len(p.ids) > max_prompt_tokens]
+    if long:
+        text = (
+            f"{path}: {len(long)} of {len(prompts)} prompts exceed training.max_prompt_len={max_prompt_tokens} tokens "
+            f"(longest {max(len(p.ids) for p in long)}, first {long[0].task.id})"
+        )
+        if config.over_long_prompts == "error" or len(long) == len(prompts):
+            raise ValueError(f"{text}. Raise training.max_prompt_len or set dataset.over_long_prompts=drop.")
+        logger.warning("%s: dropped", text)
+    return [p for p in prompts if len(p.ids) <= max_prompt_tokens]
+
+
+def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, start_with_think: bool) -> Prompt:
+    """The task's prompt under the family's template, as token ids (special tokens in the template count as such)."""
+    text = render_prompt(
+        task, family=model.family, data_type=data_type, template=template, start_with_think=start_with_think
+    )
+    return Prompt(task, text, tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
+
+
+def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]
+    if model.tokenizer is None:
+        raise ValueError(
+            "the model folder has no tokenizer (tokenizer.json or vocab files): text cannot be read or written."
+        )
+    return model.tokenizer
+
+
+def answer_text(rollout: Rollout, model: DiffusionLM) -> str:
+    """The answer as text, once, for rewards and people: without the stop id that ends it, all other ids as they decode."""
+    ids = rollout.token_ids[:-1] if rollout.finish_reason == "stop" else rollout.token_ids
+    return tokenizer_of(model).decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> dict[str, list[object]]:
+    """What a reward may ask for by name: every column of the tasks, and what the sampler knows. Aligned with the rollouts."""
+    per_prompt = len(rollouts) // max(1, len(prompts))
+    tasks = [p.task for p in itertools.chain.from_iterable(itertools.repeat(p, per_prompt) for p in prompts)]
+    names = sorted({name for task in tasks for name in task.columns} - {"prompts", "completions"})
+    columns: dict[str, list[object]] = {name: [task.columns.get(name) for task in tasks] for name in names}
+    columns["completion_ids"] = [r.token_ids for r in rollouts]
+    columns["finish_reason"] = [r.finish_reason for r in rollouts]
+    columns["num_steps"] = [r.num_steps for r in rollouts]
+    return columns
+
+
+def _stop_ids(decode: DecodeConfig, model: DiffusionLM) -> list[int]:
+    ids = list(model.eos_ids)
+    for text in decode.stop_token_list or []:
+        encoded = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"]
+        if len(encoded) != 1:
+            raise ValueError(
+                f"stop_token_list: {text!r} is {len(encoded)} tokens, not one; only single tokens can stop an answer."
+            )
+        ids += [i for i in encoded if i not in ids]
+    return ids
+
+
+def _unused(name: str, taken: dict[str, SamplingConfig]) -> str:
+    return next(n for n in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2))) if n not in taken)

@@ -1,0 +1,200 @@
+"""Accuracy and speed of a model on a set of tasks, for each way of decoding: inside RL, and as eval.py."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import find, resolved
+from configs.schema import Config
+from models import DiffusionLM
+from reward import build_reward
+from reward.base import Reward
+from runtime.files import append_jsonl, atomic_write_text
+from runtime.monitor import Monitor
+from runtime.run_folder import RunFolder
+from sample import Rollout, Sampler, SamplingConfig
+from train import session
+from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One entry's answers (prompt-major, n a prompt), rewards and wall time of sampling."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Rollout]
+    completions: Sequence[str]
+    rewards: Sequence[float | None]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """accuracy (reward >= 1) with its standard error over tasks, pass@k and avg@k, mean reward, lengths and speed.
+
+        A reward of None (left out) counts in no average.
+        """
+        n = len(self.rollouts) // len(self.prompts)
+        by_task = [[r for r in self.rewards[i : i + n] if r is not None] for i in range(0, len(self.rewards), n)]
+        by_task = [rewards for rewards in by_task if rewards]
+        share = np.array([np.mean([r >= 1.0 for r in rewards]) for rewards in by_task])
+        passed = np.array([any(r >= 1.0 for r in rewards) for rewards in by_task])
+        tokens = sum(r.num_response_tokens for r in self.rollouts)
+        graded = [r for rewards in by_task for r in rewards]
+        accuracy = float(share.mean()) if len(share) else 0.0
+        return {
+            "accuracy": accuracy,
+            "stderr": float(share.std(ddof=1) / math.sqrt(len(share))) if len(share) > 1 else 0.0,
+            f"pass@{n}": float(passed.mean()) if len(passed) else 0.0,
+            f"avg@{n}": accuracy,
+            "reward": float(np.mean(graded)) if graded else 0.0,
+            "length": tokens / len(self.rollouts),
+            "truncated": float(np.mean([r.finish_reason == "length" for r in self.rollouts])),
+            "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in self.rollouts)),
+            "tokens_per_second": tokens / max(1e-9, self.seconds),
+            "tasks": float(len(self.prompts)),
+            "left_out": float(sum(r is None for r in self.rewards)),
+        }
+
+    def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
+        """One row a sample for a JSONL file."""
+        n = len(self.rollouts) // len(self.prompts)
+        for i, (rollout, text, reward) in enumerate(zip(self.rollouts, self.completions, self.rewards, strict=True)):
+            prompt = self.prompts[i // n]
+            row = {
+                "entry": self.name,
+                "task": prompt.task.id,
+                "sample": i % n,
+                "prompt": prompt.text,
+                "completion": text,
+                "answer": prompt.task.answer,
+                "reward": reward,
+                "tokens": rollout.num_response_tokens,
+                "num_steps": rollout.num_steps,
+                "finish_reason": rollout.finish_reason,
+            }
+            if with_steps:
+                row |= {"token_ids": rollout.token_ids, "step_map": rollout.step_map}
+            yield row
+
+
+def evaluate(
+    model: DiffusionLM,
+    entries: Mapping[str, SamplingConfig],
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    responses_per_task: int,
+    monitor: Monitor,
+) -> list[Evaluation]:
+    """Samples and grades every entry. Keys are (eval, task, sample): the same randomness at every call, so that changes show."""
+    results = []
+    keys = [("eval", p.task.id, j) for p in prompts for j in range(responses_per_task)]
+    for name, config in entries.items():
+        sampler = Sampler(model, config)
+        with monitor.progress(len(keys), f"eval {name}") as progress:
+            start = time.perf_counter()
+            rollouts = sampler.generate(
+                [p.ids for p in prompts], n=responses_per_task, keys=keys, progress=progress.advance
+            )
+            seconds = time.perf_counter() - start
+        completions = [answer_text(rollout, model) for rollout in rollouts]
+        texts = [p.text for p in prompts for _ in range(responses_per_task)]
+        rewards = reward(texts, completions, **reward_columns(prompts, rollouts))
+        results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds))
+    return results
+
+
+def run(config: Config) -> dict[str, Any] | None:
+    """eval.py: every entry of the rollout section on dataset.eval_dataset. Returns metrics by entry; None for a dry run.
+
+    Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
+    """
+    session.prepare_process(config.experiment, config.training.enable_tf32)
+    session.pick_device(config.model.device)
+    folder_of_model = session.check_model_path(config)
+    session.check_dataset(config, config.dataset.eval_dataset, "dataset.eval_dataset")
+    root = Path(config.experiment.output_dir) / config.experiment.project
+    RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
+    with reward_of(config, config.dataset.data_type) as reward:
+        if config.dry_run:
+            print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+            return None
+        bf16 = config.rollout.dtype == "bf16"
+        if config.rollout.dtype == "auto":
+            bf16 = session.precision(config, session.pick_device(config.model.device)) == "bf16"
+        model = session.make_model(config, dtype="bfloat16" if bf16 else "float32")
+        entries = sampling_entries(
+            config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
+        )
+        prompts = load_prompts(
+            config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
+            max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
+            start_with_think=config.rollout.start_with_think,
+        )  # fmt: skip
+        with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
+            monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+            _banner(monitor, config, model, folder_of_model, prompts, entries)
+            results = evaluate(
+                model,
+                entries,
+                prompts,
+                reward,
+                responses_per_task=config.rollout.num_response_per_task,
+                monitor=monitor,
+            )
+            return _report(config, folder, monitor, results)
+
+
+def reward_of(config: Config, data_type: str) -> Reward:
+    """The reward that a config names, for tasks of this type. ValueError, before anything starts, for what cannot work."""
+    function = config.reward.function
+    if function is not None and ":" in function:
+        path, name = function.rsplit(":", 1)
+        function = f"{find(path)}:{name}"
+    return build_reward(
+        function=function,
+        data_type=data_type,
+        workers=config.reward.workers,
+        timeout_seconds=config.reward.timeout_seconds,
+    )
+
+
+def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:
+    samples = folder.path / "samples.jsonl"
+    samples.unlink(missing_ok=True)
+    for result in results:
+        append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
+    metrics: dict[str, Any] = {result.name: result.metrics for result in results}
+    atomic_write_text(folder.path / "results.json", json.dumps(metrics, indent=2) + "\n")
+    for result in results:
+        monitor.evaluation(0, result.metrics, name=result.name)
+    monitor.final(metrics)
+    monitor.close()
+    return metrics
+
+
+def _banner(
+    monitor: Monitor,
+    config: Config,
+    model: DiffusionLM,
+    folder_of_model: Path,
+    prompts: Sequence[Prompt],
+    entries: Mapping[str, SamplingConfig],
+) -> None:
+    monitor.banner(
+        f"eval {config.experiment.project}",
+        {
+            "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters, {str(model.dtype)[6:]})",
+            "device": str(model.device),
+            "tasks": f"{config.dataset.eval_dataset}: {len(prompts):,} x {config.rollout.num_response_per_task} responses",
+            "entries": ", ".join(entries),
+            "seed": str(config.training.seed),
+        },
+    )

@@ -1,0 +1,339 @@
+"""Reinforcement learning: rollout -> reward -> advantage -> rows -> update -> weights in place -> rollout.
+
+Shapes: G responses a prompt.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import find, load_config, resolved
+from configs.schema import Config
+from runtime.files import append_jsonl
+from runtime.monitor import Monitor
+from runtime.run_folder import RunFolder
+from sample import Rollout, Sampler
+from train import session, sft
+from train.advantages import Scored, group_advantages
+from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
+from train.evaluation import evaluate, reward_of
+from train.policy import Policy
+from train.updater import Updater, make_accelerator
+
+
+def run(config: Config) -> dict[str, Any] | None:
+    """A whole RL run, new or resumed. Returns what the final line says; None for a dry run."""
+    session.prepare_process(config.experiment, config.training.enable_tf32)
+    check(config)
+    if config.dry_run:
+        return None
+    prepare_model(config)
+    with RunFolder.open(run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
+        rl = Run(config, folder)
+        try:
+            return rl.loop()
+        finally:
+            rl.close()
+
+
+class Run:
+    """Everything alive during a run; `loop` is the algorithm."""
+
+    def __init__(self, config: Config, folder: RunFolder):
+        self.config, self.folder = config, folder
+        self.monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+        self.reward = reward_of(config, config.dataset.data_type)
+        checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
+        self.model = session.make_model(config, checkpoint)
+        session.check_block_size(config, self.model)
+        self.precision = session.precision(config, self.model.device)
+        self.updater = Updater(self.model, make_accelerator(self.precision, self.model.device), config)
+        self.sampled_model = inference_model(self.model, config.rollout, self.precision)
+        common = {"seed": config.training.seed, "deterministic": config.experiment.deterministic}
+        (sampling,) = sampling_entries(config.rollout, self.model, **common).values()
+        self.sampler = Sampler(self.sampled_model, sampling)
+        self.policy = Policy(self.model, self.updater, config, sampling)
+        self.prompts = self._load_prompts(
+            config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
+        )
+        self.eval_entries = sampling_entries(config.evaluation, self.model, **common)
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "evaluations": {}}
+        if checkpoint is not None:
+            saved = load_state(checkpoint)
+            self.updater.load_state_dict(saved["updater"])
+            self.state = {name: saved[name] for name in self.state}
+        folder.drop_after(self.state["step"])
+        self.started = time.perf_counter() - self.state["seconds"]
+        self._banner(checkpoint)
+
+    def loop(self) -> dict[str, Any]:
+        config, timed = self.config, self.monitor.timed
+        if config.experiment.eval_first and self.state["step"] == 0:
+            with timed("eval"):
+                self.evaluate(0)
+        for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
+            prompts = self.draw(step)
+            with timed("rollout"):
+                rollouts = self.rollout(prompts, step)
+            with timed("reward"):
+                texts, rewards = self.grade(prompts, rollouts)
+            scored = self.advantages(rollouts, rewards)
+            with timed("replay"):
+                batch = self.policy.batch(rollouts, scored.advantages)
+            with timed("update"):
+                metrics = self.policy.train(batch, step) if batch.rows else {}
+            with timed("sync"):
+                self.sampler.update_weights(self.model.named_parameters())
+            self.log(step, prompts, rollouts, texts, rewards, scored, metrics)
+            if step % config.experiment.eval_every == 0 or step == config.experiment.total_step:
+                with timed("eval"):
+                    self.evaluate(step)
+            if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
+                with timed("save"):
+                    self.save(step)
+        return self.finish()
+
+    def draw(self, step: int) -> list[Prompt]:
+        """The tasks of a step: passes over the data set in an order that seed and pass fix; a function of the step alone."""
+        count, total = self.config.rollout.num_task_per_step, len(self.prompts)
+        places = np.arange((step - 1) * count, step * count)
+        orders = {
+            p: np.random.default_rng([self.config.training.seed, p]).permutation(total) for p in set(places // total)
+        }
+        return [self.prompts[orders[place // total][place % total]] for place in places]
+
+    def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        G = self.config.rollout.num_response_per_task
+        keys = [(step, prompt.task.id, j) for prompt in prompts for j in range(G)]
+        with self.monitor.progress(len(keys), "rollout") as progress:
+            return self.sampler.generate([p.ids for p in prompts], n=G, keys=keys, progress=progress.advance)
+
+    def grade(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[float | None]]:
+        G = self.config.rollout.num_response_per_task
+        texts = [answer_text(rollout, self.model) for rollout in rollouts]
+        rewards = self.reward([p.text for p in prompts for _ in range(G)], texts, **reward_columns(prompts, rollouts))
+        if self.config.training.truncated == "wrong":
+            rewards = [
+                0.0 if rollout.finish_reason == "length" and reward is not None else reward
+                for rollout, reward in zip(rollouts, rewards, strict=True)
+            ]
+        return texts, rewards
+
+    def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Scored:
+        training = self.config.training
+        return group_advantages(
+            rewards,
+            self.config.rollout.num_response_per_task,
+            kind=training.advantage,
+            min_accuracy=training.min_accuracy,
+            max_accuracy=training.max_accuracy,
+            keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
+        )
+
+    def log(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        texts: Sequence[str],
+        rewards: Sequence[float | None],
+        scored: Scored,
+        metrics: dict[str, float],
+    ) -> None:
+        """The step's line, metrics and rollouts; a step whose groups all dropped says why it was skipped."""
+        G, total = self.config.rollout.num_response_per_task, self.config.experiment.total_step
+        given = [r for r in rewards if r is not None]
+        tokens = sum(r.num_response_tokens for r in rollouts)
+        metrics = metrics | self.reward.stats | {
+            "reward/mean": float(np.mean(given)) if given else 0.0,
+            "reward/std": float(np.std(given)) if given else 0.0,
+            "reward/left_out": float(len(rewards) - len(given)),
+            "completion_length": tokens / len(rollouts),
+            "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+            "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
+            "tokens_per_second": tokens / self.monitor.seconds("rollout"),
+            "groups": float(len(prompts)),
+            "weights_version": float(self.sampler.weights_version),
+            **{f"groups_dropped/{why}": float(count) for why, count in scored.dropped.items()},
+        }  # fmt: skip
+        append_jsonl(
+            self.folder.rollouts,
+            (
+                {
+                    "step": step,
+                    "task": prompts[i // G].task.id,
+                    "text": texts[i],
+                    "reward": rewards[i],
+                    "advantage": scored.advantages[i],
+                }
+                | vars(rollout)
+                for i, rollout in enumerate(rollouts)
+            ),
+        )
+        if "loss" not in metrics:
+            why = ", ".join(f"{count} {reason}" for reason, count in scored.dropped.items())
+            self.monitor.event(f"step {step} trains nothing and is skipped: all {len(prompts)} groups dropped ({why})")
+        self.monitor.step(step, total, metrics)
+
+    def evaluate(self, step: int) -> None:
+        """Every evaluation entry; the first one is the run's headline."""
+        evaluation = self.config.evaluation
+        if not evaluation.eval_dataset:
+            return
+        prompts = self._load_prompts(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks)
+        reward = (
+            self.reward
+            if evaluation.data_type == self.config.dataset.data_type
+            else reward_of(self.config, evaluation.data_type)
+        )
+        self.sampler.release()
+        results = evaluate(
+            self.sampled_model,
+            self.eval_entries,
+            prompts,
+            reward,
+            responses_per_task=evaluation.num_response_per_task,
+            monitor=self.monitor,
+        )
+        if reward is not self.reward:
+            reward.close()
+        self.state["evaluations"][str(step)] = {result.name: result.metrics for result in results}
+        for result in results:
+            self.monitor.evaluation(step, result.metrics, name=result.name)
+
+    def save(self, step: int) -> None:
+        self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
+        experiment = self.config.experiment
+        state = self.state | {"updater": self.updater.state_dict()}
+        save_checkpoint(self.folder.checkpoints, step, self.model, state, self.config.model.optimized_name)
+        prune_checkpoints(self.folder.checkpoints, experiment.keep_last, experiment.save_every)
+
+    def finish(self) -> dict[str, Any]:
+        evaluations = self.state["evaluations"]
+        summary: dict[str, Any] = {
+            "steps": self.config.experiment.total_step,
+            "seconds": round(time.perf_counter() - self.started, 1),
+        }
+        if evaluations:
+            steps = sorted(evaluations, key=int)
+            for when, step in (("before", steps[0]), ("after", steps[-1])):
+                headline = next(iter(evaluations[step].values()))
+                summary |= {
+                    f"{name}_{when}": headline[name] for name in ("accuracy", "stderr", "length", "tokens_per_forward")
+                }
+        summary["model"] = str(self.folder.checkpoints / self.config.model.optimized_name)
+        self.monitor.curves()
+        self.monitor.final(summary)
+        return summary
+
+    def close(self) -> None:
+        self.reward.close()
+        self.monitor.close()
+
+    def _load_prompts(self, name: str, data_type: str, max_tasks: int) -> list[Prompt]:
+        return load_prompts(
+            self.config.dataset, name, self.model, data_type=data_type, max_tasks=max_tasks,
+            max_prompt_tokens=self.config.training.max_prompt_len, start_with_think=self.config.rollout.start_with_think,
+        )  # fmt: skip
+
+    def _banner(self, checkpoint: Path | None) -> None:
+        config, training, rollout = self.config, self.config.training, self.config.rollout
+        responses = rollout.num_task_per_step * rollout.num_response_per_task
+        rows = training.gradient_accumulation_steps * training.batch_size_lm
+        self.monitor.banner(
+            f"RL {config.experiment.project}",
+            {
+                "model": f"{config.model.pretrained_model} ({self.model.family}, {sum(p.numel() for p in self.model.parameters()):,} parameters)",
+                "device": f"{self.model.device}, training {self.precision}, sampling {str(self.sampled_model.dtype)[6:]}",
+                "tasks": f"{config.dataset.train_dataset}: {len(self.prompts):,} prompts",
+                "batch": f"{rollout.num_task_per_step} prompts x {rollout.num_response_per_task} = {responses} responses a step; {rows} rows an update",
+                "sampling": f"{self.sampler.config.strategy}, block {self.sampler.config.block_size}, up to {rollout.max_token} tokens, {rollout.max_active} slots",
+                "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps}, beta {training.beta}, {training.normalization}, {training.advantage}",
+                "steps": f"{self.state['step'] + 1} to {config.experiment.total_step}",
+                "seed": str(training.seed),
+                "folder": f"{self.folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
+            },
+        )
+
+
+def run_path(config: Config) -> Path:
+    return Path(config.experiment.output_dir) / config.experiment.project
+
+
+def check(config: Config) -> None:
+    """Everything that can be known to fail before a model is loaded. A dry run prints the arithmetic."""
+    if config.training.method != "TraceRL":
+        raise ValueError(f"training.method={config.training.method!r} is for train/sft.py; RL knows TraceRL.")
+    if config.training.lower_p > config.training.upper_p:
+        raise ValueError(
+            f"training.lower_p={config.training.lower_p} exceeds training.upper_p={config.training.upper_p}."
+        )
+    session.pick_device(config.model.device)
+    session.check_dataset(config, config.dataset.train_dataset, "dataset.train_dataset")
+    if config.evaluation.eval_dataset:
+        session.check_dataset(config, config.evaluation.eval_dataset, "evaluation.eval_dataset")
+    reward_of(config, config.dataset.data_type).close()
+    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
+    if config.rollout.num_response_per_task < 2:
+        raise ValueError(
+            "rollout.num_response_per_task=1: a group of one has no advantage; sample at least 2 responses a task."
+        )
+    if not _to_be_prepared(config):
+        folder = session.check_model_path(config)
+        if config.dry_run:
+            _print_plan(config, folder)
+    elif config.dry_run:
+        print(
+            f"model.pretrained_model {config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first."
+        )
+
+
+def prepare_model(config: Config) -> None:
+    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds and folders of this run are passed on."""
+    if not _to_be_prepared(config):
+        return
+    words = [
+        f"config={config.model.prepare_with}",
+        f"training.seed={config.training.seed}",
+        f"dataset.seed={config.dataset.seed}",
+        f"dataset.folder={config.dataset.folder}",
+        f"experiment.output_dir={config.experiment.output_dir}",
+        f"experiment.threads={config.experiment.threads}",
+        f"experiment.deterministic={config.experiment.deterministic}",
+        f"model.device={config.model.device}",
+    ]
+    sft.run(load_config(words))
+    if _to_be_prepared(config):
+        raise ValueError(
+            f"{config.model.prepare_with} ran, but model.pretrained_model={config.model.pretrained_model} is still absent: "
+            "that config must write its model there (experiment.output_dir, experiment.project)."
+        )
+
+
+def _to_be_prepared(config: Config) -> bool:
+    if not config.model.prepare_with:
+        return False
+    if not find(config.model.prepare_with).is_file():
+        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
+    return not (find(config.model.pretrained_model) / "config.json").is_file()
+
+
+def _print_plan(config: Config, folder: Path) -> None:
+    rollout, training = config.rollout, config.training
+    responses = rollout.num_task_per_step * rollout.num_response_per_task
+    parts = session.memory_estimate_gib(config, folder, min(rollout.max_active, responses), rollout.max_token)
+    print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+    print(
+        f"  a step: {rollout.num_task_per_step} prompts x {rollout.num_response_per_task} = {responses} responses of up to {rollout.max_token} tokens"
+    )
+    print(
+        f"  an update: {training.gradient_accumulation_steps} x {training.batch_size_lm} = {training.gradient_accumulation_steps * training.batch_size_lm} rows (a response and round each)"
+    )
+    print(
+        f"  memory: {sum(parts.values()):.2f} GiB without activations: "
+        + ", ".join(f"{k} {v:.2f}" for k, v in parts.items())
+    )

@@ -1,0 +1,131 @@
+"""What every training or evaluation command does before its loop: check, choose a device, make the model, say what will run."""
+
+import logging
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from configs import find
+from configs.schema import Config, ExperimentConfig
+from data.tasks import resolve_dataset
+from models import DiffusionLM, load_model
+from models.checkpoint import read_json, resolve_folder
+from models.family import find_family
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_process(experiment: ExperimentConfig, tf32: bool) -> None:
+    """Threads, kernels and log lines of this process."""
+    torch.set_num_threads(experiment.threads or len(os.sched_getaffinity(0)))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(experiment.deterministic, warn_only=True)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device is cuda, but torch sees no GPU here. Set model.device=cpu or auto.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """ "bf16" or "no": training.mixed_precision as this device can do it. bf16 without instructions for it would be far slower than fp32."""
+    wanted = config.training.mixed_precision
+    if wanted == "no":
+        return "no"
+    capable = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+    if not capable and wanted == "bf16":
+        logger.warning("training.mixed_precision=bf16: this %s has no bf16 instructions, fp32 is used", device.type)
+    return "bf16" if capable else "no"
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not capabilities and Path("/proc/cpuinfo").is_file():
+        capabilities = dict.fromkeys(Path("/proc/cpuinfo").read_text().split(), True)
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def check_model_path(config: Config) -> Path:
+    """The folder of model.pretrained_model, looked at before anything is loaded. ValueError says what is missing."""
+    if not config.model.pretrained_model:
+        raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
+    folder = resolve_folder(find(config.model.pretrained_model))
+    find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
+    return folder
+
+
+def check_dataset(config: Config, name: str, key: str) -> Path:
+    if not name:
+        raise ValueError(f"{key} is not set: give a name in {config.dataset.folder}/ (MATH_train) or a path.")
+    return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
+
+
+def make_model(config: Config, path: Path | None = None, dtype: str = "float32") -> DiffusionLM:
+    """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's device."""
+    seed = config.training.seed if config.model.random_init and path is None else None
+    folder = path or check_model_path(config)
+    model = load_model(folder, dtype, pick_device(config.model.device), config.model.model_base, seed)
+    if config.training.gradient_checkpointing_enable:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def check_block_size(config: Config, model: DiffusionLM) -> None:
+    """Training and sampling must cut the sequence alike, or what is trained is not what was sampled."""
+    sampled = config.rollout.block_size or model.block_size
+    trained = config.training.block_size or sampled
+    if isinstance(sampled, list):
+        raise ValueError(
+            f"rollout.block_size is {sampled}: rollouts of one run have one block size; lists are for eval.py and evaluation.*."
+        )
+    if model.attention == "block" and trained != sampled:
+        raise ValueError(
+            f"training.block_size={trained} and rollout.block_size={sampled} differ: blocks must be the same in sampling and training. "
+            "Set both to one value (or leave training.block_size out)."
+        )
+    if config.training.block_size is None:
+        config.training = replace(config.training, block_size=trained)
+    if trained != model.block_size:
+        logger.warning(
+            "block size %d is not the checkpoint's %d: quality may suffer until it is trained",
+            trained,
+            model.block_size,
+        )
+
+
+def parameter_count(folder: Path, model_base: str | None) -> int:
+    """Parameters of a checkpoint, from its config.json alone: nothing is loaded."""
+    raw_config = read_json(folder / "config.json")
+    family = find_family(raw_config, model_base, str(folder))
+    with torch.device("meta"):
+        network = family.model_class(family.hf_config(raw_config))  # type: ignore[operator]
+    return sum(p.numel() for p in network.parameters())
+
+
+def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: int) -> dict[str, float]:
+    """GiB by part: fp32 weights, gradients and Adam moments, the sampler's copy, its slots. Activations are not counted."""
+    raw_config = read_json(folder / "config.json")
+    parameters = parameter_count(folder, config.model.model_base)
+    bf16 = precision(config, pick_device(config.model.device)) == "bf16"
+    hf_config = find_family(raw_config, config.model.model_base, str(folder)).hf_config(raw_config)
+    head = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
+    per_token = 2 * hf_config.num_hidden_layers * hf_config.num_key_value_heads * head * (2 if bf16 else 4)
+    tokens = slots * (config.training.max_prompt_len + new_tokens)
+    parts = {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "sampler weights": 2 * parameters if bf16 else 0,
+        "sampler slots": per_token * tokens,
+    }
+    return {name: size / 2**30 for name, size in parts.items()}

@@ -1,0 +1,273 @@
+"""Supervised fine-tuning: the same packed rows as RL, from masks that noise or a given trace draw.
+
+Run it as `python train/sft.py config=configs/sft_tiny.yaml`.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import load_config, resolved
+from configs.schema import Config, TrainingConfig
+from data.tasks import Example, load_examples
+from models import DiffusionLM
+from runtime.monitor import Monitor
+from runtime.run_folder import RunFolder
+from sample import Rollout
+from train import session
+from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.decoding import tokenizer_of
+from train.objectives import Metrics, negative_log_likelihood, token_weights
+from train.replay import MicroBatch, NoisyBlock, Row, pack_row, replay_blocks
+from train.updater import Updater, UpdateStats, learning_rate_scale, make_accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as ids: prompt, answer with its end id, and for `trace` the step of each answer id."""
+
+    index: int
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    step_map: list[int] | None
+
+
+def run(config: Config) -> dict[str, Any] | None:
+    """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry run."""
+    session.prepare_process(config.experiment, config.training.enable_tf32)
+    path = check(config)
+    if config.dry_run:
+        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        return None
+    root = Path(config.experiment.output_dir) / config.experiment.project
+    with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
+        monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+        try:
+            return _train(config, folder, monitor, load_examples(path, columns=config.dataset.columns))
+        finally:
+            monitor.close()
+
+
+def check(config: Config) -> Path:
+    """Everything that can be known to fail before a model is loaded; the path of the examples."""
+    training = config.training
+    if training.method not in ("semi-ar", "trace"):
+        raise ValueError(f"training.method={training.method!r} is not an SFT method; choose semi-ar or trace.")
+    if training.lower_p > training.upper_p:
+        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    session.pick_device(config.model.device)
+    session.check_model_path(config)
+    return session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+
+
+def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
+    training, experiment = config.training, config.experiment
+    checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
+    model = session.make_model(config, checkpoint)
+    samples = tokenise(examples, model, training)
+    precision = session.precision(config, model.device)
+    updater = Updater(model, make_accelerator(precision, model.device), config)
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if checkpoint is not None:
+        saved = load_state(checkpoint)
+        updater.load_state_dict(saved["updater"])
+        state = {name: saved[name] for name in state}
+    folder.drop_after(state["step"])
+    started = time.perf_counter() - state["seconds"]
+    per_update = min(len(samples), training.gradient_accumulation_steps * training.batch_size_lm)
+    updates_per_epoch = -(-len(samples) // per_update)
+    total = updates_per_epoch * training.num_train_epochs
+    _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
+    step = state["step"]
+    stats = UpdateStats()
+    for epoch in range(step // updates_per_epoch, training.num_train_epochs):
+        order = np.random.default_rng([training.seed, epoch]).permutation(len(samples))
+        for first in range(0, len(samples), per_update):
+            stats = UpdateStats()
+            rows = [
+                row for i in order[first : first + per_update] if (row := make_row(samples[i], model, training, epoch))
+            ]
+            with monitor.timed("update"):
+                _update(updater, rows, config, step, total, stats)
+            step += 1
+            _log(monitor, step, total, stats, rows, updater.rate)
+        if (epoch + 1) % experiment.save_every == 0 or epoch + 1 == training.num_train_epochs:
+            state = {"step": step, "seconds": time.perf_counter() - started, "updater": updater.state_dict()}
+            save_checkpoint(folder.checkpoints, step, model, state, config.model.optimized_name)
+            prune_checkpoints(folder.checkpoints, experiment.keep_last, experiment.save_every * updates_per_epoch)
+    summary = {
+        "steps": total,
+        "nll": stats.per_token("nll"),
+        "seconds": round(time.perf_counter() - started, 1),
+        "model": str(folder.checkpoints / config.model.optimized_name),
+    }
+    monitor.curves()
+    monitor.final(summary)
+    return summary
+
+
+def _update(updater: Updater, rows: Sequence[Row], config: Config, step: int, total: int, stats: UpdateStats) -> None:
+    schedule = config.lr_scheduler
+    updater.set_rate(
+        learning_rate_scale(
+            step,
+            total,
+            shape=schedule.scheduler,
+            warmup=schedule.params.warmup_steps,
+            min_scale=schedule.params.min_lr_scale,
+        )
+    )
+    training = config.training
+    longest = max(int(row.canvas_index.max()) + 1 for row in rows)
+    weights = token_weights(
+        rows, training.normalization, max_gen_length=training.max_gen_length or longest, longest_response=longest
+    )
+
+    def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        weight = torch.tensor(
+            weights[np.asarray(micro.rows)[micro.row_of_N]], dtype=torch.float32, device=logp_N.device
+        )
+        return negative_log_likelihood(logp_N, weight)
+
+    updater.update(rows, range(len(rows)), loss_of, stats)
+
+
+def tokenise(examples: Sequence[Example], model: DiffusionLM, training: TrainingConfig) -> list[Sample]:
+    """Examples as ids. The end id is appended where the answer does not end with one; over-long prompts are dropped and over-long
+    answers cut, both counted in one warning. ValueError where a step_map does not fit its answer."""
+    tokenizer = tokenizer_of(model)
+    samples, long_prompts, cut = [], 0, 0
+    for i, example in enumerate(examples):
+        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        steps = example.step_map
+        if training.method == "trace":
+            steps = _checked_steps(steps, len(answer), i)
+        if not answer or answer[-1] not in model.eos_ids:
+            answer = [*answer, model.end_of_answer_id]
+            steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
+        if not prompt or len(prompt) > training.max_prompt_len:
+            long_prompts += 1
+            continue
+        if training.max_gen_length and len(answer) > training.max_gen_length:
+            cut += 1
+            answer = answer[: training.max_gen_length]
+        samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
+    if long_prompts or cut:
+        logger.warning(
+            "SFT data: %d of %d prompts are empty or exceed training.max_prompt_len=%d and are dropped; %d answers are cut to "
+            "training.max_gen_length=%s tokens",
+            long_prompts, len(examples), training.max_prompt_len, cut, training.max_gen_length,
+        )  # fmt: skip
+    if not samples:
+        raise ValueError(
+            f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
+        )
+    return samples
+
+
+def make_row(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int) -> Row | None:
+    """The packed row of one sample: noise drawn from (seed, epoch, sample), or the sample's own trace."""
+    b = training.block_size or model.block_size
+    P, R = len(sample.prompt_ids), len(sample.answer_ids)
+    pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
+    canvas = [*sample.answer_ids, *[pad] * (-(P + R) % b)]
+    if training.method == "trace":
+        assert sample.step_map is not None
+        steps = [*sample.step_map, *[0] * (len(canvas) - R)]
+        trace = Rollout((sample.index,), sample.prompt_ids, canvas, steps, [0.0] * len(canvas), R, "stop", max(steps))
+        return replay_blocks(trace, block_size=b, mask_id=model.mask_id, shrink=training.shrink)
+    trainable = R + (len(canvas) - R if training.post_num is None else min(training.post_num, len(canvas) - R))
+    noise = np.random.default_rng([training.seed, epoch, sample.index])
+    noisy = semi_ar_noise(P, trainable, len(canvas), b, training, noise)
+    prompt, answer = (np.asarray(ids, dtype=np.int64) for ids in (sample.prompt_ids, canvas))
+    return pack_row((sample.index,), prompt, answer, noisy, b, P // b, model.mask_id)
+
+
+def semi_ar_noise(
+    prompt_tokens: int, trainable: int, canvas_tokens: int, b: int, training: TrainingConfig, noise: np.random.Generator
+) -> list[NoisyBlock]:
+    """mask_times_per_sample noisy copies of each block. A copy draws its noise level t from U(lower_p, upper_p) and masks each of the
+    block's trained positions with probability t, at least one; all masked ones are trained (Block Diffusion, arXiv:2503.09573).
+    Filling after the trained positions is always masked: it is not to be read as a sign that the answer ends."""
+    place = np.arange(canvas_tokens)
+    group = (prompt_tokens + place) // b
+    noisy = []
+    for copy in range(training.mask_times_per_sample):
+        for j in np.unique(group[:trainable]):
+            inside = np.flatnonzero((group == j) & (place < trainable))
+            masked = noise.random(len(inside)) < noise.uniform(training.lower_p, training.upper_p)
+            masked[noise.integers(len(inside))] |= not masked.any()
+            trained = np.zeros(canvas_tokens, dtype=bool)
+            trained[inside[masked]] = True
+            noisy.append(NoisyBlock(int(j), copy, trained | ((group == j) & (place >= trainable)), trained))
+    return noisy
+
+
+def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int]:
+    if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
+        got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
+        raise ValueError(
+            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, one a response token; got {got}."
+        )
+    low = min(steps, default=0)
+    return [s - low + 1 for s in steps]
+
+
+def _log(monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequence[Row], rate: float) -> None:
+    metrics = {
+        "loss": stats.sums.get("loss", 0.0),
+        "nll": stats.per_token("nll"),
+        "grad_norm": float(np.mean(stats.grad_norms)) if stats.grad_norms else 0.0,
+        "learning_rate": rate,
+        "trained_tokens": stats.sums.get("tokens", 0.0),
+        "packed_tokens": float(stats.packed_tokens),
+        "updates_skipped": float(stats.skipped),
+    }
+    monitor.step(step, total, metrics, quiet=step % max(1, total // 20) != 0 and step != total)
+
+
+def _banner(
+    monitor: Monitor,
+    config: Config,
+    model: DiffusionLM,
+    samples: Sequence[Sample],
+    per_update: int,
+    total: int,
+    folder: RunFolder,
+    checkpoint: Path | None,
+) -> None:
+    training = config.training
+    monitor.banner(
+        f"SFT {config.experiment.project}",
+        {
+            "model": f"{config.model.pretrained_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters"
+            + (", random weights)" if config.model.random_init else ")"),
+            "device": f"{model.device}, {session.precision(config, model.device)}",
+            "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
+            "batch": f"{per_update} examples x {training.mask_times_per_sample} noisy copies an update; {total} updates in {training.num_train_epochs} epochs",
+            "method": f"{training.method}, block {training.block_size or model.block_size}, {training.normalization}",
+            "seed": str(training.seed),
+            "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
+        },
+    )
+
+
+if __name__ == "__main__":
+    from train.main import main
+
+    main(lambda: run(load_config(sys.argv[1:], "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")))

@@ -1,0 +1,153 @@
+"""Gradient updates: exact accumulation over micro-batches, clipping, the learning rate, and the guard against non-finite numbers."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.schema import Config, OptimizerParams
+from models import DiffusionLM
+from train.objectives import Metrics
+from train.replay import MicroBatch, Row, micro_batches
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
+
+
+def make_accelerator(precision: str, device: torch.device) -> Accelerator:
+    """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no"."""
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def make_optimizer(model: torch.nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; decay on matrices only (norms and biases are left alone)."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": params.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=(params.beta1, params.beta2), eps=params.epsilon)
+
+
+def learning_rate_scale(step: float, total: float, *, shape: str, warmup: float, min_scale: float) -> float:
+    """Share of the peak rate at `step` (counted from 0) of `total`: linear warm-up, then the decay down to min_scale, clamped there."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if shape == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+    decay = 0.5 * (1.0 + math.cos(math.pi * progress)) if shape == "cosine" else 1.0 - progress
+    return min_scale + (1.0 - min_scale) * decay
+
+
+@dataclass
+class UpdateStats:
+    """Sums over the updates of one step; `mean` metrics come from dividing by tokens."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
+    skipped: int = 0
+    grad_norms: list[float] = field(default_factory=list)
+    micro_batches: int = 0
+    packed_tokens: int = 0
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def per_token(self, name: str) -> float:
+        return self.sums.get(name, 0.0) / max(1.0, self.sums.get("tokens", 0.0))
+
+
+class Updater:
+    """Owns optimizer state for a whole run.
+
+    A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped` in a row stop the
+    run (RuntimeError).
+    """
+
+    def __init__(self, model: DiffusionLM, accelerator: Accelerator, config: Config):
+        self.accelerator = accelerator
+        self.peak_rate = config.optimizer.params.learning_rate
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer.params))
+        self.max_tokens = config.training.max_tokens_per_microbatch
+        self.max_grad_norm = config.training.max_grad_norm
+        self.max_skipped = config.training.max_skipped_updates
+        self.skipped_in_a_row = 0
+        self.rate = 0.0
+
+    def set_rate(self, scale: float) -> None:
+        self.rate = self.peak_rate * scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def update(self, rows: Sequence[Row], which: Sequence[int], loss_of: Loss, stats: UpdateStats) -> None:
+        """One optimizer step on rows[which]; loss_of maps (log-probs [N], micro-batch) to (its share of the loss, sums)."""
+        self.model.train()
+        batches = list(micro_batches(rows, which, self.max_tokens, self.accelerator.device))
+        totals: dict[str, Tensor] = {}
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for batch in batches:
+            logp_N = self.model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
+            loss, metrics = loss_of(logp_N, batch)
+            self.accelerator.backward(loss)
+            loss_sum += loss.detach()
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().double()
+            stats.packed_tokens += batch.ids.numel()
+        norm = self._gradient_norm()
+        if math.isfinite(float(loss_sum)) and math.isfinite(norm):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            stats.updates += 1
+            stats.grad_norms.append(norm)
+            stats.add({name: float(value) for name, value in totals.items()} | {"loss": float(loss_sum)})
+        else:
+            self._skip(rows, which, float(loss_sum), norm, stats)
+        self.optimizer.zero_grad(set_to_none=True)
+        stats.micro_batches += len(batches)
+
+    @torch.no_grad()
+    def log_probs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Log-probabilities [N] of each row's trained tokens under the weights as they are, in the trainer's numerics."""
+        self.model.eval()
+        out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+        for batch in micro_batches(rows, which, self.max_tokens, self.accelerator.device):
+            logp_N = (
+                self.model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets).float().cpu().numpy()
+            )
+            for place, i in enumerate(batch.rows):
+                out[i] = logp_N[batch.row_of_N == place]
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+
+    def _gradient_norm(self) -> float:
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return float(norm) if norm is not None else 0.0
+
+    def _skip(self, rows: Sequence[Row], which: Sequence[int], loss: float, norm: float, stats: UpdateStats) -> None:
+        stats.skipped += 1
+        self.skipped_in_a_row += 1
+        names = ", ".join(str(rows[i].key) for i in list(which)[:4]) + (", ..." if len(which) > 4 else "")
+        logger.warning("update skipped: loss %g, gradient norm %g; samples %s", loss, norm, names)
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm {norm:g}, samples {names}). "
+                "The weights were not touched by them. Lower optimizer.params.learning_rate or set training.mixed_precision=no."
+            )
