@@ -119,10 +119,11 @@ def surrogate_faults(row: Row) -> Iterator[Fault]:
 def missing(row: Row, field: str, columns: Mapping[str, str]) -> Fault:
     """The fault of a field that the row does not have, with what it has and a name that is near."""
     wanted = columns.get(field, field)
-    near = difflib.get_close_matches(wanted, row.values, 1)
+    names = list(row.values) if row.renamed_from is None else list(row.renamed_from)
+    near = difflib.get_close_matches(wanted, names, 1)
     mapped = f" (read from column {wanted!r})" if field in columns else ""
     hint = f"dataset.columns can name the one meant, as in {{{field}: {near[0] if near else 'its_name'}}}"
-    present = ", ".join(map(str, row.values)) or "none"
+    present = ", ".join(names) or "none"
     return Fault(row.place, field, f"is missing{mapped}; the row has {present}; {hint}")
 
 

@@ -16,11 +16,13 @@ _PARQUET_BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class Row:
-    """One object of a file. `number` counts from 1; `place` says where it is, as a person would look it up."""
+    """One object of a file. `number` counts from 1; `place` says where it is, as a person would look it up;
+    `renamed_from` has the file's own names of the fields where columns were mapped."""
 
     number: int
     place: str
     values: dict[str, Any]
+    renamed_from: tuple[str, ...] | None = None
 
 
 def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
@@ -35,7 +37,7 @@ def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[
         raise ValueError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     for row in rows:
-        yield Row(row.number, row.place, rename(row.values, columns)) if columns else row
+        yield Row(row.number, row.place, rename(row.values, columns), tuple(row.values)) if columns else row
 
 
 def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

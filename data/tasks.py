@@ -80,7 +80,9 @@ def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
         values = row.values
         if values.get("ground_truth_answer") is not None:
             values["ground_truth_answer"] = str(values["ground_truth_answer"])
-        name = next((str(values[key]) for key in ("task_id", "id") if values.get(key) is not None), str(row.number))
+        name = next(
+            (str(values[key]) for key in ("task_id", "id") if isinstance(values.get(key), str | int)), str(row.number)
+        )
         while name in seen:
             name = f"{name}#{row.number}"
         seen.add(name)

@@ -32,9 +32,9 @@ def test_tasks_have_ids_answers_and_their_whole_rows(write):
 
 
 def test_ids_differ_even_if_the_file_repeats_them(write):
-    rows = [{"question": "?", "id": name} for name in ("a", "a", "3", "a", 0)]
+    rows = [{"question": "?", "id": name} for name in ("a", "a", "3", "a", 0, None, ["a"])]
     ids = [task.id for task in load_tasks(write("a.json", rows), data_type="general")]
-    assert ids == ["a", "a#2", "3", "a#4", "0"]
+    assert ids == ["a", "a#2", "3", "a#4", "0", "6", "7"]
 
 
 def test_columns_of_other_names_are_mapped(write):
@@ -125,6 +125,9 @@ def test_a_mapping_to_a_column_that_is_not_there_names_it(write):
     message = r"field 'question' is missing \(read from column 'querry'\); the row has query; .*\{question: query\}"
     with pytest.raises(ValueError, match=message):
         load_tasks(path, data_type="general", columns={"question": "querry"})
+    both = write("b.json", [{"question": "not this one", "level": 1}])
+    with pytest.raises(ValueError, match=r"\(read from column 'problem'\); the row has question, level;"):
+        load_tasks(both, data_type="general", columns={"question": "problem"})
 
 
 def test_no_row_left_is_an_error(write):
