@@ -1,0 +1,75 @@
+"""Tiny random models of every family, made here in the checkpoint's original layout: no network, no committed weights."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from models import DiffusionLM, load_model
+
+GOLDEN = Path(__file__).parent / "golden"
+REAL = Path(__file__).parents[2] / "shared" / "real"
+
+TINY_CONFIGS = {
+    "sdar": {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        "attention_bias": False,
+        "block_size": 4,
+        "eos_token_id": 2,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "mask_token_id": 1,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_sliding_window": False,
+        "vocab_size": 64,
+    },
+}
+
+
+def tiny_checkpoint(folder, family="sdar", *, seed=0, sharpness=1.5, **config):
+    """A checkpoint folder with random weights; `config` overrides config.json, `sharpness` scales the spread of the logits.
+
+    Weights are large enough that every token depends on its whole context and confidences reach from .1 to 1.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = {**TINY_CONFIGS[family], **config}
+    (folder / "config.json").write_text(json.dumps(raw))
+    model = load_model(folder, random_init_seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                gain = 1.0 if "embed" in name else (sharpness if "lm_head" in name else 1.2) / weight.shape[1] ** 0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * gain)
+            elif name.endswith("weight"):
+                weight.copy_(1.0 + 0.2 * torch.randn(weight.shape, generator=generator))
+            else:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    model.save(folder)
+    return folder
+
+
+def tiny_model(family="sdar", *, seed=0, dtype="float32", sharpness=1.5, **config) -> DiffusionLM:
+    """A tiny random model of a family, loaded from a checkpoint that is written for it and thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(tiny_checkpoint(folder, family, seed=seed, sharpness=sharpness, **config), dtype=dtype)
+
+
+def random_prompts(lengths, *, vocab_size=64, seed=0, avoid=(0, 1, 2)):
+    """Prompts of the given lengths from ids other than pad, mask and eos."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([i for i in range(vocab_size) if i not in avoid])
+    return [ids[torch.randint(len(ids), (length,), generator=generator)].tolist() for length in lengths]

@@ -1,0 +1,141 @@
+"""The sampler's semantics written down a second time, as plainly as possible: one sequence, no cache, the whole prefix recomputed at
+every step, Python numbers. Only the hash is the sampler's own. Block families."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sample.sampler import hash_key
+from sample.unmask import hash_uniform
+
+
+@dataclass
+class Answer:
+    canvas_ids: list
+    canvas_step_map: list
+    canvas_logprobs: list
+    num_response_tokens: int
+    finish_reason: str
+    num_steps: int
+    num_blocks: int
+
+
+def decode(model, prompt, config, key):
+    """`config` is a SamplingConfig after `for_model`."""
+    b, mask, P = config.block_size, model.mask_id, len(prompt)
+    limit = P + config.max_new_tokens
+    ids, steps, logps = list(prompt), [0] * P, [0.0] * P
+    start, step, block = P // b * b, 0, 0
+    while True:
+        grow = start + b - len(ids)
+        ids, steps, logps = ids + [mask] * grow, steps + [0] * grow, logps + [0.0] * grow
+        plan = even_shares(b, steps_of_block(config.steps_per_block, block))
+        for k in plan + [1] * b:
+            masked = [i for i in range(start, start + b) if ids[i] == mask]
+            if not masked:
+                break
+            step += 1
+            rows = model.logits(torch.tensor([ids]), block_size=b)[0].double()
+            found = {i: candidate(rows[i].tolist(), mask, config, key, i, step - 1) for i in masked}
+            for i in select(found, masked, max(k, 1), config):
+                ids[i], steps[i], logps[i] = found[i]["token"], step, found[i]["logp"]
+            done = len(ids) if mask not in ids else ids.index(mask)
+            stops = [i for i in range(P, min(done, limit)) if ids[i] in config.stop_ids]
+            if stops or done >= limit:
+                length = stops[0] + 1 - P if stops else config.max_new_tokens
+                return Answer(ids[P:], steps[P:], logps[P:], length, "stop" if stops else "length", step, block + 1)
+        start, block = start + b, block + 1
+
+
+def steps_of_block(steps_per_block, block):
+    if isinstance(steps_per_block, int):
+        return steps_per_block
+    return steps_per_block[min(block, len(steps_per_block) - 1)]
+
+
+def even_shares(total, parts):
+    return [total // parts + (1 if i < total % parts else 0) for i in range(parts)]
+
+
+def softmax(values):
+    peak = max(values)
+    weights = [math.exp(v - peak) for v in values]
+    total = sum(weights)
+    return [w / total for w in weights]
+
+
+def candidate(logits, mask, config, key, position, step):
+    """Token, log-probability, score and entropy of one position."""
+    probability = softmax(logits)
+    allowed = [v if t != mask else -math.inf for t, v in enumerate(logits)]
+    drawn_from = probability
+    if config.temperature == 0.0 or config.top_k == 1:
+        token = max(range(len(allowed)), key=lambda t: (allowed[t], -t))
+    else:
+        drawn_from = softmax(keep_top_p(keep_top_k([v / config.temperature for v in allowed], config.top_k), config.top_p))
+        goal = uniform(config.seed, key, position, step, 0) * sum(drawn_from)
+        reached = 0.0
+        for t, p in enumerate(drawn_from):
+            reached += p
+            if reached > goal:
+                token = t
+                break
+    logp = math.log(probability[token])
+    entropy = -sum(p * math.log(p) for p in probability if p > 0)
+    first, second = sorted(probability, reverse=True)[:2]
+    score = {
+        "confidence": drawn_from[token] if config.confidence == "tempered" else probability[token],
+        "margin_confidence": first - second,
+        "neg_entropy": -entropy,
+        "random": uniform(config.seed, key, position, step, 1),
+    }[config.target]
+    if config.pad_target_penalty != 1.0 and token == config.pad_id:
+        score = score / config.pad_target_penalty if score >= 0 else score * config.pad_target_penalty
+    return {"token": token, "logp": logp, "score": score, "entropy": entropy}
+
+
+def keep_top_k(logits, k):
+    if k == 0 or k >= len(logits):
+        return logits
+    kth = sorted(logits, reverse=True)[k - 1]
+    return [v if v >= kth else -math.inf for v in logits]
+
+
+def keep_top_p(logits, p):
+    if p == 1.0:
+        return logits
+    probability = softmax(logits)
+    kept, mass = set(), 0.0
+    for t in sorted(range(len(logits)), key=lambda t: (-logits[t], t)):
+        if mass >= p:
+            break
+        kept.add(t)
+        mass += probability[t]
+    return [v if t in kept else -math.inf for t, v in enumerate(logits)]
+
+
+def uniform(seed, key, position, step, stream):
+    name = torch.tensor([hash_key(key)])
+    return float(hash_uniform(seed, name, torch.tensor([[position]]), torch.tensor([step]), stream))
+
+
+def select(found, masked, k, config):
+    """The positions that the step commits."""
+    k = min(k, len(masked))
+    by_score = sorted(masked, key=lambda i: (-found[i]["score"], i))
+    if config.strategy == "sequential":
+        return masked[:k]
+    if config.strategy == "low_confidence_static":
+        return by_score[:k]
+    if config.strategy == "low_confidence_dynamic":
+        passed = [i for i in masked if found[i]["score"] > config.threshold]
+        return passed if len(passed) >= k else by_score[:k]
+    assert config.strategy == "entropy_bounded"
+    surest, total, chosen = sorted(masked, key=lambda i: (found[i]["entropy"], i)), 0.0, []
+    for i in surest:
+        total += found[i]["entropy"]
+        if chosen and total >= config.entropy_bound:
+            break
+        chosen.append(i)
+    return chosen
