@@ -32,6 +32,7 @@ MADE_HERE = (
 )
 UNCOMPARED_KEYS = ("experiment.overwrite", "experiment.resume", "experiment.start_from_scratch", "dry_run")
 HEARTBEAT_SECONDS = 10.0
+PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)
 
 
@@ -176,7 +177,10 @@ class Lock:
 
     @classmethod
     def take(cls, path: Path) -> "Lock":
-        """ValueError naming the holder when there is one; OSError when the file cannot be written."""
+        """ValueError naming the holder when there is one; OSError when the file cannot be written.
+
+        A killed holder may take a moment to vanish, so the lock is asked for during PATIENCE_SECONDS.
+        """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             held_here = not _try_flock(descriptor)
@@ -219,14 +223,18 @@ class Lock:
 
 
 def _try_flock(descriptor: int) -> bool:
-    """False when another process holds the lock; True also on a file system that has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+    """False when another process keeps the lock; True also on a file system that has no locks."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return True
 
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
