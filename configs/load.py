@@ -114,6 +114,9 @@ def _range_text(item: dataclasses.Field) -> str:  # type: ignore[type-arg]
 def _as_tree(source: Any, where: str) -> dict[str, Any]:
     """A source as nested dicts with dLLM-RL's spellings translated, retired keys taken out, unknown keys refused."""
     tree = typing.cast(dict[str, Any], OmegaConf.to_container(source, resolve=False))
+    training = tree.get("training")
+    if isinstance(training, dict) and training.get("mixed_precision") is False:
+        training["mixed_precision"] = "no"  # YAML reads an unquoted no as false
     if isinstance(tree.get("model"), str):
         tree["model"] = {"pretrained_model": tree["model"]}
     if "model_base" in tree:
