@@ -1,4 +1,5 @@
-"""YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value stops here."""
+"""YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
+stops here."""
 
 import dataclasses
 import difflib
@@ -27,7 +28,8 @@ def find(path: str | Path) -> Path:
 
 
 def load_config(arguments: Sequence[str], usage: str = "python rl.py config=configs/NAME.yaml [a.b=c ...]") -> Config:
-    """Merges defaults, the YAML named by `config=` and the other words, later ones winning. ValueError names key, value and fix.
+    """Merges defaults, the YAML named by `config=` and the other words, later ones winning. ValueError names key,
+    value and fix.
 
     `--help` prints every key and exits.
     """
@@ -83,7 +85,8 @@ def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, da
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a run."""
+    """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a
+    run."""
     tree = dataclasses.asdict(config)
     return {k: v for k, v in tree.items() if k not in ("config", "dry_run")}
 

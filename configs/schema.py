@@ -156,7 +156,9 @@ class TrainingConfig:
     max_tokens_per_microbatch: int = opt(16384, "packed tokens of one forward; shapes memory, never results", low=1)
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
     max_skipped_updates: int = opt(10, "stop after so many non-finite updates in a row", low=1)
-    mixed_precision: str = opt("bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no"))
+    mixed_precision: str = opt(
+        "bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no")
+    )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs that have them")
     gradient_checkpointing_enable: bool = opt(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)

@@ -1,7 +1,8 @@
 """How the queries of one forward see its keys: the single seam between transformers' model classes and our masks.
 
-transformers lets a model call a registered attention function. Ours hands queries, keys and values to a `Layout`, an object
-passed along with the forward, which says who sees whom and where keys are kept. No 2D mask, no causal default, no cache class.
+transformers lets a model call a registered attention function. Ours hands queries, keys and values to a `Layout`,
+an object passed along with the forward, which says who sees whom and where keys are kept. No 2D mask, no causal
+default, no cache class.
 
 Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.
 """
@@ -37,10 +38,11 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 def grouped_attention(
     query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Masked attention with G <= H key-value heads; mask is bool (True: may attend) or additive, broadcast to [B, 1, L, Lk].
+    """Masked attention with G <= H key-value heads; mask is bool (True: may attend) or additive, broadcast to [B,
+    1, L, Lk].
 
-    Where the mask does not depend on the query ([B, 1, 1, Lk]) the heads of a group become further query rows: no key is copied.
-    Returns [B, L, H, d].
+    Where the mask does not depend on the query ([B, 1, 1, Lk]) the heads of a group become further query rows: no
+    key is copied. Returns [B, L, H, d].
     """
     B, H, L, d = query_BHLd.shape
     G = key_BGLd.shape[1]
@@ -57,7 +59,8 @@ def grouped_attention(
 
 @dataclass(frozen=True)
 class Masked:
-    """One explicit mask for ordinary [B, L] sequences: bool [L, L] or [B, 1, L, L], None = everything sees everything."""
+    """One explicit mask for ordinary [B, L] sequences: bool [L, L] or [B, 1, L, L], None = everything sees
+    everything."""
 
     mask: Tensor | None
 
@@ -69,9 +72,9 @@ class Masked:
 class Segment:
     """Rows of about one length inside a packed token axis.
 
-    index_NS: positions on the packed axis, padding repeats 0; mask_N1SS: bool, or additive in the compute type; padded queries see
-    column 0 so that no softmax row is empty.
-    flat_index, source_index: where the real (unpadded) entries of the output go, and where they come from in [N * S].
+    index_NS: positions on the packed axis, padding repeats 0; mask_N1SS: bool, or additive in the compute type;
+    padded queries see column 0 so that no softmax row is empty. flat_index, source_index: where the real (unpadded)
+    entries of the output go, and where they come from in [N * S].
     """
 
     index_NS: Tensor
@@ -82,7 +85,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Packed:
-    """Many independent rows on one packed token axis (B = 1): linear layers see no padding, attention runs row by row."""
+    """Many independent rows on one packed token axis (B = 1): linear layers see no padding, attention runs row by
+    row."""
 
     segments: Sequence[Segment]
 

@@ -20,7 +20,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "to
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A local checkpoint folder; a name like `org/model` that is no folder is fetched from the hub (HF_HUB_OFFLINE honoured)."""
+    """A local checkpoint folder; a name like `org/model` that is no folder is fetched from the hub (HF_HUB_OFFLINE
+    honoured)."""
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
@@ -65,7 +66,8 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' class of the family with the folder's weights. ValueError when a weight is missing, extra or misshapen."""
+    """transformers' class of the family with the folder's weights. ValueError when a weight is missing, extra or
+    misshapen."""
     model, info = family.model_class.from_pretrained(
         folder,
         config=hf_config,
@@ -95,7 +97,8 @@ def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtyp
 def write_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype
 ) -> None:
-    """A checkpoint folder in the original layout: carried files as they were, config.json's torch_dtype set to what is saved."""
+    """A checkpoint folder in the original layout: carried files as they were, config.json's torch_dtype set to what
+    is saved."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)

@@ -1,4 +1,5 @@
-"""What differs between model families. Adding one is adding one file that defines a `Family` and naming it in `FAMILIES`."""
+"""What differs between model families. Adding one is adding one file that defines a `Family` and naming it in
+`FAMILIES`."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -16,10 +17,10 @@ class Family:
     model_types: values of config.json's `model_type` that mean this family.
     attention: "block" (clean past, bidirectional inside a block) or "full" (bidirectional everywhere).
     logit_shift: the prediction of token i is read at position i - 1.
-    model_class, hf_config: transformers' class, and its config made from the checkpoint's config.json (ValueError on flags that
-    the class cannot express).
-    key_map: regular expression -> replacement, from the checkpoint's weight names to the class's names; empty = equal names.
-    mask_id: used when neither config.json nor the tokenizer names one. end_of_turn: the chat's token that ends an answer.
+    model_class, hf_config: transformers' class, and its config made from the checkpoint's config.json (ValueError
+    on flags that the class cannot express). key_map: regular expression -> replacement, from the checkpoint's
+    weight names to the class's names; empty = equal names. mask_id: used when neither config.json nor the tokenizer
+    names one. end_of_turn: the chat's token that ends an answer.
     """
 
     name: str
@@ -43,7 +44,8 @@ def families() -> dict[str, Family]:
 
 
 def find_family(raw_config: Mapping[str, Any], model_base: str | None, where: str) -> Family:
-    """The family of a checkpoint: `model_base` if given, else config.json's model_type. ValueError when neither is known."""
+    """The family of a checkpoint: `model_base` if given, else config.json's model_type. ValueError when neither is
+    known."""
     known = families()
     if model_base is not None:
         if model_base not in known:

@@ -23,8 +23,9 @@ _LOGITS_CHUNK_ELEMENTS = 2**25
 class DiffusionLM(nn.Module):
     """Body and head of one family's model. Parameters carry transformers' names; `save` writes the checkpoint's own.
 
-    family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id; eos_ids: ids that
-    end an answer; pad_id; block_size: the checkpoint's (1 for full attention); tokenizer: None for a folder without one.
+    family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
+    eos_ids: ids that end an answer; pad_id; block_size: the checkpoint's (1 for full attention); tokenizer: None
+    for a folder without one.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class DiffusionLM(nn.Module):
 
     @property
     def end_of_answer_id(self) -> int:
-        """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the first eos id."""
+        """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the
+        first eos id."""
         turn = self._family.end_of_turn
         known = self.tokenizer.get_vocab().get(turn) if self.tokenizer is not None and turn is not None else None
         if known is None and not self.eos_ids:
@@ -95,7 +97,8 @@ class DiffusionLM(nn.Module):
     ) -> Tensor:
         """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L].
 
-        Logits exist only for these positions, in chunks that are recomputed in the backward pass when there are several.
+        Logits exist only for these positions, in chunks that are recomputed in the backward pass when there are
+        several.
         """
         hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1)[index_N]
         chunk = max(1, _LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
@@ -131,7 +134,8 @@ class DiffusionLM(nn.Module):
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
     def copy_as(self, dtype: torch.dtype) -> "DiffusionLM":
-        """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the positions)."""
+        """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the
+        positions)."""
         twin = copy.deepcopy(self)
         for parameter in twin.parameters():
             parameter.data = parameter.data.to(dtype)

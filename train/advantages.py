@@ -49,8 +49,8 @@ def group_advantages(
 ) -> Scored:
     """Advantages of prompt-major rewards. A reward of None (or keep False) leaves its response out of its group.
 
-    Left out as whole groups: fewer than two rewards ("small"), all rewards equal ("equal"), and, where every reward of the group is
-    0 or 1, an accuracy outside [min_accuracy, max_accuracy] ("accuracy").
+    Left out as whole groups: fewer than two rewards ("small"), all rewards equal ("equal"), and, where every reward
+    of the group is 0 or 1, an accuracy outside [min_accuracy, max_accuracy] ("accuracy").
     """
     advantages: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()

@@ -18,7 +18,8 @@ STATE = "trainer"
 
 
 def save_checkpoint(folder: Path, step: int, model: DiffusionLM, state: dict[str, Any], link_name: str) -> Path:
-    """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, trainer/ with state and a list of sizes.
+    """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, trainer/ with state and a
+    list of sizes.
 
     `folder`/`link_name` then points to it.
     """

@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 def sampling_entries(
     decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
-    """Name -> sampling config for each entry of the parallel lists remasking_strategy, top_k, block_size, denoising_steps_per_block.
+    """Name -> sampling config for each entry of the parallel lists remasking_strategy, top_k, block_size,
+    denoising_steps_per_block.
 
-    A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not fit the model.
+    A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
+    fit the model.
     """
     names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
     lists = {name: value for name in names if isinstance(value := getattr(decode, name), (list, tuple))}
@@ -84,7 +86,8 @@ def load_prompts(
     max_prompt_tokens: int,
     start_with_think: bool,
 ) -> list[Prompt]:
-    """The tasks of a data set as token ids. Over-long prompts are dropped and counted in one warning, or an error, by policy."""
+    """The tasks of a data set as token ids. Over-long prompts are dropped and counted in one warning, or an error,
+    by policy."""
     from configs import find
 
     path = resolve_dataset(name, folder=find(config.folder), seed=config.seed)
@@ -120,13 +123,15 @@ def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]
 
 
 def answer_text(rollout: Rollout, model: DiffusionLM) -> str:
-    """The answer as text, once, for rewards and people: without the stop id that ends it, all other ids as they decode."""
+    """The answer as text, once, for rewards and people: without the stop id that ends it, all other ids as they
+    decode."""
     ids = rollout.token_ids[:-1] if rollout.finish_reason == "stop" else rollout.token_ids
     return tokenizer_of(model).decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> dict[str, list[object]]:
-    """What a reward may ask for by name: every column of the tasks, and what the sampler knows. Aligned with the rollouts."""
+    """What a reward may ask for by name: every column of the tasks, and what the sampler knows. Aligned with the
+    rollouts."""
     per_prompt = len(rollouts) // max(1, len(prompts))
     tasks = [p.task for p in itertools.chain.from_iterable(itertools.repeat(p, per_prompt) for p in prompts)]
     names = sorted({name for task in tasks for name in task.columns} - {"prompts", "completions"})

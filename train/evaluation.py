@@ -93,7 +93,8 @@ def evaluate(
     responses_per_task: int,
     monitor: Monitor,
 ) -> list[Evaluation]:
-    """Samples and grades every entry. Keys are (eval, task, sample): the same randomness at every call, so that changes show."""
+    """Samples and grades every entry. Keys are (eval, task, sample): the same randomness at every call, so that
+    changes show."""
     results = []
     keys = [("eval", p.task.id, j) for p in prompts for j in range(responses_per_task)]
     for name, config in entries.items():
@@ -112,7 +113,8 @@ def evaluate(
 
 
 def run(config: Config) -> dict[str, Any] | None:
-    """eval.py: every entry of the rollout section on dataset.eval_dataset. Returns metrics by entry; None for a dry run.
+    """eval.py: every entry of the rollout section on dataset.eval_dataset. Returns metrics by entry; None for a dry
+    run.
 
     Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
     """
@@ -153,7 +155,8 @@ def run(config: Config) -> dict[str, Any] | None:
 
 
 def reward_of(config: Config, data_type: str) -> Reward:
-    """The reward that a config names, for tasks of this type. ValueError, before anything starts, for what cannot work."""
+    """The reward that a config names, for tasks of this type. ValueError, before anything starts, for what cannot
+    work."""
     function = config.reward.function
     if function is not None and ":" in function:
         path, name = function.rsplit(":", 1)

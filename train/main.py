@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 
 def main(command: Callable[[], object]) -> None:
-    """Runs a command. ValueErrors are messages for users: printed without a traceback, exit status 2 (DEBUG=1 shows all)."""
+    """Runs a command. ValueErrors are messages for users: printed without a traceback, exit status 2 (DEBUG=1 shows
+    all)."""
     try:
         command()
     except ValueError as error:

@@ -1,7 +1,7 @@
 """What is minimised: pure functions of the trained tokens' log-probabilities.
 
-Shapes: N trained tokens of one micro-batch. `weight_N` carries the normalisation (0 = untrained), so a loss is a plain sum and any
-split into micro-batches or ranks adds up to the same update.
+Shapes: N trained tokens of one micro-batch. `weight_N` carries the normalisation (0 = untrained), so a loss is a
+plain sum and any split into micro-batches or ranks adds up to the same update.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,9 +46,11 @@ def clipped_surrogate(
     kl: str = "k3",
     kl_weight_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """TraceRL's objective over tokens replayed at their own denoising step (arXiv:2509.06949), PPO's clip (arXiv:1707.06347):
+    """TraceRL's objective over tokens replayed at their own denoising step (arXiv:2509.06949), PPO's clip
+    (arXiv:1707.06347):
 
-        loss = - sum_j w_j min(r_j A_j, clip(r_j, 1 - eps, 1 + eps) A_j) + beta sum_j w_j KL_j,    r = exp(logp - logp_old)
+        loss = - sum_j w_j min(r_j A_j, clip(r_j, 1 - eps, 1 + eps) A_j) + beta sum_j w_j KL_j,    r = exp(logp -
+        logp_old)
 
     The log-ratio is clamped to +-10 so that exp stays finite. kl_weight_N: another normalisation for the KL term.
     Returns the loss and sums over the N tokens: tokens, clipped, ratio, kl, kl_loss, policy_loss.
@@ -86,7 +88,8 @@ def token_weights(
     """The weight of each row's tokens [rows] in an update made of `rows`.
 
     constant: mean over responses of (sum over tokens / max_gen_length). token_mean: sum / trained tokens of the update.
-    reference: dLLM-RL's, mean over its rows (one a round) of (sum / longest response of the step), which depends on batch mates.
+    reference: dLLM-RL's, mean over its rows (one a round) of (sum / longest response of the step), which depends on
+    batch mates.
     """
     if kind == "constant":
         weight = 1.0 / (len(rows) * max_gen_length)

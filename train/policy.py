@@ -31,8 +31,8 @@ class Batch:
 
 
 def plan_updates(rows: Sequence[Row], rows_per_update: int, seed: Sequence[int]) -> list[list[int]]:
-    """Order and cut of a step's responses: shuffled by seed, whole responses until an update has `rows_per_update` rows as dLLM-RL
-    counts them (one a round); the last update may be smaller."""
+    """Order and cut of a step's responses: shuffled by seed, whole responses until an update has `rows_per_update`
+    rows as dLLM-RL counts them (one a round); the last update may be smaller."""
     updates: list[list[int]] = [[]]
     count = 0
     for i in np.random.default_rng(seed).permutation(len(rows)):
@@ -59,7 +59,8 @@ class Policy:
         self.recompute = choice == "recompute" or (choice == "auto" and sampling.cache != "exact")
 
     def batch(self, rollouts: Sequence[Rollout], advantages: Sequence[float | None]) -> Batch:
-        """Replays every rollout that has an advantage. One with a non-finite log-probability is left out, counted and named."""
+        """Replays every rollout that has an advantage. One with a non-finite log-probability is left out, counted
+        and named."""
         assert self.sampling.block_size is not None
         rows, kept, logps, skipped = [], [], [], 0
         for rollout, advantage in zip(rollouts, advantages, strict=True):

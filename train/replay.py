@@ -1,9 +1,10 @@
 """Trajectory -> rows: what the trainer runs so that every token is scored exactly as the sampler saw it.
 
-A block family's response becomes one sequence: one clean copy of prompt and canvas, then one noisy copy of each block for each
-round (denoising step) that has trained tokens. A noisy block sees the clean blocks before its own and itself; it holds what the
-sampler held at that step: earlier tokens in place, the mask id at every position decided at that step or later, or never.
-Blocks lie on the absolute grid from position 0, so the prompt's tail stands in the first noisy block as it is.
+A block family's response becomes one sequence: one clean copy of prompt and canvas, then one noisy copy of each
+block for each round (denoising step) that has trained tokens. A noisy block sees the clean blocks before its own
+and itself; it holds what the sampler held at that step: earlier tokens in place, the mask id at every position
+decided at that step or later, or never. Blocks lie on the absolute grid from position 0, so the prompt's tail
+stands in the first noisy block as it is.
 
 Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, b block size.
 """
@@ -26,10 +27,10 @@ Ints = NDArray[np.int64]
 class Row:
     """One response, replayed.
 
-    ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or the number of
-    the noisy block copy. index [N]: where in the row the trained tokens are read; targets [N]: their ids; canvas_index [N]: their
-    place in the canvas; round_index [N]: the round (rank of the step inside its block). num_rounds: rounds with trained tokens, the
-    rows that dLLM-RL would run for this response.
+    ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
+    the number of the noisy block copy. index [N]: where in the row the trained tokens are read; targets [N]: their
+    ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
+    block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run for this response.
     """
 
     key: Key
@@ -53,8 +54,8 @@ class Row:
 
 
 def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
-    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a time and each is
-    replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
+    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a
+    time and each is replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
     if shrink == 1:
         return step_map_C
     out = step_map_C.copy()
@@ -114,7 +115,8 @@ def replay_blocks(
 
 @dataclass(frozen=True)
 class NoisyBlock:
-    """One noisy copy of block `block`: masked_C and trained_C [C] say which canvas positions hold the mask id and are trained."""
+    """One noisy copy of block `block`: masked_C and trained_C [C] say which canvas positions hold the mask id and
+    are trained."""
 
     block: int
     round: int
@@ -125,7 +127,8 @@ class NoisyBlock:
 def pack_row(
     key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyBlock], block_size: int, first_block: int, mask_id: int
 ) -> Row | None:
-    """Clean copy of everything before the last noisy block, then the noisy blocks, as one `Row`; None without noisy blocks."""
+    """Clean copy of everything before the last noisy block, then the noisy blocks, as one `Row`; None without noisy
+    blocks."""
     if not noisy:
         return None
     b, P = block_size, len(prompt)
@@ -180,7 +183,8 @@ def _limit_pads_per_round(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows packed for one forward: ids and positions [1, T], the attention layout, and the N trained tokens' flat index and targets.
+    """Rows packed for one forward: ids and positions [1, T], the attention layout, and the N trained tokens' flat
+    index and targets.
 
     row_of_N: which of `rows` each trained token belongs to.
     """
@@ -197,7 +201,8 @@ class MicroBatch:
 def micro_batches(
     rows: Sequence[Row], which: Sequence[int], max_tokens: int, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """Packs rows[which] up to a token budget, rows of like length together. How rows are split never changes a result."""
+    """Packs rows[which] up to a token budget, rows of like length together. How rows are split never changes a
+    result."""
     batch: list[int] = []
     total = 0
     for i in sorted(which, key=lambda i: (-rows[i].num_tokens, i)):
@@ -263,8 +268,8 @@ def _segment(rows: Sequence[Row], starts: Ints, device: torch.device) -> Segment
 
 
 def replay_mask(block_NS: Tensor, copy_NS: Tensor) -> Tensor:
-    """Bool [N, S, S], query by key: a clean token sees clean blocks up to its own, a noisy one the clean blocks before its own and
-    its own copy; padding (copy -1) sees column 0 and is seen by none."""
+    """Bool [N, S, S], query by key: a clean token sees clean blocks up to its own, a noisy one the clean blocks
+    before its own and its own copy; padding (copy -1) sees column 0 and is seen by none."""
     block_q, block_k = block_NS[:, :, None], block_NS[:, None, :]
     copy_q, copy_k = copy_NS[:, :, None], copy_NS[:, None, :]
     clean_key = copy_k == 0

@@ -98,7 +98,8 @@ class Run:
         return self.finish()
 
     def draw(self, step: int) -> list[Prompt]:
-        """The tasks of a step: passes over the data set in an order that seed and pass fix; a function of the step alone."""
+        """The tasks of a step: passes over the data set in an order that seed and pass fix; a function of the step
+        alone."""
         count, total = self.config.rollout.num_task_per_step, len(self.prompts)
         places = np.arange((step - 1) * count, step * count)
         orders = {
@@ -293,7 +294,8 @@ def check(config: Config) -> None:
 
 
 def prepare_model(config: Config) -> None:
-    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds and folders of this run are passed on."""
+    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds and folders of this run are
+    passed on."""
     if not _to_be_prepared(config):
         return
     words = [

@@ -1,4 +1,5 @@
-"""What every training or evaluation command does before its loop: check, choose a device, make the model, say what will run."""
+"""What every training or evaluation command does before its loop: check, choose a device, make the model, say what
+will run."""
 
 import logging
 import os
@@ -38,7 +39,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def precision(config: Config, device: torch.device) -> str:
-    """ "bf16" or "no": training.mixed_precision as this device can do it. bf16 without instructions for it would be far slower than fp32."""
+    """ "bf16" or "no": training.mixed_precision as this device can do it. bf16 without instructions for it would be
+    far slower than fp32."""
     wanted = config.training.mixed_precision
     if wanted == "no":
         return "no"
@@ -71,7 +73,8 @@ def check_dataset(config: Config, name: str, key: str) -> Path:
 
 
 def make_model(config: Config, path: Path | None = None, dtype: str = "float32") -> DiffusionLM:
-    """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's device."""
+    """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's
+    device."""
     seed = config.training.seed if config.model.random_init and path is None else None
     folder = path or check_model_path(config)
     model = load_model(folder, dtype, pick_device(config.model.device), config.model.model_base, seed)
@@ -113,7 +116,8 @@ def parameter_count(folder: Path, model_base: str | None) -> int:
 
 
 def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: int) -> dict[str, float]:
-    """GiB by part: fp32 weights, gradients and Adam moments, the sampler's copy, its slots. Activations are not counted."""
+    """GiB by part: fp32 weights, gradients and Adam moments, the sampler's copy, its slots. Activations are not
+    counted."""
     raw_config = read_json(folder / "config.json")
     parameters = parameter_count(folder, config.model.model_base)
     bf16 = precision(config, pick_device(config.model.device)) == "bf16"

@@ -47,7 +47,8 @@ class Sample:
 
 
 def run(config: Config) -> dict[str, Any] | None:
-    """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry run."""
+    """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry
+    run."""
     session.prepare_process(config.experiment, config.training.enable_tf32)
     path = check(config)
     if config.dry_run:
@@ -147,8 +148,8 @@ def _update(updater: Updater, rows: Sequence[Row], config: Config, step: int, to
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, training: TrainingConfig) -> list[Sample]:
-    """Examples as ids. The end id is appended where the answer does not end with one; over-long prompts are dropped and over-long
-    answers cut, both counted in one warning. ValueError where a step_map does not fit its answer."""
+    """Examples as ids. The end id is appended where the answer does not end with one; over-long prompts are dropped
+    and over-long answers cut, both counted in one warning. ValueError where a step_map does not fit its answer."""
     tokenizer = tokenizer_of(model)
     samples, long_prompts, cut = [], 0, 0
     for i, example in enumerate(examples):
@@ -201,9 +202,10 @@ def make_row(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch
 def semi_ar_noise(
     prompt_tokens: int, trainable: int, canvas_tokens: int, b: int, training: TrainingConfig, noise: np.random.Generator
 ) -> list[NoisyBlock]:
-    """mask_times_per_sample noisy copies of each block. A copy draws its noise level t from U(lower_p, upper_p) and masks each of the
-    block's trained positions with probability t, at least one; all masked ones are trained (Block Diffusion, arXiv:2503.09573).
-    Filling after the trained positions is always masked: it is not to be read as a sign that the answer ends."""
+    """mask_times_per_sample noisy copies of each block. A copy draws its noise level t from U(lower_p, upper_p) and
+    masks each of the block's trained positions with probability t, at least one; all masked ones are trained (Block
+    Diffusion, arXiv:2503.09573). Filling after the trained positions is always masked: it is not to be read as a
+    sign that the answer ends."""
     place = np.arange(canvas_tokens)
     group = (prompt_tokens + place) // b
     noisy = []

@@ -1,4 +1,5 @@
-"""Gradient updates: exact accumulation over micro-batches, clipping, the learning rate, and the guard against non-finite numbers."""
+"""Gradient updates: exact accumulation over micro-batches, clipping, the learning rate, and the guard against
+non-finite numbers."""
 
 import logging
 import math
@@ -39,7 +40,8 @@ def make_optimizer(model: torch.nn.Module, params: OptimizerParams) -> torch.opt
 
 
 def learning_rate_scale(step: float, total: float, *, shape: str, warmup: float, min_scale: float) -> float:
-    """Share of the peak rate at `step` (counted from 0) of `total`: linear warm-up, then the decay down to min_scale, clamped there."""
+    """Share of the peak rate at `step` (counted from 0) of `total`: linear warm-up, then the decay down to
+    min_scale, clamped there."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if shape == "constant":
@@ -71,8 +73,8 @@ class UpdateStats:
 class Updater:
     """Owns optimizer state for a whole run.
 
-    A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped` in a row stop the
-    run (RuntimeError).
+    A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
+    in a row stop the run (RuntimeError).
     """
 
     def __init__(self, model: DiffusionLM, accelerator: Accelerator, config: Config):
@@ -91,7 +93,8 @@ class Updater:
             group["lr"] = self.rate
 
     def update(self, rows: Sequence[Row], which: Sequence[int], loss_of: Loss, stats: UpdateStats) -> None:
-        """One optimizer step on rows[which]; loss_of maps (log-probs [N], micro-batch) to (its share of the loss, sums)."""
+        """One optimizer step on rows[which]; loss_of maps (log-probs [N], micro-batch) to (its share of the loss,
+        sums)."""
         self.model.train()
         batches = list(micro_batches(rows, which, self.max_tokens, self.accelerator.device))
         totals: dict[str, Tensor] = {}
@@ -118,7 +121,8 @@ class Updater:
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Log-probabilities [N] of each row's trained tokens under the weights as they are, in the trainer's numerics."""
+        """Log-probabilities [N] of each row's trained tokens under the weights as they are, in the trainer's
+        numerics."""
         self.model.eval()
         out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
         for batch in micro_batches(rows, which, self.max_tokens, self.accelerator.device):
