@@ -75,7 +75,7 @@ def merge(*trees: dict[str, Any]) -> Config:
     return config
 
 
-def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:  # type: ignore[type-arg]
+def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
     """(dotted key, field) of every leaf of the schema."""
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(item.type):
@@ -95,20 +95,21 @@ def help_text(usage: str) -> str:
     lines = [f"usage: {usage}", "", "Any key may be given on the command line as section.key=value.", ""]
     for name, item in flat_fields():
         kind = str(item.type).replace("<class '", "").replace("'>", "").replace("typing.Any", "value or list")
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+        factory: Any = item.default_factory
+        default = factory() if item.default is dataclasses.MISSING else item.default
         lines.append(f"  {name:<44} {kind:<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
     lines += [
         "",
         "examples:",
         "  python rl.py config=configs/rl_tiny.yaml",
-        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B dataset.train_dataset=MATH_train",
+        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B rollout.max_token=1000",
         "  python eval.py config=configs/trado_eval.yaml model.pretrained_model=/models/TraDo-4B",
         "  python rl.py config=configs/rl_trado.yaml dry_run=true",
     ]
     return "\n".join(lines)
 
 
-def _range_text(item: dataclasses.Field) -> str:  # type: ignore[type-arg]
+def _range_text(item: dataclasses.Field) -> str:
     if item.metadata["choices"]:
         return f" [{' | '.join(item.metadata['choices'])}]"
     return ""

@@ -33,7 +33,7 @@ def resolve_folder(path: str | Path) -> Path:
             return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.msgpack", "*.h5"]))
         except Exception as error:
             raise ValueError(
-                f"model path {name!r} is no folder here and could not be fetched from the hub ({type(error).__name__}). "
+                f"model path {name!r} is no folder and could not be fetched from the hub ({type(error).__name__}). "
                 "Give a local folder, or check the name and the network."
             ) from error
     raise ValueError(f"model path {name!r} does not exist. Give a checkpoint folder or a hub name (org/model).")
@@ -68,7 +68,7 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
 def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' class of the family with the folder's weights. ValueError when a weight is missing, extra or
     misshapen."""
-    model, info = family.model_class.from_pretrained(
+    loaded: Any = family.model_class.from_pretrained(
         folder,
         config=hf_config,
         dtype=dtype,
@@ -77,6 +77,7 @@ def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtyp
         output_loading_info=True,
         trust_remote_code=False,
     )
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if hf_config.tie_word_embeddings:
         missing = [name for name in missing if name != "lm_head.weight"]

@@ -38,8 +38,8 @@ class DiffusionLM(nn.Module):
         generation_config: Mapping[str, Any],
     ):
         super().__init__()
-        self.model: nn.Module = network.model  # type: ignore[assignment]
-        self.lm_head: nn.Module = network.lm_head  # type: ignore[assignment]
+        self.model: nn.Module = network.model
+        self.lm_head: nn.Module = network.lm_head
         self.hf_config = network.config
         self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
         self.tokenizer = tokenizer
@@ -182,7 +182,7 @@ def load_model(
         hf_config._attn_implementation = ATTENTION_NAME
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init_seed)
-            network = family.model_class(hf_config)  # type: ignore[operator]
+            network = family.model_class(hf_config)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(torch_dtype)
     carried = layout_io.read_carried_files(folder)
@@ -197,8 +197,8 @@ def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTraine
     )
     if not ids or ids[0] >= int(raw_config["vocab_size"]):
         raise ValueError(
-            f"no mask id below vocab_size {raw_config['vocab_size']} in config.json (mask_token_id), the tokenizer (mask_token) "
-            f"or the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
+            f"no mask id below vocab_size {raw_config['vocab_size']} in config.json (mask_token_id), the tokenizer "
+            f"(mask_token) or the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
         )
     return ids[0]
 

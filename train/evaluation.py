@@ -194,9 +194,10 @@ def _banner(
     monitor.banner(
         f"eval {config.experiment.project}",
         {
-            "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters, {str(model.dtype)[6:]})",
-            "device": str(model.device),
-            "tasks": f"{config.dataset.eval_dataset}: {len(prompts):,} x {config.rollout.num_response_per_task} responses",
+            "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+            "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
+            "tasks": f"{config.dataset.eval_dataset}: {len(prompts):,}",
+            "samples": f"{config.rollout.num_response_per_task} a task",
             "entries": ", ".join(entries),
             "seed": str(config.training.seed),
         },

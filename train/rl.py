@@ -5,18 +5,17 @@ Shapes: G responses a prompt.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs import find, load_config, resolved
+from configs import load_config, resolved
 from configs.schema import Config
 from runtime.files import append_jsonl
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
-from train import session, sft
+from train import plan, session, sft
 from train.advantages import Scored, group_advantages
 from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
@@ -28,11 +27,12 @@ from train.updater import Updater, make_accelerator
 def run(config: Config) -> dict[str, Any] | None:
     """A whole RL run, new or resumed. Returns what the final line says; None for a dry run."""
     session.prepare_process(config.experiment, config.training.enable_tf32)
-    check(config)
+    plan.check(config)
     if config.dry_run:
         return None
-    prepare_model(config)
-    with RunFolder.open(run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
+    if plan.to_be_prepared(config):
+        prepare_model(config)
+    with RunFolder.open(plan.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
         rl = Run(config, folder)
         try:
             return rl.loop()
@@ -53,14 +53,14 @@ class Run:
         self.precision = session.precision(config, self.model.device)
         self.updater = Updater(self.model, make_accelerator(self.precision, self.model.device), config)
         self.sampled_model = inference_model(self.model, config.rollout, self.precision)
-        common = {"seed": config.training.seed, "deterministic": config.experiment.deterministic}
-        (sampling,) = sampling_entries(config.rollout, self.model, **common).values()
+        seed, deterministic = config.training.seed, config.experiment.deterministic
+        (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
         self.sampler = Sampler(self.sampled_model, sampling)
         self.policy = Policy(self.model, self.updater, config, sampling)
         self.prompts = self._load_prompts(
             config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
         )
-        self.eval_entries = sampling_entries(config.evaluation, self.model, **common)
+        self.eval_entries = sampling_entries(config.evaluation, self.model, seed=seed, deterministic=deterministic)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "evaluations": {}}
         if checkpoint is not None:
             saved = load_state(checkpoint)
@@ -68,7 +68,12 @@ class Run:
             self.state = {name: saved[name] for name in self.state}
         folder.drop_after(self.state["step"])
         self.started = time.perf_counter() - self.state["seconds"]
-        self._banner(checkpoint)
+        self.monitor.banner(
+            f"RL {config.experiment.project}",
+            plan.banner_rows(
+                config, self.model, self.sampled_model, len(self.prompts), self.state["step"], folder, checkpoint
+            ),
+        )
 
     def loop(self) -> dict[str, Any]:
         config, timed = self.config, self.monitor.timed
@@ -101,9 +106,10 @@ class Run:
         """The tasks of a step: passes over the data set in an order that seed and pass fix; a function of the step
         alone."""
         count, total = self.config.rollout.num_task_per_step, len(self.prompts)
-        places = np.arange((step - 1) * count, step * count)
+        places = range((step - 1) * count, step * count)
         orders = {
-            p: np.random.default_rng([self.config.training.seed, p]).permutation(total) for p in set(places // total)
+            p: np.random.default_rng([self.config.training.seed, p]).permutation(total)
+            for p in {place // total for place in places}
         }
         return [self.prompts[orders[place // total][place % total]] for place in places]
 
@@ -237,67 +243,19 @@ class Run:
 
     def _load_prompts(self, name: str, data_type: str, max_tasks: int) -> list[Prompt]:
         return load_prompts(
-            self.config.dataset, name, self.model, data_type=data_type, max_tasks=max_tasks,
-            max_prompt_tokens=self.config.training.max_prompt_len, start_with_think=self.config.rollout.start_with_think,
-        )  # fmt: skip
-
-    def _banner(self, checkpoint: Path | None) -> None:
-        config, training, rollout = self.config, self.config.training, self.config.rollout
-        responses = rollout.num_task_per_step * rollout.num_response_per_task
-        rows = training.gradient_accumulation_steps * training.batch_size_lm
-        self.monitor.banner(
-            f"RL {config.experiment.project}",
-            {
-                "model": f"{config.model.pretrained_model} ({self.model.family}, {sum(p.numel() for p in self.model.parameters()):,} parameters)",
-                "device": f"{self.model.device}, training {self.precision}, sampling {str(self.sampled_model.dtype)[6:]}",
-                "tasks": f"{config.dataset.train_dataset}: {len(self.prompts):,} prompts",
-                "batch": f"{rollout.num_task_per_step} prompts x {rollout.num_response_per_task} = {responses} responses a step; {rows} rows an update",
-                "sampling": f"{self.sampler.config.strategy}, block {self.sampler.config.block_size}, up to {rollout.max_token} tokens, {rollout.max_active} slots",
-                "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps}, beta {training.beta}, {training.normalization}, {training.advantage}",
-                "steps": f"{self.state['step'] + 1} to {config.experiment.total_step}",
-                "seed": str(training.seed),
-                "folder": f"{self.folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
-            },
-        )
-
-
-def run_path(config: Config) -> Path:
-    return Path(config.experiment.output_dir) / config.experiment.project
-
-
-def check(config: Config) -> None:
-    """Everything that can be known to fail before a model is loaded. A dry run prints the arithmetic."""
-    if config.training.method != "TraceRL":
-        raise ValueError(f"training.method={config.training.method!r} is for train/sft.py; RL knows TraceRL.")
-    if config.training.lower_p > config.training.upper_p:
-        raise ValueError(
-            f"training.lower_p={config.training.lower_p} exceeds training.upper_p={config.training.upper_p}."
-        )
-    session.pick_device(config.model.device)
-    session.check_dataset(config, config.dataset.train_dataset, "dataset.train_dataset")
-    if config.evaluation.eval_dataset:
-        session.check_dataset(config, config.evaluation.eval_dataset, "evaluation.eval_dataset")
-    reward_of(config, config.dataset.data_type).close()
-    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
-    if config.rollout.num_response_per_task < 2:
-        raise ValueError(
-            "rollout.num_response_per_task=1: a group of one has no advantage; sample at least 2 responses a task."
-        )
-    if not _to_be_prepared(config):
-        folder = session.check_model_path(config)
-        if config.dry_run:
-            _print_plan(config, folder)
-    elif config.dry_run:
-        print(
-            f"model.pretrained_model {config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first."
+            self.config.dataset,
+            name,
+            self.model,
+            data_type=data_type,
+            max_tasks=max_tasks,
+            max_prompt_tokens=self.config.training.max_prompt_len,
+            start_with_think=self.config.rollout.start_with_think,
         )
 
 
 def prepare_model(config: Config) -> None:
     """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds and folders of this run are
     passed on."""
-    if not _to_be_prepared(config):
-        return
     words = [
         f"config={config.model.prepare_with}",
         f"training.seed={config.training.seed}",
@@ -309,33 +267,8 @@ def prepare_model(config: Config) -> None:
         f"model.device={config.model.device}",
     ]
     sft.run(load_config(words))
-    if _to_be_prepared(config):
+    if plan.to_be_prepared(config):
         raise ValueError(
-            f"{config.model.prepare_with} ran, but model.pretrained_model={config.model.pretrained_model} is still absent: "
-            "that config must write its model there (experiment.output_dir, experiment.project)."
+            f"{config.model.prepare_with} ran, but model.pretrained_model={config.model.pretrained_model} is still "
+            "absent: that config must write its model there (experiment.output_dir, experiment.project)."
         )
-
-
-def _to_be_prepared(config: Config) -> bool:
-    if not config.model.prepare_with:
-        return False
-    if not find(config.model.prepare_with).is_file():
-        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    return not (find(config.model.pretrained_model) / "config.json").is_file()
-
-
-def _print_plan(config: Config, folder: Path) -> None:
-    rollout, training = config.rollout, config.training
-    responses = rollout.num_task_per_step * rollout.num_response_per_task
-    parts = session.memory_estimate_gib(config, folder, min(rollout.max_active, responses), rollout.max_token)
-    print(f"dry run of {config.experiment.project}: everything named exists and fits together")
-    print(
-        f"  a step: {rollout.num_task_per_step} prompts x {rollout.num_response_per_task} = {responses} responses of up to {rollout.max_token} tokens"
-    )
-    print(
-        f"  an update: {training.gradient_accumulation_steps} x {training.batch_size_lm} = {training.gradient_accumulation_steps * training.batch_size_lm} rows (a response and round each)"
-    )
-    print(
-        f"  memory: {sum(parts.values()):.2f} GiB without activations: "
-        + ", ".join(f"{k} {v:.2f}" for k, v in parts.items())
-    )

@@ -89,12 +89,13 @@ def check_block_size(config: Config, model: DiffusionLM) -> None:
     trained = config.training.block_size or sampled
     if isinstance(sampled, list):
         raise ValueError(
-            f"rollout.block_size is {sampled}: rollouts of one run have one block size; lists are for eval.py and evaluation.*."
+            f"rollout.block_size is {sampled}: rollouts of one run have one block size; "
+            "lists are for eval.py and evaluation.*."
         )
     if model.attention == "block" and trained != sampled:
         raise ValueError(
-            f"training.block_size={trained} and rollout.block_size={sampled} differ: blocks must be the same in sampling and training. "
-            "Set both to one value (or leave training.block_size out)."
+            f"training.block_size={trained} and rollout.block_size={sampled} differ: blocks must be the same "
+            "in sampling and training. Set both to one value (or leave training.block_size out)."
         )
     if config.training.block_size is None:
         config.training = replace(config.training, block_size=trained)
@@ -111,7 +112,7 @@ def parameter_count(folder: Path, model_base: str | None) -> int:
     raw_config = read_json(folder / "config.json")
     family = find_family(raw_config, model_base, str(folder))
     with torch.device("meta"):
-        network = family.model_class(family.hf_config(raw_config))  # type: ignore[operator]
+        network = family.model_class(family.hf_config(raw_config))
     return sum(p.numel() for p in network.parameters())
 
 

@@ -26,7 +26,7 @@ from models import DiffusionLM
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
-from train import session
+from train import plan, session
 from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 from train.decoding import tokenizer_of
 from train.objectives import Metrics, negative_log_likelihood, token_weights
@@ -54,8 +54,7 @@ def run(config: Config) -> dict[str, Any] | None:
     if config.dry_run:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         return None
-    root = Path(config.experiment.output_dir) / config.experiment.project
-    with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
+    with RunFolder.open(plan.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
         monitor = Monitor(folder.path, trackers=config.tracking.report_to)
         try:
             return _train(config, folder, monitor, load_examples(path, columns=config.dataset.columns))
@@ -170,8 +169,8 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, training: Training
         samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
     if long_prompts or cut:
         logger.warning(
-            "SFT data: %d of %d prompts are empty or exceed training.max_prompt_len=%d and are dropped; %d answers are cut to "
-            "training.max_gen_length=%s tokens",
+            "SFT data: %d of %d prompts are empty or exceed training.max_prompt_len=%d and are dropped; %d answers are "
+            "cut to training.max_gen_length=%s tokens",
             long_prompts, len(examples), training.max_prompt_len, cut, training.max_gen_length,
         )  # fmt: skip
     if not samples:
@@ -224,7 +223,8 @@ def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int
     if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
         got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
         raise ValueError(
-            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, one a response token; got {got}."
+            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, "
+            f"one a response token; got {got}."
         )
     low = min(steps, default=0)
     return [s - low + 1 for s in steps]
@@ -257,11 +257,11 @@ def _banner(
     monitor.banner(
         f"SFT {config.experiment.project}",
         {
-            "model": f"{config.model.pretrained_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters"
-            + (", random weights)" if config.model.random_init else ")"),
+            "model": plan.model_line(config, model),
             "device": f"{model.device}, {session.precision(config, model.device)}",
             "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
-            "batch": f"{per_update} examples x {training.mask_times_per_sample} noisy copies an update; {total} updates in {training.num_train_epochs} epochs",
+            "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
+            "steps": f"{total} updates in {training.num_train_epochs} epochs",
             "method": f"{training.method}, block {training.block_size or model.block_size}, {training.normalization}",
             "seed": str(training.seed),
             "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),

@@ -152,6 +152,7 @@ class Updater:
         logger.warning("update skipped: loss %g, gradient norm %g; samples %s", loss, norm, names)
         if self.skipped_in_a_row >= self.max_skipped:
             raise RuntimeError(
-                f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm {norm:g}, samples {names}). "
-                "The weights were not touched by them. Lower optimizer.params.learning_rate or set training.mixed_precision=no."
+                f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm "
+                f"{norm:g}, samples {names}). The weights were not touched by them. "
+                "Lower optimizer.params.learning_rate or set training.mixed_precision=no."
             )

@@ -1,0 +1,106 @@
+"""What a run will do, said and checked before a model is loaded."""
+
+from pathlib import Path
+
+from configs import find, resolved
+from configs.schema import Config
+from models import DiffusionLM
+from runtime.run_folder import RunFolder
+from train import session
+from train.evaluation import reward_of
+
+
+def run_path(config: Config) -> Path:
+    return Path(config.experiment.output_dir) / config.experiment.project
+
+
+def check(config: Config) -> None:
+    """Everything about an RL config that can be known to fail. A dry run prints the arithmetic."""
+    training, rollout = config.training, config.rollout
+    if training.method != "TraceRL":
+        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows TraceRL.")
+    if training.min_accuracy > training.max_accuracy:
+        raise ValueError(
+            f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
+        )
+    if rollout.num_response_per_task < 2:
+        raise ValueError(
+            f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
+            "sample at least 2 responses a task."
+        )
+    session.pick_device(config.model.device)
+    session.check_dataset(config, config.dataset.train_dataset, "dataset.train_dataset")
+    if config.evaluation.eval_dataset:
+        session.check_dataset(config, config.evaluation.eval_dataset, "evaluation.eval_dataset")
+    reward_of(config, config.dataset.data_type).close()
+    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
+    if to_be_prepared(config):
+        if config.dry_run:
+            print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
+        return
+    folder = session.check_model_path(config)
+    if config.dry_run:
+        print("\n".join(plan_lines(config, folder)))
+
+
+def to_be_prepared(config: Config) -> bool:
+    """Whether model.prepare_with must make the model first."""
+    if not config.model.prepare_with:
+        return False
+    if not find(config.model.prepare_with).is_file():
+        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
+    return not (find(config.model.pretrained_model) / "config.json").is_file()
+
+
+def plan_lines(config: Config, folder: Path) -> list[str]:
+    """The arithmetic of a step and the memory by part, for a dry run."""
+    rollout, training = config.rollout, config.training
+    responses = rollout.num_task_per_step * rollout.num_response_per_task
+    rows = training.gradient_accumulation_steps * training.batch_size_lm
+    parts = session.memory_estimate_gib(config, folder, min(rollout.max_active, responses), rollout.max_token)
+    memory = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    return [
+        f"dry run of {config.experiment.project}: everything named exists and fits together",
+        f"  step    {_responses(config)}, up to {rollout.max_token} tokens each",
+        f"  update  {training.gradient_accumulation_steps} x {training.batch_size_lm} = {rows} rows",
+        f"  memory  {sum(parts.values()):.2f} GiB without activations: {memory}",
+    ]
+
+
+def banner_rows(
+    config: Config,
+    model: DiffusionLM,
+    sampled_model: DiffusionLM,
+    prompts: int,
+    steps_done: int,
+    folder: RunFolder,
+    checkpoint: Path | None,
+) -> dict[str, str]:
+    """What the start of an RL run shows."""
+    training, rollout = config.training, config.rollout
+    precision = session.precision(config, model.device).replace("no", "fp32")
+    return {
+        "model": model_line(config, model),
+        "device": f"{model.device}, training {precision}, sampling {str(sampled_model.dtype).removeprefix('torch.')}",
+        "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
+        "step": _responses(config),
+        "update": f"{training.gradient_accumulation_steps * training.batch_size_lm} rows (a response and round each)",
+        "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
+        f"up to {rollout.max_token} tokens, {rollout.max_active} slots",
+        "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
+        f"{training.normalization}, {training.advantage}",
+        "steps": f"{steps_done + 1} to {config.experiment.total_step}",
+        "seed": str(training.seed),
+        "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
+    }
+
+
+def model_line(config: Config, model: DiffusionLM) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    start = ", random weights" if config.model.random_init else ""
+    return f"{config.model.pretrained_model} ({model.family}, {count:,} parameters{start})"
+
+
+def _responses(config: Config) -> str:
+    tasks, group = config.rollout.num_task_per_step, config.rollout.num_response_per_task
+    return f"{tasks} prompts x {group} = {tasks * group} responses"
