@@ -15,17 +15,17 @@ CacheMode = Literal["auto", "exact", "none", "prefix", "dual"]
 class SamplingConfig:
     """Decoding choices; `for_model` fills in what depends on the model.
 
-    max_new_tokens: length of the answer at most. block_size: None = the checkpoint's. steps_per_block: denoising steps of a block, an
-    int or one int a block; None = one token a step. strategy: how many positions a step commits (`sample.unmask.STRATEGIES`);
-    target: the score that ranks them (`TARGETS`). threshold: of low_confidence_dynamic. entropy_bound: of entropy_bounded, nats.
-    temperature: 0 = greedy; filters apply in the order temperature, top_k (0 = off), top_p.
-    confidence: "untempered" = probability of the sampled token at temperature 1 over the whole vocabulary; "tempered" = under the
-    distribution that it was drawn from, as dLLM-RL has it.
-    cache: "exact" (block families), "none" (full recompute), auto = the exact one of the family.
-    stop_ids: None = model.eos_ids, empty = never stop. pad_target_penalty: the score of a pad token is divided by it.
-    seed: randomness is a hash of (seed, key, position, step). max_slots: sequences decoded at a time.
-    fuse_commit: a finished block is committed in the forward that denoises the next one. deterministic: fixed shapes
-    (all slots, whole cache), so that the same prompts give the same bits whatever the order of arrival.
+    max_new_tokens: length of the answer at most. block_size: None = the checkpoint's. steps_per_block: denoising steps
+    of a block, an int or one int a block; None = one token a step. strategy: how many positions a step commits
+    (`sample.unmask.STRATEGIES`); target: the score that ranks them (`TARGETS`). threshold: of low_confidence_dynamic.
+    entropy_bound: of entropy_bounded, nats. temperature: 0 = greedy; filters apply in the order temperature, top_k (0 =
+    off), top_p. confidence: "untempered" = probability of the sampled token at temperature 1 over the whole vocabulary;
+    "tempered" = under the distribution that it was drawn from, as dLLM-RL has it. cache: "exact" (block families),
+    "none" (full recompute), auto = the exact one of the family. stop_ids: None = model.eos_ids, empty = never stop.
+    pad_target_penalty: the score of a pad token is divided by it. seed: randomness is a hash of (seed, key, position,
+    step). max_slots: sequences decoded at a time. fuse_commit: a finished block is committed in the forward that
+    denoises the next one. deterministic: fixed shapes (all slots, whole cache), so that the same prompts give the same
+    bits whatever the order of arrival.
     """
 
     max_new_tokens: int = 256
@@ -53,7 +53,12 @@ class SamplingConfig:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
         steps = [self.steps_per_block] if isinstance(self.steps_per_block, int) else list(self.steps_per_block or [1])
-        _require(bool(steps) and all(s >= 1 for s in steps), "steps_per_block", self.steps_per_block, "at least 1 step a block")
+        _require(
+            bool(steps) and all(s >= 1 for s in steps),
+            "steps_per_block",
+            self.steps_per_block,
+            "at least 1 step a block",
+        )
         _require_name("strategy", self.strategy, STRATEGIES)
         _require_name("target", self.target, TARGETS)
         _require(0.0 <= self.threshold <= 1.0, "threshold", self.threshold, "between 0 and 1")
@@ -71,20 +76,27 @@ class SamplingConfig:
         return self.temperature == 0.0 or self.top_k == 1
 
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
-        """The same choices with every None that depends on the model filled in. ValueError where model and choice do not fit."""
+        """The same choices with every None that depends on the model filled in. ValueError where model and choice do
+        not fit."""
         block_size = self.block_size or model.block_size
         if model.attention == "block" and self.cache in ("prefix", "dual"):
-            raise ValueError(f"cache {self.cache!r} approximates full attention; {model.family} has an exact cache: use auto or exact.")
+            raise ValueError(
+                f"cache {self.cache!r} approximates full attention; {model.family} has an exact one: use auto or exact."
+            )
         if model.attention == "full" and self.cache == "exact":
-            raise ValueError(f"cache 'exact' does not exist for {model.family} (full attention): use none, prefix or dual.")
+            raise ValueError(
+                f"cache 'exact' does not exist for {model.family} (full attention): use none, prefix or dual."
+            )
         if self.further_horizon is not None and self.cache != "prefix":
-            raise ValueError(f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}.")
+            raise ValueError(
+                f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."
+            )
         pad_id = self.pad_id if self.pad_id is not None else model.pad_id
         return replace(
             self,
             block_size=block_size,
             steps_per_block=self.steps_per_block if self.steps_per_block is not None else block_size,
-            cache={"block": "exact", "full": "none"}[model.attention] if self.cache == "auto" else self.cache,
+            cache=self.cache if self.cache != "auto" else "exact" if model.attention == "block" else "none",
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
         )
@@ -99,5 +111,6 @@ def _require_name(name: str, value: str, known: Any) -> None:
     if value not in known:
         near = difflib.get_close_matches(str(value), list(known), n=1)
         raise ValueError(
-            f"sampling {name} {value!r} is not known; choose from {', '.join(known)}." + (f" Did you mean {near[0]!r}?" if near else "")
+            f"sampling {name} {value!r} is not known; choose from {', '.join(known)}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
         )

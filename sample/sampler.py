@@ -15,11 +15,12 @@ from torch import Tensor
 from models import DiffusionLM
 from sample.config import SamplingConfig
 from sample.rollout import Key, Rollout
-from sample.slots import SlotKV, StepState
-from sample.spans import CachePolicy, ExactBlockCache, FullRecompute
+from sample.slots import Seat, SlotKV, StepState
+from sample.spans import Bounds, CachePolicy, ExactBlockCache, FullRecompute, first_true
 from sample.unmask import STRATEGIES, propose, schedule
 
 _PREFILL_MAX_TOKENS = 16384
+_PREFILL_MAX_PADDING = 1.25
 _VIEW_MULTIPLE_TOKENS = 32
 _CUDA_STEPS_BETWEEN_POLLS = 8
 
@@ -35,28 +36,32 @@ class Request:
 class Sampler:
     """Decodes prompts with a model in the same process.
 
-    The answer to a prompt is a pure function of weights, config, prompt and key: batch mates, order of arrival and number of slots
-    do not enter (on one device; across devices and types up to rounding).
+    The answer to a prompt is a pure function of weights, config, prompt and key: batch mates, order of arrival and
+    number of slots do not enter (on one device; across devices and types up to rounding). steps_between_polls: steps
+    that run before the host looks which slots have ended. A look makes the next shapes tight, and on an accelerator
+    costs a wait.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
         self.model = model
         self.config = (config or SamplingConfig()).for_model(model)
         self.weights_version = 0
+        self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._slots: tuple[SlotKV | None, StepState] | None = None
         self._device_constants()
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies new weights in place, by the names of `model.named_parameters()`; tensors that share storage cost nothing.
+        """Copies new weights in place, by the names of `model.named_parameters()`; shared storage costs nothing.
 
         ValueError on an unknown name or another shape.
         """
         for name, tensor in named_tensors:
             own = self._parameters.get(name)
             if own is None or own.shape != tensor.shape:
-                have = "no such parameter" if own is None else f"its shape is {tuple(own.shape)}, not {tuple(tensor.shape)}"
+                shapes = f"its shape is {tuple(own.shape)}, not {tuple(tensor.shape)}" if own is not None else ""
+                have = shapes or "no such parameter"
                 raise ValueError(f"update_weights: {name!r}: {have}. Pass the names of model.named_parameters().")
             if own.data_ptr() != tensor.data_ptr():
                 own.copy_(tensor)
@@ -72,8 +77,9 @@ class Sampler:
     ) -> list[Rollout]:
         """Answers to each prompt (token ids), n a prompt, prompt-major.
 
-        keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group). progress is called
-        with the number of newly finished answers. ValueError: empty prompt, mask id in a prompt, wrong number of keys.
+        keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
+        progress is called with the number of newly finished answers. ValueError: empty prompt, mask id in a prompt,
+        wrong number of keys.
         """
         requests = self._requests(prompts, n, keys)
         if not requests:
@@ -90,13 +96,15 @@ class Sampler:
             raise ValueError(f"n={n}: ask for at least one answer a prompt.")
         if keys is not None and len(keys) != len(prompts) * n:
             raise ValueError(f"keys has {len(keys)} entries; {len(prompts)} prompts x n={n} need {len(prompts) * n}.")
-        requests = []
+        requests: list[Request] = []
         for group, prompt in enumerate(prompts):
             ids = [int(i) for i in prompt]
             if not ids:
                 raise ValueError(f"prompt {group} is empty: give at least one token id.")
             if self.model.mask_id in ids:
-                raise ValueError(f"prompt {group} contains the mask id {self.model.mask_id}: it would count as a position to fill.")
+                raise ValueError(
+                    f"prompt {group} contains the mask id {self.model.mask_id}: it would count as a position to fill."
+                )
             digest = hash_key(tuple(ids))
             for member in range(n):
                 index = len(requests)
@@ -116,19 +124,21 @@ class Sampler:
         self.stop_ids = torch.tensor(config.stop_ids, dtype=torch.long, device=device)
 
     def _take_slots(self, slots: int, capacity_tokens: int) -> tuple[CachePolicy, SlotKV | None, StepState]:
-        device, config = self.model.device, self.config
-        held = self._slots
-        shape = held[1].ids.shape if held is not None else (0, 0)
-        fits = shape == (slots, capacity_tokens) if config.deterministic else shape[0] >= slots and shape[1] >= capacity_tokens
+        """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:
+        equal)."""
+        model, config = self.model, self.config
+        need, held = (slots, capacity_tokens), self._slots
+        have = held[1].ids.shape if held is not None else (0, 0)
+        fits = have == need if config.deterministic else have[0] >= need[0] and have[1] >= need[1]
         if held is None or not fits:
-            kv = None
-            if config.cache == "exact":
-                kv = SlotKV(self.model.hf_config, slots, capacity_tokens, self.model.dtype, device)
-            held = self._slots = (kv, StepState.empty(slots, capacity_tokens, self.model.mask_id, device))
-        held[1].live[:] = False
-        policy: CachePolicy
-        policy = ExactBlockCache(self.model, config, held[0]) if held[0] is not None else FullRecompute(self.model, config)
-        return policy, held[0], held[1]
+            self._slots = held = None
+            exact = config.cache == "exact"
+            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if exact else None
+            held = self._slots = (kv, StepState.empty(*need, model.mask_id, model.device))
+        kv, state = held
+        state.live.zero_()
+        policy: CachePolicy = ExactBlockCache(model, config, kv) if kv is not None else FullRecompute(model, config)
+        return policy, kv, state
 
 
 class _Batch:
@@ -146,16 +156,17 @@ class _Batch:
         self.policy, self.kv, self.state = sampler._take_slots(slots, capacity)
         self.slots, self.capacity = slots, self.state.ids.shape[1]
         self.occupant: dict[int, Request] = {}
+        self.resident: dict[int, int] = {}
         self.width = 0
-        self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if self.model.device.type == "cuda" else 1
+        self.polls = sampler.steps_between_polls
         self.offset_b = torch.arange(self.b, device=self.model.device)
 
     def run(self, progress: Callable[[int], None]) -> list[Rollout]:
         self._admit()
         while self.occupant:
-            view, commits = self._shapes()
-            for _ in range(self.steps_between_polls):
-                self.step(self.state.rows(self.width), view, commits)
+            bounds = self._bounds()
+            for _ in range(self.polls):
+                self.step(self.state.rows(self.width), bounds)
             finished = self._collect()
             if finished:
                 progress(finished)
@@ -163,86 +174,116 @@ class _Batch:
                 self._compact()
         return [rollout for rollout in self.rollouts if rollout is not None]
 
-    def step(self, state: StepState, view_tokens: int, commits: int) -> None:
-        """One denoising step of every slot, and the advance to the next block where one is complete. Reads nothing to the host."""
-        mask_id, b = self.model.mask_id, self.b
-        hidden_nbD, active = self.policy.hidden(state, view_tokens, commits)
+    def step(self, state: StepState, bounds: Bounds) -> None:
+        """One denoising step of every slot, and the advance to the next block where one is complete. Reads nothing to
+        the host.
+
+        The head runs on undecided positions only, as many as the bounds leave room for.
+        """
+        mask_id, b, n = self.model.mask_id, self.b, len(state.start)
+        hidden_nbD, active = self.policy.hidden(state, bounds)
         position = state.start[:, None] + self.offset_b
         ids = state.ids.gather(1, position)
         masked = (ids == mask_id) & active[:, None]
+        row_N = first_true(masked.flatten(), bounds.masks)
+        slot_N = row_N // b
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
+        proposal = propose(
+            logits_NV, state.key[slot_N], position.flatten()[row_N], state.step[slot_N], mask_id, self.config
+        ).spread(row_N, n, b)
         table = self.sampler.schedule
         k = table[state.block_index.clamp_max(len(table) - 1), state.block_step.clamp_max(table.shape[1] - 1)]
-        logits = self.model.lm_head(hidden_nbD).float()
-        proposal = propose(logits, state.key, position, state.step, mask_id, self.config)
         chosen = STRATEGIES[self.config.strategy](proposal, masked, k, self.config)
 
         state.step += active
         state.block_step += active
         ids = torch.where(chosen, proposal.token, ids)
-        state.ids.scatter_(1, position, ids)
-        state.step_map.scatter_(1, position, torch.where(chosen, state.step[:, None].int(), state.step_map.gather(1, position)))
-        state.logp.scatter_(1, position, torch.where(chosen, proposal.logp, state.logp.gather(1, position)))
+        for field, new in ((state.ids, ids), (state.step_map, state.step.int()[:, None]), (state.logp, proposal.logp)):
+            field.scatter_(1, position, torch.where(chosen, new, field.gather(1, position)))
+        self._advance(state, active, ids, position)
 
-        undecided = torch.where(ids == mask_id, self.offset_b, b).amin(1)
-        is_stop = (ids[..., None] == self.sampler.stop_ids).any(-1) if len(self.sampler.stop_ids) else torch.zeros_like(masked)
-        is_stop &= (position >= state.prompt[:, None]) & (position < state.limit[:, None])
-        stop = torch.where(is_stop, self.offset_b, b).amin(1)
-        stopped = active & (stop < undecided)
-        ended = active & (state.start + undecided >= state.limit)
-        state.stopped |= stopped
-        state.live &= ~(stopped | ended)
+    def _advance(self, state: StepState, active: Tensor, ids: Tensor, position: Tensor) -> None:
+        """Ends slots whose answer is complete, moves those with a decided block to the next one. ids, position: [n,
+        b]."""
+        b, stop_ids = self.b, self.sampler.stop_ids
+        is_mask = ids == self.model.mask_id
+        undecided = torch.where(is_mask, self.offset_b, b).amin(1)
+        ended = state.start + undecided >= state.limit
+        if len(stop_ids):
+            is_stop = (
+                torch.isin(ids, stop_ids) & (position >= state.prompt[:, None]) & (position < state.limit[:, None])
+            )
+            stopped = active & (torch.where(is_stop, self.offset_b, b).amin(1) < undecided)
+            state.stopped |= stopped
+            ended |= stopped
+        state.live &= ~(active & ended)
         advance = active & state.live & (undecided == b)
         state.start += b * advance
         state.block_index += advance
         state.block_step *= ~advance
         state.needs_commit |= advance
+        state.masks.copy_(torch.where(advance, b, is_mask.sum(1)))
 
-    def _shapes(self) -> tuple[int, int]:
-        """How many keys the coming steps read and how many commits they have room for: bounds that the host knows."""
-        state = self.state.rows(self.width)
-        ahead = self.b * self.steps_between_polls
-        commits = int(state.needs_commit.sum()) if self.steps_between_polls == 1 else self.width
+    def _bounds(self) -> Bounds:
+        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
+        state, n = self.state.rows(self.width), self.width
         if self.config.deterministic:
-            return self.capacity, self.width
-        if isinstance(self.policy, FullRecompute):
-            return int(state.end.amax()), commits
-        view = int((state.start * state.live).amax()) + ahead
-        return min(self.capacity, -(-view // _VIEW_MULTIPLE_TOKENS) * _VIEW_MULTIPLE_TOKENS), commits
+            return Bounds(self.capacity, n, n * self.b)
+        uncached = isinstance(self.policy, FullRecompute)
+        end = state.end if uncached else state.start + self.b * self.polls
+        counts = torch.stack([(end * state.live).amax(), state.needs_commit.sum(), (state.masks * state.live).sum()])
+        view, commits, masks = counts.tolist()
+        if self.polls > 1:
+            commits, masks = n, n * self.b
+        if not uncached:
+            view = min(self.capacity, -(-view // _VIEW_MULTIPLE_TOKENS) * _VIEW_MULTIPLE_TOKENS)
+        return Bounds(view, commits, masks)
 
     def _admit(self) -> None:
-        """Fills free slots from the queue. A group's prompt is run once; its siblings take a copy."""
-        free = deque(slot for slot in range(self.slots) if slot not in self.occupant)
+        """Fills free slots from the queue. A group's prompt is run once: siblings take a copy, or the slot of one that
+        ended."""
+        free = [slot for slot in range(self.slots) if slot not in self.occupant]
         holder = {request.group: slot for slot, request in self.occupant.items()}
-        fresh: dict[int, int] = {}
+        seats: list[Seat] = []
+        fresh: list[int] = []
         copies: list[tuple[int, int, int]] = []
         while free and self.queue:
-            request, slot = self.queue.popleft(), free.popleft()
-            P = len(request.prompt_ids)
-            if request.group in holder:
-                copies.append((holder[request.group], slot, P))
-            else:
-                holder[request.group] = fresh[request.group] = slot
-            self.state.place(
-                slot, request.prompt_ids, self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens),
-                self.config.max_new_tokens, hash_key(request.key), self.model.mask_id,
-            )  # fmt: skip
-            self.occupant[slot] = request
-        self._prefill(sorted(fresh.values(), key=lambda slot: len(self.occupant[slot].prompt_ids)))
-        device = self.model.device
+            request = self.queue.popleft()
+            group, P = request.group, len(request.prompt_ids)
+            slot = next((slot for slot in free if self.resident.get(slot) == group), free[0])
+            if self.resident.get(slot) != group:
+                if group in holder:
+                    copies.append((holder[group], slot, P))
+                else:
+                    fresh.append(slot)
+            free.remove(slot)
+            holder.setdefault(group, slot)
+            self.occupant[slot], self.resident[slot] = request, group
+            first, end = self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens)
+            seats.append(Seat(slot, request.prompt_ids, first, end, self.config.max_new_tokens, hash_key(request.key)))
+        if seats:
+            self.state.place(seats, self.b, self.model.mask_id)
+        self._prefill(sorted(fresh, key=lambda slot: len(self.occupant[slot].prompt_ids)))
         for length in {length for _, _, length in copies}:
-            source, target = zip(*[(s, t) for s, t, other in copies if other == length], strict=True)
-            self.policy.copy_prompt(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
+            pairs = [(source, target) for source, target, other in copies if other == length]
+            source, target = torch.tensor(pairs, device=self.model.device).T
+            self.policy.copy_prompt(source, target, length)
         self.width = self.slots if self.config.deterministic else max(self.occupant, default=-1) + 1
 
     def _prefill(self, slots: list[int]) -> None:
-        """Prefills in batches of prompts of about one length, within a token budget."""
+        """Prefills in batches of prompts of about one length, within a token budget; one by one in deterministic
+        mode."""
         batch: list[int] = []
+        tokens = 0
         for slot in slots:
-            longest = len(self.occupant[slot].prompt_ids)
-            if batch and longest * (len(batch) + 1) > _PREFILL_MAX_TOKENS:
+            length = len(self.occupant[slot].prompt_ids)
+            padded = length * (len(batch) + 1)
+            wasteful = padded > _PREFILL_MAX_TOKENS or padded > _PREFILL_MAX_PADDING * (tokens + length)
+            if batch and (wasteful or self.config.deterministic):
                 self.policy.prefill([self.occupant[s].prompt_ids for s in batch], batch)
-                batch = []
+                batch, tokens = [], 0
             batch.append(slot)
+            tokens += length
         if batch:
             self.policy.prefill([self.occupant[s].prompt_ids for s in batch], batch)
 
@@ -252,7 +293,8 @@ class _Batch:
         ended = [slot for slot in self.occupant if not live[slot]]
         if not ended:
             return 0
-        rows = {name: getattr(self.state, name)[ended].tolist() for name in ("ids", "step_map", "logp", "start", "step", "stopped")}
+        names = ("ids", "step_map", "logp", "start", "step", "stopped")
+        rows = {name: getattr(self.state, name)[ended].tolist() for name in names}
         for i, slot in enumerate(ended):
             request = self.occupant.pop(slot)
             P, end = len(request.prompt_ids), rows["start"][i] + self.b
@@ -285,7 +327,7 @@ class _Batch:
             if self.kv is not None:
                 self.kv.copy(source, target)
             for old, new in zip(tail, holes, strict=True):
-                self.occupant[new] = self.occupant.pop(old)
+                self.occupant[new], self.resident[new] = self.occupant.pop(old), self.resident[old]
         self.width = len(self.occupant)
 
 

@@ -1,16 +1,18 @@
 """How a family's forward is cut into spans: runs of query positions that write keys and values and attend to a slot.
 
-A span (slot, first position, length, end of the keys seen) has no mask inside: its queries see all keys before `end`. What differs
-between exact block caches and full recompute is only which spans are run.
+A span (slot, first position, length, end of the keys seen) has no mask inside: its queries see all keys before `end`.
+What differs between exact block caches and full recompute is only which spans are run.
 
-Shapes: n slots at work, b positions of a block, C commit spans, L tokens, T keys in view, D hidden size.
+Shapes: n slots at work, b positions of a block, C commit spans, S = n + C spans, Q queries of a slot, L tokens, T keys
+in view, H query heads, G key-value heads, d head size, D hidden size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models import DiffusionLM
@@ -19,49 +21,78 @@ from sample.config import SamplingConfig
 from sample.slots import SlotKV, StepState
 
 
+class Bounds(NamedTuple):
+    """What the host knows about the coming steps. Upper bounds, so that shapes are fixed and a step need not ask the
+    device.
+
+    view_tokens: key positions that any slot sees. commits: slots that may have a block to commit. masks: positions that
+    may be undecided.
+    """
+
+    view_tokens: int
+    commits: int
+    masks: int
+
+
+def first_true(flag_n: Tensor, count: int) -> Tensor:
+    """Indices of the true entries, then of others, `count` in all: a fixed shape."""
+    return flag_n.to(torch.uint8).argsort(descending=True, stable=True)[:count]
+
+
 @dataclass(frozen=True)
 class Prefill:
-    """Whole prompt blocks of B prompts, right-padded to L: queries see their own row, which is also written to its slot."""
+    """Whole prompt blocks of B prompts, right-padded to L: queries see their own row, which is also written to its
+    slot."""
 
     kv: SlotKV
-    slot_B: Tensor
+    row: Tensor
     mask_LL: Tensor
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
-        L = key_BGLd.shape[2]
-        self.kv.keys[layer][self.slot_B, :, :L] = key_BGLd
-        self.kv.values[layer][self.slot_B, :, :L] = value_BGLd
+        self.kv.write(layer, self.row, key_BGLd, value_BGLd)
         return grouped_attention(query_BHLd, key_BGLd, value_BGLd, self.mask_LL, scale)
 
 
-@dataclass(frozen=True)
 class BlockSpans:
-    """One denoise span for each of the first n slots, then C commit spans; all are written before any attends.
+    """A span of b positions for each of the first n slots, then a commit span for each slot of row_C (distinct, may be
+    none).
 
-    slot_S, position_Sb: of the S = n + C spans; end_S: first key position that a span does not see; view_tokens: keys read.
+    All are written before any attends. In attention the two spans of a slot are one run of 2b queries, so that its keys
+    are read once and never gathered; the second half of a slot without a commit span is idle. slot_S: the slots that
+    spans are written to; position_Sb: where; start_n: a slot's own span sees keys before start + b, its commit span
+    those before start. view_tokens: keys read.
     """
 
-    kv: SlotKV
-    slot_S: Tensor
-    position_Sb: Tensor
-    end_S: Tensor
-    denoise: int
-    view_tokens: int
+    def __init__(
+        self, kv: SlotKV, slot_S: Tensor, position_Sb: Tensor, start_n: Tensor, row_C: Tensor, view_tokens: int
+    ):
+        self.kv, self.n, self.row_C, self.view_tokens = kv, len(start_n), row_C, view_tokens
+        self.row = kv.rows(slot_S, position_Sb)
+        b = position_Sb.shape[1]
+        end_nQ = start_n[:, None] + b
+        if len(row_C):
+            ends = torch.cat([end_nQ, start_n[:, None].clamp_min(1)], dim=1)
+            end_nQ = ends.repeat_interleave(b, dim=1).repeat(1, kv.heads_per_key)
+        unseen_nQT = torch.arange(view_tokens, device=start_n.device) >= end_nQ[..., None]
+        bias_nQT = torch.zeros_like(unseen_nQT, dtype=kv.keys[0].dtype).masked_fill_(unseen_nQT, -torch.inf)
+        self.bias_n1QT = bias_nQT[:, None]
 
     def attend(self, layer: int, query_SHbd: Tensor, key_SGbd: Tensor, value_SGbd: Tensor, scale: float) -> Tensor:
-        keys, values = self.kv.keys[layer], self.kv.values[layer]
-        where = (self.slot_S[:, None], slice(None), self.position_Sb)
-        keys[where] = key_SGbd.transpose(1, 2)
-        values[where] = value_SGbd.transpose(1, 2)
-        mask = (torch.arange(self.view_tokens, device=keys.device) < self.end_S[:, None])[:, None, None]
-        n, view = self.denoise, slice(self.view_tokens)
-        out = []
-        if n:
-            out.append(grouped_attention(query_SHbd[:n], keys[:n, :, view], values[:n, :, view], mask[:n], scale))
-        if len(self.slot_S) > n:
-            slot = self.slot_S[n:]
-            out.append(grouped_attention(query_SHbd[n:], keys[:, :, view][slot], values[:, :, view][slot], mask[n:], scale))
-        return torch.cat(out) if len(out) > 1 else out[0]
+        _, H, b, d = query_SHbd.shape
+        n, row_C, G = self.n, self.row_C, key_SGbd.shape[1]
+        self.kv.write(layer, self.row, key_SGbd, value_SGbd)
+        query_nHQd = query_SHbd
+        if len(row_C):
+            query_nHQd = query_SHbd.new_zeros(n, H, 2 * b, d)
+            query_nHQd[:, :, :b] = query_SHbd[:n]
+            query_nHQd[row_C, :, b:] = query_SHbd[n:]
+        keys, values = self.kv.view(layer, n, self.view_tokens)
+        folded = query_nHQd.reshape(n, G, -1, d)
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=self.bias_n1QT, scale=scale)
+        out = out.reshape(n, H, -1, d)
+        if len(row_C):
+            out = torch.cat([out[:, :, :b], out[row_C, :, b:]])
+        return out.transpose(1, 2)
 
 
 class CachePolicy(Protocol):
@@ -83,22 +114,24 @@ class CachePolicy(Protocol):
         """Hands a prefilled prompt to the slots of its siblings."""
         ...
 
-    def hidden(self, state: StepState, view_tokens: int, commits: int) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, b, D] for the block at hand, and which slots took part [n] (bool); `commits` is the room for commit
-        spans, a slot without room waits for the next step."""
+    def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, b, D] for the block at hand, and which slots took part [n] (bool)."""
         ...
 
 
 class ExactBlockCache:
-    """Block families: keys and values of decided blocks never change, so they are computed once, when a block is committed.
+    """Block families: keys and values of decided blocks never change, so they are computed once, when a block is
+    committed.
 
-    The commit of a block rides in the same forward as the first denoising step of the next block (both are written before either
-    attends, and the mask makes each see what it would see alone), so that a block of K steps costs K forwards, not K + 1.
+    The commit of a block rides in the same forward as the first denoising step of the next block (both are written
+    before either attends, and each sees what it would see alone), so that a block of K steps costs K forwards, not K +
+    1.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
         assert config.block_size is not None
         self.model, self.kv, self.block_size, self.fused = model, kv, config.block_size, config.fuse_commit
+        self.offset_b = torch.arange(config.block_size, device=model.device)
 
     def first_block(self, prompt_tokens: int) -> int:
         return prompt_tokens // self.block_size * self.block_size
@@ -113,36 +146,42 @@ class ExactBlockCache:
         device = self.kv.keys[0].device
         rows = [list(p[: self.first_block(len(p))]) for p in prompts]
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        layout = Prefill(self.kv, torch.tensor(slots, device=device), block_causal_mask(longest, self.block_size, device))
-        self.model.hidden(ids, torch.arange(longest, device=device).expand(len(rows), longest), layout)
+        positions = torch.arange(longest, device=device).expand(len(rows), longest)
+        row = self.kv.rows(torch.tensor(slots, device=device), positions)
+        self.model.hidden(ids, positions, Prefill(self.kv, row, block_causal_mask(longest, self.block_size, device)))
 
     def copy_prompt(self, source: Tensor, target: Tensor, length_tokens: int) -> None:
         if length := self.first_block(length_tokens):
             self.kv.copy(source, target, length)
 
-    def hidden(self, state: StepState, view_tokens: int, commits: int) -> tuple[Tensor, Tensor]:
-        n, b = len(state.start), self.block_size
+    def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        n = len(state.start)
         slot_n = torch.arange(n, device=state.start.device)
-        offset_b = torch.arange(b, device=state.start.device)
-        ready = ~state.needs_commit
-        slots, starts = [slot_n], [state.start]
-        if commits:
-            chosen_C = state.needs_commit.to(torch.int8).argsort(descending=True, stable=True)[:commits]
-            granted_C = state.needs_commit[chosen_C]
-            ready = ready.scatter(0, chosen_C, True)
-            slots.append(torch.where(granted_C, chosen_C, self.kv.slots))
-            starts.append(torch.where(granted_C, state.start[chosen_C] - b, 0))
-        slot_S, start_S = torch.cat(slots), torch.cat(starts)
-        position_Sb = start_S[:, None] + offset_b
-        ids_Sb = state.ids[slot_S.clamp_max(n - 1)[:, None], position_Sb]
-        spans = [slice(0, n + commits)] if self.fused or not commits else [slice(n, n + commits), slice(0, n)]
-        for part in spans:
-            layout = BlockSpans(
-                self.kv, slot_S[part], position_Sb[part], start_S[part] + b, max(0, n - (part.start or 0)), view_tokens
-            )
-            hidden = self.model.hidden(ids_Sb[part], position_Sb[part], layout)
-        state.needs_commit &= ~ready
-        return hidden[:n], ready & state.live
+        commits, needs = bounds.commits, state.needs_commit
+        if commits and not self.fused:
+            start_n = torch.where(needs, state.start - self.block_size, 0)
+            writes_n = torch.where(needs, slot_n, self.kv.slots)
+            self._forward(state, slot_n, writes_n, start_n, bounds.view_tokens)
+            needs.zero_()
+            commits = 0
+        if not commits:
+            return self._forward(state, slot_n, slot_n, state.start, bounds.view_tokens), state.live.clone()
+        row_C = first_true(needs, commits)
+        granted_C = needs[row_C]
+        slot_S = torch.cat([slot_n, row_C])
+        writes_S = torch.cat([slot_n, torch.where(granted_C, row_C, self.kv.slots)])
+        start_S = torch.cat([state.start, torch.where(granted_C, state.start[row_C] - self.block_size, 0)])
+        hidden_SbD = self._forward(state, slot_S, writes_S, start_S, bounds.view_tokens)
+        needs.index_fill_(0, row_C, False)
+        return hidden_SbD[:n], state.live & ~needs
+
+    def _forward(self, state: StepState, slot_S: Tensor, writes_S: Tensor, start_S: Tensor, view_tokens: int) -> Tensor:
+        """Hidden states [S, b, D] of the spans at start_S: those of the first n slots, then commits of slot_S[n:]."""
+        position_Sb = start_S[:, None] + self.offset_b
+        ids_Sb = state.ids[slot_S[:, None], position_Sb]
+        row_C = slot_S[len(state.start) :]
+        layout = BlockSpans(self.kv, writes_S, position_Sb, start_S[: len(state.start)], row_C, view_tokens)
+        return self.model.hidden(ids_Sb, position_Sb, layout)
 
 
 class FullRecompute:
@@ -165,8 +204,8 @@ class FullRecompute:
     def copy_prompt(self, source: Tensor, target: Tensor, length_tokens: int) -> None:
         return None
 
-    def hidden(self, state: StepState, view_tokens: int, commits: int) -> tuple[Tensor, Tensor]:
-        device, L = state.ids.device, view_tokens
+    def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        device, L = state.ids.device, bounds.view_tokens
         if self.model.attention == "block":
             mask = block_causal_mask(L, self.block_size, device)
         else:
@@ -174,5 +213,5 @@ class FullRecompute:
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
         hidden_nLD = self.model.hidden(state.ids[:, :L], positions, Masked(mask))
         read = state.start[:, None] + torch.arange(self.block_size, device=device) - int(self.model.logit_shift)
-        state.needs_commit[:] = False
+        state.needs_commit.zero_()
         return hidden_nLD[torch.arange(len(read), device=device)[:, None], read.clamp_min(0)], state.live.clone()

@@ -1,6 +1,7 @@
-"""Which tokens a denoising step proposes, how sure it is of them, and which positions it commits: small batched pure functions.
+"""Which tokens a denoising step proposes, how sure it is of them, and which positions it commits: small batched pure
+functions.
 
-Shapes: n slots, b positions of a block, V vocabulary.
+Shapes: N positions that need a candidate, n slots, b positions of a block, V vocabulary.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-_CHUNK = 256
+_CHUNK = 128
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 _TOKEN_STREAM, _ORDER_STREAM = 0, 1
 
@@ -18,46 +19,66 @@ _TOKEN_STREAM, _ORDER_STREAM = 0, 1
 class Choices(Protocol):
     """The part of SamplingConfig that a step reads."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    confidence: str
-    target: str
-    strategy: str
-    threshold: float
-    entropy_bound: float
-    pad_id: int | None
-    pad_target_penalty: float
-    seed: int
-
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def confidence(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def entropy_bound(self) -> float: ...
+    @property
+    def pad_id(self) -> int | None: ...
+    @property
+    def pad_target_penalty(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def greedy(self) -> bool: ...
 
 
 class Proposal(NamedTuple):
-    """A step's candidate for every position: token, its log-probability at temperature 1, its score under the target, and the
-    entropy (nats) where the strategy needs it. All [n, b]."""
+    """A candidate for each position: token, its log-probability at temperature 1, its score under the target, and the
+    entropy (nats) where the strategy needs it."""
 
     token: Tensor
     logp: Tensor
     score: Tensor
     entropy: Tensor | None
 
+    def spread(self, row_N: Tensor, n: int, b: int) -> "Proposal":
+        """From [N] to [n, b]: entry i goes to the flat position row_N[i], the rest are 0."""
+
+        def place(value_N: Tensor) -> Tensor:
+            return value_N.new_zeros(n * b).index_copy_(0, row_N, value_N).view(n, b)
+
+        entropy = None if self.entropy is None else place(self.entropy)
+        return Proposal(place(self.token), place(self.logp), place(self.score), entropy)
+
 
 def schedule(positions: int, steps: int) -> list[int]:
-    """How many positions each of `steps` steps commits: an even share, the first steps one more (the remainder first)."""
+    """How many positions each of `steps` steps commits: an even share, the first steps one more (the remainder
+    first)."""
     share, rest = divmod(positions, steps)
     return [share + (i < rest) for i in range(steps)]
 
 
-def hash_uniform(seed: int, key_n: Tensor, position_nb: Tensor, step_n: Tensor, stream: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [n, b], a pure function of their arguments: no generator, no batch mate enters.
+def hash_uniform(seed: int, key_N: Tensor, position_N: Tensor, step_N: Tensor, stream: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64 [N], a pure function of their arguments: no generator, no batch mate enters.
 
     splitmix64's finaliser (Steele et al. 2014) in wrapping int64 arithmetic, the same on every device.
     """
-    state = _mix(key_n[:, None] + _GOLDEN * (seed * 2 + stream + 1) % 2**63)
-    state = _mix(state ^ (position_nb * _GOLDEN))
-    state = _mix(state ^ (step_n[:, None] * _MIX_1))
+    state = _mix(key_N + _GOLDEN * (seed * 2 + stream + 1) % 2**63)
+    state = _mix(state ^ (position_N * _GOLDEN))
+    state = _mix(state ^ (step_N * _MIX_1))
     return ((state >> 11) & (2**53 - 1)).double() * 2.0**-53
 
 
@@ -72,80 +93,95 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def draw(weight_nbV: Tensor, uniform_nb: Tensor) -> Tensor:
-    """Inverse-CDF sample [n, b] from unnormalised weights >= 0: first the chunk of the vocabulary, then the token inside it.
+def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """Inverse-CDF sample [N] from unnormalised weights >= 0: first the chunk of the vocabulary, then the token in it.
 
     Two levels keep the cumulative sums short (exact enough in float64) and touch the vocabulary once.
     """
-    n, b, V = weight_nbV.shape
-    if V % _CHUNK:
-        weight_nbV = torch.nn.functional.pad(weight_nbV, (0, _CHUNK - V % _CHUNK))
-    chunked = weight_nbV.view(n, b, -1, _CHUNK)
-    chunk, fraction = _pick(chunked.sum(-1).double(), uniform_nb)
-    inner = chunked.gather(2, chunk[..., None, None].expand(n, b, 1, _CHUNK))[:, :, 0].double()
-    token, _ = _pick(inner, fraction)
+    chunks = _chunked(weight_NV, fill=0.0)
+    chunk, fraction = _pick(chunks.sum(-1).double(), uniform_N)
+    token, _ = _pick(_chunk_at(chunks, chunk).double(), fraction)
     return chunk * _CHUNK + token
+
+
+def argmax(value_NV: Tensor) -> Tensor:
+    """Index [N] of the largest value, the leftmost of equal ones: chunk, then token, which is faster on a CPU."""
+    chunks = _chunked(value_NV, fill=-math.inf)
+    chunk = chunks.amax(-1).argmax(-1)
+    return chunk * _CHUNK + _chunk_at(chunks, chunk).argmax(-1)
+
+
+def _chunked(value_NV: Tensor, fill: float) -> Tensor:
+    """[N, V / 128, 128], padded where 128 does not divide V."""
+    if rest := value_NV.shape[-1] % _CHUNK:
+        value_NV = torch.nn.functional.pad(value_NV, (0, _CHUNK - rest), value=fill)
+    return value_NV.view(len(value_NV), -1, _CHUNK)
+
+
+def _chunk_at(chunks: Tensor, chunk_N: Tensor) -> Tensor:
+    return chunks.gather(1, chunk_N[:, None, None].expand(-1, 1, _CHUNK))[:, 0]
 
 
 def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Index drawn along the last axis, and the uniform number that is left over for the next level."""
     cumulative = weight.cumsum(-1)
-    goal = uniform[..., None] * cumulative[..., -1:]
+    goal = uniform.clamp_max(1.0 - 1e-12)[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, goal, right=True).clamp_max(weight.shape[-1] - 1)
     mass = weight.gather(-1, index)
     left = (goal - (cumulative.gather(-1, index) - mass)) / mass.clamp_min(torch.finfo(torch.float64).tiny)
-    return index[..., 0], left[..., 0].clamp(0.0, 1.0 - 1e-12)
+    return index[:, 0], left[:, 0].clamp_min(0.0)
 
 
-def filtered(logits_nbV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Logits after temperature, then top_k (ties kept), then top_p (the token that crosses it kept); -inf = not to be drawn."""
+def filtered(logits_NV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits after temperature, top_k and top_p, in this order; -inf = not to be drawn.
+
+    top_k keeps what is at least as likely as the k-th token, top_p what is at least as likely as the token with which
+    the sum of the likeliest ones reaches it: equal tokens are kept or dropped together.
+    """
     if temperature != 1.0:
-        logits_nbV = logits_nbV / temperature
-    if 0 < top_k < logits_nbV.shape[-1]:
-        kth = logits_nbV.topk(top_k, dim=-1).values[..., -1:]
-        logits_nbV = logits_nbV.masked_fill(logits_nbV < kth, -math.inf)
+        logits_NV = logits_NV / temperature
+    ordered = None
+    if 0 < top_k < logits_NV.shape[-1]:
+        ordered = logits_NV.topk(top_k, dim=-1).values
+        logits_NV = logits_NV.masked_fill(logits_NV < ordered[:, -1:], -math.inf)
     if top_p < 1.0:
-        ordered, order = logits_nbV.sort(dim=-1, descending=True, stable=True)
-        probability = ordered.softmax(-1)
-        drop = probability.cumsum(-1) - probability >= top_p
-        logits_nbV = logits_nbV.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
-    return logits_nbV
+        if ordered is None:
+            ordered = logits_NV.sort(dim=-1, descending=True).values
+        probability = (ordered - logits_NV.logsumexp(-1, keepdim=True)).exp()
+        kept = (probability.cumsum(-1) - probability < top_p).sum(-1, keepdim=True)
+        logits_NV = logits_NV.masked_fill(logits_NV < ordered.gather(-1, kept - 1), -math.inf)
+    return logits_NV
 
 
 def propose(
-    logits_nbV: Tensor, key_n: Tensor, position_nb: Tensor, step_n: Tensor, mask_id: int, choices: Choices
+    logits_NV: Tensor, key_N: Tensor, position_N: Tensor, step_N: Tensor, mask_id: int, choices: Choices
 ) -> Proposal:
     """A candidate token for each position. The mask id is never drawn but stays in the softmax of `logp`.
 
-    logits_nbV is float32 and is overwritten.
+    logits_NV is float32 and is overwritten.
     """
-    peak = logits_nbV.amax(-1, keepdim=True)
-    weight_nbV = (logits_nbV - peak).exp_()
-    total = weight_nbV.sum(-1)
-    lse = peak[..., 0] + total.log()
-    entropy = None
+    weight_NV = logits_NV.softmax(-1)
+    lse = logits_NV.amax(-1) - weight_NV.amax(-1).log()
+    entropy = margin = drawn_logp = None
     if choices.target == "neg_entropy" or choices.strategy == "entropy_bounded":
-        entropy = lse - (weight_nbV * logits_nbV).sum(-1) / total
-    margin = None
+        entropy = lse - (weight_NV * logits_NV).sum(-1)
     if choices.target == "margin_confidence":
-        two = weight_nbV.topk(2, dim=-1).values / total[..., None]
-        margin = two[..., 0] - two[..., 1]
-    logits_nbV[..., mask_id] = -math.inf
-    drawn_logp = None
+        two = weight_NV.topk(2, dim=-1).values
+        margin = two[:, 0] - two[:, 1]
+    logits_NV[:, mask_id] = -math.inf
     if choices.greedy:
-        token = logits_nbV.argmax(-1)
+        token = argmax(logits_NV)
     else:
-        plain = choices.temperature == 1.0 and choices.top_k == 0 and choices.top_p == 1.0
-        if plain:
-            weight_nbV[..., mask_id] = 0.0
+        if choices.temperature == 1.0 and choices.top_k == 0 and choices.top_p == 1.0:
+            weight_NV[:, mask_id] = 0.0
         else:
-            weight_nbV = filtered(logits_nbV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
-        token = draw(weight_nbV, hash_uniform(choices.seed, key_n, position_nb, step_n, _TOKEN_STREAM))
+            weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
+        token = draw(weight_NV, hash_uniform(choices.seed, key_N, position_N, step_N, _TOKEN_STREAM))
         if choices.confidence == "tempered":
-            drawn_logp = weight_nbV.gather(-1, token[..., None])[..., 0].log() - weight_nbV.sum(-1).log()
-    logp = logits_nbV.gather(-1, token[..., None])[..., 0] - lse
+            drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log()
+    logp = _at(logits_NV, token) - lse
     if choices.target == "random":
-        score = hash_uniform(choices.seed, key_n, position_nb, step_n, _ORDER_STREAM).float()
+        score = hash_uniform(choices.seed, key_N, position_N, step_N, _ORDER_STREAM).float()
     elif choices.target == "confidence":
         score = (logp if drawn_logp is None else drawn_logp).exp()
     else:
@@ -154,6 +190,10 @@ def propose(
         penalised = torch.where(score < 0, score * choices.pad_target_penalty, score / choices.pad_target_penalty)
         score = torch.where(token == choices.pad_id, penalised, score)
     return Proposal(token, logp, score, entropy)
+
+
+def _at(value_NV: Tensor, token_N: Tensor) -> Tensor:
+    return value_NV.gather(-1, token_N[:, None])[:, 0]
 
 
 TARGETS = ("confidence", "margin_confidence", "neg_entropy", "random")

@@ -52,7 +52,9 @@ def tiny_checkpoint(folder, family="sdar", *, seed=0, sharpness=1.5, **config):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
-                gain = 1.0 if "embed" in name else (sharpness if "lm_head" in name else 1.2) / weight.shape[1] ** 0.5
+                is_head = "lm_head" in name or (raw["tie_word_embeddings"] and "embed_tokens" in name)
+                scaled = (sharpness if is_head else 1.2) / weight.shape[1] ** 0.5
+                gain = 1.0 if "embed_tokens" in name and not is_head else scaled
                 weight.copy_(torch.randn(weight.shape, generator=generator) * gain)
             elif name.endswith("weight"):
                 weight.copy_(1.0 + 0.2 * torch.randn(weight.shape, generator=generator))

@@ -73,7 +73,9 @@ def candidate(logits, mask, config, key, position, step):
     if config.temperature == 0.0 or config.top_k == 1:
         token = max(range(len(allowed)), key=lambda t: (allowed[t], -t))
     else:
-        drawn_from = softmax(keep_top_p(keep_top_k([v / config.temperature for v in allowed], config.top_k), config.top_p))
+        drawn_from = softmax(
+            keep_top_p(keep_top_k([v / config.temperature for v in allowed], config.top_k), config.top_p)
+        )
         goal = uniform(config.seed, key, position, step, 0) * sum(drawn_from)
         reached = 0.0
         for t, p in enumerate(drawn_from):
@@ -106,18 +108,17 @@ def keep_top_p(logits, p):
     if p == 1.0:
         return logits
     probability = softmax(logits)
-    kept, mass = set(), 0.0
-    for t in sorted(range(len(logits)), key=lambda t: (-logits[t], t)):
+    mass = 0.0
+    for crossing in sorted(range(len(logits)), key=lambda t: -logits[t]):
+        mass += probability[crossing]
         if mass >= p:
             break
-        kept.add(t)
-        mass += probability[t]
-    return [v if t in kept else -math.inf for t, v in enumerate(logits)]
+    return [v if v >= logits[crossing] else -math.inf for v in logits]
 
 
 def uniform(seed, key, position, step, stream):
     name = torch.tensor([hash_key(key)])
-    return float(hash_uniform(seed, name, torch.tensor([[position]]), torch.tensor([step]), stream))
+    return float(hash_uniform(seed, name, torch.tensor([position]), torch.tensor([step]), stream))
 
 
 def select(found, masked, k, config):

@@ -151,7 +151,7 @@ def test_tied_weights_and_other_seeds(sdar):
     model = tiny_model("sdar", seed=5, tie_word_embeddings=True, num_key_value_heads=4)
     config = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=1, stop_ids=[])
     answers = set()
-    for seed in (0, 1, -3, 2**62):
+    for seed in (0, 1, -3, 2**40):
         sampler = Sampler(model, dataclasses.replace(config, seed=seed))
         for prompt, rollout in zip(PROMPTS, sampler.generate(PROMPTS), strict=True):
             same(rollout, oracle.decode(model, prompt, sampler.config, rollout.key))
