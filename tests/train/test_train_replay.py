@@ -1,0 +1,263 @@
+"""Trajectory -> rows: what every row must hold, for any rollout."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainees import random_rollout
+
+from models.attention import Packed
+from sample import Rollout
+from train.policy import plan_updates
+from train.replay import (
+    Row,
+    micro_batches,
+    pack,
+    replay_blocks,
+    replay_mask,
+    shrink_steps,
+    trained_positions,
+)
+
+MASK, PAD = 1, 0
+CPU = torch.device("cpu")
+
+
+@st.composite
+def rollouts(draw, block_sizes=(1, 2, 4, 8)):
+    """(rollout, block size) with every remainder of the prompt."""
+    b = draw(st.sampled_from(block_sizes))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    prompt_tokens = draw(st.integers(1, 2 * b + 1))
+    blocks = draw(st.integers(1, 4))
+    return random_rollout(generator, prompt_tokens=prompt_tokens, block_size=b, blocks=blocks), b
+
+
+def on_grid(rollout, b):
+    return (len(rollout.prompt_ids) + np.arange(len(rollout.canvas_ids))) // b
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=30), st.integers(1, 12))
+def test_shrink_merges_neighbouring_steps_of_a_group(pairs, shrink):
+    group, step = (np.array([p[i] for p in pairs], dtype=np.int64) for i in (0, 1))
+    shrunk = shrink_steps(step, group, shrink)
+    assert (shrunk >= step).all() and ((shrunk == 0) == (step == 0)).all()
+    for g in set(group.tolist()):
+        old, new = step[group == g], shrunk[group == g]
+        distinct = sorted(set(old.tolist()) - {0})
+        sets = [distinct[i : i + shrink] for i in range(0, len(distinct), shrink)]
+        want = {s: members[-1] for members in sets for s in members} | {0: 0}
+        assert new.tolist() == [want[s] for s in old.tolist()]
+
+
+@given(rollouts(), st.one_of(st.none(), st.integers(0, 9)))
+def test_the_answer_is_trained_and_the_first_pads_after_it(case, post_num):
+    rollout, _ = case
+    trained = trained_positions(rollout, PAD, post_num)
+    answer = rollout.num_response_tokens
+    assert trained[:answer].all()
+    after = np.flatnonzero(trained[answer:]) + answer
+    pads = [
+        i
+        for i in range(answer, len(rollout.canvas_ids))
+        if rollout.canvas_ids[i] == PAD and rollout.canvas_step_map[i] > 0
+    ]
+    assert after.tolist() == (pads if post_num is None else pads[:post_num])
+    assert not trained_positions(rollout, None, post_num)[answer:].any()
+
+
+def test_a_pad_that_nobody_decided_is_not_trained():
+    rollout = Rollout(("a",), [5], [6, PAD, PAD], [1, 2, 0], [-0.1] * 3, 1, "length", 2)
+    assert trained_positions(rollout, PAD, None).tolist() == [True, True, False]
+
+
+@given(rollouts(), st.integers(1, 9), st.one_of(st.none(), st.integers(0, 3)), st.booleans())
+@settings(max_examples=200)
+def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
+    rollout, b = case
+    row = replay_blocks(
+        rollout,
+        block_size=b,
+        mask_id=MASK,
+        shrink=shrink,
+        pad_id=PAD,
+        post_num=post_num,
+        post_num_per_round=per_round,
+    )
+    P, whole = len(rollout.prompt_ids), np.array(rollout.prompt_ids + rollout.canvas_ids)
+    steps = np.concatenate(
+        [np.full(P, -1), shrink_steps(np.array(rollout.canvas_step_map), on_grid(rollout, b), shrink)]
+    )
+    answer = rollout.num_response_tokens
+
+    clean = row.copy == 0
+    assert row.ids[clean].tolist() == whole[: clean.sum()].tolist() and MASK not in row.ids[clean]
+    assert row.positions[clean].tolist() == list(range(clean.sum()))
+    assert clean.sum() == max(row.block[~clean]) * b
+    assert (row.block == row.positions // b).all()
+
+    seen = {int(row.positions[i]) - P for i in row.index}
+    assert seen >= set(range(answer)) and len(row.index) == len(seen)
+    if not per_round:
+        assert seen == set(np.flatnonzero(trained_positions(rollout, PAD, post_num)).tolist())
+    assert row.canvas_index.tolist() == (row.positions[row.index] - P).tolist()
+    assert row.targets.tolist() == whole[row.positions[row.index]].tolist()
+    assert (row.ids[row.index] == MASK).all()
+
+    for number in range(1, row.copy.max() + 1):
+        inside = np.flatnonzero(row.copy == number)
+        at = row.positions[inside]
+        (block,) = set(row.block[inside].tolist())
+        assert at.tolist() == list(range(block * b, block * b + b))
+        trained = [i for i in row.index.tolist() if i in set(inside.tolist())]
+        (step,) = {int(steps[row.positions[i]]) for i in trained}
+        in_canvas = at >= P
+        hidden = in_canvas & ((steps[at] >= step) | (steps[at] == 0))
+        assert row.ids[inside].tolist() == np.where(hidden, MASK, whole[at]).tolist()
+        earlier = {s for s in steps[at][in_canvas].tolist() if 0 < s < step}
+        assert {int(row.round_index[np.flatnonzero(row.index == i)[0]]) for i in trained} == {len(earlier)}
+    assert row.num_rounds == len(set(row.round_index.tolist())) <= -(-b // shrink)
+
+
+@given(rollouts(), st.integers(0, 3))
+def test_pads_per_round_are_limited_in_each_round(case, post_num):
+    rollout, b = case
+    row = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=post_num, post_num_per_round=True)
+    every = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=None)
+    for r in set(every.round_index.tolist()):
+        pads = [c for c in every.canvas_index[every.round_index == r].tolist() if c >= rollout.num_response_tokens]
+        kept = [c for c in row.canvas_index[row.round_index == r].tolist() if c >= rollout.num_response_tokens]
+        assert kept == sorted(pads)[:post_num]
+
+
+def test_nothing_to_train_is_no_row():
+    undecided = Rollout(("a",), [5, 6], [MASK, MASK], [0, 0], [0.0, 0.0], 0, "length", 0)
+    assert replay_blocks(undecided, block_size=4, mask_id=MASK) is None
+
+
+def row_of(tokens, rounds):
+    """A row of the given size whose contents do not matter."""
+    zeros = np.zeros(tokens, dtype=np.int64)
+    index = np.array([tokens - 1])
+    return Row(("row",), zeros, np.arange(tokens), zeros, zeros, index, index * 0, index * 0, index * 0, rounds)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 99))
+def test_updates_cover_every_response_once(rounds, rows_per_update, seed):
+    rows = [row_of(1, r) for r in rounds]
+    updates = plan_updates(rows, rows_per_update, [seed, 1, 0])
+    assert sorted(i for update in updates for i in update) == list(range(len(rows)))
+    assert updates == plan_updates(rows, rows_per_update, [seed, 1, 0])
+    for number, update in enumerate(updates):
+        counts = [rounds[i] for i in update]
+        assert sum(counts[:-1]) < rows_per_update
+        assert number == len(updates) - 1 or sum(counts) >= rows_per_update
+
+
+def test_the_order_of_updates_follows_the_seed():
+    rows = [row_of(1, 1)] * 50
+    orders = {tuple(map(tuple, plan_updates(rows, 8, seed))) for seed in ([1, 1, 0], [1, 2, 0], [1, 1, 1], [2, 1, 0])}
+    assert len(orders) == 4
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
+def test_micro_batches_cover_rows_within_the_budget(lengths, max_tokens):
+    rows = [row_of(n, 1) for n in lengths]
+    which = list(range(0, len(rows), 2))
+    batches = list(micro_batches(rows, which, max_tokens, CPU))
+    assert sorted(i for batch in batches for i in batch.rows) == which
+    for batch in batches:
+        assert batch.ids.shape[1] == sum(lengths[i] for i in batch.rows)
+        assert batch.ids.shape[1] <= max_tokens or len(batch.rows) == 1
+        assert [batch.rows[place] for place in batch.row_of_N] == list(batch.rows)
+
+
+def sees(block, copy, q, k):
+    if copy[q] < 0:
+        return k == 0
+    if copy[k] < 0:
+        return False
+    if copy[q] == 0:
+        return copy[k] == 0 and block[k] <= block[q]
+    return (copy[k] == 0 and block[k] < block[q]) or copy[k] == copy[q]
+
+
+@given(rollouts(block_sizes=(2, 4)), rollouts(block_sizes=(2, 4)))
+@settings(max_examples=30)
+def test_mask_against_three_loops(first, second):
+    """Rows of two responses padded to one length, as `pack` lays them."""
+    rows = [replay_blocks(rollout, block_size=b, mask_id=MASK) for rollout, b in (first, second)]
+    S = max(row.num_tokens for row in rows)
+
+    def padded(arrays):
+        return torch.tensor([[*values.tolist(), *[-1] * (S - len(values))] for values in arrays])
+
+    mask = replay_mask(padded([row.block for row in rows]), padded([row.copy for row in rows]))
+    assert mask.any(-1).all()
+    for n, row in enumerate(rows):
+        block, copy = (np.pad(x, (0, S - len(x)), constant_values=-1).tolist() for x in (row.block, row.copy))
+        want = [[sees(block, copy, q, k) for k in range(S)] for q in range(S)]
+        assert mask[n].tolist() == want
+
+
+@given(st.lists(rollouts(block_sizes=(4,)), min_size=1, max_size=6))
+@settings(max_examples=50)
+def test_packing_keeps_rows_apart(cases):
+    rows = [replay_blocks(rollout, block_size=b, mask_id=MASK) for rollout, b in cases]
+    batch = pack(rows, range(len(rows)), CPU)
+    T = sum(row.num_tokens for row in rows)
+    starts = np.cumsum([0] + [row.num_tokens for row in rows])
+    assert batch.ids.shape == batch.positions.shape == (1, T)
+    assert batch.targets.tolist() == [t for row in rows for t in row.targets.tolist()]
+    assert (batch.ids[0, batch.index] == MASK).all()
+    assert isinstance(batch.layout, Packed)
+    written = []
+    for segment in batch.layout.segments:
+        written += segment.flat_index.tolist()
+        for index_S, mask_SS in zip(segment.index_NS, segment.mask_N1SS[:, 0], strict=True):
+            i = int(np.searchsorted(starts, int(index_S[0]), side="right")) - 1
+            n = rows[i].num_tokens
+            assert index_S[:n].tolist() == list(range(starts[i], starts[i] + n))
+            assert not mask_SS[:n, n:].any()
+    assert sorted(written) == list(range(T))
+
+
+def test_rows_of_one_response_do_not_depend_on_its_key():
+    rollout = random_rollout(np.random.default_rng(1), prompt_tokens=6, block_size=4)
+    first, second = (
+        replay_blocks(dataclasses.replace(rollout, key=key), block_size=4, mask_id=MASK) for key in (("a",), ("b", 2))
+    )
+    assert first.key == ("a",) and second.key == ("b", 2)
+    for field in dataclasses.fields(Row)[1:]:
+        assert np.array_equal(getattr(first, field.name), getattr(second, field.name))
+
+
+@pytest.mark.parametrize("post_num", [0, None])
+def test_a_worked_example(post_num):
+    """Prompt 10..14, blocks of 4: the tail (14) opens block 1; answer 20 21 22 | 23 2, then a pad and a mask."""
+    rollout = Rollout(
+        key=("a",),
+        prompt_ids=[10, 11, 12, 13, 14],
+        canvas_ids=[20, 21, 22, 23, 2, PAD, MASK],
+        canvas_step_map=[2, 1, 2, 4, 3, 4, 0],
+        canvas_logprobs=[-0.1] * 7,
+        num_response_tokens=5,
+        finish_reason="stop",
+        num_steps=4,
+    )
+    row = replay_blocks(rollout, block_size=4, mask_id=MASK, pad_id=PAD, post_num=post_num)
+    assert row.ids.tolist() == [
+        *(10, 11, 12, 13, 14, 20, 21, 22),
+        *(14, MASK, MASK, MASK),
+        *(14, MASK, 21, MASK),
+        *(MASK, MASK, MASK, MASK),
+        *(MASK, 2, MASK, MASK),
+    ]
+    assert row.copy.tolist() == [0] * 8 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    pads = [5] if post_num is None else []
+    assert row.canvas_index.tolist() == [1, 0, 2, 4, 3, *pads]
+    assert row.round_index.tolist() == [0, 1, 1, 0, 1, *([1] if pads else [])]
+    assert row.num_rounds == 2
