@@ -1,4 +1,4 @@
-"""The built-in task: sort eight digits. Two cores learn it, by SFT on 80 examples first and then from reward alone.
+"""The built-in task: sort eight digits. Two cores learn it, by SFT on 120 examples first and then from reward alone.
 
 A question is `23731784=`, its answer `12334778`, the completion that earns the reward `\\boxed{12334778}`. The files
 tiny_sft, tiny_train and tiny_test have the schema of any user's files. They are split by the multiset of the digits,
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_DIGITS = 8
-SIZES = {"tiny_test": 256, "tiny_sft": 80, "tiny_train": 8000}
+SIZES = {"tiny_test": 256, "tiny_sft": 120, "tiny_train": 8000}
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<eos>", "<unk>")
 TEXT_TOKENS = ("\\boxed{", *"0123456789", *"}=+-*/?!;,.:()<>[]{^\\_x \n")
 

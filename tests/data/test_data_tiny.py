@@ -17,7 +17,7 @@ def test_files_have_the_sizes_and_the_schema(tmp_path):
     paths = tiny.write_tiny(tmp_path, seed=3)
     train, test = (load_tasks(paths[name], data_type="math") for name in ("tiny_train", "tiny_test"))
     examples = load_examples(paths["tiny_sft"])
-    assert (len(train), len(test), len(examples)) == (8000, 256, 80)
+    assert (len(train), len(test), len(examples)) == (8000, 256, 120)
     for task in train + test:
         assert len(task.question) == 9 and task.question.endswith("=")
         assert task.answer == "".join(sorted(task.question[:-1]))
