@@ -1,0 +1,258 @@
+"""Learning rate, what an update moves, and the guard: what is not finite never touches weights or optimizer."""
+
+import copy
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from trainees import assert_same_weights, make_config, make_policy, sampled, weights_of
+
+from train.updater import UpdateStats, learning_rate_scale, make_optimizer
+
+LENGTHS = [5, 8, 3, 10]
+
+
+def scale(step, total=100, shape="cosine", warmup=10, min_scale=0.1):
+    return learning_rate_scale(step, total, shape=shape, warmup=warmup, min_scale=min_scale)
+
+
+def test_warm_up_is_linear_and_never_zero():
+    assert [scale(s, warmup=4) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert scale(4, warmup=4) == 1.0
+    assert scale(0, warmup=0) == 1.0
+
+
+@pytest.mark.parametrize(("shape", "half"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
+def test_decay(shape, half):
+    assert scale(10, shape=shape) == 1.0
+    assert scale(55, shape=shape) == pytest.approx(half)
+    for late in (100, 101, 10**6):
+        assert scale(late, shape=shape) == pytest.approx(1.0 if shape == "constant" else 0.1)
+
+
+def test_the_decays_differ_between_their_ends():
+    assert scale(32.5) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert scale(32.5, shape="linear") == pytest.approx(0.1 + 0.9 * 0.75)
+
+
+@given(
+    st.integers(0, 300), st.integers(1, 200), st.sampled_from(["cosine", "linear"]), st.integers(0, 50), st.floats(0, 1)
+)
+def test_the_rate_falls_and_stays_in_range(step, total, shape, warmup, min_scale):
+    now, next_ = (scale(s, total, shape, warmup, min_scale) for s in (step, step + 1))
+    assert min(min_scale, 1 / (warmup + 1)) - 1e-12 <= now <= 1.0 + 1e-12
+    assert now >= next_ - 1e-12 if step >= warmup else next_ >= now - 1e-12
+    assert scale(step, total, shape, warmup, 1.0) == pytest.approx(min(1.0, (step + 1) / (warmup + 1)))
+
+
+def test_min_lr_scale_of_1_is_a_constant_rate():
+    assert {scale(s, warmup=0, min_scale=1.0) for s in range(200)} == {1.0}
+
+
+def test_decay_applies_to_matrices_alone():
+    model = tiny_model("sdar")
+    optimizer = make_optimizer(model, make_config(optimizer={"params": {"weight_decay": 0.1}}).optimizer.params)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {decay[id(p)] for p in model.parameters() if p.ndim >= 2} == {0.1}
+    assert {decay[id(p)] for p in model.parameters() if p.ndim < 2} == {0.0}
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer():
+    model = tiny_model("sdar")
+    model.lm_head.weight.requires_grad_(False)
+    optimizer = make_optimizer(model, make_config().optimizer.params)
+    assert id(model.lm_head.weight) not in {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_update_moves_every_parameter(tied):
+    model = tiny_model("sdar", tie_word_embeddings=tied, attention_bias=True)
+    rollouts = sampled(model, LENGTHS, n=4)
+    before = weights_of(model)
+    policy = make_policy(model)
+    metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), 1)
+    assert metrics["updates"] >= 1 and metrics["grad_norm"] > 0
+    after = weights_of(model)
+    assert {name for name in before if torch.equal(before[name], after[name])} == set()
+
+
+def test_gradient_checkpointing_changes_nothing():
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_model("sdar")
+        rollouts = sampled(model, LENGTHS, n=2)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        policy = make_policy(model)
+        policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), 1)
+        results.append(weights_of(model))
+    assert_same_weights(results[1], results[0], 1e-6)
+
+
+def test_gradients_are_clipped_to_their_limit():
+    norms = {}
+    for limit in (0.0, 1e-3):
+        model = tiny_model("sdar")
+        policy = make_policy(model, max_grad_norm=limit)
+        seen = []
+        step = policy.updater.optimizer.step
+        policy.updater.optimizer.step = lambda m=model, seen=seen, step=step: (
+            seen.append(torch.cat([p.grad.flatten() for p in m.parameters()]).norm().item()),
+            step(),
+        )
+        metrics = policy.train(policy.batch(rollouts := sampled(model, LENGTHS), [1.0] * len(rollouts)), 1)
+        norms[limit] = (seen, metrics["grad_norm"])
+    assert norms[0.0][0] == pytest.approx([norms[0.0][1]], rel=1e-4) and norms[0.0][1] > 1e-2
+    assert norms[1e-3][0] == pytest.approx([1e-3], rel=1e-3)
+    assert norms[1e-3][1] == pytest.approx(norms[0.0][1], rel=1e-5)
+
+
+def test_the_rate_of_a_step_is_the_schedules():
+    model = tiny_model("sdar")
+    policy = make_policy(model, total_step=10, learning_rate=2e-3)
+    policy.schedule = make_config(
+        lr_scheduler={"scheduler": "linear", "params": {"warmup_steps": 1, "min_lr_scale": 0.5}}
+    ).lr_scheduler
+    batch = policy.batch(sampled(model, [5]), [1.0])
+    rates = [policy.train(batch, step)["learning_rate"] for step in (1, 2, 6, 10, 99)]
+    assert rates == pytest.approx([1e-3, 2e-3, 2e-3 * (1 - 0.5 * 4 / 9), 2e-3 * (1 - 0.5 * 8 / 9), 1e-3])
+
+
+class Guarded:
+    """A policy after one good update, so that the optimizer has a state to lose."""
+
+    def __init__(self, **training):
+        self.model = tiny_model("sdar")
+        self.policy = make_policy(self.model, **{"gradient_accumulation_steps": 1, "batch_size_lm": 10**6} | training)
+        self.rollouts = sampled(self.model, LENGTHS)
+        self.batch = self.policy.batch(self.rollouts, [1.0, -1.0, 0.5, -0.5])
+        self.policy.train(self.batch, 1)
+        self.weights, self.optimizer = weights_of(self.model), self.optimizer_state()
+
+    def optimizer_state(self):
+        return copy.deepcopy(self.policy.updater.optimizer.state_dict()["state"])
+
+    def assert_untouched(self):
+        assert_same_weights(weights_of(self.model), self.weights)
+        now = self.optimizer_state()
+        assert now.keys() == self.optimizer.keys()
+        for i, state in self.optimizer.items():
+            for name, value in state.items():
+                assert torch.equal(now[i][name], value), name
+
+    def poison(self, kind):
+        """A step whose loss, or only whose gradient, is not finite."""
+        if kind == "nan loss":
+            return dataclasses.replace(self.batch, advantages=[1.0, math.nan, 0.5, -0.5])
+        if kind == "inf loss":
+            return dataclasses.replace(self.batch, advantages=[1.0, math.inf, 0.5, -0.5])
+        self.handle = self.model.lm_head.weight.register_hook(
+            lambda g: g * (math.nan if kind == "nan gradient" else math.inf)
+        )
+        return self.batch
+
+    def heal(self):
+        if hasattr(self, "handle"):
+            self.handle.remove()
+
+
+POISONS = ["nan loss", "inf loss", "nan gradient", "inf gradient"]
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
+    guarded = Guarded()
+    with caplog.at_level(logging.WARNING):
+        metrics = guarded.policy.train(guarded.poison(kind), 2)
+    guarded.assert_untouched()
+    assert all(p.grad is None for p in guarded.model.parameters())
+    assert metrics["updates_skipped"] == 1 and metrics["updates"] == 0
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert str(guarded.rollouts[0].key) in caplog.text and "skipped" in caplog.text
+    assert guarded.policy.updater.skipped_in_a_row == 1
+    guarded.heal()
+    assert guarded.policy.train(guarded.batch, 3)["updates"] == 1
+    assert guarded.policy.updater.skipped_in_a_row == 0
+
+
+def test_only_the_bad_update_of_a_step_is_skipped():
+    """One update a response: the three good ones are taken as if the bad one had not been there."""
+    bad, good = (Guarded(batch_size_lm=1) for _ in range(2))
+    metrics = bad.policy.train(bad.poison("nan loss"), 2)
+    assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
+    keep = [i for i in range(4) if i != 1]
+    batch = dataclasses.replace(
+        good.batch,
+        rows=[good.batch.rows[i] for i in keep],
+        advantages=[good.batch.advantages[i] for i in keep],
+        logp_rollout=[good.batch.logp_rollout[i] for i in keep],
+    )
+    order = [int(i) for i in np.random.default_rng([10086, 2, 0]).permutation(4) if i != 1]
+    stats = UpdateStats()
+    for i in order:
+        place = keep.index(i)
+        loss = good.policy._loss(batch, batch.logp_rollout, [place], measure_mismatch=False)
+        good.policy.updater.update(batch.rows, [place], loss, stats)
+    assert_same_weights(weights_of(bad.model), weights_of(good.model))
+
+
+@pytest.mark.parametrize("kind", ["nan loss", "inf gradient"])
+def test_the_run_stops_after_k_in_a_row(kind):
+    guarded = Guarded(max_skipped_updates=3)
+    batch = guarded.poison(kind)
+    for step in (2, 3):
+        assert guarded.policy.train(batch, step)["updates_skipped"] == 1
+    with pytest.raises(RuntimeError, match="3 updates in a row") as error:
+        guarded.policy.train(batch, 4)
+    assert str(guarded.rollouts[0].key) in str(error.value)
+    guarded.assert_untouched()
+
+
+def test_a_good_update_ends_the_row():
+    guarded = Guarded(max_skipped_updates=2)
+    bad = guarded.poison("nan loss")
+    for step in range(2, 8):
+        guarded.policy.train(bad if step % 2 else guarded.batch, step)
+    assert guarded.policy.updater.skipped_in_a_row == 1
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_a_rollout_with_a_log_prob_that_is_not_finite_is_left_out(value, caplog):
+    model = tiny_model("sdar")
+    policy = make_policy(model)
+    rollouts = sampled(model, LENGTHS)
+    spoiled = dataclasses.replace(rollouts[2], canvas_logprobs=[value, *rollouts[2].canvas_logprobs[1:]])
+    with caplog.at_level(logging.WARNING):
+        batch = policy.batch([*rollouts[:2], spoiled, rollouts[3]], [1.0, -1.0, 0.5, -0.5])
+    assert batch.skipped == 1 and [row.key for row in batch.rows] == [rollouts[i].key for i in (0, 1, 3)]
+    assert batch.advantages == [1.0, -1.0, -0.5] and str(spoiled.key) in caplog.text
+    metrics = policy.train(batch, 1)
+    assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
+
+
+def test_a_response_without_an_advantage_is_not_trained():
+    model = tiny_model("sdar")
+    policy = make_policy(model)
+    rollouts = sampled(model, LENGTHS)
+    batch = policy.batch(rollouts, [None, 1.0, None, -1.0])
+    assert [row.key for row in batch.rows] == [rollouts[1].key, rollouts[3].key] and batch.skipped == 0
+
+
+def test_the_updaters_state_goes_on_where_it_was():
+    """Two updates, and one in each of two processes: the same weights, bit for bit."""
+    straight = Guarded()
+    straight.policy.train(straight.batch, 2)
+    first = Guarded()
+    model = tiny_model("sdar")
+    model.load_state_dict(first.model.state_dict())
+    second = make_policy(model, gradient_accumulation_steps=1, batch_size_lm=10**6)
+    second.updater.load_state_dict(copy.deepcopy(first.policy.updater.state_dict()))
+    second.train(first.batch, 2)
+    assert_same_weights(weights_of(model), weights_of(straight.model))
