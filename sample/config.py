@@ -52,7 +52,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
-        steps = [self.steps_per_block] if isinstance(self.steps_per_block, int) else list(self.steps_per_block or [1])
+        steps = self.steps_per_block if self.steps_per_block is not None else 1
+        steps = [steps] if isinstance(steps, int) else list(steps)
         _require(
             bool(steps) and all(s >= 1 for s in steps),
             "steps_per_block",
@@ -91,6 +92,9 @@ class SamplingConfig:
             raise ValueError(
                 f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."
             )
+        vocab_size = int(model.hf_config.vocab_size)
+        for name, ids in (("stop_ids", self.stop_ids or ()), ("pad_id", () if self.pad_id is None else (self.pad_id,))):
+            _require(all(0 <= i < vocab_size for i in ids), name, ids, f"ids of the vocabulary, 0 to {vocab_size - 1}")
         pad_id = self.pad_id if self.pad_id is not None else model.pad_id
         return replace(
             self,

@@ -96,6 +96,7 @@ class Sampler:
             raise ValueError(f"n={n}: ask for at least one answer a prompt.")
         if keys is not None and len(keys) != len(prompts) * n:
             raise ValueError(f"keys has {len(keys)} entries; {len(prompts)} prompts x n={n} need {len(prompts) * n}.")
+        vocab_size = int(self.model.hf_config.vocab_size)
         requests: list[Request] = []
         for group, prompt in enumerate(prompts):
             ids = [int(i) for i in prompt]
@@ -104,6 +105,11 @@ class Sampler:
             if self.model.mask_id in ids:
                 raise ValueError(
                     f"prompt {group} contains the mask id {self.model.mask_id}: it would count as a position to fill."
+                )
+            if not 0 <= min(ids) <= max(ids) < vocab_size:
+                wrong = min(ids) if min(ids) < 0 else max(ids)
+                raise ValueError(
+                    f"prompt {group} contains the id {wrong}; the model's vocabulary has {vocab_size} ids."
                 )
             digest = hash_key(tuple(ids))
             for member in range(n):
@@ -260,7 +266,16 @@ class _Batch:
             holder.setdefault(group, slot)
             self.occupant[slot], self.resident[slot] = request, group
             first, end = self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens)
-            seats.append(Seat(slot, request.prompt_ids, first, end, self.config.max_new_tokens, hash_key(request.key)))
+            seats.append(
+                Seat(
+                    slot,
+                    request.prompt_ids,
+                    first,
+                    end,
+                    self.config.max_new_tokens,
+                    hash_key(request.key, self.config.seed),
+                )
+            )
         if seats:
             self.state.place(seats, self.b, self.model.mask_id)
         self._prefill(sorted(fresh, key=lambda slot: len(self.occupant[slot].prompt_ids)))
@@ -331,10 +346,10 @@ class _Batch:
         self.width = len(self.occupant)
 
 
-def hash_key(key: Key) -> int:
-    """A signed 64-bit name of a sample, stable across processes and machines."""
-    text = ",".join(f"{type(part).__name__[0]}{part}" for part in key)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def hash_key(key: Key, seed: int = 0) -> int:
+    """A signed 64-bit name of a sample under a seed, stable across processes and machines."""
+    digest = hashlib.blake2b(repr((seed, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _CHUNK = 128
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_STEP = 0x5851F42D4C957F2D
 _TOKEN_STREAM, _ORDER_STREAM = 0, 1
 
 
@@ -39,8 +40,6 @@ class Choices(Protocol):
     def pad_id(self) -> int | None: ...
     @property
     def pad_target_penalty(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
     @property
     def greedy(self) -> bool: ...
 
@@ -71,21 +70,17 @@ def schedule(positions: int, steps: int) -> list[int]:
     return [share + (i < rest) for i in range(steps)]
 
 
-def hash_uniform(seed: int, key_N: Tensor, position_N: Tensor, step_N: Tensor, stream: int) -> Tensor:
+def hash_uniform(key_N: Tensor, position_N: Tensor, step_N: Tensor, stream: int) -> Tensor:
     """Uniform numbers in [0, 1), float64 [N], a pure function of their arguments: no generator, no batch mate enters.
 
-    splitmix64's finaliser (Steele et al. 2014) in wrapping int64 arithmetic, the same on every device.
+    splitmix64 (Steele et al. 2014) in wrapping int64 arithmetic, the same on every device: a key's numbers are those of
+    a splitmix64 generator started at the key, one increment a position and another a step and a stream.
     """
-    state = _mix(key_N + _GOLDEN * (seed * 2 + stream + 1) % 2**63)
-    state = _mix(state ^ (position_N * _GOLDEN))
-    state = _mix(state ^ (step_N * _MIX_1))
-    return ((state >> 11) & (2**53 - 1)).double() * 2.0**-53
-
-
-def _mix(x: Tensor) -> Tensor:
+    x = key_N + position_N * _GOLDEN + (step_N * 2 + stream) * _STEP
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
+    x = x ^ _shift(x, 31)
+    return _shift(x, 11).double() * 2.0**-53
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -176,12 +171,12 @@ def propose(
             weight_NV[:, mask_id] = 0.0
         else:
             weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
-        token = draw(weight_NV, hash_uniform(choices.seed, key_N, position_N, step_N, _TOKEN_STREAM))
+        token = draw(weight_NV, hash_uniform(key_N, position_N, step_N, _TOKEN_STREAM))
         if choices.confidence == "tempered":
             drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log()
     logp = _at(logits_NV, token) - lse
     if choices.target == "random":
-        score = hash_uniform(choices.seed, key_N, position_N, step_N, _ORDER_STREAM).float()
+        score = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).float()
     elif choices.target == "confidence":
         score = (logp if drawn_logp is None else drawn_logp).exp()
     else:

@@ -1,4 +1,5 @@
-"""Tiny random models of every family, made here in the checkpoint's original layout: no network, no committed weights."""
+"""Tiny random models of every family, made here in the checkpoint's original layout: no network, no committed
+weights."""
 
 import json
 import tempfile
@@ -39,7 +40,8 @@ TINY_CONFIGS = {
 
 
 def tiny_checkpoint(folder, family="sdar", *, seed=0, sharpness=1.5, **config):
-    """A checkpoint folder with random weights; `config` overrides config.json, `sharpness` scales the spread of the logits.
+    """A checkpoint folder with random weights; `config` overrides config.json, `sharpness` scales the spread of the
+    logits.
 
     Weights are large enough that every token depends on its whole context and confidences reach from .1 to 1.
     """

@@ -1,5 +1,5 @@
-"""The sampler's semantics written down a second time, as plainly as possible: one sequence, no cache, the whole prefix recomputed at
-every step, Python numbers. Only the hash is the sampler's own. Block families."""
+"""The sampler's semantics written down a second time, as plainly as possible: one sequence, no cache, the whole prefix
+recomputed at every step, Python numbers. Only the hash is the sampler's own. Block families."""
 
 import math
 from dataclasses import dataclass
@@ -117,8 +117,8 @@ def keep_top_p(logits, p):
 
 
 def uniform(seed, key, position, step, stream):
-    name = torch.tensor([hash_key(key)])
-    return float(hash_uniform(seed, name, torch.tensor([position]), torch.tensor([step]), stream))
+    numbers = (torch.tensor([value]) for value in (hash_key(key, seed), position, step))
+    return float(hash_uniform(*numbers, stream))
 
 
 def select(found, masked, k, config):

@@ -1,0 +1,106 @@
+"""What one step costs beside the model: no read by the host, and a bounded number of operations for any batch."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers import random_prompts
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sample import Sampler, SamplingConfig
+from sample import sampler as engine
+
+HOST_READS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select")
+HOST_METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero")
+
+
+class Ops(TorchDispatchMode):
+    """Names of the aten operations inside and outside the model's body and head."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inside, self.names = 0, {True: [], False: []}
+        self.hooks = []
+        for module in (model.model, model.lm_head):
+            self.hooks.append(module.register_forward_pre_hook(lambda *_: self.enter(1)))
+            self.hooks.append(module.register_forward_hook(lambda *_: self.enter(-1)))
+
+    def enter(self, by):
+        self.inside += by
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[self.inside > 0].append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def host_is_blind(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a step reads a tensor on the host")
+
+    with monkeypatch.context() as patch:
+        for name in HOST_METHODS:
+            patch.setattr(torch.Tensor, name, refuse)
+        yield
+
+
+def steps_of(sampler, prompts, monkeypatch, watch=None):
+    """Runs `generate`, every step under a fresh Ops; returns one Ops a step."""
+    seen, plain = [], engine._Batch.step
+
+    def step(batch, *args):
+        with host_is_blind(monkeypatch), Ops(sampler.model) as ops:
+            plain(batch, *args)
+        for hook in ops.hooks:
+            hook.remove()
+        seen.append(ops)
+
+    monkeypatch.setattr(engine._Batch, "step", step)
+    sampler.generate(prompts)
+    monkeypatch.setattr(engine._Batch, "step", plain)
+    return seen
+
+
+VARIANTS = [
+    {},
+    {"strategy": "low_confidence_static"},
+    {"strategy": "sequential", "target": "random"},
+    {"strategy": "entropy_bounded", "target": "margin_confidence"},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 7, "top_p": 0.9, "confidence": "tempered", "target": "neg_entropy"},
+    {"temperature": 1.0, "pad_target_penalty": 2.0},
+    {"fuse_commit": False},
+    {"deterministic": True},
+    {"cache": "none"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())) or "default")
+@pytest.mark.parametrize("polls", [1, 4])
+def test_a_step_reads_nothing_to_the_host(sdar, monkeypatch, variant, polls):
+    sampler = Sampler(sdar, SamplingConfig(max_new_tokens=10, **variant))
+    sampler.steps_between_polls = polls
+    steps = steps_of(sampler, random_prompts([5, 9, 4]), monkeypatch)
+    assert len(steps) >= 3
+    for ops in steps:
+        assert not set(HOST_READS) & set(ops.names[True] + ops.names[False])
+
+
+def test_the_guard_sees_reads(sdar, monkeypatch):
+    """The test above can fail: a read in a step is caught both ways."""
+    with host_is_blind(monkeypatch), pytest.raises(AssertionError, match="reads a tensor"):
+        bool(torch.ones(1))
+    with Ops(sdar) as ops:
+        torch.ones(3).max().item()
+        torch.ones(3).nonzero()
+    assert {"_local_scalar_dense", "nonzero"} <= set(ops.names[False])
+
+
+@pytest.mark.parametrize(("variant", "bound"), [({}, 160), ({"temperature": 1.0}, 220)])
+def test_operations_outside_the_model_are_bounded_whatever_the_batch(sdar, monkeypatch, variant, bound):
+    counts = set()
+    for prompts in (random_prompts([6]), random_prompts([5, 9, 4, 12, 7, 8, 3] * 3)):
+        sampler = Sampler(sdar, SamplingConfig(max_new_tokens=12, max_slots=32, stop_ids=[3, 4, 5], **variant))
+        steps = steps_of(sampler, prompts, monkeypatch)
+        counts.add(max(len(ops.names[False]) for ops in steps))
+    assert len(counts) == 1 and counts.pop() <= bound
