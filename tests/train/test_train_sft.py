@@ -1,0 +1,169 @@
+"""Supervised rows: noise, traces, and examples as ids."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from end_to_end import text_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from trainees import make_config
+
+from data.tasks import Example
+from models import load_model
+from models.attention import Masked, block_causal_mask
+from train.replay import pack
+from train.sft import Sample, make_row, semi_ar_noise, tokenise
+
+MASK, PAD, EOS = 1, 0, 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(text_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+def training(**settings):
+    return make_config(training={"method": "semi-ar", **settings}).training
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 3),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
+def test_noise_of_every_block(P, R, b, copies, low, high, seed):
+    """Each copy of each block of the answer masks some of its tokens and trains exactly those; filling is masked."""
+    length = R + -(P + R) % b
+    settings = training(lower_p=min(low, high), upper_p=max(low, high), mask_times_per_sample=copies)
+    noisy = semi_ar_noise(P, R, length, b, settings, np.random.default_rng(seed))
+    block = (P + np.arange(length)) // b
+    places = sorted((n.round, n.block) for n in noisy)
+    assert places == [(copy, j) for copy in range(copies) for j in sorted(set(block[:R].tolist()))]
+    for n in noisy:
+        inside, answer = block == n.block, np.arange(length) < R
+        assert n.trained_C.any() and not (n.trained_C & ~(inside & answer)).any()
+        assert np.array_equal(n.masked_C, n.trained_C | (inside & ~answer))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25, 1.0])
+def test_noise_level(level):
+    settings = training(lower_p=level, upper_p=level, mask_times_per_sample=400)
+    noisy = semi_ar_noise(4, 8, 8, 4, settings, np.random.default_rng(0))
+    masked = np.array([n.trained_C.sum() for n in noisy])
+    if level == 0.25:
+        expected = 4 * level + (1 - level) ** 4
+        assert masked.mean() == pytest.approx(expected, abs=4 * masked.std() / len(masked) ** 0.5)
+    else:
+        assert set(masked.tolist()) == {4 if level else 1}
+
+
+def test_noise_levels_are_uniform_between_their_bounds():
+    settings = training(lower_p=0.0, upper_p=1.0, mask_times_per_sample=2000)
+    noisy = semi_ar_noise(64, 64, 64, 64, settings, np.random.default_rng(0))
+    share = np.array([n.trained_C.mean() for n in noisy])
+    assert np.quantile(share, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+
+
+def test_one_example_is_one_row(model):
+    sample = Sample(7, [5, 6, 7, 8, 9], [10, 11, 12, 13, 14, EOS], None)
+    settings = training(mask_times_per_sample=2, lower_p=1.0, upper_p=1.0, post_num=0)
+    row = make_row(sample, model, settings, epoch=0)
+    assert row.key == (7,) and row.num_rounds == 2
+    whole = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, EOS, PAD]
+    assert row.ids[row.copy == 0].tolist() == whole[:8]
+    assert row.ids[row.copy > 0].tolist() == [9, MASK, MASK, MASK, MASK, MASK, MASK, MASK] * 2
+    assert row.targets.tolist() == [10, 11, 12, 13, 14, EOS] * 2
+
+
+@pytest.mark.parametrize(("post_num", "pads"), [(0, 0), (1, 1), (2, 2), (9, 3), (None, 3)])
+def test_pads_after_the_answer_are_trained_as_asked(model, post_num, pads):
+    sample = Sample(0, [5] * 4, [10, 11, 12, 13, EOS], None)
+    row = make_row(sample, model, training(lower_p=1.0, upper_p=1.0, post_num=post_num), epoch=0)
+    assert row.targets.tolist() == [10, 11, 12, 13, EOS] + [PAD] * pads
+    assert row.ids[row.copy == 2].tolist() == [MASK] * 4
+
+
+def test_noise_depends_on_seed_epoch_and_example_alone(model):
+    samples = [Sample(i, [5, 6], list(range(10, 30)), None) for i in range(3)]
+    settings = training(lower_p=0.5, upper_p=0.5)
+
+    def rows(order, epoch=0, seed=1):
+        config = training(lower_p=0.5, upper_p=0.5, seed=seed)
+        return {i: make_row(samples[i], model, config, epoch).ids.tolist() for i in order}
+
+    assert rows([0, 1, 2]) == rows([2, 0, 1])
+    assert rows([0])[0] != rows([0], epoch=1)[0] and rows([0])[0] != rows([0], seed=2)[0]
+    assert settings.seed == 10086 and rows([0])[0] != rows([1])[1]
+
+
+def test_a_trace_is_replayed_like_a_rollout(model):
+    """Prompt of 2, blocks of 4: answer 10 11 | 12 13 14 2, unmasked in the order given."""
+    sample = Sample(0, [5, 6], [10, 11, 12, 13, 14, EOS], [2, 1, 5, 3, 4, 3])
+    row = make_row(sample, model, training(method="trace"), epoch=0)
+    assert row.ids[row.copy > 0].reshape(-1, 4).tolist() == [
+        [5, 6, MASK, MASK],
+        [5, 6, MASK, 11],
+        [MASK, MASK, MASK, MASK],
+        [MASK, 13, MASK, EOS],
+        [MASK, 13, 14, EOS],
+    ]
+    assert sorted(row.canvas_index.tolist()) == list(range(6))
+
+
+def test_log_probs_of_noisy_blocks(model):
+    """A packed noisy copy is scored as if prompt, clean blocks before it and itself stood alone."""
+    sample = Sample(0, [5, 6, 7], list(range(10, 20)), None)
+    row = make_row(sample, model, training(mask_times_per_sample=2), epoch=0)
+    batch = pack([row], [0], torch.device("cpu"))
+    with torch.no_grad():
+        packed = model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
+    for i, target, got in zip(row.index, row.targets, packed, strict=True):
+        inside = row.copy == row.copy[i]
+        before = (row.copy == 0) & (row.block < row.block[i])
+        ids = torch.from_numpy(np.concatenate([row.ids[before], row.ids[inside]]))[None]
+        layout = Masked(block_causal_mask(ids.shape[1], 4))
+        hidden = model.hidden(ids, torch.arange(ids.shape[1])[None], layout)[0, row.positions[i]]
+        assert float(got) == pytest.approx(float(model.lm_head(hidden).log_softmax(-1)[target].detach()), abs=1e-5)
+
+
+def ids(model, text):
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_examples_as_ids_end_with_one_end(model):
+    examples = [Example("12=", "34", None), Example("12=", "34<eos>", None)]
+    first, second = tokenise(examples, model, training())
+    assert first.prompt_ids == second.prompt_ids == ids(model, "12=")
+    assert first.answer_ids == second.answer_ids == [*ids(model, "34"), EOS]
+
+
+def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
+    examples = [Example("1" * n, "2" * m, None) for n, m in ((3, 3), (9, 3), (3, 9), (4, 4))]
+    with caplog.at_level(logging.WARNING):
+        samples = tokenise(examples, model, training(max_prompt_len=4, max_gen_length=5))
+    assert [(s.index, len(s.prompt_ids), len(s.answer_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
+    assert "1 of 4 prompts" in caplog.text and "1 answers are cut" in caplog.text
+
+
+def test_nothing_left_is_an_error(model):
+    with pytest.raises(ValueError, match="max_prompt_len=2"):
+        tokenise([Example("123", "4", None)], model, training(max_prompt_len=2))
+
+
+def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
+    (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, training(method="trace"))
+    assert sample.answer_ids == [*ids(model, "234"), EOS] and sample.step_map == [1, 3, 2, 4]
+    (cut,) = tokenise([Example("1", "234", [0, 2, 1])], model, training(method="trace", max_gen_length=2))
+    assert cut.step_map == [1, 3]
+
+
+@pytest.mark.parametrize("steps", [None, [], [1, 2], [1, 2, 3, 4], [1, -2, 3]])
+def test_a_step_map_that_does_not_fit_is_an_error(model, steps):
+    with pytest.raises(ValueError, match="example 1.*3 steps"):
+        tokenise([Example("1", "2", [1]), Example("1", "234", steps)], model, training(method="trace"))
