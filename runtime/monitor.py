@@ -6,11 +6,9 @@ Banner, step lines and events go to stdout, bars and warnings to stderr. Without
 import collections
 import contextlib
 import json
-import logging
 import math
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -268,23 +266,6 @@ class Monitor:
         if self.enabled and text not in self._warned:
             self._warned.add(text)
             self._err.print(f"warning: {text}", style="yellow", markup=False)
-
-    def adopt_warnings(self) -> None:
-        """From now on UserWarnings and loggers that have no handler of their own speak through `warning`."""
-        if not self.enabled:
-            return
-        show_others = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, UserWarning):
-                self.warning(str(message))
-            else:
-                show_others(message, category, *place, **more)
-
-        warnings.showwarning = show
-        handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: self.warning(record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger().addHandler(handler)
 
     def curves(self) -> Path | None:
         """Draws metrics.jsonl into curves.png and returns its path; None, with a warning, when that cannot be done."""

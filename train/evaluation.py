@@ -141,7 +141,8 @@ def run(config: Config) -> dict[str, Any] | None:
             start_with_think=config.rollout.start_with_think,
         )  # fmt: skip
         with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
-            monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+            folder.drop_after(-1)
+            monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
             _banner(monitor, config, model, folder_of_model, prompts, entries)
             results = evaluate(
                 model,

@@ -1,13 +1,31 @@
-"""How every command ends: a user's mistake as one line, anything else with its traceback."""
+"""How commands speak and end: a warning or a user's mistake is one line, anything else a traceback."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
+
+
+class _Speaker(logging.Handler):
+    """`warning: text` on stderr, each text once."""
+
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.said:
+            self.said.add(text)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def main(command: Callable[[], object]) -> None:
     """Runs a command. ValueErrors are messages for users: printed without a traceback, exit status 2 (DEBUG=1 shows
     all)."""
+    logging.getLogger().addHandler(_Speaker(logging.WARNING))
+    warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
         command()
     except ValueError as error:

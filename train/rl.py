@@ -45,7 +45,7 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
-        self.monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+        self.monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
         self.reward = reward_of(config, config.dataset.data_type)
         checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
         self.model = session.make_model(config, checkpoint)

@@ -27,8 +27,6 @@ def prepare_process(experiment: ExperimentConfig, tf32: bool) -> None:
     torch.use_deterministic_algorithms(experiment.deterministic, warn_only=True)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
 
 

@@ -35,6 +35,8 @@ from train.updater import Updater, UpdateStats, learning_rate_scale, make_accele
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -55,7 +57,7 @@ def run(config: Config) -> dict[str, Any] | None:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         return None
     with RunFolder.open(plan.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
-        monitor = Monitor(folder.path, trackers=config.tracking.report_to)
+        monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
         try:
             return _train(config, folder, monitor, load_examples(path, columns=config.dataset.columns))
         finally:
@@ -240,7 +242,7 @@ def _log(monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequ
         "packed_tokens": float(stats.packed_tokens),
         "updates_skipped": float(stats.skipped),
     }
-    monitor.step(step, total, metrics, quiet=step % max(1, total // 20) != 0 and step != total)
+    monitor.step(step, total, metrics, SHOWN, quiet=step % max(1, total // 20) != 0 and step != total)
 
 
 def _banner(

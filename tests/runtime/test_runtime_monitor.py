@@ -1,11 +1,9 @@
 import json
-import logging
 import math
 import os
 import pty
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,26 +177,6 @@ def test_other_ranks_are_silent_and_write_nothing(tmp_path, capsys):
     show.final({"a": 1})
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_adopted_warnings_and_log_records(tmp_path, capsys, monkeypatch):
-    others = []
-    handlers = list(logging.getLogger().handlers)
-    monkeypatch.setattr(warnings, "showwarning", lambda message, category, *_, **__: others.append(category))
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        Monitor(tmp_path).adopt_warnings()
-        warnings.warn("two rows were dropped", stacklevel=1)
-        warnings.warn("old", DeprecationWarning, stacklevel=1)
-    try:
-        logging.getLogger("reward").warning("worker %d was replaced", 3)
-        logging.getLogger("reward").info("nothing")
-    finally:
-        logging.getLogger().handlers = handlers
-    err = capsys.readouterr().err
-    assert err.splitlines()[0] == "warning: two rows were dropped"
-    assert others == [DeprecationWarning]
-    assert err.splitlines()[-1] == "warning: worker 3 was replaced"
 
 
 def on_a_terminal(code, *arguments):
