@@ -59,7 +59,7 @@ class ModelConfig:
 
 @dataclass
 class DatasetConfig:
-    train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train) or a path")
+    train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
     optimization_data: str = opt("", "SFT examples: a name or a path")
     data_type: str = opt(
@@ -195,7 +195,8 @@ class SchedulerConfig:
 class RewardConfig:
     function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
     workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
-    timeout_seconds: float = opt(10.0, "time for one answer (math) or one call (function)", low=0.0)
+    timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
+    function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
 
 
 @dataclass

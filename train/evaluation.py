@@ -166,7 +166,7 @@ def reward_of(config: Config, data_type: str) -> Reward:
         function=function,
         data_type=data_type,
         workers=config.reward.workers,
-        timeout_seconds=config.reward.timeout_seconds,
+        timeout_seconds=config.reward.function_timeout_seconds if function else config.reward.timeout_seconds,
     )
 
 
