@@ -4,6 +4,7 @@ Shapes: G responses a prompt.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,7 +116,12 @@ class Run:
 
     def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         G = self.config.rollout.num_response_per_task
-        keys = [(step, prompt.task.id, j) for prompt in prompts for j in range(G)]
+        seen: Counter[str] = Counter()
+        keys = []
+        for prompt in prompts:
+            first = G * seen[prompt.task.id]  # a task drawn twice in one step goes on counting
+            keys += [(step, prompt.task.id, first + j) for j in range(G)]
+            seen[prompt.task.id] += 1
         with self.monitor.progress(len(keys), "rollout") as progress:
             return self.sampler.generate([p.ids for p in prompts], n=G, keys=keys, progress=progress.advance)
 
