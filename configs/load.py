@@ -3,6 +3,7 @@ stops here."""
 
 import dataclasses
 import difflib
+import math
 import sys
 import typing
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.schema import RETIRED, Config
 
@@ -66,7 +67,7 @@ def merge(*trees: dict[str, Any]) -> Config:
         try:
             merged = OmegaConf.merge(merged, tree)
         except OmegaConfBaseException as error:
-            raise ValueError(f"config: {_first_line(error)} (key {error.full_key!r})") from error
+            raise ValueError(_wrong_type(error, tree)) from error
     try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -94,10 +95,9 @@ def resolved(config: Config) -> dict[str, Any]:
 def help_text(usage: str) -> str:
     lines = [f"usage: {usage}", "", "Any key may be given on the command line as section.key=value.", ""]
     for name, item in flat_fields():
-        kind = str(item.type).replace("<class '", "").replace("'>", "").replace("typing.Any", "value or list")
         factory: Any = item.default_factory
         default = factory() if item.default is dataclasses.MISSING else item.default
-        lines.append(f"  {name:<44} {kind:<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
+        lines.append(f"  {name:<44} {_kind(item):<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
     lines += [
         "",
         "examples:",
@@ -148,13 +148,15 @@ def _suggest(name: str, known: set[str]) -> str:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of what a tree sets; sections that it leaves empty are taken out."""
+    sections = {name.rpartition(".")[0] for name in (*RETIRED, *(name for name, _ in flat_fields()))}
     for key, value in list(tree.items()):
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
-        elif not (isinstance(value, dict) or value is None) or prefix:
-            yield f"{prefix}{key}"
-        else:
+        elif value in (None, {}) and f"{prefix}{key}" in sections:
             tree.pop(key)
+        else:
+            yield f"{prefix}{key}"
 
 
 def _get(tree: dict[str, Any], name: str) -> Any:
@@ -179,20 +181,41 @@ def _check_ranges(config: Config) -> None:
     for name, item in flat_fields():
         value = _get(tree, name)
         for entry in value if isinstance(value, list) else [value]:
-            low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
-            if entry is None:
-                continue
-            if choices and entry not in choices:
-                near = difflib.get_close_matches(str(entry), choices, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
-            if (low is not None or high is not None) and (
-                isinstance(entry, bool) or not isinstance(entry, (int, float))
-            ):
-                raise ValueError(f"{name} is {entry!r}; it must be a number.")
-            if (low is not None and entry < low) or (high is not None and entry > high) or entry != entry:
-                bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-                raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+            if entry is not None or (item.type is Any and item.default is not None):
+                _check_entry(name, entry, item)
+    for name in ("rollout", "evaluation"):
+        try:
+            getattr(config, name).parallel_lists()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
+    low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
+    if choices and entry not in choices:
+        by_lower = {choice.lower(): choice for choice in choices}
+        near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
+        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+        raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+    if low is None:
+        return
+    whole = item.type is Any
+    if isinstance(entry, bool) or not isinstance(entry, int if whole else (int, float)) or not math.isfinite(entry):
+        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if whole else 'finite'} number.")
+    if entry < low or (high is not None and entry > high):
+        bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _wrong_type(error: OmegaConfBaseException, tree: dict[str, Any]) -> str:
+    item = dict(flat_fields()).get(str(error.full_key))
+    if item is None or not isinstance(error, ValidationError):
+        return f"config: {_first_line(error)} (key {error.full_key!r})"
+    return f"{error.full_key} is {_get(tree, str(error.full_key))!r}; it must be of type {_kind(item)}."
+
+
+def _kind(item: dataclasses.Field) -> str:
+    return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.Any", "value or list")
 
 
 def _first_line(error: Exception) -> str:

@@ -81,7 +81,7 @@ class DecodeConfig:
     max_token: int = opt(2000, "new tokens at most", low=1)
     block_size: Any = opt(None, "tokens a block; default the checkpoint's", low=1)
     denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token", low=1)
-    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=0.0, high=1.0)
+    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)
     remasking_strategy: Any = opt(
         "low_confidence_dynamic",
@@ -106,6 +106,16 @@ class DecodeConfig:
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+
+    def parallel_lists(self) -> dict[str, list[Any]]:
+        """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each
+        goes with entry i of the others. ValueError where their lengths differ or are 0."""
+        names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
+        lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
+        lengths = {name: len(value) for name, value in lists.items()}
+        if len(set(lengths.values())) > 1 or 0 in lengths.values():
+            raise ValueError(f"lists go together and must be of one length, at least 1; their lengths are {lengths}.")
+        return lists
 
 
 @dataclass

@@ -25,14 +25,10 @@ def sampling_entries(
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
-    names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
-    lists = {name: value for name in names if isinstance(value := getattr(decode, name), (list, tuple))}
-    lengths = {name: len(value) for name, value in lists.items()}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"lists of one section go together, one entry each, but their lengths are {lengths}.")
+    lists = decode.parallel_lists()
     entries: dict[str, SamplingConfig] = {}
-    for i in range(next(iter(lengths.values()), 1)):
-        value = {name: lists[name][i] if name in lists else getattr(decode, name) for name in names}
+    for i in range(len(next(iter(lists.values()), [None]))):
+        value = vars(decode) | {name: values[i] for name, values in lists.items()}
         block_size = value["block_size"] or model.block_size
         config = SamplingConfig(
             max_new_tokens=decode.max_token,
