@@ -1,6 +1,5 @@
 """YAML and command line -> config: what is accepted, what is refused, and how it is said."""
 
-import dataclasses
 import subprocess
 import sys
 import warnings
@@ -43,17 +42,18 @@ def test_yaml_over_defaults_and_words_over_yaml(file):
 
 
 def test_every_key_can_be_given_on_the_command_line(file):
-    for key, item in KEYS.items():
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
-        if key == "config":
-            continue
-        value = {bool: str(not default).lower(), int: "3", float: "0.5"}.get(type(default))
-        choices = item.metadata["choices"]
-        value = choices[-1] if choices else value or "3"
-        value = "{question: q}" if isinstance(default, dict) else value
-        value = "[end]" if str(item.type).startswith("list") else value
-        config = load(file(""), f"{key}={value}")
-        assert get(config, key) != default or value == str(default), key
+    def other(item, default):
+        """A value that is not the default."""
+        if item.metadata["choices"]:
+            return next(choice for choice in item.metadata["choices"] if choice != default)
+        kinds = {"list": "[end]", "dict": "{question: q}"}
+        by_kind = next((text for kind, text in kinds.items() if str(item.type).startswith(kind)), "3")
+        return {bool: str(not default).lower(), float: "0.5"}.get(type(default), by_kind)
+
+    free = [key for key, item in KEYS.items() if key != "config" and len(item.metadata["choices"] or "ab") > 1]
+    defaults = {key: get(Config(), key) for key in free}
+    config = load(file(""), *(f"{key}={other(KEYS[key], default)}" for key, default in defaults.items()))
+    assert [key for key, default in defaults.items() if get(config, key) == default] == []
 
 
 @pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6", "'1e-6'"])
