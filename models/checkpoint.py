@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,17 +67,23 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' class of the family with the folder's weights. ValueError when a weight is missing, extra or
-    misshapen."""
-    loaded: Any = family.model_class.from_pretrained(
-        folder,
-        config=hf_config,
-        dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
-        key_mapping=dict(family.key_map or {}),
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
+    """transformers' class of the family with the folder's weights. ValueError when a file is absent or damaged, or a
+    weight is missing, extra or misshapen."""
+    try:
+        loaded: Any = family.model_class.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            key_mapping=dict(family.key_map or {}),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} has no weights that can be read: {error} Copy the whole checkpoint again, or give another folder."
+        ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if hf_config.tie_word_embeddings:

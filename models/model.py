@@ -89,6 +89,7 @@ class DiffusionLM(nn.Module):
 
     def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout) -> Tensor:
         """Last hidden states [B, L, D] with attention as `layout` says."""
+        assert self.hf_config._attn_implementation == ATTENTION_NAME, "another attention would ignore the layout"
         output = self.model(input_ids=input_ids_BL, position_ids=positions_BL, use_cache=False, layout=layout)
         return output.last_hidden_state
 
