@@ -33,12 +33,14 @@ from runtime.files import append_jsonl, read_jsonl
 from runtime.trackers import Trackers
 
 SHOWN = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_per_second")
+EVALUATION_SHOWN = ("accuracy", "stderr", "reward", "length", "tokens_per_forward", "tokens_per_second")
 LABELS = {
     "reward/mean": "reward",
     "completion_length": "len",
     "grad_norm": "grad",
     "learning_rate": "lr",
     "tokens_per_second": "tok/s",
+    "tokens_per_forward": "tok/forward",
 }
 NUMBER_WIDTH = 8
 PLAIN_PROGRESS_SECONDS = 15.0
@@ -240,10 +242,19 @@ class Monitor:
         ]
         self._say("  ".join(line))
 
-    def evaluation(self, step: int, metrics: Mapping[str, float], *, name: str = "", score: str = "accuracy") -> None:
-        """A line for an evaluation, its `score` compared with the best so far; logged under eval/{name}/.
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        name: str = "",
+        score: str = "accuracy",
+        shown: Sequence[str] = EVALUATION_SHOWN,
+        quiet: bool = False,
+    ) -> None:
+        """A line for an evaluation, its `score` compared with the best so far; all of it logged under eval/{name}/.
 
-        Its time does not count as the next step's.
+        Its time does not count as the next step's. `quiet` leaves the line on stdout out.
         """
         self._step_started = time.monotonic()
         if not self.enabled:
@@ -252,8 +263,10 @@ class Monitor:
         earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
         scores = [row[prefix + score] for row in earlier if row.get(prefix + score) is not None]
         self._log(step, {prefix + key: value for key, value in metrics.items()})
-        cells = [f"{key} {format_number(value)}" for key, value in metrics.items()]
-        best = f" (best {score} before: {format_number(max(scores))})" if scores else ""
+        if quiet:
+            return
+        cells = [f"{LABELS.get(key, key)} {format_number(metrics[key])}" for key in shown if key in metrics]
+        best = f"  (best {score} before: {format_number(max(scores))})" if scores else ""
         self._say(f"{prefix.rstrip('/').replace('/', ' ')} after step {step}  {'  '.join(cells)}{best}", style="bold")
 
     def event(self, text: str) -> None:

@@ -178,10 +178,19 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequen
     metrics: dict[str, Any] = {result.name: result.metrics for result in results}
     atomic_write_text(folder.path / "results.json", json.dumps(metrics, indent=2) + "\n")
     for result in results:
-        monitor.evaluation(0, result.metrics, name=result.name)
+        monitor.evaluation(0, result.metrics, name=result.name, quiet=True)
+    monitor.event(table(metrics))
     monitor.final(metrics)
     monitor.close()
     return metrics
+
+
+def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Entries by metrics, aligned."""
+    names = list(next(iter(metrics.values())))
+    rows = [["", *metrics], *([name, *(f"{entry[name]:.4g}" for entry in metrics.values())] for name in names)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def _banner(

@@ -119,8 +119,8 @@ def test_evaluations_of_several_entries_are_kept_apart(tmp_path, capsys):
         show.evaluation(step, {"accuracy": first}, name="static_4")
         show.evaluation(step, {"accuracy": second}, name="dynamic_4")
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "eval static_4 after step 5  accuracy 0.5000 (best accuracy before: 0.3000)",
-        "eval dynamic_4 after step 5  accuracy 0.2000 (best accuracy before: 0.4000)",
+        "eval static_4 after step 5  accuracy 0.5000  (best accuracy before: 0.3000)",
+        "eval dynamic_4 after step 5  accuracy 0.2000  (best accuracy before: 0.4000)",
     ]
     assert curves.points(logged(tmp_path), "eval/dynamic_4/accuracy") == ([0, 5], [0.4, 0.2])
 
@@ -129,8 +129,8 @@ def test_evaluation_is_compared_with_the_best_before_it_even_after_a_restart(tmp
     Monitor(tmp_path).evaluation(0, {"accuracy": 0.25, "tokens_per_forward": 1.5})
     Monitor(tmp_path).evaluation(10, {"accuracy": 0.5})
     assert capsys.readouterr().out.splitlines() == [
-        "eval after step 0  accuracy 0.2500  tokens_per_forward 1.500",
-        "eval after step 10  accuracy 0.5000 (best accuracy before: 0.2500)",
+        "eval after step 0  accuracy 0.2500  tok/forward 1.500",
+        "eval after step 10  accuracy 0.5000  (best accuracy before: 0.2500)",
     ]
     assert logged(tmp_path)[0] == {"step": 0, "eval/accuracy": 0.25, "eval/tokens_per_forward": 1.5}
 
