@@ -31,7 +31,7 @@ class CodeGrader:
     """Grades programs, at most `workers` at a time (0 = one a core, and never more than cores).
 
     allow_unsafe: without bubblewrap run anyway, with limits but no isolation. allow_forgeable: tests that cannot be
-    split run in one interpreter with the program, which could forge their result. RuntimeError where there is no
+    split run in one interpreter with the program, which could forge their result. ValueError where there is no
     isolation.
     """
 
@@ -93,12 +93,12 @@ class CodeGrader:
 
 
 def require_isolation(allow_unsafe: bool) -> Isolation:
-    """What isolates on this machine. RuntimeError where nothing does, unless `allow_unsafe`, which warns."""
+    """What isolates on this machine. ValueError where nothing does, unless `allow_unsafe`, which warns."""
     isolation = find_isolation()
     if isolation is not None:
         return isolation
     if not allow_unsafe:
-        raise RuntimeError(
+        raise ValueError(
             f"code rewards run programs of the model, and nothing isolates them here; {INSTALL_HINT}, "
             "or accept the risk with execute.allow_unsafe=true"
         )
@@ -124,7 +124,7 @@ def grade_code(
 ) -> Verdict:
     """Runs `code`, the whole program, against the tests of `task` (dLLM-RL's schema).
 
-    ValueError for a task that is not in the schema, RuntimeError where programs cannot be isolated.
+    ValueError for a task that is not in the schema, and where programs cannot be isolated.
     """
     with _default_lock:
         grader = _default_grader(allow_unsafe, allow_forgeable)

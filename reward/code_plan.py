@@ -7,6 +7,7 @@ split.
 
 import ast
 import builtins
+import importlib
 import symtable
 import sys
 from collections import deque
@@ -70,7 +71,12 @@ def _runnable_prefix(prefix: str) -> tuple[str, ast.Module]:
 
 def _top_level_names(tree: ast.Module) -> set[str]:
     table = symtable.symtable(ast.unparse(tree), "<test>", "exec")
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and node.module in sys.stdlib_module_names:
+            module = importlib.import_module(node.module)
+            names |= set(getattr(module, "__all__", None) or (name for name in dir(module) if name[0] != "_"))
+    return names
 
 
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:

@@ -3,6 +3,8 @@ far."""
 
 from __future__ import annotations
 
+import _sitebuiltins
+import builtins
 import json
 import os
 import resource
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def begin(settings: dict[str, Any]) -> None:
-    """Takes {"ready_fd", "cpu_seconds", "memory_bytes", "file_bytes", "processes", "open_files", "path"}."""
+    """Takes {"ready_fd", "cpu_seconds", "memory_bytes", "file_bytes", "processes", "open_files", "path"}.
+
+    The interpreter starts without `site`, for speed; what programs use of it is made up here.
+    """
     for name, limit in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, settings["cpu_seconds"]),
@@ -27,6 +32,8 @@ def begin(settings: dict[str, Any]) -> None:
         hard = limit + (name == resource.RLIMIT_CPU)
         resource.setrlimit(name, (limit, hard))
     sys.path += settings["path"]
+    builtins.exit = _sitebuiltins.Quitter("exit", "")
+    builtins.quit = _sitebuiltins.Quitter("quit", "")
     os.write(settings["ready_fd"], b"r")
     os.close(settings["ready_fd"])
 

@@ -1,0 +1,343 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import reward.code
+import reward.code_run
+from reward import Verdict, build_reward, grade_code
+from reward.code import CodeGrader
+from reward.code_plan import Ungradable, plan_tests
+from reward.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
+from reward.text import extract_code
+from reward.verdict import CodeTests
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
+needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
+
+
+def rows(name):
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def task(*tests, **more):
+    return {"test_method": "function", "test_list": list(tests), **more}
+
+
+# HumanEval and MBPP
+
+
+def human_eval(take):
+    return [row for index, row in enumerate(rows("HumanEval")) if index in take]
+
+
+HELPED = {32, 38, 50}  # their tests call functions that only the prompt holds
+
+
+@needs_data
+@needs_sandbox
+@pytest.mark.parametrize(
+    "take", [pytest.param({0, 66, *HELPED}, id="some"), pytest.param(range(164), id="all", marks=pytest.mark.slow)]
+)
+def test_human_eval(take):
+    grader = CodeGrader()
+    tasks = human_eval(take)
+    right = grader.grade([(row["prefix"] + row["canonical_solution"], row) for row in tasks])
+    assert [row["task_id"] for row, verdict in zip(tasks, right, strict=True) if not verdict.passed] == []
+    wrong = grader.grade([(row["prefix"] + "    return None\n", row) for row in tasks])
+    assert not any(verdict.passed for verdict in wrong)
+    assert {verdict.status for verdict in wrong} <= {"wrong", "error"}
+
+
+@needs_data
+@needs_sandbox
+def test_a_helper_of_the_prompt_cannot_be_replaced():
+    """HumanEval 32 checks poly(xs, find_zero(xs)): with the program's own poly, everything would be a zero."""
+    (row,) = human_eval({32})
+    program = "def find_zero(xs): return 0.0\ndef poly(xs, x): return 0.0\n"
+    assert grade_code(program, row).status == "wrong"
+
+
+@needs_data
+def test_what_cannot_be_split_of_mbpp():
+    reasons = {}
+    for index, row in enumerate(rows("MBPP")):
+        try:
+            plan = plan_tests(row["test_list"])
+            assert len(plan.entries) == 1
+        except Ungradable as error:
+            reasons[index] = str(error)
+    assert list(reasons.values()) == ["a test passes more than plain data: is_tree_balanced(root)"]
+
+
+MBPP_SOLUTIONS = {
+    "remove_Occ": "def remove_Occ(s, ch):\n    s = s.replace(ch, '', 1)\n    return s[::-1].replace(ch, '', 1)[::-1]",
+    "sum(10,15)": "def sum(a, b):\n    total = 0\n    for i in range(1, min(a, b) + 1):\n"
+    "        if a % i == 0 and b % i == 0: total += i\n    return total",
+    "freq_count": "from collections import Counter\ndef freq_count(xs): return Counter(xs)",
+}
+
+
+@needs_data
+@needs_sandbox
+@pytest.mark.parametrize("name", MBPP_SOLUTIONS)
+def test_mbpp(name):
+    matching = [row for row in rows("MBPP") if name in row["test_list"][0]]
+    assert matching
+    verdict = grade_code(MBPP_SOLUTIONS[name], matching[0])
+    assert verdict == Verdict(True, "passed", len(matching[0]["test_list"]), len(matching[0]["test_list"]))
+
+
+# Function tests
+
+
+@needs_sandbox
+def test_share_and_first_status():
+    verdict = grade_code("def f(x): return 1 // x", task("assert f(1) == 1", "assert f(0) == 0", "assert f(2) == 1"))
+    assert (verdict.passed, verdict.status, verdict.passed_tests, verdict.total_tests) == (False, "error", 1, 3)
+    assert "ZeroDivisionError" in verdict.detail
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        (
+            "def f(x): return x",
+            "for v in (None, True, -2**70, 1.5, 'ä\\ud800', b'x', (1,), [[]], {1: {2}}): assert f(v) == v",
+        ),
+        ("def f(x): return x", "assert type(f((1, [2]))) is tuple and type(f(True)) is bool"),
+        ("def f(): return float('inf'), 1e308, -0.0", "import math\nassert f() == (math.inf, 1e308, 0.0)"),
+        (
+            "from collections import *\ndef f(): return OrderedDict(a=1), Counter('aa'), defaultdict(list, b=[2])",
+            "assert f() == ({'a': 1}, {'a': 2}, {'b': [2]})",
+        ),
+        (
+            "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)",
+            "assert f() == (1, 2)",
+        ),
+        (
+            "from collections import deque\ndef f(): return deque([1])",
+            "from collections import deque\nassert f() == deque([1])",
+        ),
+        ("def f():\n    yield 1\n    yield 2", "assert list(f()) == [1, 2]"),
+        ("def f():\n    yield 1\n    yield 2", "assert next(f()) == 1"),
+        (
+            "from fractions import Fraction\ndef f(): return Fraction(1, 3)",
+            "from fractions import Fraction\nassert f() * 3 == 1",
+        ),
+        (
+            "from decimal import Decimal\ndef f(x): return x + Decimal('0.1')",
+            "from decimal import *\nassert f(Decimal(1)) == Decimal('1.1')",
+        ),
+        (
+            "def f(day): return day.replace(year=2000)",
+            "from datetime import *\nassert f(date(1, 2, 3)) == date(2000, 2, 3)",
+        ),
+        ("def f(x, *, y=2, **more): return x + y + more['z']", "assert f(1, z=3) == 6"),
+        (
+            "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x",
+            "try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'negative'",
+        ),
+        ("def f(x): return x", "assert math.isclose(f(1.0), 1.0)"),
+        ("def f(x): return x", "assert sorted([3, 1], key=f) == [1, 3] and list(map(f, [1])) == [1]"),
+        ("import random\ndef f(): return random.random()", "assert 0 <= f() <= 1"),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\ndef f(): return P(3).x",
+            "assert f() == 3",
+        ),
+        ("def f(x): return x\nif __name__ == '__main__': raise ValueError", "assert f(1) == 1"),
+        ("def f(): return open('/scratch/a', 'w').write('abc')", "assert f() == 3"),
+        (
+            "import threading\ndef f():\n    t = threading.Thread()\n    t.start()\n    t.join()\n    return 1",
+            "assert f() == 1",
+        ),
+        ("import sys\nsys.setrecursionlimit(10**5)\ndef f(n): return n and 1 + f(n - 1)", "assert f(20_000) == 20_000"),
+        ("def f(x): return {v for v in x}", "assert f('ab') == {'a', 'b'}"),
+    ],
+)
+def test_honest_programs_pass(program, test):
+    verdict = grade_code(program, task(test))
+    assert verdict.passed, verdict
+
+
+@needs_sandbox
+def test_a_test_that_swallows_errors_does_not_pass_a_dead_program():
+    test = "try:\n    assert f(1) == 1\nexcept BaseException:\n    pass\n"
+    assert not grade_code("import os\ndef f(x): os._exit(0)", task(test)).passed
+
+
+@needs_sandbox
+def test_arguments_are_not_changed_for_the_test():
+    """A program that empties its argument cannot make `f(x) == sorted(x)` true."""
+    test = "x = [3, 1]\nassert f(x) == sorted(x)"
+    assert grade_code("def f(x):\n    x.clear()\n    return []", task(test)).status == "wrong"
+
+
+@needs_sandbox
+def test_tests_that_never_call_the_program_prove_nothing():
+    verdict = grade_code("def f(x): return 1", task("if False: assert f(1) == 2"))
+    assert verdict.status == "ungradable" and not verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        (["assert True"], "call nothing of the program"),
+        (["assert f(1 == 2"], "does not parse"),
+        (["x = [2, 1]\nf(x)\nassert x == [1, 2]"], "does to its arguments"),
+        (["assert f(lambda x: x) == 1"], "more than plain data"),
+        (["assert f(Pair(1, 2)) == 1"], "more than plain data"),
+        (["assert decode(encode('a')) == 'a'"], "more than plain data"),
+        (["assert f(1)(2) == 3"], "what the program returned"),
+        (["assert f(1).value == 3"], "an object of the program"),
+        (["assert Solution().f(1) == 3"], "an object of the program"),
+        (["assert f.cache == 3"], "reads f.cache"),
+        (["def check(c):\n    assert c(1).value == 3\ncheck(f)"], "an object of the program"),
+    ],
+)
+def test_ungradable(tests, reason):
+    with pytest.raises(Ungradable, match=reason):
+        plan_tests(tests)
+
+
+def test_plan():
+    assert plan_tests(["assert f(1) == g(2)", "assert math.pi > f(3).real"]).entries == ["f", "g"]
+    assert plan_tests(["assert math.isclose(f(1), 2)"]).modules == ["math"]
+    assert plan_tests(["import math\nassert math.pi > f(1)"]).modules == []
+    prefix = "import re\ndef helper(x): return x\ndef f(x):\n    '''Doc.'''\n"
+    assert plan_tests(["assert helper(f(1)) == re.escape('1')"], prefix).entries == ["f"]
+    assert plan_tests(["assert f(1) == 2"], "def f(x):").prefix.endswith("pass\n")
+
+
+@needs_sandbox
+def test_forgeable_tests_only_when_accepted():
+    program = "class Pair:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a"
+    tests = task("assert f(Pair(3)) == 3", "assert f(Pair(3)) == 4")
+    assert grade_code(program, tests).status == "ungradable"
+    verdict = grade_code(program, tests, allow_forgeable=True)
+    assert (verdict.status, verdict.passed_tests, verdict.total_tests) == ("wrong", 1, 2)
+    for cheat in ("import sys\nsys.exit(0)", "import os\nos._exit(0)", "raise SystemExit", "while True: pass"):
+        assert grade_code(cheat, tests, allow_forgeable=True).passed_tests == 0
+
+
+# Tests on standard input
+
+
+@needs_sandbox
+def test_stdio():
+    tests = {"test_method": "stdio", "test_input": ["1 2\n", "3 4", "x"], "test_output": ["3", " 7\n\n", "?"]}
+    program = "import sys\na, b = map(int, sys.stdin.buffer.read().split())\nif __name__ == '__main__': print(a + b)"
+    verdict = grade_code(program, tests)
+    assert (verdict.passed, verdict.status, verdict.passed_tests, verdict.total_tests) == (False, "error", 2, 3)
+    good = {**tests, "test_input": tests["test_input"][:2], "test_output": tests["test_output"][:2]}
+    assert grade_code(program, good).passed
+    assert grade_code("print(sum(map(int, input().split())))\nexit()", good).passed
+    assert grade_code("print(sum(map(int, input().split())), 'and more')", good).status == "wrong"
+
+
+# Schema, extraction, reward
+
+
+def test_schema():
+    parsed = CodeTests.of({"test_list": "['assert f(1) == 1']", "test_time_limit": "3", "test_method": "function"})
+    assert (parsed.tests, parsed.time_limit_seconds) == (["assert f(1) == 1"], 3.0)
+    assert CodeTests.of({"test_input": '["1"]', "test_output": ["1"]}).method == "stdio"
+    for bad, message in [
+        ({"test_method": "magic"}, "test_method must be"),
+        ({"test_method": "function"}, "test_list must be a list of strings"),
+        ({"test_list": []}, "test_list must be a list of strings"),
+        ({"test_list": "assert f(1)"}, "test_list must be a list of strings"),
+        ({"test_list": ["a"], "test_time_limit": "soon"}, "test_time_limit must be"),
+        ({"test_list": ["a"], "test_time_limit": -1}, "test_time_limit must be"),
+        ({"test_input": ["1"], "test_output": ["1", "2"]}, "1 entries and test_output 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            CodeTests.of(bad)
+
+
+@pytest.mark.parametrize(
+    ("completion", "prefix", "code"),
+    [
+        ("Look:\n```python\nx = 1\n```\nand better\n```python\nx = 2\n```\nthat is all", "", "x = 2"),
+        ("```py\r\nx = 1\r\n```", "", "x = 1"),
+        ("```python\nx = 1", "", "x = 1"),
+        ("```\nx = 1\n```", "", None),
+        ("x = 1", "", None),
+        ("```python\n```", "", None),
+        ("    return x\n```\nThis works because ...", "def f(x):\n", "def f(x):\n    return x\n"),
+        ("```python\ndef f(x): return 2\n```", "def f(x):\n", "def f(x): return 2"),
+    ],
+)
+def test_extract_code(completion, prefix, code):
+    assert extract_code(completion, prefix) == code
+
+
+@needs_sandbox
+def test_code_reward():
+    completions = [
+        "```python\ndef f(x): return x\n```",
+        "```python\ndef f(x): return 1\n```",
+        "no code",
+        "```python\ndef f(x): return x\n```",
+    ]
+    columns = {
+        "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(1).odd"]],
+        "test_method": ["function"] * 4,
+    }
+    with build_reward(data_type="code", workers=2) as rewards:
+        assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.5, 0.0, None]
+        counts = {"passed": 1.0, "wrong": 1.0, "no_code": 1.0, "ungradable": 1.0}
+        assert rewards.stats == {"reward/none_count": 1.0} | {f"reward/code_{k}_count": v for k, v in counts.items()}
+    with build_reward(data_type="code", all_or_nothing=True) as rewards:
+        assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.0, 0.0, None]
+    with pytest.raises(ValueError, match="needs the column 'test_list'"):
+        rewards(["p"], ["c"], question=["q"])
+
+
+# No sandbox, broken sandbox
+
+
+@pytest.fixture
+def nothing_isolates(monkeypatch):
+    monkeypatch.setattr(reward.code, "find_isolation", lambda: None)
+    reward.code._default_grader.cache_clear()
+    yield
+    reward.code._default_grader.cache_clear()
+
+
+def test_no_isolation_is_refused(nothing_isolates):
+    with pytest.raises(ValueError, match="apt-get install bubblewrap.*execute.allow_unsafe=true"):
+        build_reward(data_type="code")
+    with pytest.raises(ValueError, match="nothing isolates"):
+        grade_code("def f(x): return x", task("assert f(1) == 1"))
+
+
+def test_allow_unsafe_warns_and_runs(nothing_isolates, tmp_path):
+    with pytest.warns(RuntimeWarning, match="WITHOUT isolation"):
+        grader = CodeGrader(allow_unsafe=True)
+    assert grader.isolation is NO_ISOLATION
+    program = f"import os\ndef f(x):\n    assert os.environ.get('HOME') != {str(Path.home())!r}\n    return x"
+    verdicts = grader.grade([(program, task("assert f(1) == 1")), ("import os\nos._exit(0)", task("assert f(1) == 1"))])
+    assert [verdict.status for verdict in verdicts] == ["passed", "error"]
+
+
+@needs_sandbox
+def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
+    real, failures = reward.code_run.start, []
+
+    def start(*args, **kwargs):
+        if len(failures) < 2:
+            failures.append(1)
+            raise OSError(11, "Resource temporarily unavailable")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(reward.code_run, "start", start)
+    monkeypatch.setattr(reward.code.time, "sleep", lambda seconds: None)
+    good = ("def f(x): return x", task("assert f(1) == 1"))
+    assert CodeGrader().grade([good])[0].passed and len(failures) == 2
+    monkeypatch.setattr(reward.code_run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
+    assert CodeGrader().grade([good])[0].status == "infra_error"
+    with build_reward(data_type="code") as rewards:
+        assert rewards(["p"], ["```python\nx = 1\n```"], test_list=[["assert f(1) == 1"]]) == [None]
