@@ -82,7 +82,7 @@ def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtyp
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{folder} has no weights that can be read: {error} Copy the whole checkpoint again, or give another folder."
+            f"{folder} has no weights that can be read: {error} Copy the whole checkpoint again or give another folder."
         ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
