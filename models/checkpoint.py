@@ -2,18 +2,21 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import SafetensorError
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention import ATTENTION_NAME
-from models.family import Family
+from models.family import Family, Piece
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _CARRIED_MAX_BYTES = 64 * 2**20
@@ -53,10 +56,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, loaded without remote code; None when the folder has no tokenizer files."""
+def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, loaded without remote code (where the files ask for some, as the family's own class);
+    None when the folder has no tokenizer files."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
+    wants_code = "AutoTokenizer" in (read_json(folder / "tokenizer_config.json").get("auto_map") or {})
+    if wants_code and family.tokenizer_class is not None:
+        return family.tokenizer_class.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -66,40 +73,148 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in files if p.stat().st_size <= _CARRIED_MAX_BYTES}
 
 
-def read_weights(folder: Path, family: Family, hf_config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' class of the family with the folder's weights. ValueError when a file is absent or damaged, or a
-    weight is missing, extra or misshapen."""
-    try:
-        loaded: Any = family.model_class.from_pretrained(
-            folder,
-            config=hf_config,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            key_mapping=dict(family.key_map or {}),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder} has no weights that can be read: {error} Copy the whole checkpoint again or give another folder."
-        ) from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if hf_config.tie_word_embeddings:
-        missing = [name for name in missing if name != "lm_head.weight"]
-    unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith("rotary_emb.inv_freq"))
-    mismatched = sorted(str(k) for k in info["mismatched_keys"])
-    problems = [
-        f"{kind} {names[:4]}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", mismatched))
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(problems)}."
-        )
-    return model
+def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
+    """The family's network with every parameter on the meta device: names and shapes; buffers are real."""
+    hf_config = family.hf_config(raw_config)
+    hf_config._attn_implementation = ATTENTION_NAME
+    with init_empty_weights(include_buffers=False):
+        network = family.model_class(hf_config)
+        if family.adapt is not None:
+            family.adapt(network, raw_config)
+    return network
+
+
+def random_network(family: Family, raw_config: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """The family's network with weights as transformers draws them, from this seed alone."""
+    hf_config = family.hf_config(raw_config)
+    hf_config._attn_implementation = ATTENTION_NAME
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = family.model_class(hf_config)
+    if family.adapt is not None:
+        family.adapt(network, raw_config)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network
+
+
+def read_weights(
+    folder: Path, family: Family, raw_config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """The family's network with the folder's weights, one tensor in memory beside them at a time. ValueError when a
+    file is absent or damaged, or a weight is missing, extra or misshapen."""
+    network = empty_network(family, raw_config)
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device)))
+    network.tie_weights()
+    weights = dict(network.named_parameters())
+    parts = stored_parts(weights, family, raw_config)
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "misshapen": []}
+    unread = set(parts)
+    tied = {piece.name for piece in family.pieces(raw_config, "lm_head.weight", network.lm_head.weight.shape)}
+    for name, tensor in stored_tensors(folder):
+        unread.discard(name)
+        if name not in parts:
+            if name not in tied and not name.endswith("rotary_emb.inv_freq"):
+                problems["unexpected"].append(name)
+        elif tuple(tensor.shape) != stored_shape(weights, parts[name]):
+            problems["misshapen"].append(f"{name} {list(tensor.shape)}")
+        else:
+            _copy_in(tensor, weights, parts[name])
+    problems["missing"] = list(unread)
+    said = [f"{kind} {sorted(names)[:4]}" for kind, names in problems.items() if names]
+    if said:
+        raise ValueError(f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(said)}.")
+    return network
+
+
+Parts = list[tuple[str, Piece]]
+
+
+def stored_parts(weights: Mapping[str, Tensor], family: Family, raw_config: Mapping[str, Any]) -> dict[str, Parts]:
+    """Name in the checkpoint -> the (weight name, piece) pairs that it holds, in the order of its rows."""
+    parts: dict[str, Parts] = {}
+    for weight, tensor in weights.items():
+        for piece in family.pieces(raw_config, weight, tensor.shape):
+            parts.setdefault(piece.name, []).append((weight, piece))
+    for pairs in parts.values():
+        pairs.sort(key=lambda pair: pair[1].rows or (0, 0))
+    return parts
+
+
+def stored_shape(weights: Mapping[str, Tensor], parts: Parts) -> tuple[int, ...]:
+    """The shape that a checkpoint's tensor has."""
+    weight, last = parts[-1]
+    shape = tuple(weights[weight][last.at].shape)
+    return shape if last.rows is None else (last.rows[1], *shape[1:])
+
+
+def stored_weights(weights: Mapping[str, Tensor], family: Family, raw_config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A network's weights under the checkpoint's names and in its shapes: `read_weights` reversed."""
+    stored = {}
+    for name, parts in stored_parts(weights, family, raw_config).items():
+        tensors = [_taken_out(weights[weight][piece.at], piece) for weight, piece in parts]
+        stored[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return stored
+
+
+@torch.no_grad()
+def _copy_in(stored: Tensor, weights: Mapping[str, Tensor], parts: Parts) -> None:
+    for weight, piece in parts:
+        source = stored if piece.rows is None else stored[slice(*piece.rows)]
+        if (piece.scale, piece.shift) != (1.0, 0.0):
+            source = source.double() * piece.scale + piece.shift
+        weights[weight][piece.at].copy_(source)
+
+
+def _taken_out(part: Tensor, piece: Piece) -> Tensor:
+    if (piece.scale, piece.shift) == (1.0, 0.0):
+        return part
+    return ((part.double() - piece.shift) / piece.scale).to(part.dtype)
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every weight in the folder's safetensors files, or else its PyTorch files (read as data, no
+    code runs). ValueError when there is no file, or one is absent or damaged."""
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        yield name, file.get_tensor(name)
+            else:
+                yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
+        except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give "
+                "another folder."
+            ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights. ValueError when there are none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / f"{name}.index.json").is_file():
+            listed = read_json(folder / f"{name}.index.json").get("weight_map") or {}
+            return [folder / file for file in sorted(set(listed.values()))]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ValueError(
+        f"{folder} has no weights (model.safetensors or its index): copy the whole checkpoint again or give another "
+        "folder."
+    )
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Names of the folder's weights, from the index or the headers; empty where only reading them all would tell."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return set(read_json(index).get("weight_map") or {})
+    names: set[str] = set()
+    with suppress(OSError, SafetensorError), safe_open(folder / "model.safetensors", "pt") as file:
+        names.update(file.keys())
+    return names
 
 
 def write_checkpoint(
@@ -114,7 +229,13 @@ def write_checkpoint(
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_torch_state_dict({k: v.detach().contiguous().cpu() for k, v in weights.items()}, folder, max_shard_size="5GB")
+    save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
+
+
+def _alone(weight: Tensor) -> Tensor:
+    """The weight on the CPU, in memory that no other weight shares."""
+    weight = weight.detach().cpu().contiguous()
+    return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 
 def first_ids(*sources: Any) -> tuple[int, ...]:

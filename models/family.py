@@ -1,12 +1,41 @@
 """What differs between model families. Adding one is adding one file that defines a `Family` and naming it in
-`FAMILIES`."""
+`families`."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_WITHOUT_FAMILY = {
+    "llada2_moe": "LLaDA2.x has a sigmoid router over groups with an expert bias, shared experts, partial rotary "
+    "embeddings and one query_key_value projection",
+    "llava_llada": "LLaDA-V reads images",
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a checkpoint keeps one part of a network's weight.
+
+    Rows [start, stop) of the checkpoint's tensor `name` (None: all of it) are the part `at` of the weight (an index;
+    () = all of it), as part = stored * scale + shift.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    at: tuple[int | slice, ...] = ()
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+Pieces = Callable[[Mapping[str, Any], str, Sequence[int]], list[Piece]]
+
+
+def same_name(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) -> list[Piece]:
+    """A checkpoint with transformers' own names."""
+    return [Piece(weight)]
 
 
 @dataclass(frozen=True)
@@ -18,9 +47,11 @@ class Family:
     attention: "block" (clean past, bidirectional inside a block) or "full" (bidirectional everywhere).
     logit_shift: the prediction of token i is read at position i - 1.
     model_class, hf_config: transformers' class, and its config made from the checkpoint's config.json (ValueError
-    on flags that the class cannot express). key_map: regular expression -> replacement, from the checkpoint's
-    weight names to the class's names; empty = equal names. mask_id: used when neither config.json nor the tokenizer
-    names one. end_of_turn: the chat's token that ends an answer.
+    on flags that the class cannot express). adapt: changes of the modules that no config of the class expresses.
+    pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
+    mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. end_of_turn: the chat's token
+    that ends an answer. tokenizer_class: stands in for the remote code that the tokenizer's files ask for.
+    text_vocab_size: config.json -> ids below it are text, the others are never sampled; None = all of them.
     """
 
     name: str
@@ -28,25 +59,44 @@ class Family:
     attention: Literal["block", "full"]
     model_class: type[PreTrainedModel]
     hf_config: Callable[[Mapping[str, Any]], PretrainedConfig]
+    adapt: Callable[[PreTrainedModel, Mapping[str, Any]], None] | None = None
+    pieces: Pieces = same_name
     logit_shift: bool = False
     aliases: tuple[str, ...] = ()
-    key_map: Mapping[str, str] | None = None
+    mask_token: str | None = None
     mask_id: int | None = None
     end_of_turn: str | None = None
+    tokenizer_class: type[PreTrainedTokenizerBase] | None = None
+    text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
 
 
 def families() -> dict[str, Family]:
     """Every name and alias -> its family."""
+    from models.dream import DREAM
+    from models.llada import LLADA, MMADA
     from models.sdar import SDAR
+    from models.sdar_moe import SDAR_MOE
 
-    return {name: family for family in (SDAR,) for name in (family.name, *family.aliases)}
+    every = (SDAR, SDAR_MOE, DREAM, LLADA, MMADA)
+    return {name: family for family in every for name in (family.name, *family.aliases)}
 
 
-def find_family(raw_config: Mapping[str, Any], model_base: str | None, where: str) -> Family:
+def find_family(
+    raw_config: Mapping[str, Any], model_base: str | None, where: str, weight_names: Collection[str] = ()
+) -> Family:
     """The family of a checkpoint: `model_base` if given, else config.json's model_type. ValueError when neither is
-    known."""
+    known, when they disagree, and for layouts that no family reads (by model_type, or by `weight_names` of a vision
+    tower under a text model's model_type)."""
     known = families()
+    model_type = raw_config.get("model_type")
+    vision = next((name for name in weight_names if "vision_tower" in name or "mm_projector" in name), None)
+    if model_type in _WITHOUT_FAMILY or vision is not None:
+        reason = _WITHOUT_FAMILY.get(str(model_type)) or f"its weights hold {vision}, the part that reads images"
+        raise ValueError(
+            f"{where} is a {model_type} checkpoint, which no family here runs yet: {reason}. "
+            f"Known: {', '.join(sorted(known))}."
+        )
     if model_base is not None:
         if model_base not in known:
             near = difflib.get_close_matches(model_base, known, n=1)
@@ -54,14 +104,13 @@ def find_family(raw_config: Mapping[str, Any], model_base: str | None, where: st
             raise ValueError(f"model.model_base is {model_base!r}; known: {', '.join(sorted(known))}.{hint}")
         family = known[model_base]
     else:
-        family = next((f for f in known.values() if raw_config.get("model_type") in f.model_types), None)  # type: ignore[assignment]
+        family = next((f for f in known.values() if model_type in f.model_types), None)  # type: ignore[assignment]
         if family is None:
             raise ValueError(
-                f"{where}/config.json has model_type {raw_config.get('model_type')!r}, which no family here reads. "
+                f"{where}/config.json has model_type {model_type!r}, which no family here reads. "
                 f"Known: {', '.join(sorted({t for f in known.values() for t in f.model_types}))}. "
                 "If the layout is one of them, say so with model.model_base."
             )
-    model_type = raw_config.get("model_type")
     if model_type not in family.model_types:
         raise ValueError(
             f"model.model_base {model_base!r} and {where}/config.json disagree: its model_type is {model_type!r}, "

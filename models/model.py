@@ -80,6 +80,12 @@ class DiffusionLM(nn.Module):
         return known if known is not None else self.eos_ids[0]
 
     @property
+    def text_vocab_size(self) -> int:
+        """Ids from here on are no text (image codes, padding rows of the embedding) and are never sampled."""
+        size, known = int(self.hf_config.vocab_size), self._family.text_vocab_size
+        return size if known is None else min(size, known(self._raw_config))
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -149,7 +155,7 @@ class DiffusionLM(nn.Module):
         weights = dict(self.state_dict())
         if self.hf_config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
-        return weights
+        return layout_io.stored_weights(weights, self._family, self._raw_config)
 
     def save(self, path: str | Path) -> None:
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files."""
@@ -174,18 +180,12 @@ def load_model(
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
     raw_config = layout_io.read_json(folder / "config.json")
-    family = find_family(raw_config, model_base, str(folder))
-    hf_config = family.hf_config(raw_config)
-    tokenizer = layout_io.read_tokenizer(folder)
+    family = find_family(raw_config, model_base, str(folder), layout_io.weight_names(folder))
+    tokenizer = layout_io.read_tokenizer(folder, family)
     if random_init_seed is None:
-        network = layout_io.read_weights(folder, family, hf_config, torch_dtype)
+        network = layout_io.read_weights(folder, family, raw_config, torch_dtype, device)
     else:
-        hf_config._attn_implementation = ATTENTION_NAME
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_init_seed)
-            network = family.model_class(hf_config)
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(torch_dtype)
+        network = layout_io.random_network(family, raw_config, torch_dtype, random_init_seed)
     carried = layout_io.read_carried_files(folder)
     generation_config = layout_io.read_json(folder / "generation_config.json")
     model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
@@ -194,7 +194,10 @@ def load_model(
 
 def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> int:
     ids = layout_io.first_ids(
-        raw_config.get("mask_token_id"), tokenizer.mask_token_id if tokenizer is not None else None, family.mask_id
+        raw_config.get("mask_token_id"),
+        tokenizer.mask_token_id if tokenizer is not None else None,
+        tokenizer.get_vocab().get(family.mask_token) if tokenizer is not None and family.mask_token else None,
+        family.mask_id,
     )
     if not ids or ids[0] >= int(raw_config["vocab_size"]):
         raise ValueError(

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from models.family import Family, pick
 
-_CONFIG_KEYS = (
+CONFIG_KEYS = (
     *(
         "vocab_size",
         "hidden_size",
@@ -21,10 +21,14 @@ _CONFIG_KEYS = (
 )
 
 
-def _hf_config(raw_config: Mapping[str, Any]) -> Qwen3Config:
+def refuse_sliding_window(raw_config: Mapping[str, Any]) -> None:
     if raw_config.get("use_sliding_window"):
-        raise ValueError("config.json has use_sliding_window: true; block attention over a window is not supported.")
-    return Qwen3Config(**pick(raw_config, _CONFIG_KEYS))
+        raise ValueError("config.json has use_sliding_window: true; attention over a window is not supported.")
+
+
+def _hf_config(raw_config: Mapping[str, Any]) -> Qwen3Config:
+    refuse_sliding_window(raw_config)
+    return Qwen3Config(**pick(raw_config, CONFIG_KEYS))
 
 
 SDAR = Family(
@@ -34,7 +38,9 @@ SDAR = Family(
     attention="block",
     model_class=Qwen3ForCausalLM,
     hf_config=_hf_config,
+    mask_token="<|MASK|>",
     mask_id=151669,
     end_of_turn="<|im_end|>",
+    tokenizer_class=Qwen2Tokenizer,
     default_block_size=4,
 )
