@@ -216,9 +216,8 @@ class _Batch:
         undecided = torch.where(is_mask, self.offset_b, b).amin(1)
         ended = state.start + undecided >= state.limit
         if len(stop_ids):
-            is_stop = (
-                torch.isin(ids, stop_ids) & (position >= state.prompt[:, None]) & (position < state.limit[:, None])
-            )
+            is_stop = (ids[..., None] == stop_ids).any(-1)
+            is_stop &= (position >= state.prompt[:, None]) & (position < state.limit[:, None])
             stopped = active & (torch.where(is_stop, self.offset_b, b).amin(1) < undecided)
             state.stopped |= stopped
             ended |= stopped

@@ -208,7 +208,7 @@ def low_confidence_static(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, ch
 def low_confidence_dynamic(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
     """All with score > threshold if they are at least k, else the k best (SDAR's and TraDo's rule)."""
     passed = masked_nb & (proposal.score > choices.threshold)
-    enough = passed.sum(-1) >= torch.minimum(k_n, masked_nb.sum(-1))
+    enough = passed.sum(-1) >= k_n
     return torch.where(enough[:, None], passed, best(proposal.score, masked_nb, k_n))
 
 

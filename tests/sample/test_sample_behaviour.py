@@ -28,15 +28,15 @@ def answers(rollouts):
     return [(r.canvas_ids, r.canvas_step_map, r.num_response_tokens, r.finish_reason) for r in rollouts]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+@pytest.mark.parametrize("slots", [1, 3, 8])
 def test_the_prompt_of_a_group_is_run_once(sdar, slots):
     prompts = random_prompts([22, 17, 30], seed=1)
     sampler = Sampler(sdar, SamplingConfig(**FREE, max_slots=slots))
     with calls_of(sdar) as shapes:
-        rollouts = sampler.generate(prompts, n=8)
+        rollouts = sampler.generate(prompts, n=6)
     prefills = [shape for shape in shapes if shape[1] > 4]
     assert sum(rows for rows, _ in prefills) == 3
-    assert len({tuple(r.token_ids) for r in rollouts}) == 24
+    assert len({tuple(r.token_ids) for r in rollouts}) == 18
 
 
 @pytest.mark.parametrize("prompt", [PROMPTS[0], PROMPTS[2], PROMPTS[1]], ids=["tail", "whole_blocks", "short"])
@@ -69,7 +69,7 @@ def test_a_stop_ends_the_answer_where_it_stands(sdar):
     """Every token of an answer as the stop id in turn: the same answer, cut after its first occurrence."""
     base = SamplingConfig(**FREE)
     right_of_stop = set()
-    for rollout in Sampler(sdar, base).generate(PROMPTS):
+    for rollout in Sampler(sdar, base).generate(PROMPTS[:3]):
         for stop in set(rollout.token_ids):
             config = dataclasses.replace(base, stop_ids=[stop, 63])
             (cut,) = Sampler(sdar, config).generate([rollout.prompt_ids])

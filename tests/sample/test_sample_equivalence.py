@@ -1,6 +1,7 @@
 """One answer a prompt, whatever the way to it: the oracle, batches, arrival, fusing, caches."""
 
 import dataclasses
+import functools
 import itertools
 import random
 
@@ -36,6 +37,12 @@ def make(case, **changes):
     return SamplingConfig(**settings | DRAWS[draw] | changes)
 
 
+@functools.cache
+def pairs_of(model, case):
+    """Two answers to each prompt, made the usual way: what the variants are compared with."""
+    return Sampler(model, make(case)).generate(PROMPTS, n=2)
+
+
 def same(got, want):
     assert got.canvas_ids == want.canvas_ids
     assert got.canvas_step_map == want.canvas_step_map
@@ -54,8 +61,8 @@ def test_batch_of_seven_equals_the_oracle(sdar, case):
 def test_the_cases_end_in_every_way(sdar):
     """What the test above covers: both endings, masks and tokens right of a stop, masks right of the limit."""
     seen = set()
-    for case in CASES:
-        for rollout in Sampler(sdar, make(case)).generate(PROMPTS):
+    for case in CASES[::7]:
+        for rollout in pairs_of(sdar, case):
             right = rollout.canvas_ids[rollout.num_response_tokens :]
             seen |= {(rollout.finish_reason, "mask" if token == sdar.mask_id else "token") for token in right}
             seen.add(rollout.finish_reason)
@@ -78,7 +85,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", CASES[::7], ids=lambda c: "-".join([*c[:3], f"b{c[3][0]}"]))
 def test_variants_agree(sdar, case, variant):
-    want = Sampler(sdar, make(case)).generate(PROMPTS, n=2)
+    want = pairs_of(sdar, case)
     sampler = Sampler(sdar, make(case, **VARIANTS[variant]))
     if variant == "one_by_one":
         got = [sampler.generate([r.prompt_ids], keys=[r.key])[0] for r in want]
@@ -94,23 +101,30 @@ def test_any_order_of_admission_gives_the_same_answers(sdar, slots):
     case = ("low_confidence_dynamic", "confidence", "plain", (4, 4, 14))
     want = Sampler(sdar, make(case)).generate(PROMPTS, n=3)
     sampler = Sampler(sdar, make(case, max_slots=slots))
-    for seed in range(3):
+    for seed in range(2):
         order = random.Random(seed).sample(range(len(want)), len(want))
         got = sampler.generate([want[i].prompt_ids for i in order], keys=[want[i].key for i in order])
         for i, rollout in zip(order, got, strict=True):
             same(rollout, want[i])
 
 
-@pytest.mark.parametrize("polls", [2, 8])
-@pytest.mark.parametrize("slots", [2, 7])
+@pytest.mark.parametrize(("polls", "slots"), [(2, 3), (8, 7)])
 def test_several_steps_between_two_looks_of_the_host_change_nothing(sdar, polls, slots):
     """The way of accelerators, where the host looks at the slots only now and then."""
-    for case in CASES[::9]:
-        want = Sampler(sdar, make(case)).generate(PROMPTS, n=2)
+    for case in CASES[::14]:
         sampler = Sampler(sdar, make(case, max_slots=slots))
         sampler.steps_between_polls = polls
-        for a, b in zip(sampler.generate(PROMPTS, n=2), want, strict=True):
+        for a, b in zip(sampler.generate(PROMPTS, n=2), pairs_of(sdar, case), strict=True):
             same(a, b)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_siblings_that_follow_one_another_in_a_slot(sdar, slots):
+    """Groups larger than the slots, with answers of many lengths: prompts stay in slots, are copied and moved."""
+    case = ("low_confidence_dynamic", "confidence", "plain", (4, 4, 17))
+    want = Sampler(sdar, make(case)).generate(PROMPTS[:4], n=5)
+    for a, b in zip(Sampler(sdar, make(case, max_slots=slots)).generate(PROMPTS[:4], n=5), want, strict=True):
+        same(a, b)
 
 
 def test_deterministic_mode_gives_the_same_bits_in_any_order(sdar):
@@ -152,9 +166,9 @@ def test_tied_weights_and_other_seeds(sdar):
     model = tiny_model("sdar", seed=5, tie_word_embeddings=True, num_key_value_heads=4)
     config = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=1, stop_ids=[])
     answers = set()
-    for seed in (0, 1, -3, 2**40):
+    for seed in (0, -3, 2**40):
         sampler = Sampler(model, dataclasses.replace(config, seed=seed))
         for prompt, rollout in zip(PROMPTS, sampler.generate(PROMPTS), strict=True):
             same(rollout, oracle.decode(model, prompt, sampler.config, rollout.key))
             answers.add(tuple(rollout.token_ids))
-    assert len(answers) == 4 * len(PROMPTS)
+    assert len(answers) == 3 * len(PROMPTS)
