@@ -66,3 +66,66 @@ def write_json(path, rows):
 
 def read_jsonl(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+RL = """
+experiment: {project: rl, total_step: 2, save_every: 1, eval_every: 2, threads: 1}
+dataset: {data_type: general, template: plain}
+rollout: {num_task_per_step: 4, num_response_per_task: 4, max_token: 10, block_size: 4, dynamic_threshold: 0.4}
+training: {batch_size_lm: 8, gradient_accumulation_steps: 2, mixed_precision: "no"}
+optimizer: {params: {learning_rate: 1.0e-3}}
+reward: {workers: 1}
+evaluation: {data_type: general, num_response_per_task: 2, max_token: 10, dynamic_threshold: 0.4, top_k: [0, 1]}
+"""
+
+EVAL = """
+experiment: {project: eval, threads: 1}
+dataset: {data_type: general, template: plain}
+rollout: {num_response_per_task: 2, max_token: 10, dynamic_threshold: 0.4}
+training: {mixed_precision: "no"}
+reward: {workers: 1}
+"""
+
+SFT = """
+experiment: {project: sft, save_every: 4, threads: 1}
+training: {method: semi-ar, num_train_epochs: 8, batch_size_lm: 4, gradient_accumulation_steps: 1,
+  mask_times_per_sample: 2, mixed_precision: "no"}
+optimizer: {params: {learning_rate: 1.0e-2}}
+"""
+
+
+class Workshop:
+    """A folder with a model, task files and a user's reward, and the words that name them."""
+
+    def __init__(self, folder, model_folder):
+        self.folder, self.model = Path(folder), model_folder
+        self.tasks = write_tasks(self.folder / "tasks.json")
+        self.test = write_tasks(self.folder / "test.json", 3)
+        self.pairs = write_json(
+            self.folder / "pairs.json",
+            [{"prompt": f"{i}=", "response": f"\\boxed{{{i}}}", "step_map": [0, 2, 1]} for i in range(6)],
+        )
+        self.reward = self.folder / "my_reward.py"
+        self.reward.write_text(REWARD)
+        self.runs = self.folder / "runs"
+
+    def words(self, text, *words, reward="share_of_small_digits"):
+        """What is typed after the script's name; `text` is the config file."""
+        kind = next(name for name, known in (("rl", RL), ("eval", EVAL), ("sft", SFT)) if text is known)
+        path = self.folder / f"{kind}.yaml"
+        path.write_text(text)
+        named = {
+            "rl": {"train_dataset": self.tasks},
+            "eval": {"eval_dataset": self.test},
+            "sft": {"optimization_data": self.pairs},
+        }[kind]
+        return [
+            f"config={path}",
+            f"model.pretrained_model={self.model}",
+            f"experiment.output_dir={self.runs}",
+            f"dataset.folder={self.folder}",
+            *(f"dataset.{key}={value}" for key, value in named.items()),
+            *([f"evaluation.eval_dataset={self.test}"] if kind == "rl" else []),
+            *([f"reward.function={self.reward}:{reward}"] if kind != "sft" and reward else []),
+            *words,
+        ]

@@ -67,7 +67,8 @@ class Run:
             saved = load_state(checkpoint)
             self.updater.load_state_dict(saved["updater"])
             self.state = {name: saved[name] for name in self.state}
-        folder.drop_after(self.state["step"])
+        self.sampler.weights_version = self.state["step"]
+        folder.drop_after(self.state["step"] if checkpoint else -1)
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
@@ -260,11 +261,12 @@ class Run:
 
 
 def prepare_model(config: Config) -> None:
-    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds and folders of this run are
-    passed on."""
+    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds, folders and precision (a
+    process has one) of this run are passed on."""
     words = [
         f"config={config.model.prepare_with}",
         f"training.seed={config.training.seed}",
+        f"training.mixed_precision={config.training.mixed_precision}",
         f"dataset.seed={config.dataset.seed}",
         f"dataset.folder={config.dataset.folder}",
         f"experiment.output_dir={config.experiment.output_dir}",

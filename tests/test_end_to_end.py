@@ -1,0 +1,354 @@
+"""Whole runs of train/sft.py, rl.py and eval.py on a tiny random model."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from configs import load_config
+from configs.load import REPOSITORY
+from models import load_model
+from sample import Rollout
+from train import evaluation, rl, sft
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shop(tmp_path, model_folder):
+    return Workshop(tmp_path, model_folder)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """A run owns its process: it sets threads, warnings and log lines. Here they are put back."""
+    root, threads, show = logging.getLogger(), torch.get_num_threads(), warnings.showwarning
+    handlers, level = list(root.handlers), transformers_logging.get_verbosity()
+    with warnings.catch_warnings():
+        yield
+    logging.captureWarnings(False)
+    root.handlers, warnings.showwarning = handlers, show
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    transformers_logging.set_verbosity(level)
+    transformers_logging.enable_progress_bar()
+
+
+def run_rl(shop, *words, **named):
+    return rl.run(load_config(shop.words(RL, *words, **named)))
+
+
+def weights(folder):
+    return load_model(folder).state_dict()
+
+
+def same_weights(first, second):
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def steps(folder):
+    """metrics.jsonl by step, without what a clock measures and without evaluation rows."""
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if not any(k.startswith("eval/") for k in row)]
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and "per_second" not in k} for row in rows]
+
+
+def test_two_rl_steps(shop, capsys):
+    summary = run_rl(shop)
+    folder = shop.runs / "rl"
+    out = capsys.readouterr().out.strip().splitlines()
+    assert out[-1].startswith("final ") and json.loads(out[-1].removeprefix("final ")) == summary
+    assert {"accuracy_before", "accuracy_after", "steps", "seconds", "model"} <= set(summary) and summary["steps"] == 2
+
+    rows = steps(folder)
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["mismatch_kl"] < 1e-9 and row["mismatch_abs"] < 1e-5
+        assert row["updates"] >= 1 and row["grad_norm"] > 0 and row["trained_tokens"] > 0
+        assert all(value is not None and math.isfinite(value) for value in row.values())
+    evaluations = [row for row in read_jsonl(folder / "metrics.jsonl") if any(k.startswith("eval/") for k in row)]
+    assert [row["step"] for row in evaluations] == [0, 0, 2, 2]
+
+    written = read_jsonl(folder / "rollouts.jsonl")
+    assert [row["step"] for row in written] == [1] * 16 + [2] * 16
+    for row in written:
+        rollout = Rollout.from_dict(row)
+        assert rollout.key[:2] == (row["step"], row["task"]) and rollout.weights_version == row["step"] - 1
+        assert row["advantage"] is None or row["reward"] is not None
+    for step, row in zip((1, 2), rows, strict=True):
+        mine = [r for r in written if r["step"] == step]
+        assert row["reward/mean"] == pytest.approx(np.mean([r["reward"] for r in mine]))
+        assert row["completion_length"] == np.mean([r["num_response_tokens"] for r in mine])
+        trained = sum(r["num_response_tokens"] for r in mine if r["advantage"] is not None)
+        assert row["trained_tokens"] == trained
+
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(p.name for p in (folder / "ckpt").iterdir()) == ["optimized", "step-000001", "step-000002"]
+    assert not same_weights(shop.model, folder / "ckpt" / "step-000001")
+    assert not same_weights(folder / "ckpt" / "step-000001", folder / "ckpt" / "step-000002")
+    assert same_weights(folder / "ckpt" / "optimized", folder / "ckpt" / "step-000002")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / "ckpt" / "optimized" / name).read_bytes() == (shop.model / name).read_bytes()
+
+
+def test_words_reach_the_resolved_config_and_the_run(shop):
+    words = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
+    run_rl(shop, *words, "evaluation.eval_dataset=''")
+    saved = yaml.safe_load((shop.runs / "rl" / "config.yaml").read_text())
+    assert (saved["training"]["eps"], saved["rollout"]["num_response_per_task"]) == (0.35, 3)
+    assert (saved["experiment"]["total_step"], saved["training"]["seed"]) == (1, 7)
+    assert len(read_jsonl(shop.runs / "rl" / "rollouts.jsonl")) == 12
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(shop):
+    words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+    for project, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_rl(shop, f"experiment.project={project}", f"training.seed={seed}", *words)
+    a, b, c = (shop.runs / name for name in "abc")
+    assert steps(a) == steps(b) and same_weights(a / "ckpt" / "optimized", b / "ckpt" / "optimized")
+    texts = [[row["text"] for row in read_jsonl(run / "rollouts.jsonl")] for run in (a, c)]
+    assert texts[0] != texts[1] and not same_weights(a / "ckpt" / "optimized", c / "ckpt" / "optimized")
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("deterministic", ["true", pytest.param("false", marks=pytest.mark.slow)])
+def test_resumed_equals_straight(shop, monkeypatch, deterministic):
+    """Four steps in one go, and four of which the last died when the third had been logged but not saved."""
+    words = ["experiment.total_step=4", "experiment.save_every=2", f"experiment.deterministic={deterministic}"]
+    words += ["experiment.eval_every=4", "evaluation.top_k=0"]
+    words += [
+        "training.num_train_epochs=2",
+        "lr_scheduler.params.min_lr_scale=0.1",
+        "lr_scheduler.params.warmup_steps=1",
+    ]
+    run_rl(shop, *words, "experiment.project=straight")
+
+    def dies_in_step_4(self, prompts, step):
+        if step == 4:
+            raise Stop
+        return rollout(self, prompts, step)
+
+    rollout = rl.Run.rollout
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(rl.Run, "rollout", dies_in_step_4)
+        run_rl(shop, *words, "experiment.project=resumed")
+    resumed, straight = shop.runs / "resumed", shop.runs / "straight"
+    assert [row["step"] for row in steps(resumed)] == [1, 2, 3]
+    first_lines = (resumed / "metrics.jsonl").read_text().splitlines()[:3]
+
+    run_rl(shop, *words, "experiment.project=resumed")
+    assert steps(resumed) == steps(straight) and [row["step"] for row in steps(resumed)] == [1, 2, 3, 4]
+    assert (resumed / "metrics.jsonl").read_text().splitlines()[:3] == first_lines
+    assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")
+    rollouts = [read_jsonl(run / "rollouts.jsonl") for run in (resumed, straight)]
+    assert rollouts[0] == rollouts[1]
+
+
+def test_a_finished_run_only_says_so_again(shop):
+    words = ["experiment.total_step=1", "evaluation.top_k=0"]
+    first = run_rl(shop, *words)
+    lines = (shop.runs / "rl" / "metrics.jsonl").read_text()
+    again = run_rl(shop, *words)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+    assert (shop.runs / "rl" / "metrics.jsonl").read_text() == lines
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch):
+    words = ["experiment.save_every=2", "experiment.project=anew", "evaluation.top_k=0"]
+
+    def dies(self, step):
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(rl.Run, "save", dies)
+        run_rl(shop, *words)
+    run_rl(shop, *words)
+    rows = read_jsonl(shop.runs / "anew" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    assert len(read_jsonl(shop.runs / "anew" / "rollouts.jsonl")) == 32
+
+
+def test_another_config_in_the_same_folder_is_refused(shop, capsys):
+    words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+    run_rl(shop, *words)
+    before = (shop.runs / "rl" / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError) as error:
+        run_rl(shop, *words, "training.eps=0.3")
+    assert "training.eps" in str(error.value) and "0.2 -> 0.3" in str(error.value)
+    assert "experiment.overwrite=true" in str(error.value)
+    assert (shop.runs / "rl" / "metrics.jsonl").read_text() == before
+    run_rl(shop, *words, "training.eps=0.3", "experiment.overwrite=true")
+    saved = yaml.safe_load((shop.runs / "rl" / "config.yaml").read_text())
+    assert saved["training"]["eps"] == 0.3 and len(steps(shop.runs / "rl")) == 1
+
+
+def test_start_from_scratch_never_deletes(shop):
+    words = ["experiment.total_step=1", "evaluation.eval_dataset=''", "experiment.start_from_scratch=true"]
+    run_rl(shop, *words)
+    with pytest.raises(ValueError, match="training.eps"):
+        run_rl(shop, *words, "training.eps=0.3")
+    assert len(steps(shop.runs / "rl")) == 1
+
+
+@pytest.mark.parametrize("reward", ["always_one", None])
+def test_a_step_whose_groups_all_drop_is_logged_and_skipped(shop, capsys, reward):
+    """A user's reward without differences, and the math reward, of which a random model earns nothing."""
+    run_rl(shop, "evaluation.eval_dataset=''", reward=reward)
+    out = capsys.readouterr().out
+    assert out.count("is skipped") == 2 and out.count("4 equal") == 2
+    rows = steps(shop.runs / "rl")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["groups_dropped/equal"] == 4 and "loss" not in row
+        assert row["reward/mean"] == (1.0 if reward else 0.0)
+    assert same_weights(shop.model, shop.runs / "rl" / "ckpt" / "optimized")
+    assert len(read_jsonl(shop.runs / "rl" / "rollouts.jsonl")) == 32
+
+
+@pytest.mark.parametrize("method", ["semi-ar", "trace"])
+def test_sft_learns_its_examples(shop, method, capsys):
+    summary = sft.run(load_config(shop.words(SFT, f"training.method={method}", "training.block_size=4")))
+    folder = shop.runs / "sft"
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("final ")) == summary
+    rows = steps(folder)
+    assert [row["step"] for row in rows] == list(range(1, 17)) and summary["steps"] == 16
+    assert np.mean([row["nll"] for row in rows[-4:]]) < 0.6 * np.mean([row["nll"] for row in rows[:4]])
+    assert not same_weights(shop.model, folder / "ckpt" / "optimized")
+    assert (folder / "curves.png").is_file()
+
+
+def test_sft_resumed_equals_straight(shop, monkeypatch):
+    words = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    make_row = sft.make_row
+
+    def dies_in_epoch_3(sample, model, training, epoch):
+        if epoch == 3:
+            raise Stop
+        return make_row(sample, model, training, epoch)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(sft, "make_row", dies_in_epoch_3)
+        sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
+    assert len(steps(shop.runs / "resumed")) == 6
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
+    resumed, straight = shop.runs / "resumed", shop.runs / "straight"
+    assert steps(resumed) == steps(straight) and len(steps(resumed)) == 8
+    assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")
+
+
+def test_rl_makes_its_own_first_model(shop, capsys):
+    """model.prepare_with: the SFT run goes first, in the same process (which has one precision), and only when its
+    model is absent."""
+    sft_file = shop.folder / "first.yaml"
+    shop.words(SFT)
+    sft_text = (shop.folder / "sft.yaml").read_text().replace('"no"', "bf16")
+    sft_file.write_text(
+        f"{sft_text}model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
+    )
+    words = [
+        f"model.prepare_with={sft_file}",
+        f"model.pretrained_model={shop.runs / 'sft' / 'ckpt' / 'optimized'}",
+        "experiment.total_step=1",
+        "evaluation.eval_dataset=''",
+        "training.seed=3",
+    ]
+    run_rl(shop, *words)
+    prepared = yaml.safe_load((shop.runs / "sft" / "config.yaml").read_text())["training"]
+    assert (prepared["seed"], prepared["mixed_precision"]) == (3, "no")
+    assert len(steps(shop.runs / "sft")) == 16 and len(steps(shop.runs / "rl")) == 1
+    assert "SFT sft" in capsys.readouterr().out
+    run_rl(shop, *words, "experiment.project=again")
+    assert "SFT sft" not in capsys.readouterr().out
+
+
+def test_eval_of_a_checkpoint(shop, capsys):
+    run_rl(shop, "experiment.total_step=1", "evaluation.eval_dataset=''")
+    words = [
+        f"model={shop.runs / 'rl' / 'ckpt' / 'optimized'}",
+        "rollout.remasking_strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
+        "rollout.top_k=[0,1,0]",
+        "rollout.block_size=[4,4,2]",
+    ]
+    metrics = evaluation.run(load_config(shop.words(EVAL, *words, reward="by_answer")))
+    out = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(out[-1].removeprefix("final ")) == metrics
+    assert set(metrics) == {"dynamic-b4-T1", "static-b4-greedy", "sequential-b2-T1"}
+    folder = shop.runs / "eval"
+    assert json.loads((folder / "results.json").read_text()) == metrics
+    rows = read_jsonl(folder / "samples.jsonl")
+    assert len(rows) == 3 * 3 * 2
+    for name, values in metrics.items():
+        mine = [row for row in rows if row["entry"] == name]
+        by_task = [[row["reward"] >= 1 for row in mine if row["task"] == f"task-{t}"] for t in range(3)]
+        assert values["accuracy"] == values["avg@2"] == pytest.approx(np.mean(by_task))
+        assert values["pass@2"] == pytest.approx(np.mean([any(task) for task in by_task]))
+        shares = [np.mean(task) for task in by_task]
+        assert values["stderr"] == pytest.approx(np.std(shares, ddof=1) / 3**0.5)
+        assert values["reward"] == pytest.approx(np.mean([row["reward"] for row in mine]))
+        assert values["length"] == np.mean([row["tokens"] for row in mine])
+        assert values["tokens_per_forward"] == pytest.approx(
+            sum(row["tokens"] for row in mine) / sum(row["num_steps"] for row in mine)
+        )
+        assert values["tasks"] == 3
+    for row in rows:
+        assert len(row["token_ids"]) == len(row["step_map"]) == row["tokens"]
+    greedy = [row["completion"] for row in rows if row["entry"] == "static-b4-greedy"]
+    assert greedy[::2] == greedy[1::2]
+
+
+def test_eval_again_replaces_its_results(shop):
+    config = shop.words(EVAL, reward="by_answer")
+    first = evaluation.run(load_config(config))
+    second = evaluation.run(load_config(config))
+
+    def without_clock(metrics):
+        return {name: {k: v for k, v in m.items() if "second" not in k} for name, m in metrics.items()}
+
+    assert without_clock(first) == without_clock(second)
+    assert len(read_jsonl(shop.runs / "eval" / "samples.jsonl")) == 6
+    assert len(read_jsonl(shop.runs / "eval" / "metrics.jsonl")) == 1
+
+
+def test_the_three_scripts(shop):
+    """From another folder, at once: each ends with its final line and status 0; a mistake is one line and status 2."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(script, *words):
+        return subprocess.Popen(
+            [sys.executable, str(REPOSITORY / script), *words],
+            cwd=shop.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    started = {
+        "rl": start("rl.py", *shop.words(RL, "experiment.total_step=1")),
+        "sft": start("train/sft.py", *shop.words(SFT, "training.num_train_epochs=2")),
+        "eval": start("eval.py", *shop.words(EVAL)),
+        "typo": start("rl.py", *shop.words(RL, "training.epss=1")),
+        "help": start("eval.py", "--help"),
+    }
+    ended = {name: (*process.communicate(), process.returncode) for name, process in started.items()}
+    for name in ("rl", "sft", "eval"):
+        out, err, code = ended[name]
+        assert code == 0, err
+        assert json.loads(out.strip().splitlines()[-1].removeprefix("final "))
+        assert "Traceback" not in err
+    out, err, code = ended["typo"]
+    assert code == 2 and err.count("\n") == 1 and "Did you mean 'training.eps'?" in err
+    assert ended["help"][2] == 0 and "training.eps" in ended["help"][0]
