@@ -131,7 +131,6 @@ def _hf_config(raw_config: Mapping[str, Any]) -> LlamaConfig:
         tie_word_embeddings=bool(flags["weight_tying"]),
         attention_bias=bool(flags["include_bias"] or flags["include_qkv_bias"]),
         mlp_bias=bool(flags["include_bias"]),
-        **pick(raw_config, ("bos_token_id", "eos_token_id", "pad_token_id")),
     )
 
 
@@ -216,11 +215,11 @@ LLADA = Family(
 
 
 def _mmada_text_vocab_size(raw_config: Mapping[str, Any]) -> int:
-    """Image codes follow the text's ids and the special ids that were added to them."""
-    size = raw_config.get("llm_vocab_size")
-    if size is None:
-        return int(raw_config["vocab_size"])
-    return int(size) + int(raw_config.get("num_new_special_tokens") or 0)
+    """Image codes follow the text's ids and the special ids that were added to them, up to the end."""
+    text = raw_config.get("llm_vocab_size")
+    if text is None:
+        return int(raw_config["vocab_size"]) - int(raw_config.get("codebook_size") or 0)
+    return int(text) + int(raw_config.get("num_new_special_tokens") or 0)
 
 
 MMADA = replace(LLADA, name="mmada", model_types=("mmada",), text_vocab_size=_mmada_text_vocab_size)

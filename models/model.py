@@ -24,6 +24,7 @@ class DiffusionLM(nn.Module):
     """Body and head of one family's model. Parameters carry transformers' names; `save` writes the checkpoint's own.
 
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
+    text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
     eos_ids: ids that end an answer; pad_id; block_size: the checkpoint's (1 for full attention); tokenizer: None
     for a folder without one.
     """
@@ -44,6 +45,7 @@ class DiffusionLM(nn.Module):
         self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
         self.tokenizer = tokenizer
         self.mask_id = _mask_id(family, raw_config, tokenizer)
+        self.text_vocab_size = _text_vocab_size(family, raw_config, tokenizer, int(self.hf_config.vocab_size))
         self.eos_ids = _eos_ids(family, raw_config, generation_config, tokenizer)
         pads = layout_io.first_ids(raw_config.get("pad_token_id"), generation_config.get("pad_token_id"))
         tokenizer_pad = tokenizer.pad_token_id if tokenizer is not None else None
@@ -78,12 +80,6 @@ class DiffusionLM(nn.Module):
                 "the checkpoint names no eos id (config.json, generation_config.json, tokenizer): add eos_token_id."
             )
         return known if known is not None else self.eos_ids[0]
-
-    @property
-    def text_vocab_size(self) -> int:
-        """Ids from here on are no text (image codes, padding rows of the embedding) and are never sampled."""
-        size, known = int(self.hf_config.vocab_size), self._family.text_vocab_size
-        return size if known is None else min(size, known(self._raw_config))
 
     @property
     def device(self) -> torch.device:
@@ -205,6 +201,15 @@ def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTraine
             f"(mask_token) or the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
         )
     return ids[0]
+
+
+def _text_vocab_size(
+    family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+) -> int:
+    if family.text_vocab_size is None:
+        return vocab_size
+    known = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+    return min(vocab_size, known, family.text_vocab_size(raw_config))
 
 
 def _eos_ids(
