@@ -211,7 +211,7 @@ def test_a_step_whose_groups_all_drop_is_logged_and_skipped(shop, capsys, reward
     """A user's reward without differences, and the math reward, of which a random model earns nothing."""
     run_rl(shop, "evaluation.eval_dataset=''", reward=reward)
     out = capsys.readouterr().out
-    assert out.count("is skipped") == 2 and out.count("4 equal") == 2
+    assert out.count("is skipped") == 2 and out.count("4 of 4 groups dropped (equal)") == 2
     rows = steps(shop.runs / "rl")
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:

@@ -28,6 +28,12 @@ def check(config: Config) -> None:
             f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
             "sample at least 2 responses a task."
         )
+    for name, values in rollout.parallel_lists().items():
+        raise ValueError(
+            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            "evaluation.*."
+        )
+    session.require_equal_blocks(training.block_size, rollout.block_size)
     session.pick_device(config.model.device)
     session.check_dataset(config, config.dataset.train_dataset, "dataset.train_dataset")
     if config.evaluation.eval_dataset:

@@ -92,7 +92,7 @@ class Run:
             with timed("replay"):
                 batch = self.policy.batch(rollouts, scored.advantages)
             with timed("update"):
-                metrics = self.policy.train(batch, step) if batch.rows else {}
+                metrics = self.policy.train(batch, step) if batch.rows else {"rollouts_skipped": float(batch.skipped)}
             with timed("sync"):
                 self.sampler.update_weights(self.model.named_parameters())
             self.log(step, prompts, rollouts, texts, rewards, scored, metrics)
@@ -189,8 +189,10 @@ class Run:
             ),
         )
         if "loss" not in metrics:
-            why = ", ".join(f"{count} {reason}" for reason, count in scored.dropped.items())
-            self.monitor.event(f"step {step} trains nothing and is skipped: all {len(prompts)} groups dropped ({why})")
+            reasons = [f"{count} of {len(prompts)} groups dropped ({why})" for why, count in scored.dropped.items()]
+            if metrics["rollouts_skipped"]:
+                reasons.append(f"{metrics['rollouts_skipped']:g} rollouts have a non-finite log-probability")
+            self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
         self.monitor.step(step, total, metrics)
 
     def evaluate(self, step: int) -> None:

@@ -81,20 +81,20 @@ def make_model(config: Config, path: Path | None = None, dtype: str = "float32")
     return model
 
 
-def check_block_size(config: Config, model: DiffusionLM) -> None:
-    """Training and sampling must cut the sequence alike, or what is trained is not what was sampled."""
-    sampled = config.rollout.block_size or model.block_size
-    trained = config.training.block_size or sampled
-    if isinstance(sampled, list):
-        raise ValueError(
-            f"rollout.block_size is {sampled}: rollouts of one run have one block size; "
-            "lists are for eval.py and evaluation.*."
-        )
-    if model.attention == "block" and trained != sampled:
+def require_equal_blocks(trained: int | None, sampled: int | None) -> None:
+    if None not in (trained, sampled) and trained != sampled:
         raise ValueError(
             f"training.block_size={trained} and rollout.block_size={sampled} differ: blocks must be the same "
             "in sampling and training. Set both to one value (or leave training.block_size out)."
         )
+
+
+def check_block_size(config: Config, model: DiffusionLM) -> None:
+    """Training and sampling must cut the sequence alike, or what is trained is not what was sampled."""
+    sampled = config.rollout.block_size or model.block_size
+    trained = config.training.block_size or sampled
+    if model.attention == "block":
+        require_equal_blocks(trained, sampled)
     if config.training.block_size is None:
         config.training = replace(config.training, block_size=trained)
     if trained != model.block_size:

@@ -1,0 +1,285 @@
+"""Bad input to whole runs: a clear error before any work, or a counted skip. Nothing is lost."""
+
+import json
+import logging
+import warnings
+
+import pytest
+import torch
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, write_json
+
+from configs import load_config
+from models import load_model
+from train import evaluation, rl, session, sft
+
+QUICK = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shop(tmp_path, model_folder):
+    return Workshop(tmp_path, model_folder)
+
+
+@pytest.fixture
+def no_model_work(monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(session, "load_model", refuse)
+
+
+def run_rl(shop, *words, **named):
+    return rl.run(load_config(shop.words(RL, *QUICK, *words, **named)))
+
+
+def metrics_of(shop, run="rl"):
+    return read_jsonl(shop.runs / run / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model.pretrained_model=/nowhere/model"], "/nowhere/model"),
+        (["model.pretrained_model=''"], "model.pretrained_model is not set"),
+        (["dataset.train_dataset=nowhere"], "no data set 'nowhere'"),
+        (["dataset.train_dataset=''"], "dataset.train_dataset is not set"),
+        (["dataset.train_dataset=MATH_train"], "python data/download_data.py --dataset MATH_train"),
+        (["evaluation.eval_dataset=nowhere"], "no data set 'nowhere'"),
+        (["reward.function=nowhere.py:f"], "nowhere.py"),
+        (["rollout.num_response_per_task=1"], "group of one"),
+        (["training.method=semi-ar"], "semi-ar"),
+        (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
+        (["model.model_base=llama"], "llama"),
+        (["model.device=cuda"], "cuda"),
+        (["training.block_size=8", "rollout.block_size=4"], "training.block_size=8"),
+        (["rollout.block_size=[4,8]"], "rollout.block_size"),
+        (["rollout.top_k=[0,1]"], "rollout.top_k"),
+        (["rollout.remasking_strategy=[sequential]"], "rollout.remasking_strategy"),
+        (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words, says):
+    if words == ["model.device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    for dry_run in ("false", "true"):
+        with pytest.raises(ValueError) as error:
+            run_rl(shop, f"dry_run={dry_run}", *words)
+        assert says in str(error.value)
+    assert not shop.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["training.method=TraceRL"], "TraceRL"),
+        (["training.lower_p=0.8", "training.upper_p=0.2"], "lower_p"),
+        (["dataset.optimization_data=nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_in_sft(shop, no_model_work, words, says):
+    with pytest.raises(ValueError, match=says):
+        sft.run(load_config(shop.words(SFT, *words)))
+    assert not shop.runs.exists()
+
+
+def task_file(shop, text, name="broken.json"):
+    path = shop.folder / name
+    path.write_text(text)
+    return f"dataset.train_dataset={path}"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        ('[{"question": "1=", "ground_truth_answer": "1"},\n {"question": }]', "broken.json", "line 2"),
+        ('{"question": "1=", "ground_truth_answer": "1"}\n{"question"\n', "broken.jsonl", "line 2"),
+        ('[{"question": "1=", "ground_truth_answer": "1"}, {"ground_truth_answer": "1"}]', "broken.json", "question"),
+        ('[{"question": 5, "ground_truth_answer": "1"}]', "broken.json", "question"),
+        ("[]", "broken.json", "no usable row"),
+        ("", "broken.json", "broken.json"),
+    ],
+)
+def test_a_broken_task_file_is_named_with_its_place(shop, text, name, says):
+    with pytest.raises(ValueError) as error:
+        run_rl(shop, task_file(shop, text, name))
+    assert name in str(error.value) and says in str(error.value)
+
+
+def test_empty_prompts_are_left_out_and_counted(shop):
+    rows = [{"question": q, "ground_truth_answer": "1"} for q in ("1=", "", "22=", "333=", "4=")]
+    with pytest.warns(UserWarning, match="left out 1 of 5 rows: question is empty"):
+        run_rl(shop, task_file(shop, json.dumps(rows)), "rollout.num_task_per_step=4")
+    assert {row["task"] for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {"1", "3", "4", "5"}
+
+
+def test_empty_examples_are_left_out_and_counted(shop):
+    pairs = [{"prompt": p, "response": r} for p, r in (("1=", "1"), ("2=", ""), ("", "3"), ("4=", "4"))]
+    path = write_json(shop.folder / "pairs2.json", pairs)
+    with pytest.warns(UserWarning, match="left out 2 of 4 rows"):
+        sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={path}", "training.num_train_epochs=1")))
+    assert len(metrics_of(shop, "sft")) == 1
+
+
+def long_tasks(shop):
+    return task_file(
+        shop, json.dumps([{"question": "1" * n, "ground_truth_answer": "1"} for n in (3, 40, 4, 50)]), "long.json"
+    )
+
+
+def test_over_long_prompts_are_dropped_and_counted(shop, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_rl(shop, long_tasks(shop), "training.max_prompt_len=20", "rollout.num_task_per_step=2")
+    assert "2 of 4 prompts exceed training.max_prompt_len=20" in caplog.text and "longest 50" in caplog.text
+    lengths = {len(row["prompt_ids"]) for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")}
+    assert lengths == {3, 4}
+
+
+@pytest.mark.parametrize(
+    "words", [["dataset.over_long_prompts=error", "training.max_prompt_len=20"], ["training.max_prompt_len=2"]]
+)
+def test_over_long_prompts_as_an_error(shop, words):
+    with pytest.raises(ValueError, match="max_prompt_len.*over_long_prompts"):
+        run_rl(shop, long_tasks(shop), *words)
+
+
+def test_more_tasks_a_step_than_there_are(shop):
+    """The data set is passed over again; a task drawn twice is sampled anew, not copied."""
+    run_rl(shop, task_file(shop, '[{"question": "12=", "ground_truth_answer": "1"}]'), "rollout.num_task_per_step=3")
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert len(rows) == 12 and len({tuple(row["key"]) for row in rows}) == 12
+    assert len({tuple(row["canvas_ids"]) for row in rows}) > 6
+
+
+def test_empty_answers_run_through(shop):
+    """Every digit stops: an answer that is its stop id alone has the empty text, which rewards get as it is."""
+    stops = "[" + ",".join(f"'{d}'" for d in "0123456789=-+*/?!;:.") + "]"
+    run_rl(shop, f"rollout.stop_token_list={stops}", "rollout.temperature=5.0", reward="by_answer")
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    empty = [row for row in rows if row["text"] == ""]
+    assert empty and all(row["num_response_tokens"] == 1 and row["reward"] == 1.0 for row in empty)
+
+
+def test_a_checkpoint_without_an_end_of_text(shop, tmp_path):
+    """RL goes on to the limit; SFT, which must teach an end, asks for one."""
+    folder = text_checkpoint(tmp_path / "endless", eos_token_id=None)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_model(folder).eos_ids == ()
+    run_rl(shop, f"model.pretrained_model={folder}")
+    assert metrics_of(shop)[0]["truncated"] == 1.0 and metrics_of(shop)[0]["completion_length"] == 10
+    with pytest.raises(ValueError, match="eos_token_id"):
+        sft.run(load_config(shop.words(SFT, f"model.pretrained_model={folder}")))
+
+
+@pytest.mark.parametrize(("policy", "trained"), [("keep", True), ("drop", False), ("wrong", False)])
+def test_answers_without_a_stop(shop, tmp_path, policy, trained):
+    folder = text_checkpoint(tmp_path / "endless", eos_token_id=None)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    run_rl(shop, f"model.pretrained_model={folder}", f"training.truncated={policy}")
+    (row,) = metrics_of(shop)
+    assert ("loss" in row) == trained and row["truncated"] == 1.0
+    if not trained:
+        assert row[f"groups_dropped/{'small' if policy == 'drop' else 'equal'}"] == 4
+
+
+@pytest.mark.parametrize("reward", ["raises", "too_few", "hangs"])
+def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
+    words = ["reward.function_timeout_seconds=1"] if reward == "hangs" else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_rl(shop, *words, reward=reward)
+    assert any(f"my_reward.py:{reward}" in str(w.message) for w in caught)
+    (row,) = metrics_of(shop)
+    assert row["reward/failed_call_count"] == 1 and row["reward/left_out"] == 16
+    assert row["groups_dropped/small"] == 4 and "loss" not in row
+    assert all(r["reward"] is None for r in read_jsonl(shop.runs / "rl" / "rollouts.jsonl"))
+
+
+def test_a_reward_that_keeps_failing_stops_the_run(shop):
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="(?s)3 calls in a row failed.*ZeroDivisionError"):
+        run_rl(shop, "experiment.total_step=5", reward="raises")
+    assert len(metrics_of(shop)) == 2
+
+
+def test_a_reward_that_is_not_a_number_leaves_its_answer_out(shop):
+    with pytest.warns(UserWarning, match="8 non-finite rewards"):
+        run_rl(shop, reward="not_a_number")
+    (row,) = metrics_of(shop)
+    assert row["reward/left_out"] == 8 and row["reward/nonfinite_count"] == 8
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert [r["reward"] is None for r in rows] == [False, True] * 8
+    assert all(r["advantage"] is None for r in rows if r["reward"] is None)
+
+
+@pytest.mark.parametrize("block_size", [2, 8])
+def test_another_block_size_than_the_checkpoints_is_warned_about(shop, caplog, block_size):
+    with caplog.at_level(logging.WARNING):
+        run_rl(shop, f"rollout.block_size={block_size}")
+    assert f"block size {block_size} is not the checkpoint's 4" in caplog.text
+    (row,) = metrics_of(shop)
+    assert row["updates"] >= 1 and row["mismatch_kl"] < 1e-9
+
+
+def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, monkeypatch, caplog, capsys):
+    """A step with advantages but without a usable rollout is skipped and says why."""
+    import dataclasses
+
+    rollout = rl.Run.rollout
+
+    def spoiled(self, prompts, step):
+        return [
+            dataclasses.replace(r, canvas_logprobs=[float("-inf")] * len(r.canvas_ids))
+            for r in rollout(self, prompts, step)
+        ]
+
+    monkeypatch.setattr(rl.Run, "rollout", spoiled)
+    with caplog.at_level(logging.WARNING):
+        run_rl(shop)
+    (row,) = metrics_of(shop)
+    assert "loss" not in row and row["rollouts_skipped"] > 0
+    assert "non-finite" in caplog.text and "non-finite" in capsys.readouterr().out
+    first, last = (load_model(f).state_dict() for f in (shop.model, shop.runs / "rl" / "ckpt" / "optimized"))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_eval_of_one_task_with_one_answer(shop):
+    metrics = evaluation.run(load_config(shop.words(EVAL, "rollout.num_response_per_task=1", "dataset.max_tasks=1")))
+    (values,) = metrics.values()
+    assert values["tasks"] == 1 and values["stderr"] == 0.0 and values["pass@1"] == values["accuracy"]
+
+
+def test_eval_of_answers_that_no_reward_wants(shop):
+    with pytest.warns(UserWarning):
+        metrics = evaluation.run(load_config(shop.words(EVAL, reward="raises")))
+    (values,) = metrics.values()
+    assert values["left_out"] == 6 and values["accuracy"] == 0.0
+
+
+def test_a_stop_text_of_several_tokens_is_an_error(shop):
+    with pytest.raises(ValueError, match="stop_token_list: '12' is 2 tokens"):
+        run_rl(shop, "rollout.stop_token_list=['12']")
+
+
+def test_a_model_without_a_tokenizer_is_an_error(shop, tmp_path):
+    from helpers import tiny_checkpoint
+
+    folder = tiny_checkpoint(tmp_path / "mute")
+    with pytest.raises(ValueError, match="no tokenizer"):
+        run_rl(shop, f"model.pretrained_model={folder}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_broken_checkpoint_is_named(shop, tmp_path, name):
+    folder = text_checkpoint(tmp_path / "broken")
+    (folder / name).write_bytes(b"not what it should be")
+    with pytest.raises(ValueError) as error:
+        run_rl(shop, f"model.pretrained_model={folder}")
+    assert str(folder) in str(error.value)
