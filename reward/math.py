@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,8 @@ CACHED_VERDICTS = 1 << 16
 
 Key = tuple[str | None, str]
 
+ROUNDING = Fraction(1, 10**6)  # math-verify compares numbers rounded to 6 places
+_FRACTION = re.compile(r"(-)?(?:(\d+(?:\.\d+)?)|\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)")
 
 
@@ -74,7 +77,7 @@ class MathGrader:
 
 
 def quick_verdict(prediction: str | None, answer: str) -> bool | None:
-    """A verdict that needs no parsing, or None: no box, equal strings, plain integers, an absurdly long answer."""
+    """A verdict that needs no parsing, or None: no box, equal strings, plain numbers, an absurdly long answer."""
     if prediction is None:
         return False
     if prediction == answer:
@@ -82,7 +85,23 @@ def quick_verdict(prediction: str | None, answer: str) -> bool | None:
     given, true = _INTEGER.fullmatch(prediction), _INTEGER.fullmatch(answer)
     if given and true:
         return _integer(given) == _integer(true)
+    fractions = _fraction(prediction), _fraction(answer)
+    if fractions[0] is not None and fractions[1] is not None:
+        difference = abs(fractions[0] - fractions[1])
+        if difference == 0 or difference > ROUNDING:
+            return difference == 0
     return False if len(prediction) > MAX_ANSWER_CHARACTERS + 2 * len(answer) else None
+
+
+def _fraction(text: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(text)
+    if match is None or len(text) > 40:
+        return None
+    sign, decimal, *parts = match.groups()
+    if decimal is None and not int(parts[1] or parts[3]):
+        return None
+    value = Fraction(decimal) if decimal is not None else Fraction(int(parts[0] or parts[2]), int(parts[1] or parts[3]))
+    return -value if sign else value
 
 
 def _integer(match: re.Match[str]) -> tuple[bool, str]:
@@ -116,6 +135,13 @@ def grade_math(completion: str, answer: str) -> bool:
     return bool(verdict)
 
 
+def answer_text(answer: Any) -> str:
+    """A task's true answer as text; "" where it has none. Data files hold numbers as well as texts."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return ""
+    return str(answer).strip()
+
+
 class OptionReward(Reward):
     """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
 
@@ -123,7 +149,7 @@ class OptionReward(Reward):
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
         rewards: list[float | None] = []
         for completion, answer in zip(completions, answers, strict=True):
-            true = option_letter(_upper_letter(answer)) if isinstance(answer, str) else None
+            true = option_letter(_upper_letter(answer_text(answer)))
             given = option_letter(_upper_letter(extract_boxed(completion) or ""))
             self.counts["no_answer"] += true is None
             rewards.append(None if true is None else float(given == true))
@@ -143,8 +169,9 @@ class MathReward(Reward):
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")
-        graded = [i for i, answer in enumerate(answers) if isinstance(answer, str) and answer.strip()]
-        verdicts = self.grader.grade([(completions[i], answers[i]) for i in graded], self.counts)
+        texts = [answer_text(answer) for answer in answers]
+        graded = [i for i, text in enumerate(texts) if text]
+        verdicts = self.grader.grade([(completions[i], texts[i]) for i in graded], self.counts)
         rewards: list[float | None] = [None] * len(completions)
         for i, verdict in zip(graded, verdicts, strict=True):
             rewards[i] = None if verdict is None else float(verdict)

@@ -96,6 +96,29 @@ def words(text: str) -> Words | None:
     return Words(re.sub(r"[\s,-]+", " ", plain).casefold(), _TEXT.search(text) is not None or " " in plain)
 
 
+class Bracketed(NamedTuple):
+    opening: str
+    parts: list[str]
+    closing: str
+
+
+def bracketed(text: str) -> Bracketed | None:
+    """A tuple, point or interval of two parts or more, taken apart: [0, 1) has the parts 0 and 1."""
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[bB]igg?[lr]?(?![a-zA-Z])", "", tidy(text)).strip()
+    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]":
+        return None
+    depth, parts, start = 0, [], 1
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and position < len(text) - 1:
+            return None
+        if depth == 1 and character == ",":
+            parts.append(text[start:position].strip())
+            start = position + 1
+    parts.append(text[start:-1].strip())
+    return Bracketed(text[0], parts, text[-1]) if len(parts) > 1 and all(parts) else None
+
+
 _UNITS = {
     "mm": "mm millimeter millimeters millimetre millimetres",
     "cm": "cm centimeter centimeters centimetre centimetres",

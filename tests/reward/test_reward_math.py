@@ -50,7 +50,7 @@ def test_box_search_is_linear():
         ("9" * 5000, "8" * 5000, False),
     ],
 )
-def test_integers_need_no_parsing(given, true, same):
+def test_plain_numbers_need_no_parsing(given, true, same):
     assert grade_math(f"\\boxed{{{given}}}", true) is same
 
 
@@ -73,6 +73,7 @@ def test_reward_of_a_batch():
         answers = ["0.5", "0.5", "0.5", "0.5", None, "  "]
         assert reward(["p"] * 6, completions, ground_truth_answer=answers) == [1.0, 1.0, 0.0, 0.0, None, None]
         assert reward.stats["reward/no_answer_count"] == 2.0
+        assert reward(["p"] * 2, [r"\boxed{12}", r"\boxed{\frac{1}{2}}"], ground_truth_answer=[12, 0.5]) == [1.0, 1.0]
         with pytest.raises(ValueError, match="needs the column 'ground_truth_answer'"):
             reward(["p"], ["c"], question=["q"])
         with pytest.raises(ValueError, match="has 1 entries for 2 completions"):
