@@ -122,6 +122,7 @@ class Workshop:
         return [
             f"config={path}",
             f"model.pretrained_model={self.model}",
+            "model.device=cpu",
             f"experiment.output_dir={self.runs}",
             f"dataset.folder={self.folder}",
             *(f"dataset.{key}={value}" for key, value in named.items()),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +20,7 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from sample import Rollout
-from train import evaluation, rl, sft
+from train import evaluation, rl, session, sft
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +277,26 @@ def test_rl_makes_its_own_first_model(shop, capsys):
     assert "SFT sft" in capsys.readouterr().out
     run_rl(shop, *words, "experiment.project=again")
     assert "SFT sft" not in capsys.readouterr().out
+
+
+def test_training_and_sampling_in_bf16(shop, monkeypatch):
+    """Weights and updates in fp32 under autocast, a bf16 copy that samples and follows every update."""
+    monkeypatch.setattr(session, "_cpu_has_bf16", lambda: True)
+    runs, save = [], rl.Run.save
+    monkeypatch.setattr(rl.Run, "save", lambda self, step: (runs.append(self), save(self, step)))
+    AcceleratorState._reset_state(True)
+    try:
+        run_rl(shop, "training.mixed_precision=bf16", "evaluation.top_k=0")
+    finally:
+        AcceleratorState._reset_state(True)
+    sampled = dict(runs[-1].sampled_model.named_parameters())
+    for name, weight in runs[-1].model.named_parameters():
+        assert weight.dtype == torch.float32 and torch.equal(sampled[name], weight.to(torch.bfloat16)), name
+    for row in steps(shop.runs / "rl"):
+        assert 0.0 < row["mismatch_kl"] < 0.01 and row["updates"] >= 1 and row["grad_norm"] > 0
+    saved = weights(shop.runs / "rl" / "ckpt" / "optimized")
+    assert {w.dtype for w in saved.values()} == {torch.float32}
+    assert not same_weights(shop.model, shop.runs / "rl" / "ckpt" / "optimized")
 
 
 def test_eval_of_a_checkpoint(shop, capsys):

@@ -99,11 +99,10 @@ class Policy:
         )  # fmt: skip
         old = self.updater.log_probs(batch.rows, range(len(batch.rows))) if self.recompute else batch.logp_rollout
         rows_per_update = training.gradient_accumulation_steps * training.batch_size_lm
-        first = True
         for epoch in range(training.num_train_epochs):
             for which in plan_updates(batch.rows, rows_per_update, [training.seed, step, epoch]):
-                self.updater.update(batch.rows, which, self._loss(batch, old, which, measure_mismatch=first), stats)
-                first = False
+                loss_of = self._loss(batch, old, which, measure_mismatch=stats.updates == 0)
+                self.updater.update(batch.rows, which, loss_of, stats)
         return self._metrics(stats, batch)
 
     def _loss(self, batch: Batch, old: Sequence[NDArray[np.float32]], which: Sequence[int], measure_mismatch: bool):  # type: ignore[no-untyped-def]

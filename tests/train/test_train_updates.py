@@ -203,6 +203,16 @@ def test_only_the_bad_update_of_a_step_is_skipped():
     assert_same_weights(weights_of(bad.model), weights_of(good.model))
 
 
+def test_mismatch_is_measured_when_the_first_update_is_skipped():
+    guarded = Guarded(batch_size_lm=1)
+    batch = guarded.policy.batch(guarded.rollouts, [1.0, -1.0, 0.5, -0.5])
+    first = int(np.random.default_rng([10086, 2, 0]).permutation(4)[0])
+    batch.advantages[first] = math.nan
+    metrics = guarded.policy.train(batch, 2)
+    assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
+    assert metrics["mismatch_abs"] > 1e-5
+
+
 @pytest.mark.parametrize("kind", ["nan loss", "inf gradient"])
 def test_the_run_stops_after_k_in_a_row(kind):
     guarded = Guarded(max_skipped_updates=3)

@@ -1,0 +1,100 @@
+"""Checkpoints on disk: whole or passed over, pruned, pointed to."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from helpers import tiny_model
+from trainees import assert_same_weights, weights_of
+
+from models import load_model
+from train.checkpoint import STATE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("sdar")
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    for step in (2, 4, 10):
+        save_checkpoint(tmp_path, step, model, {"note": step}, "optimized")
+    return tmp_path
+
+
+def test_a_checkpoint_is_a_model_folder_with_a_state(folder, model):
+    newest = newest_checkpoint(folder)
+    assert newest == folder / "step-000010"
+    assert load_state(newest)["note"] == 10 and load_state(newest)["step"] == 10
+    for path in (newest, folder / "optimized"):
+        assert_same_weights(weights_of(load_model(path)), weights_of(model))
+
+
+def test_the_random_generator_goes_on_where_it_was(folder, model):
+    torch.manual_seed(5)
+    save_checkpoint(folder, 11, model, {}, "optimized")
+    want = torch.rand(3)
+    torch.manual_seed(99)
+    load_state(newest_checkpoint(folder))
+    assert torch.equal(torch.rand(3), want)
+
+
+def damage(path, how):
+    if how == "cut weights":
+        file = path / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-7])
+    elif how == "no weights":
+        (path / "model.safetensors").unlink()
+    elif how == "empty state":
+        (path / STATE / "state.pt").write_bytes(b"")
+    elif how == "no list":
+        (path / STATE / "files.json").unlink()
+    elif how == "cut list":
+        (path / STATE / "files.json").write_text('{"step": 10, "si')
+    else:
+        shutil.rmtree(path / STATE)
+
+
+@pytest.mark.parametrize("how", ["cut weights", "no weights", "empty state", "no list", "cut list", "no state"])
+def test_a_torn_checkpoint_is_named_and_passed_over(folder, how, caplog):
+    damage(folder / "step-000010", how)
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(folder) == folder / "step-000004"
+    assert str(folder / "step-000010") in caplog.text
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path) is None and newest_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_write_that_fails_leaves_the_old_ones(folder, model, monkeypatch):
+    def fails(path):
+        (path / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "save", fails)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(folder, 12, model, {}, "optimized")
+    assert newest_checkpoint(folder) == folder / "step-000010"
+    assert (folder / "optimized").resolve().name == "step-000010"
+
+
+def test_the_link_follows_and_spares_a_folder_of_that_name(folder, model):
+    assert (folder / "optimized").resolve().name == "step-000010"
+    (folder / "mine").mkdir()
+    (folder / "mine" / "keep").write_text("me")
+    save_checkpoint(folder, 12, model, {}, "mine")
+    assert (folder / "mine" / "keep").read_text() == "me"
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "left"), [(1, 5, [5, 8]), (2, 5, [5, 7, 8]), (1, 4, [4, 8]), (9, 1, range(1, 9))]
+)
+def test_pruning_keeps_the_newest_and_those_of_every_so_many_steps(tmp_path, keep_last, keep_every, left):
+    for step in range(1, 9):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    prune_checkpoints(tmp_path, keep_last, keep_every)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:06d}" for step in left]
