@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
+_STARRED = (
+    *("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"),
+    *("operator", "random", "re", "statistics", "string", "typing"),
+)
 _PLAIN_ATTRIBUTES = {
     name
     for kind in (int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, deque)
@@ -36,6 +40,13 @@ class Plan:
 
 def plan_tests(tests: list[str], prefix: str = "") -> Plan:
     """Which names cross to the program. Ungradable where none does, or where more than plain data would have to."""
+    try:
+        return _plan(tests, prefix)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise Ungradable(f"the tests cannot be read: {error}") from None
+
+
+def _plan(tests: list[str], prefix: str) -> Plan:
     trees = [_parse(test) for test in tests]
     prefix, known = _runnable_prefix(prefix)
     bound = {name for tree in trees for name in _top_level_names(tree)}
@@ -54,6 +65,7 @@ def plan_tests(tests: list[str], prefix: str = "") -> Plan:
 
 def _parse(source: str) -> ast.Module:
     try:
+        compile(source, "<test>", "exec", dont_inherit=True)
         return ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise Ungradable(f"a test does not parse: {error}") from None
@@ -73,7 +85,7 @@ def _top_level_names(tree: ast.Module) -> set[str]:
     table = symtable.symtable(ast.unparse(tree), "<test>", "exec")
     names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and node.module in sys.stdlib_module_names:
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and node.module in _STARRED:
             module = importlib.import_module(node.module)
             names |= set(getattr(module, "__all__", None) or (name for name in dir(module) if name[0] != "_"))
     return names

@@ -172,7 +172,7 @@ def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
         if not process.is_ready():
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
     failed: Status = stopped or ("timeout" if code_left in TIMEOUT_CODES else "wrong")
-    proven = {message.get("test") for message in _frames(output) if message.get("nonce") == nonce}
+    proven = [message.get("test") for message in _frames(output) if message.get("nonce") == nonce]
     return _verdict(["passed" if index in proven else failed for index in range(len(tests.tests))], {})
 
 

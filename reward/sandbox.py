@@ -246,7 +246,7 @@ def start(
     """Starts `call` ([module, function, *arguments] of reward.inside) in a sandbox. `slot` tells apart what runs at
     once."""
     ready, ready_inside = os.pipe()
-    scratch = None if isolation.isolated else tempfile.TemporaryDirectory(prefix="reward-")
+    scratch = None if isolation.isolated else tempfile.TemporaryDirectory(prefix="reward-", ignore_cleanup_errors=True)
     settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
     try:
         popen = subprocess.Popen(
@@ -297,10 +297,11 @@ getattr(sys.modules["reward.inside." + call[0]], call[1])(*call[2:])
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (OSError, ValueError):
-        return []
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, children.read_text().split())
+    return found
 
 
 def _usage(pid: int) -> tuple[float, int]:

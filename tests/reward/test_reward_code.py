@@ -5,6 +5,7 @@ import pytest
 
 import reward.code
 import reward.code_run
+import reward.sandbox
 from reward import Verdict, build_reward, grade_code
 from reward.code import CodeGrader
 from reward.code_plan import Ungradable, plan_tests
@@ -341,3 +342,27 @@ def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
     assert CodeGrader().grade([good])[0].status == "infra_error"
     with build_reward(data_type="code") as rewards:
         assert rewards(["p"], ["```python\nx = 1\n```"], test_list=[["assert f(1) == 1"]]) == [None]
+
+
+@needs_sandbox
+def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "answers").write_text("42")
+    (tmp_path / "library").write_text("fine")
+    tmp_path.chmod(0o755)
+    visible = reward.sandbox.visible_folders
+    monkeypatch.setattr(reward.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)]))
+    monkeypatch.chdir(tmp_path / "project")
+    reward.sandbox.mounts.cache_clear()
+    try:
+        program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
+        tests = task("assert f('library')", "assert not f('project/answers')")
+        assert grade_code(program, tests).passed
+    finally:
+        reward.sandbox.mounts.cache_clear()
+
+
+def test_tests_that_cannot_be_read_do_not_stop_a_run():
+    for test in ("assert " + "(" * 500 + "f(1)" + ")" * 500, "assert " + "-" * 20_000 + "f(1)", "return f(1)", "\0"):
+        with pytest.raises(Ungradable):
+            plan_tests([test])
