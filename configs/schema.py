@@ -126,7 +126,7 @@ class RolloutConfig(DecodeConfig):
 
 @dataclass
 class EvaluationConfig(DecodeConfig):
-    eval_dataset: str = opt("", "evaluation tasks during RL: a name or a path")
+    eval_dataset: str | None = opt(None, "evaluation tasks during RL: a name or a path; null = no evaluation")
     data_type: str = opt("math", "kind of the evaluation tasks", choices=("math", "code", "option", "general"))
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
 
@@ -207,11 +207,19 @@ class RewardConfig:
     workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
     function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
+    judge_api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of a judge model, instead of a verifier")
+    judge_model: str = opt("", "name of the judge model at that endpoint")
+    judge_mode: str = opt("score", "marks, or comparisons inside a group", choices=("score", "pairwise"))
+    judge_samples: int = opt(1, "judgements a question", low=1)
 
 
 @dataclass
 class ExecuteConfig:
-    num_chunk: int = opt(0, "programs run at a time for code rewards; 0 = by cores", low=0)
+    num_chunk: int = opt(0, "programs run at a time for code rewards at most; never more than the cores", low=0)
+    all_or_nothing: bool = opt(False, "code: 1 only if every test passes, instead of the share that passes")
+    memory_gib: float = opt(2.0, "memory of one program", low=0.0)
+    allow_unsafe: bool = opt(False, "run programs without isolation (only inside a container that you can lose)")
+    allow_forgeable: bool = opt(False, "also run tests that a determined program can forge")
 
 
 @dataclass

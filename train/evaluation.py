@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from configs.schema import Config
 from models import DiffusionLM
 from reward import build_reward
 from reward.base import Reward
+from reward.judge import build_judge
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
@@ -158,15 +160,24 @@ def run(config: Config) -> dict[str, Any] | None:
 def reward_of(config: Config, data_type: str) -> Reward:
     """The reward that a config names, for tasks of this type. ValueError, before anything starts, for what cannot
     work."""
-    function = config.reward.function
+    reward, execute = config.reward, config.execute
+    function = reward.function
     if function is not None and ":" in function:
         path, name = function.rsplit(":", 1)
         function = f"{find(path)}:{name}"
+    cores = len(os.sched_getaffinity(0))
     return build_reward(
         function=function,
         data_type=data_type,
-        workers=config.reward.workers,
-        timeout_seconds=config.reward.function_timeout_seconds if function else config.reward.timeout_seconds,
+        workers=min(execute.num_chunk, cores) if data_type == "code" else reward.workers,
+        timeout_seconds=reward.function_timeout_seconds if function else reward.timeout_seconds,
+        all_or_nothing=execute.all_or_nothing,
+        memory_gib=execute.memory_gib,
+        allow_unsafe=execute.allow_unsafe,
+        allow_forgeable=execute.allow_forgeable,
+        judge=build_judge(api=reward.judge_api, model=reward.judge_model) if reward.judge_api else None,
+        judge_mode=reward.judge_mode,  # type: ignore[arg-type]
+        judge_samples=reward.judge_samples,
     )
 
 
