@@ -1,20 +1,18 @@
 """One program in its sandboxes: three ways to run it, and what each makes of what came out."""
 
-import json
 import math
 import os
 import secrets
 import select
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 from reward.code_plan import Plan
-from reward.inside.plain import MAX_REQUEST_BYTES, write_frame
+from reward.inside.plain import MAX_REQUEST_BYTES, frames, write_frame
 from reward.inside.program import MEMORY_CODE
 from reward.sandbox import Isolation, Limits, Process, start
 from reward.verdict import CodeTests, Status, Verdict
@@ -79,7 +77,7 @@ def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
         judge_code = judge.exit_code(1.0)
         program_code = program.exit_code(1.0)
         program.end()
-        messages = list(_frames(output))
+        messages = frames(output)
         if not judge.is_ready() or not program.is_ready():
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
     gone = stopped or ("timeout" if program_code in TIMEOUT_CODES else "error")
@@ -172,7 +170,7 @@ def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
         if not process.is_ready():
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
     failed: Status = stopped or ("timeout" if code_left in TIMEOUT_CODES else "wrong")
-    proven = [message.get("test") for message in _frames(output) if message.get("nonce") == nonce]
+    proven = [told["test"] for told in frames(output) if isinstance(told, dict) and told.get("nonce") == nonce]
     return _verdict(["passed" if index in proven else failed for index in range(len(tests.tests))], {})
 
 
@@ -193,20 +191,6 @@ def _message(message: dict[str, Any], rest: bytes = b"") -> Iterator[IO[bytes]]:
         file.flush()
         file.seek(0)
         yield file
-
-
-def _frames(output: bytes) -> Iterator[dict[str, Any]]:
-    """The messages in `output`, up to the first that is none."""
-    header = struct.Struct("<I")
-    position = 0
-    while position + header.size <= len(output):
-        (size,) = header.unpack_from(output, position)
-        position += header.size
-        with suppress(ValueError, RecursionError):
-            message = json.loads(output[position : position + size])
-            if isinstance(message, dict):
-                yield message
-        position += size
 
 
 def _collect(

@@ -8,6 +8,7 @@ and what a program can learn from how fast it runs. Without bubblewrap there is 
 
 import functools
 import json
+import marshal
 import os
 import shutil
 import signal
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-MODULES = ("plain", "start", "program", "tests")
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH_BYTES = 64 << 20
 PATIENCE_SECONDS = 30.0  # for the kernel to take a dead sandbox apart
@@ -257,9 +257,7 @@ def start(
                 "-P",
                 "-B",
                 "-c",
-                _bootstrap(),
-                json.dumps(settings),
-                json.dumps(call),
+                _bootstrap(isolation.python, settings, call),
             ],
             stdin=stdin,
             stdout=stdout,
@@ -279,20 +277,31 @@ def start(
     return Process(popen, ready, scratch)
 
 
+def _bootstrap(python: str, settings: dict[str, Any], call: list[Any]) -> str:
+    """The program that takes the place of a script: no file of this project has to be visible inside."""
+    return f"""{_modules(python, call[0])}
+sys.modules["reward.inside.start"].begin({settings!r})
+sys.modules["reward.inside.{call[0]}"].{call[1]}(*{call[2:]!r})
+"""
+
+
 @functools.cache
-def _bootstrap() -> str:
-    """A program that loads the modules of reward.inside from their text, so that no file has to be visible inside."""
-    texts = {name: (ROOT / "reward" / "inside" / f"{name}.py").read_text() for name in MODULES}
+def _modules(python: str, module: str) -> str:
+    """Source that makes the modules of reward.inside which `module` needs; compiled already for this same
+    interpreter."""
+    texts = {name: (ROOT / "reward" / "inside" / f"{name}.py").read_text() for name in ("plain", "start", module)}
+    codes, unpack = texts, "compile(code, name, 'exec')"
+    if python == os.path.realpath(sys.executable):
+        codes = {name: marshal.dumps(compile(text, name, "exec")).hex() for name, text in texts.items()}
+        unpack = "marshal.loads(bytes.fromhex(code))"
     return f"""
-import json, sys, types
+import marshal, sys
+module = type(sys)
 for name in ("reward", "reward.inside"):
-    sys.modules[name] = types.ModuleType(name)
-for name, text in {texts!r}.items():
-    module = sys.modules["reward.inside." + name] = types.ModuleType("reward.inside." + name)
-    exec(compile(text, name, "exec"), module.__dict__)
-sys.modules["reward.inside.start"].begin(json.loads(sys.argv[1]))
-call = json.loads(sys.argv[2])
-getattr(sys.modules["reward.inside." + call[0]], call[1])(*call[2:])
+    sys.modules[name] = module(name)
+for name, code in {codes!r}.items():
+    made = sys.modules["reward.inside." + name] = module("reward.inside." + name)
+    exec({unpack}, made.__dict__)
 """
 
 

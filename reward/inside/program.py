@@ -10,7 +10,7 @@ import os
 import sys
 import types
 
-from reward.inside.plain import MAX_REQUEST_BYTES, FrameTooLong, decode, encode, read_frame, write_frame
+from reward.inside.plain import MAX_REQUEST_BYTES, FrameTooLong, read_frame, write_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def serve() -> None:
             os._exit(0)
         try:
             function = getattr(module, request["call"])
-            result = function(*decode(request["args"]), **decode(request["kwargs"]))
-            write_frame(answers, {"ok": encode(result)})
+            write_frame(answers, {"ok": function(*request["args"], **request["kwargs"])})
         except BaseException as error:
             write_frame(answers, _raised(error))
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import _sitebuiltins
 import builtins
-import json
 import os
 import resource
-import signal
 import sys
 
 TYPE_CHECKING = False
@@ -39,7 +37,9 @@ def begin(settings: dict[str, Any]) -> None:
 
 
 def report(folders: list[str], files: list[str], forks: int) -> None:
-    """Prints what can be seen and done from here, for the caller to judge whether the sandbox holds."""
+    """Prints what can be seen and done from here as JSON, for the caller to judge whether the sandbox holds."""
+    import json
+
     with open("/proc/net/dev") as interfaces:
         seen = {
             "user": os.getuid(),
@@ -62,6 +62,8 @@ def _is_writable(folder: str) -> bool:
 
 
 def _forks(wanted: int) -> int:
+    import signal
+
     children: list[int] = []
     try:
         while len(children) < wanted:

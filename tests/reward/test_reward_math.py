@@ -33,9 +33,9 @@ def test_last_balanced_box(text, content):
 
 
 def test_box_search_is_linear():
-    assert extract_boxed(r"\boxed{" * 200_000) is None
-    assert extract_boxed("\\" * 1_000_000) is None
-    assert extract_boxed("{" * 1_000_000 + r"\boxed{1}") == "1"
+    assert extract_boxed(r"\boxed{" * 50_000) is None
+    assert extract_boxed("\\" * 200_000) is None
+    assert extract_boxed("{" * 200_000 + r"\boxed{1}") == "1"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_every_true_answer_equals_itself():
 @needs_data
 def test_true_answers_equal_themselves_when_parsed():
     answers = sorted({answer for *_, answer in true_answers() if answer and not answer.lstrip("-").isdigit()})
-    assert [a for a in random.Random(0).sample(answers, 150) if not parsed_equal(a, a)] == []
+    assert [a for a in random.Random(0).sample(answers, 60) if not parsed_equal(a, a)] == []
 
 
 @needs_data
@@ -67,14 +67,14 @@ def test_all_true_answers_equal_themselves_when_parsed():
 
 
 def test_bombs_cost_their_own_answer_only():
-    with build_reward(data_type="math", workers=2, timeout_seconds=1.0) as reward:
+    with build_reward(data_type="math", workers=2, timeout_seconds=0.5) as reward:
         completions, answers = [], []
         for bomb in BOMBS:
             completions += [f"\\boxed{{{bomb}}}", r"\boxed{\frac{1}{2}}", f"\\boxed{{{len(completions)}.50}}"]
             answers += ["5", "0.5", f"{len(completions) - 3}.5"]
         started = time.monotonic()
         assert reward([""] * len(completions), completions, ground_truth_answer=answers) == [0.0, 1.0, 1.0] * len(BOMBS)
-        assert reward.stats["reward/timeout_count"] >= 4
+        assert reward.stats["reward/timeout_count"] >= 3
         assert time.monotonic() - started < 60
 
 

@@ -40,7 +40,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def pool(target):
-    made = WorkerPool(target, workers=2, cpu_seconds=0.5, wall_seconds=3.0, memory_bytes=1 << 30)
+    made = WorkerPool(target, workers=2, cpu_seconds=0.5, wall_seconds=2.0, memory_bytes=1 << 30)
     yield made
     made.close()
 
@@ -55,7 +55,7 @@ def test_a_bad_job_costs_only_its_own_answer(pool):
 
 
 def test_waiting_costs_no_processor_time_but_has_a_wall_limit(pool):
-    assert pool.run("sleep", 1.0).status == "ok"
+    assert pool.run("sleep", 0.7).status == "ok"
     assert pool.run("sleep", 60.0).status == "stalled"
 
 
