@@ -40,6 +40,7 @@ from sample.unmask import best
 Clock = Callable[[], float]
 BLOCK, THRESHOLD, PROMPT_TOKENS, NEW_TOKENS, MASK_ID = 4, 0.9, 64, 64, 1
 SHARPNESS = 64.0
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")
 CONFIG = {
     "model_type": "sdar",
     "vocab_size": 32000,
@@ -215,10 +216,14 @@ def matrix_rate(dtype: torch.dtype, clock: Clock) -> float:
     return 2.0 * 768 * 1024 * 1024 / min(seconds)
 
 
-def processor() -> str:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    has = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
-    return " ".join(has) or "no vector extensions known"
+def processor() -> list[str]:
+    """The vector extensions of this processor that matter here."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    return [name for name in ("avx2", "avx512f", *BFLOAT16_UNITS) if name in flags]
+
+
+def has_bfloat16() -> bool:
+    return bool(set(BFLOAT16_UNITS) & set(processor()))
 
 
 def arguments() -> argparse.Namespace:
@@ -265,7 +270,8 @@ def main() -> None:
     for i in range(args.rounds):
         loop.turn(prompts[len(prompts) * i // args.rounds : len(prompts) * (i + 1) // args.rounds], clock)
         for side in ours:
-            side.turn(prompts, clock)
+            if i == 0 or side.dtype == torch.float32 or has_bfloat16():
+                side.turn(prompts, clock)
     report(args, prompts, samplers[torch.float32], loop, ours)
 
 
@@ -285,7 +291,8 @@ def report(args: argparse.Namespace, prompts: list[list[int]], sampler: Sampler,
     with Work(sampler.model.model, sampler.model.lm_head) as alone:
         (first,) = sampler.generate(prompts[:1])
     result = {
-        "processor": processor(),
+        "processor": " ".join(processor()),
+        "bf16_units": has_bfloat16(),
         "threads": args.threads,
         "clock": args.clock,
         "steps_per_block": round(sum(r.num_steps for r in rollouts) / len(rollouts) / blocks, 3),
@@ -294,6 +301,8 @@ def report(args: argparse.Namespace, prompts: list[list[int]], sampler: Sampler,
         "loop_tokens_per_second": round(loop.tokens_per_second, 2),
     }
     print(f"processor: {result['processor']}; {args.threads} threads; torch {torch.__version__}")
+    if not has_bfloat16():
+        print("this processor has neither avx512_bf16 nor amx: bfloat16 is emulated, and timed in one round only")
     print(f"{args.clock} clock; load of the machine {os.getloadavg()[0]:.1f}")
     if args.temperature == 0.0:
         print(f"same tokens as the loop: {sum(map(eq, loop.answers, ours[0].answers))} of {len(loop.answers)} answers")

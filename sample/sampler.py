@@ -330,7 +330,7 @@ class _Batch:
         return len(ended)
 
     def _compact(self) -> None:
-        """Moves the last slots at work into holes, so that a step never computes a finished one."""
+        """Moves the last slots into the holes that an empty queue leaves, so that no step computes an ended one."""
         if self.config.deterministic:
             return
         holes = [slot for slot in range(len(self.occupant)) if slot not in self.occupant]
@@ -341,7 +341,7 @@ class _Batch:
             if self.kv is not None:
                 self.kv.copy(source, target)
             for old, new in zip(tail, holes, strict=True):
-                self.occupant[new], self.resident[new] = self.occupant.pop(old), self.resident[old]
+                self.occupant[new] = self.occupant.pop(old)
         self.width = len(self.occupant)
 
 

@@ -59,7 +59,7 @@ def test_best_takes_the_highest_with_ties_to_the_left(rows):
 def test_strategies_agree_with_the_plain_ones_and_always_progress(rows, name, threshold):
     score, masked, k = tensors(rows)
     proposal = Proposal(torch.zeros_like(k), score, score, 1.0 - score)
-    rules = choices(strategy=name, threshold=threshold, entropy_bound=1.2)
+    rules = choices(strategy=name, threshold=threshold, entropy_bound=1.25)
     got = STRATEGIES[name](proposal, masked, k, rules)
     assert not (got & ~masked).any()
     assert (got.any(-1) == masked.any(-1)).all()
@@ -70,6 +70,14 @@ def test_strategies_agree_with_the_plain_ones_and_always_progress(rows, name, th
         found = {j: {"score": score_b[j], "entropy": 1.0 - score_b[j]} for j in positions}
         want = oracle.select(found, positions, k_row, rules) if positions else []
         assert set(torch.where(got[i])[0].tolist()) == set(want)
+
+
+def test_entropies_add_up_to_less_than_the_bound():
+    entropy = torch.tensor([[0.75, 0.5, 0.25, 4.0]])
+    proposal, masked = Proposal(entropy.long(), -entropy, -entropy, entropy), torch.ones(1, 4, dtype=torch.bool)
+    for bound, count in ((0.0, 1), (0.25, 1), (0.5, 1), (0.75, 1), (0.76, 2), (1.5, 2), (1.51, 3), (99.0, 4)):
+        chosen = STRATEGIES["entropy_bounded"](proposal, masked, torch.ones(1), choices(entropy_bound=bound))
+        assert int(chosen.sum()) == count and torch.equal(chosen, entropy <= entropy.sort().values[0, count - 1])
 
 
 @given(st.integers(1, 400), st.integers(0, 2**31), st.booleans())
