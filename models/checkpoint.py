@@ -9,11 +9,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from models.attention import ATTENTION_NAME
 from models.family import Family, Piece
@@ -57,12 +58,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, loaded without remote code (where the files ask for some, as the family's own class);
-    None when the folder has no tokenizer files."""
+    """The folder's tokenizer, loaded without remote code: as the class of transformers that its files name, as the
+    family's where they name remote code. None when the folder has no tokenizer files."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    wants_code = "AutoTokenizer" in (read_json(folder / "tokenizer_config.json").get("auto_map") or {})
-    if wants_code and family.tokenizer_class is not None:
+    config = read_json(folder / "tokenizer_config.json")
+    named = getattr(transformers, str(config.get("tokenizer_class")), None)
+    if isinstance(named, type) and issubclass(named, PreTrainedTokenizerFast):
+        return named.from_pretrained(folder)
+    if "AutoTokenizer" in (config.get("auto_map") or {}) and family.tokenizer_class is not None:
         return family.tokenizer_class.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from models.family import Family, Piece, pick
 
@@ -210,6 +210,7 @@ LLADA = Family(
     mask_token="<|mdm_mask|>",
     mask_id=126336,
     end_of_turn="<|eot_id|>",
+    tokenizer_class=PreTrainedTokenizerFast,
     text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),
 )
 

@@ -1,6 +1,7 @@
 """Every family against the reference: logits, names and numbers in and out, what is read from real files."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -265,3 +266,50 @@ def test_llada2_is_refused_with_the_reason(name, model_base):
     config = json.loads((REAL / "layouts" / name / "config.json").read_text())
     with pytest.raises(ValueError, match="llada2_moe checkpoint, which no family here runs yet: LLaDA2.x has.*Known:"):
         find_family(config, model_base, name)
+
+
+@pytest.fixture
+def transformers_says():
+    """Records that transformers logs during the test."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def fast_tokenizer(folder, **config):
+    """A tokenizer.json of seven words with LLaDA's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = {"<|eot_id|>": 60, "<|mdm_mask|>": 61, "<|endoftext|>": 62}
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1, "eos": 2, "b": 3} | special, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("family", ["llada", "mmada"])
+@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "SomethingOfTheirOwn", None])
+def test_lladas_special_tokens_by_name(family, named, tmp_path, transformers_says):
+    code = {"auto_map": {"AutoTokenizer": ["tokenization_x.SomethingOfTheirOwn", None]}}
+    fast_tokenizer(tmp_path, **code, **({"tokenizer_class": named} if named else {}))
+    config = {k: v for k, v in TINY_CONFIGS[family].items() if k not in ("mask_token_id", "pad_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(tmp_path, random_init_seed=0)
+    assert (model.mask_id, model.eos_ids, model.pad_id, model.end_of_answer_id) == (61, (2, 62, 60), 62, 60)
+    assert model.text_vocab_size == 63
+    assert model.tokenizer.encode("b a <|mdm_mask|>") == [3, 1, 61]
+    assert not transformers_says
+
+
+@pytest.mark.parametrize("family", ["llada", "mmada"])
+def test_the_embedding_of_the_pad_id_learns_like_any_other(family):
+    """LLaDA's pad id is its end of text, and the original's embedding knows no padding."""
+    model = tiny_model(family)
+    ids, positions = torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]
+    model(ids, positions, Masked(None), torch.arange(4), torch.arange(4)).sum().backward()
+    assert model.get_parameter("model.embed_tokens.weight").grad[0].abs().sum() > 0
