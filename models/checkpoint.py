@@ -23,6 +23,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".
 _CARRIED_MAX_BYTES = 64 * 2**20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
+Parts = list[tuple[str, Piece]]
+
 
 def resolve_folder(path: str | Path) -> Path:
     """A local checkpoint folder; a name like `org/model` that is no folder is fetched from the hub (HF_HUB_OFFLINE
@@ -131,9 +133,6 @@ def read_weights(
     if said:
         raise ValueError(f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(said)}.")
     return network
-
-
-Parts = list[tuple[str, Piece]]
 
 
 def stored_parts(weights: Mapping[str, Tensor], family: Family, raw_config: Mapping[str, Any]) -> dict[str, Parts]:
