@@ -15,17 +15,19 @@ CacheMode = Literal["auto", "exact", "none", "prefix", "dual"]
 class SamplingConfig:
     """Decoding choices; `for_model` fills in what depends on the model.
 
-    max_new_tokens: length of the answer at most. block_size: None = the checkpoint's. steps_per_block: denoising steps
-    of a block, an int or one int a block; None = one token a step. strategy: how many positions a step commits
-    (`sample.unmask.STRATEGIES`); target: the score that ranks them (`TARGETS`). threshold: of low_confidence_dynamic.
-    entropy_bound: of entropy_bounded, nats. temperature: 0 = greedy; filters apply in the order temperature, top_k (0 =
-    off), top_p. confidence: "untempered" = probability of the sampled token at temperature 1 over the whole vocabulary;
-    "tempered" = under the distribution that it was drawn from, as dLLM-RL has it. cache: "exact" (block families),
-    "none" (full recompute), auto = the exact one of the family. stop_ids: None = model.eos_ids, empty = never stop.
-    pad_target_penalty: the score of a pad token is divided by it. seed: randomness is a hash of (seed, key, position,
-    step). max_slots: sequences decoded at a time. fuse_commit: a finished block is committed in the forward that
-    denoises the next one. deterministic: fixed shapes (all slots, whole cache), so that the same prompts give the same
-    bits whatever the order of arrival.
+    max_new_tokens: length of the answer at most. block_size: None = the checkpoint's.
+    steps_per_block: denoising steps of a block, an int or one int a block (the last one holds for all further blocks);
+        None = one token a step.
+    strategy: how many positions a step commits (`sample.unmask.STRATEGIES`); target: the score that ranks them.
+    threshold: of low_confidence_dynamic. entropy_bound: of entropy_bounded, nats.
+    temperature: 0 = greedy; filters apply in the order temperature, top_k (0 = off, 1 = greedy), top_p.
+    confidence: "untempered" = probability of the sampled token at temperature 1 over the whole vocabulary; "tempered" =
+        under the distribution that it was drawn from, as dLLM-RL has it. Greedy tokens have the untempered one always.
+    cache: "exact" (block families), "none" (full recompute), auto = the exact one of the family.
+    stop_ids: None = model.eos_ids, empty = never stop. pad_target_penalty: the score of a pad token is divided by it.
+    seed: randomness is a hash of (seed, key, position, step). max_slots: sequences decoded at a time.
+    fuse_commit: a finished block is committed in the forward that denoises the next one.
+    deterministic: fixed shapes (all slots, whole cache), so that the same prompts give the same bits in any order.
     """
 
     max_new_tokens: int = 256
@@ -54,12 +56,8 @@ class SamplingConfig:
         _require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
         steps = self.steps_per_block if self.steps_per_block is not None else 1
         steps = [steps] if isinstance(steps, int) else list(steps)
-        _require(
-            bool(steps) and all(s >= 1 for s in steps),
-            "steps_per_block",
-            self.steps_per_block,
-            "at least 1 step a block",
-        )
+        enough = bool(steps) and all(s >= 1 for s in steps)
+        _require(enough, "steps_per_block", self.steps_per_block, "at least 1 step a block")
         _require_name("strategy", self.strategy, STRATEGIES)
         _require_name("target", self.target, TARGETS)
         _require(0.0 <= self.threshold <= 1.0, "threshold", self.threshold, "between 0 and 1")

@@ -37,9 +37,9 @@ class Sampler:
     """Decodes prompts with a model in the same process.
 
     The answer to a prompt is a pure function of weights, config, prompt and key: batch mates, order of arrival and
-    number of slots do not enter (on one device; across devices and types up to rounding). steps_between_polls: steps
-    that run before the host looks which slots have ended. A look makes the next shapes tight, and on an accelerator
-    costs a wait.
+    number of slots do not enter (on one device; across devices and types up to rounding).
+    steps_between_polls: steps that run before the host looks which slots have ended. A look makes the next shapes
+    tight, and on an accelerator costs a wait.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
@@ -170,9 +170,10 @@ class _Batch:
     def run(self, progress: Callable[[int], None]) -> list[Rollout]:
         self._admit()
         while self.occupant:
-            bounds = self._bounds()
+            state = self.state.rows(self.width)
+            bounds = self._bounds(state)
             for _ in range(self.polls):
-                self.step(self.state.rows(self.width), bounds)
+                self.step(state, bounds)
             finished = self._collect()
             if finished:
                 progress(finished)
@@ -181,10 +182,9 @@ class _Batch:
         return [rollout for rollout in self.rollouts if rollout is not None]
 
     def step(self, state: StepState, bounds: Bounds) -> None:
-        """One denoising step of every slot, and the advance to the next block where one is complete. Reads nothing to
-        the host.
+        """One denoising step of every slot, and the advance to the next block where one is complete.
 
-        The head runs on undecided positions only, as many as the bounds leave room for.
+        Reads nothing to the host. The head runs on undecided positions only, as many as the bounds leave room for.
         """
         mask_id, b, n = self.model.mask_id, self.b, len(state.start)
         hidden_nbD, active = self.policy.hidden(state, bounds)
@@ -209,8 +209,7 @@ class _Batch:
         self._advance(state, active, ids, position)
 
     def _advance(self, state: StepState, active: Tensor, ids: Tensor, position: Tensor) -> None:
-        """Ends slots whose answer is complete, moves those with a decided block to the next one. ids, position: [n,
-        b]."""
+        """Ends slots whose answer is complete, moves those with a decided block on. ids, position: [n, b]."""
         b, stop_ids = self.b, self.sampler.stop_ids
         is_mask = ids == self.model.mask_id
         undecided = torch.where(is_mask, self.offset_b, b).amin(1)
@@ -229,9 +228,9 @@ class _Batch:
         state.needs_commit |= advance
         state.masks.copy_(torch.where(advance, b, is_mask.sum(1)))
 
-    def _bounds(self) -> Bounds:
+    def _bounds(self, state: StepState) -> Bounds:
         """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
-        state, n = self.state.rows(self.width), self.width
+        n = len(state.start)
         if self.config.deterministic:
             return Bounds(self.capacity, n, n * self.b)
         uncached = isinstance(self.policy, FullRecompute)
@@ -245,8 +244,7 @@ class _Batch:
         return Bounds(view, commits, masks)
 
     def _admit(self) -> None:
-        """Fills free slots from the queue. A group's prompt is run once: siblings take a copy, or the slot of one that
-        ended."""
+        """Fills free slots from the queue. A prompt is run once: siblings copy it, or follow in its slot."""
         free = [slot for slot in range(self.slots) if slot not in self.occupant]
         holder = {request.group: slot for slot, request in self.occupant.items()}
         seats: list[Seat] = []
@@ -265,16 +263,8 @@ class _Batch:
             holder.setdefault(group, slot)
             self.occupant[slot], self.resident[slot] = request, group
             first, end = self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens)
-            seats.append(
-                Seat(
-                    slot,
-                    request.prompt_ids,
-                    first,
-                    end,
-                    self.config.max_new_tokens,
-                    hash_key(request.key, self.config.seed),
-                )
-            )
+            limit, key = P + self.config.max_new_tokens, hash_key(request.key, self.config.seed)
+            seats.append(Seat(slot, request.prompt_ids, first, end, limit, key))
         if seats:
             self.state.place(seats, self.b, self.model.mask_id)
         self._prefill(sorted(fresh, key=lambda slot: len(self.occupant[slot].prompt_ids)))
@@ -285,8 +275,7 @@ class _Batch:
         self.width = self.slots if self.config.deterministic else max(self.occupant, default=-1) + 1
 
     def _prefill(self, slots: list[int]) -> None:
-        """Prefills in batches of prompts of about one length, within a token budget; one by one in deterministic
-        mode."""
+        """Prefills in batches of prompts of about one length, within a token budget; one by one if deterministic."""
         batch: list[int] = []
         tokens = 0
         for slot in slots:

@@ -50,14 +50,13 @@ class SlotKV:
 
 
 class Seat(NamedTuple):
-    """Where a sequence begins: its prompt, the first block's start, the end of the last one, the answer's length, its
-    hash."""
+    """Where a sequence begins: its slot and prompt, and StepState's numbers of the same names."""
 
     slot: int
     prompt_ids: Sequence[int]
     start: int
     end: int
-    max_new_tokens: int
+    limit: int
     key: int
 
 
@@ -65,12 +64,13 @@ class Seat(NamedTuple):
 class StepState:
     """Where each slot stands; every field is a tensor whose first axis is the slot.
 
-    ids, step_map, logp [n, T]: the sequence as decided so far (mask id, 0, 0 elsewhere). start: first position of the
-    block at hand; end: first position after the last whole block; prompt: prompt length; limit: prompt +
-    max_new_tokens; masks: undecided positions of the block at hand; block_index: blocks begun before this one;
-    block_step: steps taken in the block; step: steps taken in all; key: hash of the sample's name. needs_commit: the
-    block before `start` is decided, its final keys and values are not written yet. live: being decoded; stopped: ended
-    by a stop id.
+    ids, step_map, logp [n, T]: the sequence as decided so far (mask id, 0, 0 elsewhere).
+    start: first position of the block at hand; end: first position after the last whole block.
+    prompt: prompt length; limit: prompt + max_new_tokens; masks: undecided positions of the block at hand.
+    block_index: blocks begun before this one; block_step: steps taken in the block; step: steps taken in all.
+    key: hash of the sample's name and the seed.
+    needs_commit: the block before `start` is decided, its final keys and values are not written yet.
+    live: being decoded; stopped: ended by a stop id.
     """
 
     ids: Tensor
@@ -124,7 +124,7 @@ class StepState:
             "start": [seat.start for seat in seats],
             "end": [seat.end for seat in seats],
             "prompt": [len(seat.prompt_ids) for seat in seats],
-            "limit": [len(seat.prompt_ids) + seat.max_new_tokens for seat in seats],
+            "limit": [seat.limit for seat in seats],
             "masks": [seat.start + block_size - len(seat.prompt_ids) for seat in seats],
             "key": [seat.key for seat in seats],
         }
