@@ -89,10 +89,12 @@ NO_ISOLATION = Isolation("none: limits only", os.path.realpath(sys.executable), 
 def candidates() -> list[Isolation]:
     """Ways to isolate on this machine, best first; which of them work is another question."""
     python = os.path.realpath(sys.executable)
-    if not (shutil.which("bwrap") and shutil.which("setpriv")):
+    if not shutil.which("bwrap"):
         return []
     if os.geteuid() != 0:
         return [Isolation("bubblewrap", python)]
+    if not shutil.which("setpriv"):
+        return []
     ways = [Isolation("bubblewrap, a user of its own for each sandbox", python, "own", mounts_as_root=True)]
     ways += [Isolation("bubblewrap as nobody", path, "nobody", mounts_as_root=True) for path in (python,)]
     return ways + [Isolation("bubblewrap as nobody", path, "nobody") for path in (python, "/usr/bin/python3")]

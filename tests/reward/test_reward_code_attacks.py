@@ -2,7 +2,9 @@
 
 import os
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ from code_attacks import EXPECTED, FUNCTIONS, SCRIPTS
 
 from reward import grade_code
 from reward.code import CodeGrader
-from reward.sandbox import INSTALL_HINT, find_isolation
+from reward.sandbox import INSTALL_HINT, _children, find_isolation
 
 pytestmark = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 
+ROOT = Path(__file__).resolve().parents[2]
 FAILURES = ("wrong", "error", "timeout", "memory", "output_limit")
 FUNCTION_TASK = {
     "test_method": "function",
@@ -139,6 +142,30 @@ def f(x):
     return {EXPECTED} + x - 2
 """
     assert grade_code(program, FUNCTION_TASK).passed
+
+
+def test_52_nothing_survives_a_killed_grader(outside):
+    program = """
+import sys
+from reward import grade_code
+print("started", flush=True)
+grade_code("while True: pass", {"test_list": ["assert f(1)"], "test_time_limit": 600})
+"""
+    grader = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)
+    grader.stdout.readline()
+    while len(running := descendants(grader.pid)) < 4:
+        time.sleep(0.05)
+    grader.kill()
+    grader.communicate()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in running):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def descendants(pid):
+    children = _children(pid)
+    return children + [below for child in children for below in descendants(child)]
 
 
 @pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.slow)])
