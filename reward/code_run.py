@@ -21,7 +21,9 @@ START_CPU_SECONDS = 2
 TESTS_CPU_SECONDS = 20
 MAX_OUTPUT_BYTES = 8 << 20
 MAX_TIMEOUTS = 5
+MAX_PARALLEL = 2.0  # times one process's limit of processor time, for all processes of a program together
 TICK_SECONDS = 0.25
+EXIT_SECONDS = 1.0
 TIMEOUT_CODES = (128 + 24, 128 + 9)  # SIGXCPU at the limit of processor time, SIGKILL a second later
 
 
@@ -74,25 +76,22 @@ def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
         for end in (calls, calls_in, answers, answers_in, verdicts_in):
             end.close()
         output, stopped = _collect(verdicts, [program, judge], cpu_seconds, room.memory_bytes)
-        judge_code = judge.exit_code(1.0)
-        program_code = program.exit_code(1.0)
-        program.end()
-        messages = frames(output)
-        if not judge.is_ready() or not program.is_ready():
+        unfinished, gone = (stopped or _why_ended(process) for process in (judge, program))
+        if not (judge.end() and program.end()):
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
-    gone = stopped or ("timeout" if program_code in TIMEOUT_CODES else "error")
-    unfinished = stopped or ("timeout" if judge_code in TIMEOUT_CODES else "error")
-    return _judged(messages, len(tests.tests), gone, unfinished)
+    return _judged(frames(output), len(tests.tests), gone, unfinished)
+
+
+def _why_ended(process: Process) -> Status:
+    return "timeout" if process.exit_code(EXIT_SECONDS) in TIMEOUT_CODES else "error"
 
 
 def _judged(messages: list[dict[str, Any]], total: int, gone: Status, unfinished: Status) -> Verdict:
     """The verdict from what the tests' side told. gone: why the program left, unfinished: why the tests were not
     finished."""
-    statuses: list[Status] = [unfinished] * total
+    statuses: list[Any] = [unfinished] * total
     details: dict[int, str] = {}
-    calls = None
     for message in messages:
-        calls = message.get("calls", calls)
         if "test" not in message:
             continue
         status = gone if message["status"] == "gone" else message["status"]
@@ -101,16 +100,18 @@ def _judged(messages: list[dict[str, Any]], total: int, gone: Status, unfinished
             statuses[index], details[index] = status, message["detail"]
     if "ungradable" in statuses:
         return Verdict(False, "ungradable", 0, total, details[statuses.index("ungradable")])
-    if calls == 0 and "passed" in statuses:
+    if not set(statuses) - {"preparation"}:
         return Verdict(False, "ungradable", 0, total, "the tests pass without calling the program")
     return _verdict(statuses, details)
 
 
-def _verdict(statuses: list[Status], details: dict[int, str]) -> Verdict:
-    failed = next((index for index, status in enumerate(statuses) if status != "passed"), None)
+def _verdict(statuses: list[Any], details: dict[int, str]) -> Verdict:
+    """Counts the tests; what ran without calling the program ("preparation") is none."""
+    total = len(statuses) - statuses.count("preparation")
+    failed = next((i for i, status in enumerate(statuses) if status not in ("passed", "preparation")), None)
     if failed is None:
-        return Verdict(True, "passed", len(statuses), len(statuses))
-    return Verdict(False, statuses[failed], statuses.count("passed"), len(statuses), details.get(failed, ""))
+        return Verdict(True, "passed", total, total)
+    return Verdict(False, statuses[failed], statuses.count("passed"), total, details.get(failed, ""))
 
 
 def run_script(room: Room, code: str, tests: CodeTests) -> Verdict:
@@ -139,9 +140,8 @@ def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: flo
         )
         output_in.close()
         output, stopped = _collect(output_end, [process], cpu_seconds, room.memory_bytes)
-        code_left = process.exit_code(1.0)
-        process.end()
-        if not process.is_ready():
+        code_left = None if stopped else process.exit_code(EXIT_SECONDS)
+        if not process.end():
             return "infra_error"
     if stopped:
         return stopped
@@ -165,11 +165,9 @@ def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
         )
         results_in.close()
         output, stopped = _collect(results, [process], cpu_seconds, room.memory_bytes)
-        code_left = process.exit_code(1.0)
-        process.end()
-        if not process.is_ready():
+        failed: Status = stopped or ("timeout" if process.exit_code(EXIT_SECONDS) in TIMEOUT_CODES else "wrong")
+        if not process.end():
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
-    failed: Status = stopped or ("timeout" if code_left in TIMEOUT_CODES else "wrong")
     proven = [told["test"] for told in frames(output) if isinstance(told, dict) and told.get("nonce") == nonce]
     return _verdict(["passed" if index in proven else failed for index in range(len(tests.tests))], {})
 
@@ -198,9 +196,9 @@ def _collect(
 ) -> tuple[bytes, Status | None]:
     """Everything that comes out of `source` until its end, and why it was cut short, if it was.
 
-    Processor time is limited inside. What is limited here: output, memory of all processes together, and time that
-    passes while they compute next to nothing; time that they want to compute and may not, on a busy machine, is
-    forgiven for long.
+    Each process's processor time is limited inside. Limited here: output, memory of all processes of a sandbox,
+    processor time of all of the first one, and time that passes while they compute next to nothing; time that they
+    want to compute and may not, on a busy machine, is forgiven for long.
     """
     pieces: list[bytes] = []
     size = 0
@@ -223,10 +221,11 @@ def _collect(
         usage = [process.usage() for process in processes]
         if max(memory for _, memory in usage) > memory_bytes:
             return b"".join(pieces), "memory"
-        if _is_late(now - started, sum(seconds for seconds, _ in usage), cpu_seconds):
+        used = [seconds for seconds, _ in usage]
+        if used[0] > MAX_PARALLEL * cpu_seconds or _is_late(now - started, sum(used), cpu_seconds):
             return b"".join(pieces), "timeout"
 
 
 def _is_late(elapsed_seconds: float, used_seconds: float, cpu_seconds: float) -> bool:
-    idle = elapsed_seconds > 5.0 + 2.0 * cpu_seconds and used_seconds < 0.05 * elapsed_seconds
+    idle = elapsed_seconds > 5.0 + 2.0 * cpu_seconds and used_seconds < 0.01 * elapsed_seconds
     return idle or elapsed_seconds > 60.0 + 30.0 * cpu_seconds

@@ -16,7 +16,6 @@ import site
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+PYTHON_FLAGS = ("-s", "-S", "-P", "-B")  # no site: it costs more than all else
 INSTALL_HINT = "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap)"
 
 
@@ -96,7 +96,7 @@ def candidates() -> list[Isolation]:
     if not shutil.which("setpriv"):
         return []
     ways = [Isolation("bubblewrap, a user of its own for each sandbox", python, "own", mounts_as_root=True)]
-    ways += [Isolation("bubblewrap as nobody", path, "nobody", mounts_as_root=True) for path in (python,)]
+    ways += [Isolation("bubblewrap as nobody", python, "nobody", mounts_as_root=True)]
     return ways + [Isolation("bubblewrap as nobody", path, "nobody") for path in (python, "/usr/bin/python3")]
 
 
@@ -107,7 +107,7 @@ def find_isolation() -> Isolation | None:
 
 
 def leaks(isolation: Isolation) -> list[str]:
-    """What a trial run inside found open; ["..."] when the sandbox does not start, [] when it holds."""
+    """What a trial run inside found open, or that it did not start; empty when the sandbox holds."""
     folders = ["/", "/usr", "/dev", "/dev/shm", "/tmp", "/var/tmp", sys.base_prefix, str(ROOT), "/scratch"]
     packages = package_folders(isolation.python)
     files = [str(Path(__file__)), str(ROOT / "rl.py"), "/etc/shadow", "/etc/hostname", *packages]
@@ -155,19 +155,8 @@ def mounts(python: str) -> list[str]:
     for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
         words += ["--ro-bind-try", file, file]
     words += [word for folder in private for word in ("--remount-ro", folder)]
-    return [
-        *words,
-        "--perms",
-        "1777",
-        "--size",
-        str(SCRATCH_BYTES),
-        "--tmpfs",
-        "/scratch",
-        "--chdir",
-        "/scratch",
-        "--remount-ro",
-        "/",
-    ]
+    words += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/scratch", "--chdir", "/scratch"]
+    return [*words, "--remount-ro", "/"]
 
 
 def visible_folders(python: str) -> list[str]:
@@ -198,16 +187,7 @@ class Process:
         self, popen: subprocess.Popen[bytes], ready: int, scratch: tempfile.TemporaryDirectory[str] | None
     ) -> None:
         self.popen, self._ready, self._scratch = popen, ready, scratch
-        self._was_ready = False
-        self.started = time.monotonic()
-
-    def is_ready(self) -> bool:
-        """Whether the sandbox was set up and the harness inside it ran. Blocks until that is known."""
-        if self._ready >= 0:
-            self._was_ready = os.read(self._ready, 1) == b"r"
-            os.close(self._ready)
-            self._ready = -1
-        return self._was_ready
+        self._was_ready: bool | None = None
 
     def exit_code(self, patience_seconds: float) -> int | None:
         """The code it left with (128 + signal when it was killed inside), None when it still runs."""
@@ -220,8 +200,10 @@ class Process:
         """Processor seconds and bytes of memory of all its processes."""
         return _usage(self.popen.pid)
 
-    def end(self) -> None:
-        """Kills whatever is left of it and waits until all of it is gone."""
+    def end(self) -> bool:
+        """Kills what is left of it and waits until all is gone. Whether the harness inside it ever ran."""
+        if self._was_ready is not None:
+            return self._was_ready
         inside = _children(self.popen.pid)
         for child in inside:
             with suppress(ProcessLookupError, PermissionError):
@@ -230,9 +212,14 @@ class Process:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
-        self.is_ready()
+        os.set_blocking(self._ready, False)
+        with suppress(BlockingIOError):
+            self._was_ready = os.read(self._ready, 1) == b"r"
+        os.close(self._ready)
         if self._scratch is not None:
             self._scratch.cleanup()
+        self._was_ready = bool(self._was_ready)
+        return self._was_ready
 
 
 def start(
@@ -252,15 +239,7 @@ def start(
     settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
     try:
         popen = subprocess.Popen(
-            [
-                *isolation.command(slot),
-                "-s",
-                "-S",
-                "-P",
-                "-B",
-                "-c",
-                _bootstrap(isolation.python, settings, call),
-            ],
+            [*isolation.command(slot), *PYTHON_FLAGS, "-c", _bootstrap(isolation.python, settings, call)],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
@@ -322,7 +301,8 @@ def _usage(pid: int) -> tuple[float, int]:
     except (OSError, IndexError):
         return 0.0, 0
     seconds = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    parts = [_usage(child) for child in _children(pid)]
-    return seconds + sum(part[0] for part in parts), resident * os.sysconf("SC_PAGE_SIZE") + sum(
-        part[1] for part in parts
-    )
+    memory = resident * os.sysconf("SC_PAGE_SIZE")
+    for child in _children(pid):
+        more_seconds, more_memory = _usage(child)
+        seconds, memory = seconds + more_seconds, memory + more_memory
+    return seconds, memory

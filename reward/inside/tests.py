@@ -1,7 +1,7 @@
 """The trusted side: runs the tests. The entry points under test are stand-ins that call the program in its own sandbox.
 
-In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: {"started"}, then {"test", "status",
-"detail"} for each test, then {"calls"}. The program's side hangs on the two descriptors that `run_tests` is given.
+In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: {"test", "status", "detail"} for each
+test, or for all of them with test -1. The program's side hangs on the two descriptors that `run_tests` is given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Program:
     def load(self, source: str) -> str:
         """Sends the program; returns what went wrong with it, or ""."""
         reply = self._exchange({"program": source})
-        return "" if reply.get("loaded") is True else f"{reply.get('raised')}: {reply.get('text')}"[:MAX_TEXT]
+        return "" if reply.get("loaded") is True else ": ".join(_raised(reply))
 
     def entry(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ class Program:
     def _answer(self, reply: dict[str, Any]) -> Any:
         if "ok" in reply:
             return reply["ok"]
-        name, text = str(reply.get("raised")), str(reply.get("text"))[:MAX_TEXT]
+        name, text = _raised(reply)
         if name == FrameTooLong.__name__:
             raise self._fail("output_limit", text)
         kind = getattr(builtins, name, None)
@@ -101,6 +101,11 @@ class Program:
         return self.failure
 
 
+def _raised(reply: dict[str, Any]) -> tuple[str, str]:
+    name, text = reply.get("raised"), reply.get("text")
+    return (name if type(name) is str else "no error")[:MAX_TEXT], (text if type(text) is str else "")[:MAX_TEXT]
+
+
 def run_tests(calls: int, answers: int) -> None:
     job, verdicts = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
@@ -109,21 +114,21 @@ def run_tests(calls: int, answers: int) -> None:
     def tell(test: int, status: str, detail: str) -> None:
         write_frame(verdicts, {"test": test, "status": status, "detail": detail[:MAX_TEXT]})
 
-    write_frame(verdicts, {"started": True})
     try:
         namespace = prepare(job, program)
-        if problem := program.load(job["program"]):
-            tell(-1, "memory" if problem.startswith("MemoryError") else "error", problem)
-            os._exit(0)
+    except BaseException as error:
+        tell(-1, "ungradable", f"the prefix does not run: {type(error).__name__}: {error}")
+        os._exit(0)
+    try:
+        problem = program.load(job["program"])
     except ProgramGone as gone:
         tell(-1, gone.status, str(gone))
         os._exit(0)
-    except Exception as error:
-        tell(-1, "ungradable", f"the prefix does not run: {type(error).__name__}: {error}")
+    if problem:
+        tell(-1, "memory" if problem.startswith("MemoryError") else "error", problem)
         os._exit(0)
     for index, test in enumerate(job["tests"]):
         tell(index, *run_test(test, namespace, program))
-    write_frame(verdicts, {"calls": program.count})
     os._exit(0)
 
 
@@ -138,8 +143,9 @@ def prepare(job: dict[str, Any], program: Program) -> dict[str, Any]:
 
 
 def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[str, str]:
-    """passed only when the whole test ran and every call in it was answered, even if the test swallows what went
-    wrong."""
+    """passed only when the whole test ran, called the program, and every call was answered, even if the test swallows
+    what went wrong. A test that ran without calling the program was "preparation"."""
+    calls_before = program.count
     status, detail = "passed", ""
     try:
         exec(compile(test, "<test>", "exec"), namespace)
@@ -156,4 +162,6 @@ def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[st
         detail = f"{type(error).__name__}: {error}"
     if program.failure is not None:
         return program.failure.status, str(program.failure)
+    if status == "passed" and program.count == calls_before:
+        return "preparation", ""
     return status, detail

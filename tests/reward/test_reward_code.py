@@ -182,6 +182,34 @@ def test_tests_that_never_call_the_program_prove_nothing():
     assert verdict.status == "ungradable" and not verdict.passed
 
 
+@needs_sandbox
+def test_preparation_is_no_test():
+    tests = task("import math", "x = 3", "assert f(x) == math.floor(3.5)", "assert f(x) == 4")
+    verdict = grade_code("def f(x): return x", tests)
+    assert (verdict.passed_tests, verdict.total_tests, verdict.status) == (1, 2, "wrong")
+    assert grade_code("def f(x): return 0", task("assert True", "assert f(1) == 1")).passed_tests == 0
+
+
+@needs_sandbox
+def test_a_program_cannot_ask_to_be_left_out():
+    """Replies that would make a careless reader fail must cost the program, not the task."""
+    forged = """
+from reward.inside.plain import write_frame
+for descriptor in range(3, 20):
+    try: write_frame(descriptor, {})
+    except OSError: pass
+"""
+    for reply in (
+        "{'raised': 10**5000}",
+        "{'raised': 'ungradable', 'text': 3}",
+        "{'ok': (1,), 'raised': []}",
+        "[1]",
+        "{1: {2}}",
+    ):
+        verdict = grade_code(forged.format(reply), task("assert f(1) == 1"))
+        assert verdict.status == "error" and verdict.passed_tests == 0, (reply, verdict)
+
+
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
