@@ -234,6 +234,12 @@ def test_sft_learns_its_examples(shop, method, capsys):
     assert (folder / "curves.png").is_file()
 
 
+def test_sft_trains_every_token_of_every_example_each_epoch(shop):
+    """Everything masked: 6 answers of 3 tokens and their end, in 2 copies; 4 examples an update, then the last 2."""
+    sft.run(load_config(shop.words(SFT, "training.lower_p=1", "training.upper_p=1", "training.num_train_epochs=2")))
+    assert [row["trained_tokens"] for row in steps(shop.runs / "sft")] == [32, 16, 32, 16]
+
+
 def test_sft_resumed_equals_straight(shop, monkeypatch):
     words = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))

@@ -116,6 +116,13 @@ def test_a_trace_is_replayed_like_a_rollout(model):
     assert sorted(row.canvas_index.tolist()) == list(range(6))
 
 
+def test_filling_after_a_trace_is_masked(model):
+    """It is not to be read as a sign that the answer ends."""
+    row = make_row(Sample(0, [5, 6], [10, 11, EOS], [1, 1, 2]), model, training(method="trace"), epoch=0)
+    assert row.ids[row.copy > 0].reshape(-1, 4).tolist() == [[5, 6, MASK, MASK], [MASK, MASK, MASK, MASK]]
+    assert row.targets.tolist() == [10, 11, EOS]
+
+
 def test_log_probs_of_noisy_blocks(model):
     """A packed noisy copy is scored as if prompt, clean blocks before it and itself stood alone."""
     sample = Sample(0, [5, 6, 7], list(range(10, 20)), None)

@@ -182,6 +182,15 @@ def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
     assert guarded.policy.updater.skipped_in_a_row == 0
 
 
+@pytest.mark.parametrize("extra", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(extra):
+    guarded = Guarded()
+    stats = UpdateStats()
+    guarded.policy.updater.update(guarded.batch.rows, [0, 1], lambda logp, micro: (logp.sum() + extra, {}), stats)
+    guarded.assert_untouched()
+    assert (stats.updates, stats.skipped) == (0, 1)
+
+
 def test_only_the_bad_update_of_a_step_is_skipped():
     """One update a response: the three good ones are taken as if the bad one had not been there."""
     bad, good = (Guarded(batch_size_lm=1) for _ in range(2))
