@@ -211,7 +211,7 @@ def matrix_rate(dtype: torch.dtype, clock: Clock) -> float:
     seconds = []
     for _ in range(8):
         start = clock()
-        a @ b
+        torch.nn.functional.linear(a, b)
         seconds.append(clock() - start)
     return 2.0 * 768 * 1024 * 1024 / min(seconds)
 

@@ -24,7 +24,7 @@ MAX_TIMEOUTS = 5
 MAX_PARALLEL = 2.0  # times one process's limit of processor time, for all processes of a program together
 TICK_SECONDS = 0.25
 EXIT_SECONDS = 1.0
-TIMEOUT_CODES = (128 + 24, 128 + 9)  # SIGXCPU at the limit of processor time, SIGKILL a second later
+TIMEOUT_CODE = 128 + 9  # SIGKILL at the limit of processor time
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
 
 
 def _why_ended(process: Process) -> Status:
-    return "timeout" if process.exit_code(EXIT_SECONDS) in TIMEOUT_CODES else "error"
+    return "timeout" if process.exit_code(EXIT_SECONDS) == TIMEOUT_CODE else "error"
 
 
 def _judged(messages: list[dict[str, Any]], total: int, gone: Status, unfinished: Status) -> Verdict:
@@ -145,7 +145,7 @@ def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: flo
             return "infra_error"
     if stopped:
         return stopped
-    if code_left in TIMEOUT_CODES:
+    if code_left == TIMEOUT_CODE:
         return "timeout"
     if code_left != 0:
         return "memory" if code_left == MEMORY_CODE else "error"
@@ -165,7 +165,7 @@ def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
         )
         results_in.close()
         output, stopped = _collect(results, [process], cpu_seconds, room.memory_bytes)
-        failed: Status = stopped or ("timeout" if process.exit_code(EXIT_SECONDS) in TIMEOUT_CODES else "wrong")
+        failed: Status = stopped or ("timeout" if process.exit_code(EXIT_SECONDS) == TIMEOUT_CODE else "wrong")
         if not process.end():
             return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
     proven = [told["test"] for told in frames(output) if isinstance(told, dict) and told.get("nonce") == nonce]

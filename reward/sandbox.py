@@ -70,13 +70,16 @@ class Isolation:
     isolated: bool = True
 
     def command(self, slot: int) -> list[str]:
-        """What to run, up to and including the interpreter."""
+        """What to run, up to and including the interpreter.
+
+        With --as-pid-1 bubblewrap waits for its child; otherwise it leaves an orphan for the init process to reap.
+        """
         if not self.isolated:
             return [self.python]
         user = str(NOBODY if self.user == "nobody" else FIRST_USER + (os.getpid() % 4096) * 4096 + slot)
         drop = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups"]
         bwrap = [_tool("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-        bwrap += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", *mounts(self.python)]
+        bwrap += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1", *mounts(self.python)]
         if self.mounts_as_root:
             bwrap += [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
             return [*bwrap, *drop, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", self.python]

@@ -10,6 +10,7 @@ from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, wri
 
 from configs import load_config
 from models import load_model
+from runtime.monitor import Monitor
 from train import evaluation, rl, session, sft
 
 QUICK = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
@@ -21,7 +22,8 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def shop(tmp_path, model_folder):
+def shop(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     return Workshop(tmp_path, model_folder)
 
 

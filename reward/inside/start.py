@@ -27,8 +27,7 @@ def begin(settings: dict[str, Any]) -> None:
         (resource.RLIMIT_NPROC, settings["processes"]),
         (resource.RLIMIT_NOFILE, settings["open_files"]),
     ):
-        hard = limit + (name == resource.RLIMIT_CPU)
-        resource.setrlimit(name, (limit, hard))
+        resource.setrlimit(name, (limit, limit))
     sys.path += settings["path"]
     builtins.exit = _sitebuiltins.Quitter("exit", "")
     builtins.quit = _sitebuiltins.Quitter("quit", "")

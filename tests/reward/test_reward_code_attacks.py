@@ -163,6 +163,26 @@ grade_code("while True: pass", {"test_list": ["assert f(1)"], "test_time_limit":
         time.sleep(0.05)
 
 
+def test_59_no_orphan_is_left_to_the_init_process():
+    """In a container whose first process reaps nothing, each orphan would stay as a zombie."""
+    program = """
+import ctypes, os
+from reward.code import CodeGrader
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans come to this process
+task = {"test_list": ["assert f(1) == 1"], "test_time_limit": 0.1}
+scripts = {"test_input": ["1"], "test_output": ["1"]}
+daemon = "import os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    time.sleep(99)\\ndef f(x): return x"
+jobs = [("def f(x): return x", task), (daemon, task), ("import os\\nos._exit(0)", task), ("print(input())", scripts)]
+print([verdict.status for verdict in CodeGrader().grade(jobs * 3)] == ["passed", "passed", "error", "passed"] * 3)
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("none")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\nnone\n", "")
+
+
 def descendants(pid):
     children = _children(pid)
     return children + [below for child in children for below in descendants(child)]
