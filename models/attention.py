@@ -8,7 +8,7 @@ Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -50,10 +50,13 @@ def grouped_attention(
         folded = query_BHLd.reshape(B, G, H // G * L, d)
         out = F.scaled_dot_product_attention(folded, key_BGLd, value_BGLd, attn_mask=mask, scale=scale)
         return out.reshape(B, H, L, d).transpose(1, 2)
-    if G != H:
+    native = query_BHLd.device.type == "cpu"
+    if G != H and not native:
         key_BGLd = key_BGLd.repeat_interleave(H // G, dim=1)
         value_BGLd = value_BGLd.repeat_interleave(H // G, dim=1)
-    out = F.scaled_dot_product_attention(query_BHLd, key_BGLd, value_BGLd, attn_mask=mask, scale=scale)
+    out = F.scaled_dot_product_attention(
+        query_BHLd, key_BGLd, value_BGLd, attn_mask=mask, scale=scale, enable_gqa=G != H and native
+    )
     return out.transpose(1, 2)
 
 
@@ -69,39 +72,54 @@ class Masked:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Rows of about one length inside a packed token axis.
+class Span:
+    """Consecutive tokens of a packed row: first `num_shared` that later spans of the row see too, then `num_own`.
 
-    index_NS: positions on the packed axis, padding repeats 0; mask_N1SS: bool, or additive in the compute type;
-    padded queries see column 0 so that no softmax row is empty. flat_index, source_index: where the real (unpadded)
-    entries of the output go, and where they come from in [N * S].
+    mask_QK: bool, the span's tokens over the shared ones of the row's earlier spans and then the span itself; no row of
+    it is empty. None: all of them are seen.
     """
 
-    index_NS: Tensor
-    mask_N1SS: Tensor
-    flat_index: Tensor
-    source_index: Tensor
+    num_shared: int
+    num_own: int
+    mask_QK: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packed:
-    """Many independent rows on one packed token axis (B = 1): linear layers see no padding, attention runs row by
-    row."""
+    """Independent rows, each a run of spans, on one packed token axis (B = 1). No padding anywhere; a span's attention
+    runs over the keys that it can see."""
 
-    segments: Sequence[Segment]
+    rows: Sequence[Sequence[Span]]
+    _additive: dict[torch.dtype, list[Tensor | None]] = field(default_factory=dict, init=False, repr=False)
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
-        _, H, L, d = query_BHLd.shape
-        query_LHd, key_LGd, value_LGd = (x[0].transpose(0, 1) for x in (query_BHLd, key_BGLd, value_BGLd))
-        pieces, order = [], []
-        for segment in self.segments:
-            q, k, v = (x[segment.index_NS].transpose(1, 2) for x in (query_LHd, key_LGd, value_LGd))
-            out = grouped_attention(q, k, v, segment.mask_N1SS, scale)
-            pieces.append(out.reshape(-1, H, d)[segment.source_index])
-            order.append(segment.flat_index)
-        if len(pieces) == 1:
-            return pieces[0][None]
-        return torch.cat(pieces)[torch.cat(order).argsort()][None]
+        spans = [span for row in self.rows for span in row]
+        parts = [count for span in spans for count in (span.num_shared, span.num_own)]
+        queries = iter(query_BHLd.split([span.num_shared + span.num_own for span in spans], dim=2))
+        keys_values = zip(key_BGLd.split(parts, dim=2), value_BGLd.split(parts, dim=2), strict=True)
+        masks = iter(self._masks(query_BHLd))
+        outputs = []
+        for row in self.rows:
+            seen: list[tuple[Tensor, Tensor]] = []
+            for _ in row:
+                seen.append(next(keys_values))
+                key, value = (torch.cat(pieces, dim=2) for pieces in zip(*seen, next(keys_values), strict=True))
+                outputs.append(grouped_attention(next(queries), key, value, next(masks), scale))
+        return torch.cat(outputs, dim=1)
+
+    def _masks(self, query: Tensor) -> list[Tensor | None]:
+        """Additive masks in the type that attention computes in, made once for all layers."""
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        if dtype not in self._additive:
+            self._additive[dtype] = [_additive(span.mask_QK, dtype) for row in self.rows for span in row]
+        return self._additive[dtype]
+
+
+def _additive(mask_QK: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask_QK is None:
+        return None
+    return torch.zeros_like(mask_QK, dtype=dtype).masked_fill_(~mask_QK, -torch.inf)[None, None]
 
 
 def block_causal_mask(length_tokens: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models import checkpoint as layout_io
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.family import Family, find_family
+from models.log_probs import token_log_probs
 
 _LOGITS_CHUNK_ELEMENTS = 2**25
 
@@ -103,7 +104,7 @@ class DiffusionLM(nn.Module):
         Logits exist only for these positions, in chunks that are recomputed in the backward pass when there are
         several.
         """
-        hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1)[index_N]
+        hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
         chunk = max(1, _LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
         if len(index_N) <= chunk:
             return self._token_logps(hidden_ND, targets_N)
@@ -114,8 +115,7 @@ class DiffusionLM(nn.Module):
         return torch.cat(pieces)
 
     def _token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self.lm_head(hidden_ND).float()
-        return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+        return token_log_probs(self.lm_head(hidden_ND), targets_N)
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:

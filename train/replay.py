@@ -9,7 +9,7 @@ stands in the first noisy block as it is.
 Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, b block size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention import Packed, Segment
+from models.attention import Packed, Span
 from sample.rollout import Key, Rollout
 
 Ints = NDArray[np.int64]
+_SPAN_TOKENS, _SPAN_TOKENS_CPU = 1024, 192
 
 
 @dataclass(frozen=True)
@@ -218,63 +219,42 @@ def micro_batches(
 def pack(rows: Sequence[Row], which: Sequence[int], device: torch.device) -> MicroBatch:
     """One packed micro-batch of the rows named by `which`."""
     chosen = [rows[i] for i in which]
+    orders, spans = zip(*(_spans(row, device) for row in chosen), strict=True)
     starts = np.cumsum([0] + [row.num_tokens for row in chosen])
 
-    def joined(arrays: Sequence[Ints]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(device)
+    def joined(arrays: Iterable[Ints]) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(arrays))).to(device)
 
-    segments = [
-        _segment(chosen[lo:hi], starts[lo:hi], device) for lo, hi in _like_lengths([row.num_tokens for row in chosen])
-    ]
     return MicroBatch(
         rows=list(which),
-        ids=joined([row.ids for row in chosen])[None],
-        positions=joined([row.positions for row in chosen])[None],
-        layout=Packed(segments),
-        index=joined([row.index + start for row, start in zip(chosen, starts, strict=False)]),
-        targets=joined([row.targets for row in chosen]),
+        ids=joined(row.ids[order] for row, order in zip(chosen, orders, strict=True))[None],
+        positions=joined(row.positions[order] for row, order in zip(chosen, orders, strict=True))[None],
+        layout=Packed(spans),
+        index=joined(
+            start + np.argsort(order)[row.index] for row, order, start in zip(chosen, orders, starts, strict=False)
+        ),
+        targets=joined(row.targets for row in chosen),
         row_of_N=np.concatenate([np.full(row.num_trained, i) for i, row in enumerate(chosen)]),
     )
 
 
-def _like_lengths(lengths: Sequence[int], tolerance: float = 0.85) -> Iterator[tuple[int, int]]:
-    """Runs [lo, hi) of descending lengths in which the shortest is at least `tolerance` of the longest."""
-    lo = 0
-    for i, length in enumerate(lengths):
-        if length < tolerance * lengths[lo]:
-            yield lo, i
-            lo = i
-    yield lo, len(lengths)
+def _spans(row: Row, device: torch.device) -> tuple[Ints, list[Span]]:
+    """Order of the row's tokens [S] on the packed axis, and its spans: consecutive blocks, clean tokens first."""
+    num_spans = -(-row.num_tokens // (_SPAN_TOKENS_CPU if device.type == "cpu" else _SPAN_TOKENS))
+    span_of_block = (np.cumsum(np.bincount(row.block)) - 1) * num_spans // row.num_tokens
+    order = np.lexsort((row.copy > 0, span_of_block[row.block]))
+    span, block, copy = span_of_block[row.block[order]], row.block[order], row.copy[order]
+    spans = []
+    for i in np.unique(span):
+        queries, keys = np.flatnonzero(span == i), np.flatnonzero((span == i) | ((span < i) & (copy == 0)))
+        sides = (torch.from_numpy(x[chosen]).to(device) for chosen in (queries, keys) for x in (block, copy))
+        num_shared = int((copy[queries] == 0).sum())
+        spans.append(Span(num_shared, len(queries) - num_shared, replay_mask(*sides)))
+    return order, spans
 
 
-def _segment(rows: Sequence[Row], starts: Ints, device: torch.device) -> Segment:
-    n, S = len(rows), max(row.num_tokens for row in rows)
-    index = np.zeros((n, S), dtype=np.int64)
-    block = np.full((n, S), -1, dtype=np.int64)
-    copy = np.full((n, S), -1, dtype=np.int64)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        index[i, : row.num_tokens] = start + np.arange(row.num_tokens)
-        block[i, : row.num_tokens] = row.block
-        copy[i, : row.num_tokens] = row.copy
-    real = torch.from_numpy((copy >= 0).reshape(-1))
-    source = torch.nonzero(real)[:, 0]
-    index_NS = torch.from_numpy(index)
-    return Segment(
-        index_NS=index_NS.to(device),
-        mask_N1SS=replay_mask(torch.from_numpy(block).to(device), torch.from_numpy(copy).to(device))[:, None],
-        flat_index=index_NS.reshape(-1)[source].to(device),
-        source_index=source.to(device),
-    )
-
-
-def replay_mask(block_NS: Tensor, copy_NS: Tensor) -> Tensor:
-    """Bool [N, S, S], query by key: a clean token sees clean blocks up to its own, a noisy one the clean blocks
-    before its own and its own copy; padding (copy -1) sees column 0 and is seen by none."""
-    block_q, block_k = block_NS[:, :, None], block_NS[:, None, :]
-    copy_q, copy_k = copy_NS[:, :, None], copy_NS[:, None, :]
-    clean_key = copy_k == 0
-    sees_past = clean_key & (block_k < block_q)
-    sees_own = (copy_q == copy_k) & (block_q == block_k) & (copy_k >= 0)
-    mask = sees_past | sees_own
-    mask[:, :, 0] |= copy_NS < 0
-    return mask
+def replay_mask(query_block_Q: Tensor, query_copy_Q: Tensor, key_block_K: Tensor, key_copy_K: Tensor) -> Tensor:
+    """Bool [Q, K]: a clean token sees clean blocks up to its own, a noisy one the clean blocks before its own and its
+    own copy."""
+    block, copy = query_block_Q[:, None], query_copy_Q[:, None]
+    return ((key_copy_K == 0) & (key_block_K < block)) | ((key_copy_K == copy) & (key_block_K == block))

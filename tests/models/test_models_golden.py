@@ -8,7 +8,7 @@ from helpers import GOLDEN
 from safetensors.torch import load_file
 
 from models import load_model
-from models.attention import Masked, Packed, Segment, block_causal_mask
+from models.attention import Masked, Packed, Span, block_causal_mask
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +68,12 @@ def test_rows_packed_on_one_axis_see_each_other_as_little_as_apart(vectors):
     lengths = [20, 12]
     packed = torch.cat([row[:n] for row, n in zip(ids, lengths, strict=True)])[None]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    segments = []
-    for start, n in ((0, 20), (20, 12)):
-        index = torch.arange(start, start + n)
-        segments.append(Segment(index[None], mask[:n, :n][None, None], index, torch.arange(n)))
-    with torch.no_grad():
-        got = model.lm_head(model.hidden(packed, positions, Packed(segments)))[0]
     want = torch.cat([golden["logits_block4"][i, :n] for i, n in enumerate(lengths)])
-    close(got, want)
-    padded_index = torch.zeros(2, 20, dtype=torch.long)
-    padded_mask = torch.zeros(2, 1, 20, 20, dtype=torch.bool)
-    padded_mask[..., 0] = True
-    for i, (start, n) in enumerate(((0, 20), (20, 12))):
-        padded_index[i, :n] = torch.arange(start, start + n)
-        padded_mask[i, 0, :n, :n] = mask[:n, :n]
-    source = torch.cat([torch.arange(20), 20 + torch.arange(12)])
-    padded = Packed([Segment(padded_index, padded_mask, torch.arange(32), source)])
-    with torch.no_grad():
-        close(model.lm_head(model.hidden(packed, positions, padded))[0], want)
+    whole = [[Span(0, n, mask[:n, :n])] for n in lengths]
+    cut = [[Span(cut, 0, mask[:cut, :cut]), Span(0, n - cut, mask[cut:n, :n])] for cut, n in ((8, 20), (4, 12))]
+    for rows in (whole, cut):
+        with torch.no_grad():
+            close(model.lm_head(model.hidden(packed, positions, Packed(rows)))[0], want)
 
 
 def test_log_probabilities_at_chosen_positions(vectors, monkeypatch):

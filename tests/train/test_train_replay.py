@@ -1,6 +1,7 @@
 """Trajectory -> rows: what every row must hold, for any rollout."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainees import random_rollout
 
-from models.attention import Packed
 from sample import Rollout
 from train.policy import plan_updates
 from train.replay import (
@@ -175,54 +175,69 @@ def test_micro_batches_cover_rows_within_the_budget(lengths, max_tokens):
         assert [batch.rows[place] for place in batch.row_of_N] == list(batch.rows)
 
 
-def sees(block, copy, q, k):
-    if copy[q] < 0:
-        return k == 0
-    if copy[k] < 0:
-        return False
-    if copy[q] == 0:
-        return copy[k] == 0 and block[k] <= block[q]
-    return (copy[k] == 0 and block[k] < block[q]) or copy[k] == copy[q]
+def sees(row, q, k):
+    if row.copy[q] == 0:
+        return row.copy[k] == 0 and row.block[k] <= row.block[q]
+    return (row.copy[k] == 0 and row.block[k] < row.block[q]) or row.copy[k] == row.copy[q]
 
 
-@given(rollouts(block_sizes=(2, 4)), rollouts(block_sizes=(2, 4)))
+@given(rollouts(block_sizes=(2, 4)))
 @settings(max_examples=30)
-def test_mask_against_three_loops(first, second):
-    """Rows of two responses padded to one length, as `pack` lays them."""
-    rows = [replay_blocks(rollout, block_size=b, mask_id=MASK) for rollout, b in (first, second)]
-    S = max(row.num_tokens for row in rows)
-
-    def padded(arrays):
-        return torch.tensor([[*values.tolist(), *[-1] * (S - len(values))] for values in arrays])
-
-    mask = replay_mask(padded([row.block for row in rows]), padded([row.copy for row in rows]))
+def test_mask_against_two_loops(case):
+    rollout, b = case
+    row = replay_blocks(rollout, block_size=b, mask_id=MASK)
+    block, copy = torch.from_numpy(row.block), torch.from_numpy(row.copy)
+    places = range(row.num_tokens)
+    mask = replay_mask(block, copy, block, copy)
     assert mask.any(-1).all()
-    for n, row in enumerate(rows):
-        block, copy = (np.pad(x, (0, S - len(x)), constant_values=-1).tolist() for x in (row.block, row.copy))
-        want = [[sees(block, copy, q, k) for k in range(S)] for q in range(S)]
-        assert mask[n].tolist() == want
+    assert mask.tolist() == [[bool(sees(row, q, k)) for k in places] for q in places]
+    assert replay_mask(block[1:3], copy[1:3], block[2:], copy[2:]).equal(mask[1:3, 2:])
 
 
-@given(st.lists(rollouts(block_sizes=(4,)), min_size=1, max_size=6))
-@settings(max_examples=50)
-def test_packing_keeps_rows_apart(cases):
+def seen_through_spans(layout):
+    """Pairs (query, key) on the packed axis that attention lets through."""
+    start = 0
+    for row in layout.rows:
+        shared = []
+        for span in row:
+            queries = range(start, start + span.num_shared + span.num_own)
+            keys = [*shared, *queries]
+            assert span.mask_QK.shape == (len(queries), len(keys))
+            yield from ((queries[q], keys[k]) for q, k in span.mask_QK.nonzero().tolist())
+            shared += queries[: span.num_shared]
+            start = queries.stop
+
+
+@pytest.mark.parametrize("span_tokens", [1, 9, 10_000])
+@given(cases=st.lists(rollouts(block_sizes=(4,)), min_size=1, max_size=4))
+@settings(max_examples=25)
+def test_packing_moves_tokens_and_keeps_what_they_see(span_tokens, cases):
     rows = [replay_blocks(rollout, block_size=b, mask_id=MASK) for rollout, b in cases]
-    batch = pack(rows, range(len(rows)), CPU)
-    T = sum(row.num_tokens for row in rows)
-    starts = np.cumsum([0] + [row.num_tokens for row in rows])
-    assert batch.ids.shape == batch.positions.shape == (1, T)
+    starts = np.cumsum([0] + [row.num_tokens for row in rows]).tolist()
+    marked = [
+        dataclasses.replace(row, ids=start + np.arange(row.num_tokens))
+        for row, start in zip(rows, starts, strict=False)
+    ]
+    with mock.patch("train.replay._SPAN_TOKENS_CPU", span_tokens):
+        batch, mark = pack(rows, range(len(rows)), CPU), pack(marked, range(len(rows)), CPU).ids[0]
+    whole_ids, whole_positions = (np.concatenate([getattr(row, x) for row in rows]) for x in ("ids", "positions"))
+    assert batch.ids.shape == batch.positions.shape == (1, starts[-1])
+    assert sorted(mark.tolist()) == list(range(starts[-1]))
+    assert np.array_equal(batch.ids[0], whole_ids[mark]) and np.array_equal(batch.positions[0], whole_positions[mark])
+    assert mark[batch.index].tolist() == [
+        start + i for row, start in zip(rows, starts, strict=False) for i in row.index.tolist()
+    ]
     assert batch.targets.tolist() == [t for row in rows for t in row.targets.tolist()]
     assert (batch.ids[0, batch.index] == MASK).all()
-    assert isinstance(batch.layout, Packed)
-    written = []
-    for segment in batch.layout.segments:
-        written += segment.flat_index.tolist()
-        for index_S, mask_SS in zip(segment.index_NS, segment.mask_N1SS[:, 0], strict=True):
-            i = int(np.searchsorted(starts, int(index_S[0]), side="right")) - 1
-            n = rows[i].num_tokens
-            assert index_S[:n].tolist() == list(range(starts[i], starts[i] + n))
-            assert not mask_SS[:n, n:].any()
-    assert sorted(written) == list(range(T))
+    want = {
+        (start + q, start + k)
+        for row, start in zip(rows, starts, strict=False)
+        for q in range(row.num_tokens)
+        for k in range(row.num_tokens)
+        if sees(row, q, k)
+    }
+    got = [(int(mark[q]), int(mark[k])) for q, k in seen_through_spans(batch.layout)]
+    assert len(got) == len(want) and set(got) == want
 
 
 def test_rows_of_one_response_do_not_depend_on_its_key():
