@@ -40,10 +40,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.sampler import BLOCK, CONFIG, MASK_ID, PROMPT_TOKENS, processor
+from configs.schema import TrainingConfig
 from models import DiffusionLM, load_model
 from sample.rollout import Rollout
-from train.objectives import clipped_surrogate, token_weights
-from train.replay import micro_batches, replay_blocks
+from train.objectives import clipped_surrogate, per_token, token_weights
+from train.replay import Replayer, Row, micro_batches, replay
 
 SPREAD, EQUAL = (60, 92, 180, 400), (184, 184, 184, 184)
 STEPS_SHARE = (0.3, 0.4, 0.2, 0.1)
@@ -102,25 +103,28 @@ def random_model() -> DiffusionLM:
         return load_model(folder, random_init_seed=0)
 
 
+def row_of(rollout: Rollout) -> Row:
+    (row,) = replay(rollout, Replayer("block", False, MASK_ID, BLOCK), TrainingConfig())
+    return row
+
+
 def our_update(model: DiffusionLM, job: Job) -> float:
     """Gradients of one update on the real code path; returns the loss."""
-    rows = [replay_blocks(rollout, block_size=BLOCK, mask_id=MASK_ID) for rollout in job.rollouts]
-    kept = [row for row in rows if row is not None]
-    assert len(kept) == len(rows)
-    weights = token_weights(kept, "reference", max_gen_length=job.longest)
+    rows = [row_of(rollout) for rollout in job.rollouts]
+    weights = token_weights(rows, "reference", max_gen_length=job.longest, longest_response=job.longest).policy
+    old = [np.asarray(r.canvas_logprobs)[row.canvas_index] for r, row in zip(job.rollouts, rows, strict=True)]
     total = 0.0
-    for first in range(0, len(kept), job.responses_in_flight):
-        group = range(len(kept))[first : first + job.responses_in_flight]
-        for micro in micro_batches(kept, group, MAX_TOKENS, torch.device("cpu")):
+    device = torch.device("cpu")
+    for first in range(0, len(rows), job.responses_in_flight):
+        group = range(len(rows))[first : first + job.responses_in_flight]
+        for micro in micro_batches(rows, group, MAX_TOKENS, device):
             with job.autocast():
                 logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
-            old = [np.asarray(job.rollouts[i].canvas_logprobs)[kept[i].canvas_index] for i in micro.rows]
-            of_token = np.asarray(micro.rows)[micro.row_of_N]
             loss, _ = clipped_surrogate(
                 logp_N,
-                torch.tensor(np.concatenate(old), dtype=torch.float32),
-                torch.tensor(np.asarray(job.advantages)[of_token], dtype=torch.float32),
-                torch.tensor(weights[of_token], dtype=torch.float32),
+                per_token(old, micro, device),
+                per_token(job.advantages, micro, device),
+                per_token(weights, micro, device),
                 eps=EPS,
                 beta=BETA,
             )
@@ -134,8 +138,7 @@ def with_log_probs(model: DiffusionLM, job: Job) -> Job:
     """The job with the log-probabilities that a sampler would have left in the rollouts."""
     rollouts = []
     for rollout in job.rollouts:
-        row = replay_blocks(rollout, block_size=BLOCK, mask_id=MASK_ID)
-        assert row is not None
+        row = row_of(rollout)
         (micro,) = micro_batches([row], [0], MAX_TOKENS, torch.device("cpu"))
         logprobs = np.zeros(len(rollout.canvas_ids))
         with job.autocast():

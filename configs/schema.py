@@ -133,21 +133,38 @@ class EvaluationConfig(DecodeConfig):
 
 @dataclass
 class TrainingConfig:
-    method: str = opt("TraceRL", "RL: TraceRL; SFT: semi-ar or trace", choices=("TraceRL", "semi-ar", "trace"))
+    method: str = opt(
+        "TraceRL",
+        "RL: TraceRL, coupled, random_masking; SFT: semi-ar, trace, random_masking, ar",
+        choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
+    )
     block_size: int | None = opt(
         None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's", low=1
+    )
+    rows_per_response: int | None = opt(
+        None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default rollout.max_token", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
-    lower_p: float = opt(0.1, "SFT: least share of a block that is masked", low=0.0, high=1.0)
-    upper_p: float = opt(0.9, "SFT: largest share of a block that is masked", low=0.0, high=1.0)
-    mask_times_per_sample: int = opt(1, "SFT: noisy copies of every sample", low=1)
+    lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
+    upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)
+    mask_times_per_sample: int = opt(1, "random masks: noisy copies (coupled: pairs) of every sample", low=1)
+    loss_weight: str = opt(
+        "none",
+        "random masks: weight of a token, equal or 1 / noise level",
+        choices=("none", "inverse_level"),
+    )
     eps: float = opt(0.2, "clip range of the policy ratio", low=0.0)
-    beta: float = opt(0.01, "weight of the KL penalty to the old policy; 0 = off", low=0.0)
+    beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
     kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
     use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
+    kl_to: str = opt(
+        "old",
+        "what the KL penalty is to: the policy of the last step, or the frozen first model",
+        choices=("old", "reference"),
+    )
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
     )
@@ -160,6 +177,12 @@ class TrainingConfig:
     logp_old: str = opt(
         "auto", "old log-probabilities: the sampler's, or recomputed", choices=("auto", "rollout", "recompute")
     )
+    rollout_correction: str = opt(
+        "none",
+        "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
+        choices=("none", "truncated", "masked"),
+    )
+    rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
     gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
     batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
     num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)

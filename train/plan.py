@@ -8,6 +8,7 @@ from models import DiffusionLM
 from runtime.run_folder import RunFolder
 from train import session
 from train.evaluation import reward_of
+from train.masking import RL_METHODS
 
 
 def run_path(config: Config) -> Path:
@@ -17,8 +18,20 @@ def run_path(config: Config) -> Path:
 def check(config: Config) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic."""
     training, rollout = config.training, config.rollout
-    if training.method != "TraceRL":
-        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows TraceRL.")
+    if training.method not in RL_METHODS:
+        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
+    if training.method != "TraceRL" and training.logp_old == "rollout":
+        raise ValueError(
+            f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
+            "draws others; set training.logp_old=auto."
+        )
+    if training.lower_p > training.upper_p:
+        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    if training.rollout_correction != "none" and (training.method != "TraceRL" or training.logp_old == "rollout"):
+        raise ValueError(
+            f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
+            "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
+        )
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."

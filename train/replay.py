@@ -10,28 +10,32 @@ Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, b block s
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs.schema import TrainingConfig
 from models.attention import Packed, Span
 from sample.rollout import Key, Rollout
+from train.masking import Bools, Canvas, Ints, Method, NoisyCopy, sample_copies, trace
 
-Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 _SPAN_TOKENS, _SPAN_TOKENS_CPU = 1024, 192
 
 
 @dataclass(frozen=True)
 class Row:
-    """One response, replayed.
+    """A response, replayed: all of it for a block family, one noisy copy of it under full attention.
 
     ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
     the number of the noisy block copy. index [N]: where in the row the trained tokens are read; targets [N]: their
     ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
-    block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run for this response.
+    block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
+    loss, before any normalisation.
     """
 
     key: Key
@@ -44,6 +48,7 @@ class Row:
     canvas_index: Ints
     round_index: Ints
     num_rounds: int
+    weight: Floats
 
     @property
     def num_tokens(self) -> int:
@@ -54,22 +59,7 @@ class Row:
         return len(self.index)
 
 
-def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
-    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a
-    time and each is replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
-    if shrink == 1:
-        return step_map_C
-    out = step_map_C.copy()
-    for group in np.unique(group_C):
-        inside = (group_C == group) & (step_map_C > 0)
-        steps = np.unique(step_map_C[inside])
-        if len(steps):
-            last = np.minimum((np.arange(len(steps)) // shrink + 1) * shrink, len(steps)) - 1
-            out[inside] = steps[last][np.searchsorted(steps, step_map_C[inside])]
-    return out
-
-
-def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None) -> NDArray[np.bool_]:
+def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None) -> Bools:
     """Bool [C]: the answer, then the first `post_num` decided pad ids after it (None: all of them)."""
     place = np.arange(len(rollout.canvas_ids))
     trained = place < rollout.num_response_tokens
@@ -81,52 +71,100 @@ def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None
     return trained & (np.asarray(rollout.canvas_step_map) > 0)
 
 
-def replay_blocks(
-    rollout: Rollout,
-    *,
-    block_size: int,
-    mask_id: int,
-    shrink: int = 1,
-    pad_id: int | None = None,
-    post_num: int | None = 0,
-    post_num_per_round: bool = False,
-) -> Row | None:
-    """TraceRL rows of a block family's rollout, packed in one sequence; None when nothing is trained.
-
-    post_num_per_round: count pads within each round, as dLLM-RL does, instead of within the response.
-    """
-    P, b = len(rollout.prompt_ids), block_size
-    canvas = np.asarray(rollout.canvas_ids, dtype=np.int64)
-    place = np.arange(len(canvas))
-    group = (P + place) // b
-    step = shrink_steps(np.asarray(rollout.canvas_step_map, dtype=np.int64), group, shrink)
-    trained = trained_positions(rollout, pad_id, None if post_num_per_round else post_num)
-    first = P // b
-    visible_after = np.where(step == 0, np.iinfo(np.int64).max, step)
-    noisy: list[NoisyBlock] = []
-    for j in np.unique(group[trained]):
-        inside = group == j
-        for rank, s in enumerate(np.unique(step[inside & (step > 0)])):
-            noisy.append(NoisyBlock(int(j), rank, inside & (visible_after >= s), inside & trained & (step == s)))
-    if post_num_per_round and post_num is not None:
-        noisy = _limit_pads_per_round(noisy, place >= rollout.num_response_tokens, post_num)
-    noisy = [block for block in noisy if block.trained_C.any()]
-    return pack_row(rollout.key, np.asarray(rollout.prompt_ids, dtype=np.int64), canvas, noisy, b, first, mask_id)
-
-
 @dataclass(frozen=True)
-class NoisyBlock:
-    """One noisy copy of block `block`: masked_C and trained_C [C] say which canvas positions hold the mask id and
-    are trained."""
+class Replayer:
+    """How a model's responses become rows.
 
-    block: int
-    round: int
-    masked_C: NDArray[np.bool_]
-    trained_C: NDArray[np.bool_]
+    attention, logit_shift, mask_id: the family's (`models.DiffusionLM`). block_size: on the absolute grid for block
+    families, from the end of the prompt under full attention.
+    """
+
+    attention: Literal["block", "full"]
+    logit_shift: bool
+    mask_id: int
+    block_size: int
+
+    def canvas(self, prompt_tokens: int, step_C: Ints, trained_C: Bools) -> Canvas:
+        place = np.arange(len(step_C))
+        if self.attention == "full":
+            return Canvas(step_C, trained_C, place // self.block_size, np.zeros_like(place))
+        block = (prompt_tokens + place) // self.block_size
+        return Canvas(step_C, trained_C, block, block)
+
+    def rows(self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]) -> list[Row]:
+        """One packed row of all copies for a block family; a row a copy where attention is full or causal. ValueError
+        for causal copies of a model whose outputs are not shifted."""
+        ids_P, ids_C = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas))
+        if self.attention == "block" and not any(copy.causal for copy in copies):
+            row = pack_row(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
+            return [] if row is None else [row]
+        if not self.logit_shift and any(copy.causal for copy in copies):
+            raise ValueError(
+                "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
+                "random_masking."
+            )
+        if self.logit_shift and not len(ids_P):
+            raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
+        position = np.arange(len(ids_P) + len(ids_C))
+        zeros = np.zeros_like(position)
+        return [self._whole_row(key, ids_P, ids_C, copy, position, zeros) for copy in copies]
+
+    def _whole_row(self, key: Key, prompt: Ints, canvas: Ints, copy: NoisyCopy, position: Ints, zeros: Ints) -> Row:
+        place = np.flatnonzero(copy.trained_C)
+        return Row(
+            key=key,
+            ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas)]),
+            positions=position,
+            block=position if copy.causal else zeros,
+            copy=zeros,
+            index=len(prompt) + place - self.logit_shift,
+            targets=canvas[place],
+            canvas_index=place,
+            round_index=np.full(len(place), copy.round),
+            num_rounds=1,
+            weight=np.full(len(place), copy.weight),
+        )
+
+
+def by_response(rows: Sequence[Row]) -> list[list[int]]:
+    """Places of the rows of each response (rows with one key), in the order of their first ones."""
+    places: dict[Key, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.key, []).append(i)
+    return list(places.values())
+
+
+def replay(
+    rollout: Rollout,
+    replayer: Replayer,
+    training: TrainingConfig,
+    *,
+    method: Method = trace,
+    pad_id: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[Row]:
+    """The rows that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods, and
+    which rows are kept under training.rows_per_response.
+
+    Pads are counted within the response; under normalization `reference` within each round of a block family, as
+    dLLM-RL does.
+    """
+    rng = rng or np.random.default_rng(0)
+    per_round = training.normalization == "reference" and replayer.attention == "block"
+    trained = trained_positions(rollout, pad_id, None if per_round else training.post_num)
+    if not trained.any():
+        return []
+    canvas = replayer.canvas(len(rollout.prompt_ids), np.asarray(rollout.canvas_step_map, dtype=np.int64), trained)
+    copies = method(canvas, training, rng)
+    if per_round and training.post_num is not None:
+        copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
+    if training.rows_per_response is not None and replayer.attention == "full":
+        copies = sample_copies(copies, training.rows_per_response, rng)
+    return replayer.rows(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
 
 
 def pack_row(
-    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyBlock], block_size: int, first_block: int, mask_id: int
+    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int, mask_id: int
 ) -> Row | None:
     """Clean copy of everything before the last noisy block, then the noisy blocks, as one `Row`; None without noisy
     blocks."""
@@ -134,23 +172,24 @@ def pack_row(
         return None
     b, P = block_size, len(prompt)
     whole = np.concatenate([prompt, canvas])
-    clean = max(block.block for block in noisy) * b
+    clean = max(copy.unit for copy in noisy) * b
     ids, positions, copies = [whole[:clean]], [np.arange(clean)], [np.zeros(clean, dtype=np.int64)]
-    index, targets, canvas_index, rounds = [], [], [], []
+    index, targets, canvas_index, rounds, weights = [], [], [], [], []
     offset = clean
-    for number, block in enumerate(noisy, start=1):
-        span = np.arange(block.block * b, min(block.block * b + b, len(whole)))
+    for number, copy in enumerate(noisy, start=1):
+        span = np.arange(copy.unit * b, min(copy.unit * b + b, len(whole)))
         place = span - P
         in_canvas = place >= 0
-        masked = in_canvas & block.masked_C[np.maximum(place, 0)]
-        trained = np.flatnonzero(in_canvas & block.trained_C[np.maximum(place, 0)])
+        masked = in_canvas & copy.masked_C[np.maximum(place, 0)]
+        trained = np.flatnonzero(in_canvas & copy.trained_C[np.maximum(place, 0)])
         ids.append(np.where(masked, mask_id, whole[span]))
         positions.append(span)
         copies.append(np.full(len(span), number))
         index.append(offset + trained)
         targets.append(whole[span[trained]])
         canvas_index.append(place[trained])
-        rounds.append(np.full(len(trained), block.round))
+        rounds.append(np.full(len(trained), copy.round))
+        weights.append(np.full(len(trained), copy.weight))
         offset += len(span)
     position = np.concatenate(positions)
     round_index = np.concatenate(rounds)
@@ -165,21 +204,20 @@ def pack_row(
         canvas_index=np.concatenate(canvas_index),
         round_index=round_index,
         num_rounds=len(np.unique(round_index)),
+        weight=np.concatenate(weights),
     )
 
 
-def _limit_pads_per_round(
-    noisy: Sequence[NoisyBlock], after_answer_C: NDArray[np.bool_], post_num: int
-) -> list[NoisyBlock]:
+def limit_pads_per_round(copies: Sequence[NoisyCopy], after_answer_C: Bools, post_num: int) -> list[NoisyCopy]:
+    """dLLM-RL's count of pads: the first post_num of each round are trained; copies left with nothing are left out."""
     kept = []
     seen: dict[int, int] = {}
-    for block in noisy:
-        pads = block.trained_C & after_answer_C
-        room = post_num - seen.get(block.round, 0)
-        allowed = pads & (np.cumsum(pads) <= room)
-        seen[block.round] = seen.get(block.round, 0) + int(allowed.sum())
-        kept.append(NoisyBlock(block.block, block.round, block.masked_C, (block.trained_C & ~pads) | allowed))
-    return kept
+    for copy in copies:
+        pads_C = copy.trained_C & after_answer_C
+        allowed_C = pads_C & (np.cumsum(pads_C) <= post_num - seen.get(copy.round, 0))
+        seen[copy.round] = seen.get(copy.round, 0) + int(allowed_C.sum())
+        kept.append(replace(copy, trained_C=(copy.trained_C & ~pads_C) | allowed_C))
+    return [copy for copy in kept if copy.trained_C.any()]
 
 
 @dataclass(frozen=True)
@@ -240,6 +278,8 @@ def pack(rows: Sequence[Row], which: Sequence[int], device: torch.device) -> Mic
 
 def _spans(row: Row, device: torch.device) -> tuple[Ints, list[Span]]:
     """Order of the row's tokens [S] on the packed axis, and its spans: consecutive blocks, clean tokens first."""
+    if not row.block.any() and not row.copy.any():
+        return np.arange(row.num_tokens), [Span(0, row.num_tokens, None)]
     num_spans = -(-row.num_tokens // (_SPAN_TOKENS_CPU if device.type == "cpu" else _SPAN_TOKENS))
     span_of_block = (np.cumsum(np.bincount(row.block)) - 1) * num_spans // row.num_tokens
     order = np.lexsort((row.copy > 0, span_of_block[row.block]))

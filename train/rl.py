@@ -57,7 +57,9 @@ class Run:
         seed, deterministic = config.training.seed, config.experiment.deterministic
         (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
         self.sampler = Sampler(self.sampled_model, sampling)
-        self.policy = Policy(self.model, self.updater, config, sampling)
+        self.policy = Policy(
+            self.model, self.updater, config, sampling, session.frozen_reference(config, self.precision)
+        )
         self.prompts = self._load_prompts(
             config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
         )

@@ -81,6 +81,13 @@ def make_model(config: Config, path: Path | None = None, dtype: str = "float32")
     return model
 
 
+def frozen_reference(config: Config, precision: str) -> DiffusionLM | None:
+    """The model that the run began with, for inference, where the KL penalty is to it."""
+    if config.training.kl_to != "reference" or config.training.beta == 0.0:
+        return None
+    return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
+
+
 def require_equal_blocks(trained: int | None, sampled: int | None) -> None:
     if None not in (trained, sampled) and trained != sampled:
         raise ValueError(
@@ -129,6 +136,7 @@ def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: in
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "sampler weights": 2 * parameters if bf16 else 0,
+        "frozen reference": (2 if bf16 else 4) * parameters if config.training.kl_to == "reference" else 0,
         "sampler slots": per_token * tokens,
     }
     return {name: size / 2**30 for name, size in parts.items()}

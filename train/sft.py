@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from configs import load_config, resolved
@@ -29,9 +28,10 @@ from sample import Rollout
 from train import plan, session
 from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 from train.decoding import tokenizer_of
-from train.objectives import Metrics, negative_log_likelihood, token_weights
-from train.replay import MicroBatch, NoisyBlock, Row, pack_row, replay_blocks
-from train.updater import Updater, UpdateStats, learning_rate_scale, make_accelerator
+from train.masking import SFT_METHODS
+from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
+from train.replay import MicroBatch, Replayer, Row, replay
+from train.updater import Updater, UpdateStats, make_accelerator, scheduled
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,10 @@ def run(config: Config) -> dict[str, Any] | None:
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the path of the examples."""
     training = config.training
-    if training.method not in ("semi-ar", "trace"):
-        raise ValueError(f"training.method={training.method!r} is not an SFT method; choose semi-ar or trace.")
+    if training.method not in SFT_METHODS:
+        raise ValueError(
+            f"training.method={training.method!r} is not an SFT method; choose from {', '.join(SFT_METHODS)}."
+        )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
@@ -93,6 +95,7 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     per_update = min(len(samples), training.gradient_accumulation_steps * training.batch_size_lm)
     updates_per_epoch = -(-len(samples) // per_update)
     total = updates_per_epoch * training.num_train_epochs
+    window = max(len(sample.answer_ids) for sample in samples)
     _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
     step = state["step"]
     stats = UpdateStats()
@@ -100,11 +103,10 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
         order = np.random.default_rng([training.seed, epoch]).permutation(len(samples))
         for first in range(0, len(samples), per_update):
             stats = UpdateStats()
-            rows = [
-                row for i in order[first : first + per_update] if (row := make_row(samples[i], model, training, epoch))
-            ]
+            chosen = [samples[i] for i in order[first : first + per_update]]
+            rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
             with monitor.timed("update"):
-                _update(updater, rows, config, step, total, stats)
+                _update(updater, rows, config, model.attention == "block", step, total, stats)
             step += 1
             _log(monitor, step, total, stats, rows, updater.rate)
         if (epoch + 1) % experiment.save_every == 0 or epoch + 1 == training.num_train_epochs:
@@ -122,28 +124,21 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     return summary
 
 
-def _update(updater: Updater, rows: Sequence[Row], config: Config, step: int, total: int, stats: UpdateStats) -> None:
-    schedule = config.lr_scheduler
-    updater.set_rate(
-        learning_rate_scale(
-            step,
-            total,
-            shape=schedule.scheduler,
-            warmup=schedule.params.warmup_steps,
-            min_scale=schedule.params.min_lr_scale,
-        )
-    )
+def _update(
+    updater: Updater, rows: Sequence[Row], config: Config, block: bool, step: int, total: int, stats: UpdateStats
+) -> None:
+    updater.set_rate(scheduled(config.lr_scheduler, step, total))
     training = config.training
     longest = max(int(row.canvas_index.max()) + 1 for row in rows)
     weights = token_weights(
-        rows, training.normalization, max_gen_length=training.max_gen_length or longest, longest_response=longest
+        rows,
+        training.normalization,
+        max_gen_length=training.max_gen_length or longest,
+        longest_response=longest if block else None,
     )
 
     def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-        weight = torch.tensor(
-            weights[np.asarray(micro.rows)[micro.row_of_N]], dtype=torch.float32, device=logp_N.device
-        )
-        return negative_log_likelihood(logp_N, weight)
+        return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
 
     updater.update(rows, range(len(rows)), loss_of, stats)
 
@@ -182,43 +177,30 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, training: Training
     return samples
 
 
-def make_row(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int) -> Row | None:
-    """The packed row of one sample: noise drawn from (seed, epoch, sample), or the sample's own trace."""
+def make_rows(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int) -> list[Row]:
+    """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
+
+    Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
+    block families, to `window` answer tokens under full attention, as a sampler would see it.
+    """
     b = training.block_size or model.block_size
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
-    canvas = [*sample.answer_ids, *[pad] * (-(P + R) % b)]
-    if training.method == "trace":
-        assert sample.step_map is not None
-        steps = [*sample.step_map, *[0] * (len(canvas) - R)]
-        trace = Rollout((sample.index,), sample.prompt_ids, canvas, steps, [0.0] * len(canvas), R, "stop", max(steps))
-        return replay_blocks(trace, block_size=b, mask_id=model.mask_id, shrink=training.shrink)
-    trainable = R + (len(canvas) - R if training.post_num is None else min(training.post_num, len(canvas) - R))
-    noise = np.random.default_rng([training.seed, epoch, sample.index])
-    noisy = semi_ar_noise(P, trainable, len(canvas), b, training, noise)
-    prompt, answer = (np.asarray(ids, dtype=np.int64) for ids in (sample.prompt_ids, canvas))
-    return pack_row((sample.index,), prompt, answer, noisy, b, P // b, model.mask_id)
-
-
-def semi_ar_noise(
-    prompt_tokens: int, trainable: int, canvas_tokens: int, b: int, training: TrainingConfig, noise: np.random.Generator
-) -> list[NoisyBlock]:
-    """mask_times_per_sample noisy copies of each block. A copy draws its noise level t from U(lower_p, upper_p) and
-    masks each of the block's trained positions with probability t, at least one; all masked ones are trained (Block
-    Diffusion, arXiv:2503.09573). Filling after the trained positions is always masked: it is not to be read as a
-    sign that the answer ends."""
-    place = np.arange(canvas_tokens)
-    group = (prompt_tokens + place) // b
-    noisy = []
-    for copy in range(training.mask_times_per_sample):
-        for j in np.unique(group[:trainable]):
-            inside = np.flatnonzero((group == j) & (place < trainable))
-            masked = noise.random(len(inside)) < noise.uniform(training.lower_p, training.upper_p)
-            masked[noise.integers(len(inside))] |= not masked.any()
-            trained = np.zeros(canvas_tokens, dtype=bool)
-            trained[inside[masked]] = True
-            noisy.append(NoisyBlock(int(j), copy, trained | ((group == j) & (place >= trainable)), trained))
-    return noisy
+    filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
+    steps = sample.step_map or [1] * R
+    canvas = Rollout(
+        key=(sample.index,),
+        prompt_ids=sample.prompt_ids,
+        canvas_ids=[*sample.answer_ids, *[pad] * filling],
+        canvas_step_map=[*steps, *[0 if training.method == "trace" else 1] * filling],
+        canvas_logprobs=[0.0] * (R + filling),
+        num_response_tokens=R,
+        finish_reason="stop",
+        num_steps=max(steps),
+    )
+    rng = np.random.default_rng([training.seed, epoch, sample.index])
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
+    return replay(canvas, replayer, training, method=SFT_METHODS[training.method], pad_id=pad, rng=rng)
 
 
 def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int]:

@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import Config, OptimizerParams
-from models import DiffusionLM
+from configs.schema import Config, OptimizerParams, SchedulerConfig
 from train.objectives import Metrics
 from train.replay import MicroBatch, Row, micro_batches
 
@@ -51,6 +50,14 @@ def learning_rate_scale(step: float, total: float, *, shape: str, warmup: float,
     return min_scale + (1.0 - min_scale) * decay
 
 
+def scheduled(schedule: SchedulerConfig, step: float, total: float) -> float:
+    """`learning_rate_scale` of a config's schedule."""
+    params = schedule.params
+    return learning_rate_scale(
+        step, total, shape=schedule.scheduler, warmup=params.warmup_steps, min_scale=params.min_lr_scale
+    )
+
+
 @dataclass
 class UpdateStats:
     """Sums over the updates of one step; `mean` metrics come from dividing by tokens."""
@@ -66,18 +73,42 @@ class UpdateStats:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
+    @property
+    def mean_grad_norm(self) -> float:
+        return float(np.mean(self.grad_norms)) if self.grad_norms else 0.0
+
     def per_token(self, name: str) -> float:
         return self.sums.get(name, 0.0) / max(1.0, self.sums.get("tokens", 0.0))
 
 
+@torch.no_grad()
+def outputs(
+    model: torch.nn.Module, rows: Sequence[Row], which: Sequence[int], max_tokens: int, accelerator: Accelerator
+) -> list[NDArray[np.float32]]:
+    """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
+    `which`."""
+    out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    for batch in micro_batches(rows, which, max_tokens, accelerator.device):
+        with accelerator.autocast():
+            output_N = _outputs(model, batch).float().cpu().numpy()
+        for place, i in enumerate(batch.rows):
+            out[i] = output_N[batch.row_of_N == place]
+    return out
+
+
+def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
+    return model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
+
+
 class Updater:
-    """Owns optimizer state for a whole run.
+    """Owns a model's optimizer state for a whole run. The model maps a micro-batch's ids, positions, layout, index
+    and targets to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
 
     A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
     in a row stop the run (RuntimeError).
     """
 
-    def __init__(self, model: DiffusionLM, accelerator: Accelerator, config: Config):
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, config: Config):
         self.accelerator = accelerator
         self.peak_rate = config.optimizer.params.learning_rate
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer.params))
@@ -93,15 +124,14 @@ class Updater:
             group["lr"] = self.rate
 
     def update(self, rows: Sequence[Row], which: Sequence[int], loss_of: Loss, stats: UpdateStats) -> None:
-        """One optimizer step on rows[which]; loss_of maps (log-probs [N], micro-batch) to (its share of the loss,
-        sums)."""
+        """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
+        the loss, sums)."""
         self.model.train()
         batches = list(micro_batches(rows, which, self.max_tokens, self.accelerator.device))
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for batch in batches:
-            logp_N = self.model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
-            loss, metrics = loss_of(logp_N, batch)
+            loss, metrics = loss_of(_outputs(self.model, batch), batch)
             self.accelerator.backward(loss)
             loss_sum += loss.detach()
             for name, value in metrics.items():
@@ -119,19 +149,10 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         stats.micro_batches += len(batches)
 
-    @torch.no_grad()
-    def log_probs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Log-probabilities [N] of each row's trained tokens under the weights as they are, in the trainer's
-        numerics."""
+    def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
+        """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
-        out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-        for batch in micro_batches(rows, which, self.max_tokens, self.accelerator.device):
-            logp_N = (
-                self.model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets).float().cpu().numpy()
-            )
-            for place, i in enumerate(batch.rows):
-                out[i] = logp_N[batch.row_of_N == place]
-        return out
+        return outputs(self.model, rows, which, self.max_tokens, self.accelerator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "skipped_in_a_row": self.skipped_in_a_row}

@@ -1,5 +1,6 @@
 """The trainer sees what the sampler saw, and how rows are packed, split and accumulated changes nothing."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -52,7 +53,7 @@ def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strat
     policy = make_policy(sdar, SamplingConfig(block_size=block_size))
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
     assert batch.skipped == 0 and len(batch.rows) == len(rollouts)
-    logps = policy.updater.log_probs(batch.rows, range(len(rollouts)))
+    logps = policy.updater.outputs(batch.rows, range(len(rollouts)))
     for rollout, row, logp in zip(rollouts, batch.rows, logps, strict=True):
         assert sorted(row.canvas_index.tolist()) == list(range(rollout.num_response_tokens))
         assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
@@ -88,7 +89,7 @@ def test_pads_after_the_answer_are_exact_too(sdar):
         if not pads:
             continue
         policy.model.pad_id = pads[0]
-        (row,), (logp,) = (batch := policy.batch([rollout], [1.0])).rows, policy.updater.log_probs(batch.rows, [0])
+        (row,), (logp,) = (batch := policy.batch([rollout], [1.0])).rows, policy.updater.outputs(batch.rows, [0])
         assert row.num_trained == rollout.num_response_tokens + right.count(pads[0])
         assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
         more += 1
@@ -101,7 +102,7 @@ def test_packed_rows_equal_plain_sequences(sdar):
     policy = make_policy(sdar)
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
     for rollout, row, logp in zip(
-        rollouts, batch.rows, policy.updater.log_probs(batch.rows, range(len(batch.rows))), strict=True
+        rollouts, batch.rows, policy.updater.outputs(batch.rows, range(len(batch.rows))), strict=True
     ):
         with torch.no_grad():
             found, rounds = plain_log_probs(sdar, rollout, 4)
@@ -114,9 +115,9 @@ def test_micro_batches_give_the_same_log_probs(sdar, max_tokens):
     rollouts = sampled(sdar, LENGTHS, n=3)
     whole, split = make_policy(sdar), make_policy(sdar, max_tokens_per_microbatch=max_tokens)
     rows = whole.batch(rollouts, [1.0] * len(rollouts)).rows
-    want = whole.updater.log_probs(rows, range(len(rows)))
+    want = whole.updater.outputs(rows, range(len(rows)))
     for chosen in (range(len(rows)), [5, 2, 17], [0]):
-        got = split.updater.log_probs(rows, chosen)
+        got = split.updater.outputs(rows, chosen)
         for i in chosen:
             assert got[i] == pytest.approx(want[i], abs=1e-5)
 
@@ -213,7 +214,8 @@ def test_batch_mates_do_not_enter_a_response(moved):
 def test_a_batch_doubled_is_the_same_update(moved, normalization):
     advantages = np.linspace(-1.0, 1.5, len(moved)).tolist()
     once = Step(moved, advantages, normalization=normalization)
-    twice = Step([*moved, *moved], [*advantages, *advantages], normalization=normalization)
+    twins = [dataclasses.replace(rollout, key=(*rollout.key, "twin")) for rollout in moved]
+    twice = Step([*moved, *twins], [*advantages, *advantages], normalization=normalization)
     assert twice.metrics["loss"] == pytest.approx(once.metrics["loss"], abs=1e-6)
     assert twice.metrics["grad_norm"] == pytest.approx(once.metrics["grad_norm"], rel=1e-4)
 

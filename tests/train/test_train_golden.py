@@ -7,11 +7,13 @@ import pytest
 import torch
 from helpers import GOLDEN
 from safetensors.torch import load_file
+from trainees import replay_blocks
 
 from models import load_model
 from sample import Rollout
+from train.masking import shrink_steps
 from train.objectives import clipped_surrogate, token_weights
-from train.replay import pack, replay_blocks, shrink_steps
+from train.replay import pack
 
 SCENARIOS = [
     scenario
@@ -46,7 +48,7 @@ def case(request, reference):
             shrink=scenario["shrink"],
             pad_id=PAD,
             post_num=scenario["post_num"],
-            post_num_per_round=True,
+            per_round=True,
         )
         for rollout in rollouts
     ]
@@ -142,7 +144,7 @@ def test_log_probabilities_and_losses(case, golden_sdar):
         logp,
         torch.from_numpy(old),
         torch.from_numpy(advantage),
-        torch.from_numpy(weights[batch.row_of_N]),
+        torch.from_numpy(np.concatenate([weights.policy[i] for i in batch.rows])),
         eps=scenario["eps"],
         beta=scenario["beta"],
     )

@@ -148,21 +148,40 @@ def test_negative_log_likelihood_value():
 def test_token_weights(sizes, max_gen_length, longest):
     """constant: 1 / (responses x max_gen_length), token_mean: 1 / tokens, reference: 1 / (rounds x longest)."""
 
-    def row(trained, rounds):
-        zeros = np.zeros(trained, dtype=np.int64)
-        return Row(("r",), zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, rounds)
-
-    rows = [row(*size) for size in sizes]
+    rows = [row(key, *size) for key, size in enumerate(sizes)]
     weights = {
         kind: token_weights(rows, kind, max_gen_length=max_gen_length, longest_response=longest)
         for kind in ("constant", "token_mean", "reference")
     }
     trained = np.array([n for n, _ in sizes])
-    assert (weights["token_mean"] * trained).sum() == pytest.approx(1.0)
-    assert (weights["constant"] * trained).sum() == pytest.approx(trained.mean() / max_gen_length)
-    assert (weights["reference"] * trained).sum() == pytest.approx(trained.sum() / (sum(k for _, k in sizes) * longest))
+    total = {kind: np.concatenate(weights[kind].policy).sum() for kind in weights}
+    assert total["token_mean"] == pytest.approx(1.0)
+    assert total["constant"] == pytest.approx(trained.mean() / max_gen_length)
+    assert total["reference"] == pytest.approx(trained.sum() / (sum(k for _, k in sizes) * longest))
     for values in weights.values():
-        assert len(values) == len(rows) and (values > 0).all()
+        assert [len(w) for w in values.policy] == trained.tolist() and values.policy == values.kl
+
+
+def row(key, trained, rounds, weight=1.0):
+    zeros = np.zeros(trained, dtype=np.int64)
+    weights = np.full(trained, weight)
+    return Row((key,), zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, rounds, weights)
+
+
+def test_weights_of_several_rows_a_response():
+    """Full attention: two rows of one response, weighted 1 / 2 each as two noisy copies are, and one of another."""
+    rows = [row("a", 4, 1, 0.5), row("a", 2, 1, 0.5), row("b", 3, 1)]
+    constant = token_weights(rows, "constant", max_gen_length=10)
+    assert [w.tolist() for w in constant.policy] == [[0.025] * 4, [0.025] * 2, [0.05] * 3]
+    mean = token_weights(rows, "token_mean", max_gen_length=10).policy
+    assert [w.tolist() for w in mean] == [[0.5 / 6] * 4, [0.5 / 6] * 2, [1 / 6] * 3]
+
+
+def test_the_reference_averages_full_attention_rows_and_sums_their_kl():
+    rows = [row("a", 4, 1), row("a", 2, 1), row("b", 3, 1)]
+    weights = token_weights(rows, "reference", max_gen_length=10)
+    assert np.concatenate(weights.policy) == pytest.approx([1 / 12] * 4 + [1 / 6] * 2 + [1 / 9] * 3)
+    assert np.concatenate(weights.kl) == pytest.approx([1 / 3] * 9)
 
 
 def test_an_unknown_normalisation_is_refused():

@@ -8,17 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainees import random_rollout
+from trainees import random_rollout, replay_blocks
 
 from sample import Rollout
+from train.masking import shrink_steps
 from train.policy import plan_updates
 from train.replay import (
     Row,
     micro_batches,
     pack,
-    replay_blocks,
     replay_mask,
-    shrink_steps,
     trained_positions,
 )
 
@@ -85,7 +84,7 @@ def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
         shrink=shrink,
         pad_id=PAD,
         post_num=post_num,
-        post_num_per_round=per_round,
+        per_round=per_round,
     )
     P, whole = len(rollout.prompt_ids), np.array(rollout.prompt_ids + rollout.canvas_ids)
     steps = np.concatenate(
@@ -125,7 +124,7 @@ def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
 @given(rollouts(), st.integers(0, 3))
 def test_pads_per_round_are_limited_in_each_round(case, post_num):
     rollout, b = case
-    row = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=post_num, post_num_per_round=True)
+    row = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=post_num, per_round=True)
     every = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=None)
     for r in set(every.round_index.tolist()):
         pads = [c for c in every.canvas_index[every.round_index == r].tolist() if c >= rollout.num_response_tokens]
@@ -138,16 +137,16 @@ def test_nothing_to_train_is_no_row():
     assert replay_blocks(undecided, block_size=4, mask_id=MASK) is None
 
 
-def row_of(tokens, rounds):
+def row_of(tokens, rounds, key="row"):
     """A row of the given size whose contents do not matter."""
     zeros = np.zeros(tokens, dtype=np.int64)
-    index = np.array([tokens - 1])
-    return Row(("row",), zeros, np.arange(tokens), zeros, zeros, index, index * 0, index * 0, index * 0, rounds)
+    at = np.array([tokens - 1])
+    return Row((key,), zeros, np.arange(tokens), zeros, zeros, at, at * 0, at * 0, at * 0, rounds, np.ones(1))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 99))
 def test_updates_cover_every_response_once(rounds, rows_per_update, seed):
-    rows = [row_of(1, r) for r in rounds]
+    rows = [row_of(1, r, key) for key, r in enumerate(rounds)]
     updates = plan_updates(rows, rows_per_update, [seed, 1, 0])
     assert sorted(i for update in updates for i in update) == list(range(len(rows)))
     assert updates == plan_updates(rows, rows_per_update, [seed, 1, 0])
@@ -158,7 +157,7 @@ def test_updates_cover_every_response_once(rounds, rows_per_update, seed):
 
 
 def test_the_order_of_updates_follows_the_seed():
-    rows = [row_of(1, 1)] * 50
+    rows = [row_of(1, 1, key) for key in range(50)]
     orders = {tuple(map(tuple, plan_updates(rows, 8, seed))) for seed in ([1, 1, 0], [1, 2, 0], [1, 1, 1], [2, 1, 0])}
     assert len(orders) == 4
 

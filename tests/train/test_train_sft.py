@@ -13,8 +13,9 @@ from trainees import make_config
 from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
-from train.replay import pack
-from train.sft import Sample, make_row, semi_ar_noise, tokenise
+from train.masking import semi_ar
+from train.replay import Replayer, pack
+from train.sft import Sample, make_rows, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 
@@ -26,6 +27,16 @@ def model(tmp_path_factory):
 
 def training(**settings):
     return make_config(training={"method": "semi-ar", **settings}).training
+
+
+def make_row(sample, model, settings, epoch):
+    (row,) = make_rows(sample, model, settings, epoch, window=0)
+    return row
+
+
+def noise_of(P, R, length, b, settings, seed=0):
+    canvas = Replayer("block", False, MASK, b).canvas(P, np.ones(length, dtype=np.int64), np.arange(length) < R)
+    return semi_ar(canvas, settings, np.random.default_rng(seed))
 
 
 @given(
@@ -41,12 +52,12 @@ def test_noise_of_every_block(P, R, b, copies, low, high, seed):
     """Each copy of each block of the answer masks some of its tokens and trains exactly those; filling is masked."""
     length = R + -(P + R) % b
     settings = training(lower_p=min(low, high), upper_p=max(low, high), mask_times_per_sample=copies)
-    noisy = semi_ar_noise(P, R, length, b, settings, np.random.default_rng(seed))
+    noisy = noise_of(P, R, length, b, settings, seed)
     block = (P + np.arange(length)) // b
-    places = sorted((n.round, n.block) for n in noisy)
+    places = sorted((n.round, n.unit) for n in noisy)
     assert places == [(copy, j) for copy in range(copies) for j in sorted(set(block[:R].tolist()))]
     for n in noisy:
-        inside, answer = block == n.block, np.arange(length) < R
+        inside, answer = block == n.unit, np.arange(length) < R
         assert n.trained_C.any() and not (n.trained_C & ~(inside & answer)).any()
         assert np.array_equal(n.masked_C, n.trained_C | (inside & ~answer))
 
@@ -54,7 +65,7 @@ def test_noise_of_every_block(P, R, b, copies, low, high, seed):
 @pytest.mark.parametrize("level", [0.0, 0.25, 1.0])
 def test_noise_level(level):
     settings = training(lower_p=level, upper_p=level, mask_times_per_sample=400)
-    noisy = semi_ar_noise(4, 8, 8, 4, settings, np.random.default_rng(0))
+    noisy = noise_of(4, 8, 8, 4, settings)
     masked = np.array([n.trained_C.sum() for n in noisy])
     if level == 0.25:
         expected = 4 * level + (1 - level) ** 4
@@ -65,7 +76,7 @@ def test_noise_level(level):
 
 def test_noise_levels_are_uniform_between_their_bounds():
     settings = training(lower_p=0.0, upper_p=1.0, mask_times_per_sample=2000)
-    noisy = semi_ar_noise(64, 64, 64, 64, settings, np.random.default_rng(0))
+    noisy = noise_of(64, 64, 64, 64, settings)
     share = np.array([n.trained_C.mean() for n in noisy])
     assert np.quantile(share, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
 

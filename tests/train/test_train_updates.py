@@ -207,7 +207,7 @@ def test_only_the_bad_update_of_a_step_is_skipped():
     stats = UpdateStats()
     for i in order:
         place = keep.index(i)
-        loss = good.policy._loss(batch, batch.logp_rollout, [place], measure_mismatch=False)
+        loss = good.policy._loss(batch, batch.logp_rollout, None, [place], measure_mismatch=False)
         good.policy.updater.update(batch.rows, [place], loss, stats)
     assert_same_weights(weights_of(bad.model), weights_of(good.model))
 

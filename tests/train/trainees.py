@@ -11,6 +11,7 @@ from configs.load import merge
 from models.attention import Masked, block_causal_mask
 from sample import Rollout, Sampler, SamplingConfig
 from train.policy import Policy
+from train.replay import Replayer, replay
 from train.updater import Updater, make_accelerator
 
 STOPS = tuple(range(2, 64, 9))
@@ -63,6 +64,13 @@ def assert_same_weights(got, want, tolerance=0.0):
     for name in want:
         gap = float((got[name] - want[name]).abs().max())
         assert gap <= tolerance, f"{name} differs by {gap}"
+
+
+def replay_blocks(rollout, *, block_size, mask_id, pad_id=None, per_round=False, **training):
+    """The TraceRL row of a block family's rollout, or None."""
+    settings = make_config(training=training | {"normalization": "reference" if per_round else "constant"}).training
+    rows = replay(rollout, Replayer("block", False, mask_id, block_size), settings, pad_id=pad_id)
+    return rows[0] if rows else None
 
 
 def random_rollout(generator, *, prompt_tokens, block_size, blocks=3, vocab_size=64, mask_id=1, pad_id=0):

@@ -1,0 +1,172 @@
+"""Which positions of a response are masked and trained: one small function a training method.
+
+Shapes: C canvas tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import TrainingConfig
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A response as the methods see it.
+
+    step_C: denoising step that decided each position, 0 = never. trained_C: positions that may be trained.
+    block_C: block of each position. unit_C: what one noisy copy holds: the block itself for block families, the whole
+    canvas (0 everywhere) under full attention.
+    """
+
+    step_C: Ints
+    trained_C: Bools
+    block_C: Ints
+    unit_C: Ints
+
+
+@dataclass(frozen=True)
+class NoisyCopy:
+    """One noisy copy of unit `unit`: masked_C and trained_C [C] say which of its positions hold the mask id and are
+    trained. round: copies of one round would stand in one row of dLLM-RL. weight: of its tokens in the loss.
+    causal: nothing is masked, a position sees those left of it."""
+
+    unit: int
+    round: int
+    masked_C: Bools
+    trained_C: Bools
+    weight: float = 1.0
+    causal: bool = False
+
+
+Method = Callable[[Canvas, TrainingConfig, np.random.Generator], list[NoisyCopy]]
+
+
+def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
+    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a
+    time and each is replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
+    if shrink == 1:
+        return step_map_C
+    out = step_map_C.copy()
+    for group in np.unique(group_C):
+        inside = (group_C == group) & (step_map_C > 0)
+        steps = np.unique(step_map_C[inside])
+        if len(steps):
+            last = np.minimum((np.arange(len(steps)) // shrink + 1) * shrink, len(steps)) - 1
+            out[inside] = steps[last][np.searchsorted(steps, step_map_C[inside])]
+    return out
+
+
+def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """TraceRL (arXiv:2509.06949): each token is trained in the state that the sampler decided it from, once. Masked is
+    what was decided at that (shrunk) step or later, or never."""
+    step_C = shrink_steps(canvas.step_C, canvas.unit_C, training.shrink)
+    decided_C = np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
+    copies = []
+    for unit in np.unique(canvas.unit_C[canvas.trained_C]):
+        inside_C = canvas.unit_C == unit
+        for rank, step in enumerate(np.unique(step_C[inside_C & (step_C > 0)])):
+            trained_C = inside_C & canvas.trained_C & (step_C == step)
+            if trained_C.any():
+                copies.append(NoisyCopy(int(unit), rank, inside_C & (decided_C >= step), trained_C))
+    return copies
+
+
+def random_masking(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """mask_times_per_sample times: a level t from U(lower_p, upper_p), each trained position masked with probability t
+    (LLaDA, arXiv:2502.09992), at least one. Positions that are not trained are masked in every copy."""
+    copies = []
+    for number in range(training.mask_times_per_sample):
+        level = rng.uniform(training.lower_p, training.upper_p)
+        chosen_C = _draw(canvas.trained_C, level, rng)
+        copies += _copies(canvas, chosen_C, number, _weight(training, level))
+    return copies
+
+
+def coupled(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """Random masking in pairs of a mask and its complement, so that each pair trains every position once (coupled-GRPO,
+    DiffuCoder, arXiv:2506.20639)."""
+    copies = []
+    for number in range(training.mask_times_per_sample):
+        level = rng.uniform(training.lower_p, training.upper_p)
+        chosen_C = _draw(canvas.trained_C, level, rng)
+        copies += _copies(canvas, chosen_C, 2 * number, _weight(training, level))
+        copies += _copies(canvas, canvas.trained_C & ~chosen_C, 2 * number + 1, _weight(training, 1.0 - level))
+    return copies
+
+
+def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """mask_times_per_sample noisy copies of each block, all before it clean and all after it masked: a level t from
+    U(lower_p, upper_p), each trained position of the block masked with probability t, at least one (Block Diffusion,
+    arXiv:2503.09573). What is not trained is masked: filling is not to be read as a sign that the answer ends."""
+    copies = []
+    for number in range(training.mask_times_per_sample):
+        for block in np.unique(canvas.block_C[canvas.trained_C]):
+            inside_C = (canvas.block_C == block) & canvas.trained_C
+            level = rng.uniform(training.lower_p, training.upper_p)
+            trained_C = _draw(inside_C, level, rng)
+            unit = int(canvas.unit_C[inside_C][0])
+            hidden_C = trained_C | ~canvas.trained_C | (canvas.block_C > block)
+            copies.append(
+                NoisyCopy(unit, number, hidden_C & (canvas.unit_C == unit), trained_C, _weight(training, level))
+            )
+    return copies
+
+
+def autoregressive(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """Next-token prediction, for models whose outputs are shifted by one."""
+    nothing_C = np.zeros_like(canvas.trained_C)
+    return [NoisyCopy(0, 0, nothing_C, canvas.trained_C, causal=True)]
+
+
+RL_METHODS: dict[str, Method] = {"TraceRL": trace, "coupled": coupled, "random_masking": random_masking}
+SFT_METHODS: dict[str, Method] = {
+    "semi-ar": semi_ar,
+    "trace": trace,
+    "random_masking": random_masking,
+    "ar": autoregressive,
+}
+
+
+def sample_copies(copies: list[NoisyCopy], count: int, rng: np.random.Generator) -> list[NoisyCopy]:
+    """`count` of the copies, drawn without replacement, in their order; weights grow by len(copies) / count, so that
+    the expectation of a weighted sum over copies stays what it was."""
+    if len(copies) <= count:
+        return copies
+    chosen = np.sort(rng.choice(len(copies), count, replace=False))
+    scale = len(copies) / count
+    return [
+        NoisyCopy(c.unit, c.round, c.masked_C, c.trained_C, c.weight * scale, c.causal)
+        for c in (copies[i] for i in chosen)
+    ]
+
+
+def _draw(from_C: Bools, level: float, rng: np.random.Generator) -> Bools:
+    """Each of the positions with probability `level`, at least one."""
+    places = np.flatnonzero(from_C)
+    drawn = rng.random(len(places)) < level
+    drawn[rng.integers(len(places))] |= not drawn.any()
+    chosen_C = np.zeros_like(from_C)
+    chosen_C[places[drawn]] = True
+    return chosen_C
+
+
+def _copies(canvas: Canvas, chosen_C: Bools, number: int, weight: float) -> list[NoisyCopy]:
+    """The copies of one mask over the whole response: one for each unit with a chosen position."""
+    hidden_C = chosen_C | ~canvas.trained_C
+    return [
+        NoisyCopy(int(unit), number, hidden_C & (canvas.unit_C == unit), chosen_C & (canvas.unit_C == unit), weight)
+        for unit in np.unique(canvas.unit_C[chosen_C])
+    ]
+
+
+def _weight(training: TrainingConfig, level: float) -> float:
+    """A token's weight in a copy of noise level `level`: 1 / copies, and 1 / level under loss_weight "inverse_level",
+    the likelihood bound of masked diffusion (arXiv:2406.07524)."""
+    share = 1.0 / training.mask_times_per_sample
+    return share / max(level, 1e-3) if training.loss_weight == "inverse_level" else share
