@@ -70,6 +70,13 @@ class DatasetConfig:
     template: str = opt("auto", "auto = the family's prompt, plain = the question as it is, or a text with {{problem}}")
     columns: dict[str, str] = opt({}, "names of your columns: {question: problem}")
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
+    curriculum: float = opt(
+        1.0,
+        "chance of being drawn, against the others, of questions whose last group had an accuracy outside "
+        "training.min_accuracy to max_accuracy; 1 = no curriculum",
+        low=1e-6,
+        high=1.0,
+    )
     over_long_prompts: str = opt("drop", "prompts over training.max_prompt_len", choices=("drop", "error"))
 
 
@@ -227,6 +234,9 @@ class SchedulerConfig:
 @dataclass
 class RewardConfig:
     function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
+    speed_weight: float = opt(
+        0.0, "bonus of a positive reward: so many times the answer's tokens per denoising step", low=0.0
+    )
     workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
     function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)

@@ -46,11 +46,13 @@ def group_advantages(
     min_accuracy: float = 0.0,
     max_accuracy: float = 1.0,
     keep: Sequence[bool] | None = None,
+    bonus: Sequence[float] | None = None,
 ) -> Scored:
     """Advantages of prompt-major rewards. A reward of None (or keep False) leaves its response out of its group.
 
     Left out as whole groups: fewer than two rewards ("small"), all rewards equal ("equal"), and, where every reward
-    of the group is 0 or 1, an accuracy outside [min_accuracy, max_accuracy] ("accuracy").
+    of the group is 0 or 1, an accuracy outside [min_accuracy, max_accuracy] ("accuracy"). bonus: added to the rewards
+    of the groups that stay.
     """
     advantages: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()
@@ -64,6 +66,8 @@ def group_advantages(
         elif set(values) <= {0.0, 1.0} and not min_accuracy <= values.mean() <= max_accuracy:
             dropped["accuracy"] += 1
         else:
+            if bonus is not None:
+                values = values + np.array([bonus[i] for i in members])
             for i, advantage in zip(members, ADVANTAGES[kind](values), strict=True):
                 advantages[i] = float(advantage)
     return Scored(advantages, dropped)

@@ -19,6 +19,7 @@ from sample import Rollout, Sampler
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
 from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
 from train.policy import Policy
@@ -63,11 +64,18 @@ class Run:
         self.prompts = self._load_prompts(
             config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
         )
+        self.curriculum = Curriculum(
+            [prompt.task.id for prompt in self.prompts],
+            seed,
+            config.dataset.curriculum,
+            (config.training.min_accuracy, config.training.max_accuracy),
+        )
         self.eval_entries = sampling_entries(config.evaluation, self.model, seed=seed, deterministic=deterministic)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "evaluations": {}}
         if checkpoint is not None:
             saved = load_state(checkpoint)
             self.updater.load_state_dict(saved["updater"])
+            self.curriculum.load_state_dict(saved["curriculum"])
             self.state = {name: saved[name] for name in self.state}
         self.sampler.weights_version = self.state["step"]
         folder.drop_after(self.state["step"] if checkpoint else -1)
@@ -85,12 +93,12 @@ class Run:
             with timed("eval"):
                 self.evaluate(0)
         for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
-            prompts = self.draw(step)
+            prompts = [self.prompts[i] for i in self.curriculum.draw(step, config.rollout.num_task_per_step)]
             with timed("rollout"):
                 rollouts = self.rollout(prompts, step)
             with timed("reward"):
                 texts, rewards = self.grade(prompts, rollouts)
-            scored = self.advantages(rollouts, rewards)
+            scored = self.advantages(prompts, rollouts, rewards)
             with timed("replay"):
                 batch = self.policy.batch(rollouts, scored.advantages)
             with timed("update"):
@@ -105,17 +113,6 @@ class Run:
                 with timed("save"):
                     self.save(step)
         return self.finish()
-
-    def draw(self, step: int) -> list[Prompt]:
-        """The tasks of a step: passes over the data set in an order that seed and pass fix; a function of the step
-        alone."""
-        count, total = self.config.rollout.num_task_per_step, len(self.prompts)
-        places = range((step - 1) * count, step * count)
-        orders = {
-            p: np.random.default_rng([self.config.training.seed, p]).permutation(total)
-            for p in {place // total for place in places}
-        }
-        return [self.prompts[orders[place // total][place % total]] for place in places]
 
     def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         G = self.config.rollout.num_response_per_task
@@ -139,8 +136,14 @@ class Run:
             ]
         return texts, rewards
 
-    def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Scored:
-        training = self.config.training
+    def advantages(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None]
+    ) -> Scored:
+        training, weight = self.config.training, self.config.reward.speed_weight
+        self.curriculum.record(
+            [prompt.task.id for prompt in prompts], rewards, self.config.rollout.num_response_per_task
+        )
+        speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         return group_advantages(
             rewards,
             self.config.rollout.num_response_per_task,
@@ -148,6 +151,10 @@ class Run:
             min_accuracy=training.min_accuracy,
             max_accuracy=training.max_accuracy,
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
+            bonus=[
+                weight * fast if reward is not None and reward > 0.0 else 0.0
+                for fast, reward in zip(speed, rewards, strict=True)
+            ],
         )
 
     def log(
@@ -226,7 +233,7 @@ class Run:
     def save(self, step: int) -> None:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
         experiment = self.config.experiment
-        state = self.state | {"updater": self.updater.state_dict()}
+        state = self.state | {"updater": self.updater.state_dict(), "curriculum": self.curriculum.state_dict()}
         save_checkpoint(self.folder.checkpoints, step, self.model, state, self.config.model.optimized_name)
         prune_checkpoints(self.folder.checkpoints, experiment.keep_last, experiment.save_every)
 

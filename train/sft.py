@@ -187,12 +187,13 @@ def make_rows(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoc
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
     filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
-    steps = sample.step_map or [1] * R
+    traced = training.method == "trace"
+    steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
         key=(sample.index,),
         prompt_ids=sample.prompt_ids,
         canvas_ids=[*sample.answer_ids, *[pad] * filling],
-        canvas_step_map=[*steps, *[0 if training.method == "trace" else 1] * filling],
+        canvas_step_map=[*steps, *[0 if traced else 1] * filling],
         canvas_logprobs=[0.0] * (R + filling),
         num_response_tokens=R,
         finish_reason="stop",

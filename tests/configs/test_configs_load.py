@@ -48,7 +48,8 @@ def test_every_key_can_be_given_on_the_command_line(file):
             return next(choice for choice in item.metadata["choices"] if choice != default)
         kinds = {"list": "[end]", "dict": "{question: q}"}
         by_kind = next((text for kind, text in kinds.items() if str(item.type).startswith(kind)), "3")
-        return {bool: str(not default).lower(), float: "0.5"}.get(type(default), by_kind)
+        number = str(max(0.5, item.metadata["low"] or 0.0))
+        return {bool: str(not default).lower(), float: number}.get(type(default), by_kind)
 
     free = [key for key, item in KEYS.items() if key != "config" and len(item.metadata["choices"] or "ab") > 1]
     defaults = {key: get(Config(), key) for key in free}

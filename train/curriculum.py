@@ -1,0 +1,50 @@
+"""Which questions an RL step draws."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+class Curriculum:
+    """Draws questions by number. A draw is a function of seed, step and the accuracies recorded so far.
+
+    chance: of a question whose last group had an accuracy outside `band`, against 1 of the others; 1 = no difference,
+    every question once a pass over the data.
+    """
+
+    def __init__(self, ids: Sequence[str], seed: int, chance: float, band: tuple[float, float]):
+        self.ids, self.seed, self.chance, self.band = ids, seed, chance, band
+        self.accuracy: dict[str, float] = {}
+
+    def draw(self, step: int, count: int) -> list[int]:
+        """`count` numbers for step `step` (from 1); repeated only where count exceeds the questions."""
+        total = len(self.ids)
+        if self.chance == 1.0:
+            places = range((step - 1) * count, step * count)
+            orders = {p: np.random.default_rng([self.seed, p]).permutation(total) for p in {i // total for i in places}}
+            return [int(orders[place // total][place % total]) for place in places]
+        rng = np.random.default_rng([self.seed, step])
+        chances = np.array([self._chance(name) for name in self.ids])
+        drawn: list[int] = []
+        while len(drawn) < count:
+            # The smallest of exponential waiting times: drawing without replacement in proportion to the chances.
+            waiting = rng.exponential(size=total) / chances
+            drawn += np.argsort(waiting)[: count - len(drawn)].tolist()
+        return drawn
+
+    def record(self, ids: Sequence[str], rewards: Sequence[float | None], group_size: int) -> None:
+        """The mean reward of each question's group (prompt-major rewards; None is left out)."""
+        for i, name in enumerate(ids):
+            given = [r for r in rewards[i * group_size : (i + 1) * group_size] if r is not None]
+            if given:
+                self.accuracy[name] = float(np.mean(given))
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.accuracy)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.accuracy = dict(state)
+
+    def _chance(self, name: str) -> float:
+        low, high = self.band
+        return 1.0 if low <= self.accuracy.get(name, low) <= high else self.chance
