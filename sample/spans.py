@@ -200,7 +200,7 @@ class ExactBlockCache:
         position_Sb = start_S[:, None] + self.offset_b
         ids_Sb = state.ids[slot_S[:, None], position_Sb]
         row_C = slot_S[len(state.start) :]
-        end_n = state.start + self.block_size
+        end_n = start_S[: len(state.start)] + self.block_size
         layout = BlockSpans(self.kv, writes_S[:, None], position_Sb, end_n, row_C, view_tokens)
         return self.model.hidden(ids_Sb, position_Sb, layout)
 

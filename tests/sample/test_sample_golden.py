@@ -11,10 +11,8 @@ from models import load_model
 from sample import Sampler, SamplingConfig
 
 FAMILIES = ("sdar", "sdar_tied", "sdar_moe", "dream", "llada", "mmada")
-CASES = [
-    (name, case) for name in FAMILIES for case in json.loads((GOLDEN / name / "decode.json").read_text())["cases"]
-]
-MORE_PROMPTS = [[60, 61, 62], [70] * 30, [80, 90, 100, 110, 120, 130, 140, 150]]
+CASES = [(name, case) for name in FAMILIES for case in json.loads((GOLDEN / name / "decode.json").read_text())["cases"]]
+MATE = list(range(60, 90))
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +64,14 @@ def test_reference_decode(models, name, case):
     agrees(rollout, case)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["dream", "llada", "mmada"])
 def test_reference_decodes_in_batches(models, name):
-    """Cases of equal settings together with other prompts, fewer slots than prompts."""
+    """Cases of equal settings together with a longer prompt, which stands first."""
     batches = defaultdict(list)
     for case in (case for family, case in CASES if family == name):
         config = config_of(case)
-        batches[dataclasses.replace(config, max_slots=3, steps_per_block=tuple(config.steps_per_block))].append(case)
+        batches[dataclasses.replace(config, max_slots=2, steps_per_block=tuple(config.steps_per_block))].append(case)
     for config, cases in batches.items():
-        prompts = [*MORE_PROMPTS[:1], *(case["prompt_ids"] for case in cases), *MORE_PROMPTS[1:]]
-        for rollout, case in zip(Sampler(models[name], config).generate(prompts)[1:], cases, strict=False):
+        prompts = [MATE, *(case["prompt_ids"] for case in cases)]
+        for rollout, case in zip(Sampler(models[name], config).generate(prompts)[1:], cases, strict=True):
             agrees(rollout, case)

@@ -17,7 +17,7 @@ settings.load_profile("sample")
 def choices(**changes):
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "confidence": "untempered", "target": "confidence"}
     plain |= {"strategy": "low_confidence_dynamic", "threshold": 0.9, "entropy_bound": 0.35, "pad_id": None}
-    plain |= {"pad_target_penalty": 1.0, "greedy": changes.get("temperature") == 0.0}
+    plain |= {"pad_target_penalty": 1.0, "alg_temp": 0.0, "greedy": changes.get("temperature") == 0.0}
     return SimpleNamespace(**plain | changes)
 
 
