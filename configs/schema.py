@@ -48,7 +48,7 @@ class ExperimentConfig:
 @dataclass
 class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
-    model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, trado")
+    model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, dream, llada, ...")
     optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
     random_init: bool = opt(
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
@@ -84,10 +84,13 @@ class DatasetConfig:
 class DecodeConfig:
     num_response_per_task: int = opt(1, "responses a task", low=1)
     max_active: int = opt(256, "sequences decoded at a time", low=1)
+    batch_size: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_active", low=1)
     temperature: float = opt(1.0, "0 = greedy", low=0.0)
     max_token: int = opt(2000, "new tokens at most", low=1)
-    block_size: Any = opt(None, "tokens a block; default the checkpoint's", low=1)
+    max_gen_length: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_token", low=1)
+    block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", low=1)
     denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token", low=1)
+    steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
     top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)
     remasking_strategy: Any = opt(
@@ -98,14 +101,26 @@ class DecodeConfig:
     target: str = opt(
         "confidence",
         "score that ranks positions",
-        choices=("confidence", "margin_confidence", "neg_entropy", "random"),
+        choices=(
+            *("confidence", "margin_confidence", "neg_entropy", "random"),
+            *("maskgit_plus", "topk_margin", "entropy", "origin"),
+        ),
     )
+    alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
+    pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     dynamic_threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
     cache: str = opt(
-        "auto", "auto = the family's exact cache, none = full recompute", choices=("auto", "exact", "none")
+        "auto",
+        "auto = the family's exact cache, none = full recompute; prefix, dual: approximate, full attention",
+        choices=("auto", "exact", "none", "prefix", "dual"),
     )
+    use_cache: bool = opt(False, "dLLM-RL's key for full attention: cache=prefix where cache is auto")
+    further_horizon: int | None = opt(
+        None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
+    )
+    early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_token")
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
     dtype: str = opt(
@@ -113,6 +128,14 @@ class DecodeConfig:
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.max_gen_length or self.max_token
+
+    @property
+    def slots(self) -> int:
+        return self.batch_size or self.max_active
 
     def parallel_lists(self) -> dict[str, list[Any]]:
         """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each
@@ -153,7 +176,7 @@ class TrainingConfig:
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
-    max_gen_length: int | None = opt(None, "longest response trained; default rollout.max_token", low=1)
+    max_gen_length: int | None = opt(None, "longest response trained; default that of rollout", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from models.family import Family, pick
+from models.family import Decoding, Family, pick
 from models.sdar import refuse_sliding_window
 
 _CONFIG_KEYS = (
@@ -36,4 +36,12 @@ DREAM = Family(
     mask_id=151666,
     end_of_turn="<|im_end|>",
     tokenizer_class=Qwen2Tokenizer,
+    decoding=Decoding(
+        schedule="timesteps",
+        opens_with_first=True,
+        dynamic_at_least_one=True,
+        threshold_passes=True,
+        pads_end=True,
+        block_size=32,
+    ),
 )

@@ -39,6 +39,26 @@ def same_name(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) 
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How answers of a family are unmasked.
+
+    schedule: how the steps of a block share its positions (a name of `sample.unmask.SCHEDULES`).
+    opens_with_first: the first call of a block decides its first position and no other.
+    dynamic_at_least_one: low_confidence_dynamic decides at least one position a step, not the step's share.
+    threshold_passes: a score equal to the threshold passes.
+    pads_end: a block of pads alone ends the answer, what is right of it is filled with pads.
+    block_size: for full attention, where blocks are only a schedule and no checkpoint names them.
+    """
+
+    schedule: Literal["even", "timesteps"] = "even"
+    opens_with_first: bool = False
+    dynamic_at_least_one: bool = False
+    threshold_passes: bool = False
+    pads_end: bool = False
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: how its checkpoints are laid out and how its outputs are read.
 
@@ -52,6 +72,7 @@ class Family:
     mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. end_of_turn: the chat's token
     that ends an answer. tokenizer_class: stands in for the remote code that the tokenizer's files ask for.
     text_vocab_size: config.json -> ids from here on are never sampled; None = all are text.
+    decoding: how answers are unmasked.
     """
 
     name: str
@@ -69,6 +90,7 @@ class Family:
     tokenizer_class: type[PreTrainedTokenizerBase] | None = None
     text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
+    decoding: Decoding = Decoding()
 
 
 def families() -> dict[str, Family]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from models.family import Family, Piece, pick
+from models.family import Decoding, Family, Piece, pick
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +212,7 @@ LLADA = Family(
     end_of_turn="<|eot_id|>",
     tokenizer_class=PreTrainedTokenizerFast,
     text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),
+    decoding=Decoding(dynamic_at_least_one=True, threshold_passes=True, block_size=32),
 )
 
 

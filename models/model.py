@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import checkpoint as layout_io
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
-from models.family import Family, find_family
+from models.family import Decoding, Family, find_family
 from models.log_probs import token_log_probs
 
 _LOGITS_CHUNK_ELEMENTS = 2**25
@@ -65,6 +65,10 @@ class DiffusionLM(nn.Module):
     @property
     def logit_shift(self) -> bool:
         return self._family.logit_shift
+
+    @property
+    def decoding(self) -> Decoding:
+        return self._family.decoding
 
     @property
     def block_size(self) -> int:

@@ -16,8 +16,8 @@ from models import DiffusionLM
 from sample.config import SamplingConfig
 from sample.rollout import Key, Rollout
 from sample.slots import Seat, SlotKV, StepState
-from sample.spans import Bounds, CachePolicy, ExactBlockCache, FullRecompute, first_true
-from sample.unmask import STRATEGIES, propose, schedule
+from sample.spans import Bounds, CachePolicy, ExactBlockCache, cache_policy, first_true
+from sample.unmask import SCHEDULES, propose, strategy_of
 
 _PREFILL_MAX_TOKENS = 16384
 _PREFILL_MAX_PADDING = 1.25
@@ -79,7 +79,7 @@ class Sampler:
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
         progress is called with the number of newly finished answers. ValueError: empty prompt, mask id in a prompt,
-        wrong number of keys.
+        prompt and answer longer than the model's positions, wrong number of keys.
         """
         requests = self._requests(prompts, n, keys)
         if not requests:
@@ -96,7 +96,7 @@ class Sampler:
             raise ValueError(f"n={n}: ask for at least one answer a prompt.")
         if keys is not None and len(keys) != len(prompts) * n:
             raise ValueError(f"keys has {len(keys)} entries; {len(prompts)} prompts x n={n} need {len(prompts) * n}.")
-        vocab_size = int(self.model.hf_config.vocab_size)
+        vocab_size, positions = int(self.model.hf_config.vocab_size), int(self.model.hf_config.max_position_embeddings)
         requests: list[Request] = []
         for group, prompt in enumerate(prompts):
             ids = [int(i) for i in prompt]
@@ -111,6 +111,11 @@ class Sampler:
                 raise ValueError(
                     f"prompt {group} contains the id {wrong}; the model's vocabulary has {vocab_size} ids."
                 )
+            if len(ids) + self.config.max_new_tokens > positions:
+                raise ValueError(
+                    f"prompt {group} has {len(ids)} tokens; with max_new_tokens={self.config.max_new_tokens} they "
+                    f"exceed the {positions} positions of the model (max_position_embeddings): shorten one of them."
+                )
             digest = hash_key(tuple(ids))
             for member in range(n):
                 index = len(requests)
@@ -121,13 +126,29 @@ class Sampler:
     def _device_constants(self) -> None:
         """Schedule and stop ids as tensors, made once."""
         config, device = self.config, self.model.device
-        assert config.block_size is not None and config.steps_per_block is not None and config.stop_ids is not None
+        plans = self._plans()
+        longest = max(map(len, plans))
+        table = [plan + [1] * (longest - len(plan)) for plan in plans]
+        self.schedule = torch.tensor(table, device=device).clamp_min(1)
+        stop_ids = config.stop_ids if config.early_stop else ()
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.strategy = strategy_of(config.strategy, self.model.decoding.threshold_passes)
+
+    def _plans(self) -> list[list[int]]:
+        """How many positions each step decides, a list a block; the last one holds for all further blocks."""
+        config, rules = self.config, self.model.decoding
+        assert config.block_size is not None and config.steps_per_block is not None
+        if rules.dynamic_at_least_one and config.strategy == "low_confidence_dynamic":
+            return [[1]]
         steps = config.steps_per_block
         per_block = [steps] if isinstance(steps, int) else list(steps)
-        longest = max(per_block)
-        table = [schedule(config.block_size, s) + [1] * (longest - s) for s in per_block]
-        self.schedule = torch.tensor(table, device=device).clamp_min(1)
-        self.stop_ids = torch.tensor(config.stop_ids, dtype=torch.long, device=device)
+        sizes = [config.block_size] * len(per_block)
+        if self.model.attention == "full":
+            whole, rest = divmod(config.max_new_tokens, config.block_size)
+            sizes = [config.block_size] * whole + [rest] * (rest > 0)
+            per_block += per_block[-1:] * (len(sizes) - len(per_block))
+        make = SCHEDULES[rules.schedule]
+        return [make(size, steps) for size, steps in zip(sizes, per_block, strict=False)]
 
     def _take_slots(self, slots: int, capacity_tokens: int) -> tuple[CachePolicy, SlotKV | None, StepState]:
         """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:
@@ -138,13 +159,12 @@ class Sampler:
         fits = have == need if config.deterministic else have[0] >= need[0] and have[1] >= need[1]
         if held is None or not fits:
             self._slots = held = None
-            exact = config.cache == "exact"
-            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if exact else None
+            cached = config.cache != "none"
+            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if cached else None
             held = self._slots = (kv, StepState.empty(*need, model.mask_id, model.device))
         kv, state = held
         state.live.zero_()
-        policy: CachePolicy = ExactBlockCache(model, config, kv) if kv is not None else FullRecompute(model, config)
-        return policy, kv, state
+        return cache_policy(model, config, kv), kv, state
 
 
 class _Batch:
@@ -156,15 +176,15 @@ class _Batch:
         self.b = self.config.block_size
         self.queue = deque(requests)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
-        policy = FullRecompute(self.model, self.config)
-        capacity = max(policy.end(len(r.prompt_ids), self.config.max_new_tokens) for r in requests)
+        self.rules, self.full = self.model.decoding, self.model.attention == "full"
+        capacity = max(len(r.prompt_ids) for r in requests) + self.config.max_new_tokens + self.b - 1
         slots = self.config.max_slots if self.config.deterministic else min(self.config.max_slots, len(requests))
         self.policy, self.kv, self.state = sampler._take_slots(slots, capacity)
         self.slots, self.capacity = slots, self.state.ids.shape[1]
         self.occupant: dict[int, Request] = {}
         self.resident: dict[int, int] = {}
         self.width = 0
-        self.polls = sampler.steps_between_polls
+        self.polls = 1 if self.config.cache in ("prefix", "dual") else sampler.steps_between_polls
         self.offset_b = torch.arange(self.b, device=self.model.device)
 
     def run(self, progress: Callable[[int], None]) -> list[Rollout]:
@@ -191,15 +211,16 @@ class _Batch:
         position = state.start[:, None] + self.offset_b
         ids = state.ids.gather(1, position)
         masked = (ids == mask_id) & active[:, None]
+        if self.rules.opens_with_first:
+            masked &= (state.block_step > 0)[:, None] | (self.offset_b == 0)
         row_N = first_true(masked.flatten(), bounds.masks)
         slot_N = row_N // b
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
-        proposal = propose(
-            logits_NV, state.key[slot_N], position.flatten()[row_N], state.step[slot_N], mask_id, self.config
-        ).spread(row_N, n, b)
+        names = (state.key[slot_N], position.flatten()[row_N], state.step[slot_N])
+        proposal = propose(logits_NV, *names, mask_id, self.config, self.model.text_vocab_size).spread(row_N, n, b)
         table = self.sampler.schedule
         k = table[state.block_index.clamp_max(len(table) - 1), state.block_step.clamp_max(table.shape[1] - 1)]
-        chosen = STRATEGIES[self.config.strategy](proposal, masked, k, self.config)
+        chosen = self.sampler.strategy(proposal, masked, k, self.config)
 
         state.step += active
         state.block_step += active
@@ -217,31 +238,43 @@ class _Batch:
         if len(stop_ids):
             is_stop = (ids[..., None] == stop_ids).any(-1)
             is_stop &= (position >= state.prompt[:, None]) & (position < state.limit[:, None])
-            stopped = active & (torch.where(is_stop, self.offset_b, b).amin(1) < undecided)
-            state.stopped |= stopped
-            ended |= stopped
+            ended |= torch.where(is_stop, self.offset_b, b).amin(1) < undecided
+        if self.rules.pads_end and self.config.early_stop and self.config.pad_id is not None:
+            only_pads = ((ids == self.config.pad_id) | (position >= state.end[:, None])).all(1)
+            self._fill_pads(state, active & only_pads & ~ended)
+            ended |= only_pads
         state.live &= ~(active & ended)
         advance = active & state.live & (undecided == b)
         state.start += b * advance
         state.block_index += advance
         state.block_step *= ~advance
         state.needs_commit |= advance
-        state.masks.copy_(torch.where(advance, b, is_mask.sum(1)))
+        state.masks.copy_(torch.where(advance, self._first_masks(b), is_mask.sum(1)))
+
+    def _first_masks(self, undecided: int) -> int:
+        """Positions that the first step of a block may decide, of those undecided."""
+        return min(undecided, 1) if self.rules.opens_with_first else undecided
+
+    def _fill_pads(self, state: StepState, filled: Tensor) -> None:
+        """Fills all that is right of the block at hand with pads, as one more step that costs no forward."""
+        assert self.config.pad_id is not None
+        position = torch.arange(state.ids.shape[1], device=filled.device)
+        rest = (position >= (state.start + self.b)[:, None]) & (position < state.end[:, None]) & filled[:, None]
+        state.ids.masked_fill_(rest, self.config.pad_id)
+        state.step_map.copy_(torch.where(rest, (state.step + 1).int()[:, None], state.step_map))
 
     def _bounds(self, state: StepState) -> Bounds:
         """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
         n = len(state.start)
         if self.config.deterministic:
-            return Bounds(self.capacity, n, n * self.b)
-        uncached = isinstance(self.policy, FullRecompute)
-        end = state.end if uncached else state.start + self.b * self.polls
-        counts = torch.stack([(end * state.live).amax(), state.needs_commit.sum(), (state.masks * state.live).sum()])
-        view, commits, masks = counts.tolist()
+            return Bounds(self.capacity, n, n * self.b, self.capacity)
+        bounds = Bounds(*torch.stack(self.policy.demand(state, self.polls)).tolist())
         if self.polls > 1:
-            commits, masks = n, n * self.b
-        if not uncached:
-            view = min(self.capacity, -(-view // _VIEW_MULTIPLE_TOKENS) * _VIEW_MULTIPLE_TOKENS)
-        return Bounds(view, commits, masks)
+            bounds = bounds._replace(commits=n, masks=n * self.b)
+        if isinstance(self.policy, ExactBlockCache):
+            rounded = -(-bounds.view_tokens // _VIEW_MULTIPLE_TOKENS) * _VIEW_MULTIPLE_TOKENS
+            bounds = bounds._replace(view_tokens=min(self.capacity, rounded))
+        return bounds
 
     def _admit(self) -> None:
         """Fills free slots from the queue. A prompt is run once: siblings copy it, or follow in its slot."""
@@ -264,9 +297,10 @@ class _Batch:
             self.occupant[slot], self.resident[slot] = request, group
             first, end = self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens)
             limit, key = P + self.config.max_new_tokens, hash_key(request.key, self.config.seed)
-            seats.append(Seat(slot, request.prompt_ids, first, end, limit, key))
+            masks = self._first_masks(first + self.b - P)
+            seats.append(Seat(slot, request.prompt_ids, first, end, limit, masks, key))
         if seats:
-            self.state.place(seats, self.b, self.model.mask_id)
+            self.state.place(seats, self.model.mask_id)
         self._prefill(sorted(fresh, key=lambda slot: len(self.occupant[slot].prompt_ids)))
         for length in {length for _, _, length in copies}:
             pairs = [(source, target) for source, target, other in copies if other == length]
@@ -296,23 +330,22 @@ class _Batch:
         ended = [slot for slot in self.occupant if not live[slot]]
         if not ended:
             return 0
-        names = ("ids", "step_map", "logp", "start", "step", "stopped")
+        names = ("ids", "step_map", "logp", "start", "end", "step")
         rows = {name: getattr(self.state, name)[ended].tolist() for name in names}
         for i, slot in enumerate(ended):
             request = self.occupant.pop(slot)
-            P, end = len(request.prompt_ids), rows["start"][i] + self.b
+            P, end = len(request.prompt_ids), rows["end"][i] if self.full else rows["start"][i] + self.b
             canvas = rows["ids"][i][P:end]
-            length = min(self.config.max_new_tokens, len(canvas))
-            if rows["stopped"][i]:
-                length = next(j for j, token in enumerate(canvas) if token in (self.config.stop_ids or ())) + 1
+            longest = min(self.config.max_new_tokens, len(canvas))
+            stop = next((j for j in range(longest) if canvas[j] in (self.config.stop_ids or ())), None)
             self.rollouts[request.index] = Rollout(
                 key=request.key,
                 prompt_ids=list(request.prompt_ids),
                 canvas_ids=canvas,
                 canvas_step_map=rows["step_map"][i][P:end],
                 canvas_logprobs=rows["logp"][i][P:end],
-                num_response_tokens=length,
-                finish_reason="stop" if rows["stopped"][i] else "length",
+                num_response_tokens=longest if stop is None else stop + 1,
+                finish_reason="length" if stop is None else "stop",
                 num_steps=rows["step"][i],
                 weights_version=self.sampler.weights_version,
             )

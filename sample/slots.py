@@ -30,9 +30,9 @@ class SlotKV:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.slots, self.capacity_tokens, self.heads_per_key = slots, capacity_tokens, H // G
 
-    def rows(self, slot_S: Tensor, position_SL: Tensor) -> Tensor:
-        """Flat indices [S * L] that `write` takes."""
-        return (slot_S[:, None] * self.capacity_tokens + position_SL).flatten()
+    def rows(self, slot_SL: Tensor, position_SL: Tensor) -> Tensor:
+        """Flat indices [S * L] that `write` takes; slot_SL may be [S, 1]."""
+        return (slot_SL * self.capacity_tokens + position_SL).flatten()
 
     def write(self, layer: int, row: Tensor, key_SGLd: Tensor, value_SGLd: Tensor) -> None:
         for cache, new in ((self.keys[layer], key_SGLd), (self.values[layer], value_SGLd)):
@@ -57,6 +57,7 @@ class Seat(NamedTuple):
     start: int
     end: int
     limit: int
+    masks: int
     key: int
 
 
@@ -65,12 +66,12 @@ class StepState:
     """Where each slot stands; every field is a tensor whose first axis is the slot.
 
     ids, step_map, logp [n, T]: the sequence as decided so far (mask id, 0, 0 elsewhere).
-    start: first position of the block at hand; end: first position after the last whole block.
-    prompt: prompt length; limit: prompt + max_new_tokens; masks: undecided positions of the block at hand.
+    start: first position of the block at hand; end: first position after the last block.
+    prompt: prompt length; limit: prompt + max_new_tokens; masks: positions that the next step may decide.
     block_index: blocks begun before this one; block_step: steps taken in the block; step: steps taken in all.
     key: hash of the sample's name and the seed.
     needs_commit: the block before `start` is decided, its final keys and values are not written yet.
-    live: being decoded; stopped: ended by a stop id.
+    live: being decoded.
     """
 
     ids: Tensor
@@ -87,7 +88,6 @@ class StepState:
     key: Tensor
     needs_commit: Tensor
     live: Tensor
-    stopped: Tensor
 
     @staticmethod
     def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device) -> "StepState":
@@ -100,7 +100,7 @@ class StepState:
             step_map=zeros(torch.int32, capacity_tokens),
             logp=zeros(torch.float32, capacity_tokens),
             **{name: zeros(torch.long) for name in numbers},
-            **{name: zeros(torch.bool) for name in ("needs_commit", "live", "stopped")},
+            **{name: zeros(torch.bool) for name in ("needs_commit", "live")},
         )
 
     def copy(self, source: Tensor, target: Tensor) -> None:
@@ -113,19 +113,21 @@ class StepState:
         """Views of the first `width` slots: what a step works on."""
         return StepState(**{field.name: getattr(self, field.name)[:width] for field in fields(self)})
 
-    def place(self, seats: Sequence[Seat], block_size: int, mask_id: int) -> None:
-        """Begins sequences: prompt ids, masks to the end, the block at `start` next."""
+    def place(self, seats: Sequence[Seat], mask_id: int) -> None:
+        """Begins sequences: prompt ids, masks to the end (beyond it a token that stands for nothing), the block at
+        `start` next."""
         device, T = self.ids.device, self.ids.shape[1]
         slot = torch.tensor([seat.slot for seat in seats], device=device)
         ids = torch.full((len(seats), T), mask_id)
         for row, seat in zip(ids, seats, strict=True):
             row[: len(seat.prompt_ids)] = torch.as_tensor(seat.prompt_ids)
+            row[seat.end :] = seat.prompt_ids[0]
         numbers = {
             "start": [seat.start for seat in seats],
             "end": [seat.end for seat in seats],
             "prompt": [len(seat.prompt_ids) for seat in seats],
             "limit": [seat.limit for seat in seats],
-            "masks": [seat.start + block_size - len(seat.prompt_ids) for seat in seats],
+            "masks": [seat.masks for seat in seats],
             "key": [seat.key for seat in seats],
         }
         for field in fields(self):

@@ -1,10 +1,10 @@
 """How a family's forward is cut into spans: runs of query positions that write keys and values and attend to a slot.
 
 A span (slot, first position, length, end of the keys seen) has no mask inside: its queries see all keys before `end`.
-What differs between exact block caches and full recompute is only which spans are run.
+What differs between exact block caches, frozen contexts and full recompute is only which spans are run.
 
-Shapes: n slots at work, b positions of a block, C commit spans, S = n + C spans, Q queries of a slot, L tokens, T keys
-in view, H query heads, G key-value heads, d head size, D hidden size.
+Shapes: n slots at work, b positions of a block, C commit spans, S = n + C spans, F spans of a whole sequence, Q queries
+of a slot, L tokens, T keys in view, H query heads, G key-value heads, d head size, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,24 @@ class Bounds(NamedTuple):
     """What the host knows about the coming steps. Upper bounds, so that shapes are fixed and a step need not ask the
     device.
 
-    view_tokens: key positions that any slot sees. commits: slots that may have a block to commit. masks: positions that
-    may be undecided.
+    view_tokens: key positions that any slot sees. commits: slots that may have a block to commit, or with a frozen
+    context a whole sequence to run. masks: positions that may be decided. window_tokens: positions that a slot with a
+    frozen context runs, 0 where every slot runs its whole sequence.
     """
 
     view_tokens: int
     commits: int
     masks: int
+    window_tokens: int = 0
+
+
+class Demand(NamedTuple):
+    """`Bounds` of the next step as 0-dimensional tensors on the device."""
+
+    view_tokens: Tensor
+    commits: Tensor
+    masks: Tensor
+    window_tokens: Tensor
 
 
 def first_true(flag_n: Tensor, count: int) -> Tensor:
@@ -41,39 +52,39 @@ def first_true(flag_n: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Whole prompt blocks of B prompts, right-padded to L: queries see their own row, which is also written to its
-    slot."""
+    """B sequences, right-padded to L: queries see their own sequence under `mask` ([L, L] or [B, 1, 1, L]), which is
+    also written to its slot."""
 
     kv: SlotKV
     row: Tensor
-    mask_LL: Tensor
+    mask: Tensor
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
         self.kv.write(layer, self.row, key_BGLd, value_BGLd)
-        return grouped_attention(query_BHLd, key_BGLd, value_BGLd, self.mask_LL, scale)
+        return grouped_attention(query_BHLd, key_BGLd, value_BGLd, self.mask, scale)
 
 
 class BlockSpans:
-    """A span of b positions for each of the first n slots, then a commit span for each slot of row_C (distinct, may be
-    none).
+    """A span of b positions for each of the first n slots, then a commit span of the b before it for each slot of row_C
+    (distinct, may be none).
 
     All are written before any attends. In attention the two spans of a slot are one run of 2b queries, so that its keys
-    are read once and never gathered; the second half of a slot without a commit span is idle. slot_S: the slots that
-    spans are written to; position_Sb: where; start_n: a slot's own span sees keys before start + b, its commit span
-    those before start. view_tokens: keys read.
+    are read once and never gathered; the second half of a slot without a commit span is idle. slot_Sb
+    ([S, 1] or a slot a position): the slots that spans are written to; position_Sb: where; end_n: a slot's own span
+    sees keys before it, its commit span those before end - b. view_tokens: keys read.
     """
 
     def __init__(
-        self, kv: SlotKV, slot_S: Tensor, position_Sb: Tensor, start_n: Tensor, row_C: Tensor, view_tokens: int
+        self, kv: SlotKV, slot_Sb: Tensor, position_Sb: Tensor, end_n: Tensor, row_C: Tensor, view_tokens: int
     ):
-        self.kv, self.n, self.row_C, self.view_tokens = kv, len(start_n), row_C, view_tokens
-        self.row = kv.rows(slot_S, position_Sb)
+        self.kv, self.n, self.row_C, self.view_tokens = kv, len(end_n), row_C, view_tokens
+        self.row = kv.rows(slot_Sb, position_Sb)
         b = position_Sb.shape[1]
-        end_nQ = start_n[:, None] + b
+        end_nQ = end_n[:, None]
         if len(row_C):
-            ends = torch.cat([end_nQ, start_n[:, None].clamp_min(1)], dim=1)
+            ends = torch.cat([end_nQ, (end_nQ - b).clamp_min(1)], dim=1)
             end_nQ = ends.repeat_interleave(b, dim=1).repeat(1, kv.heads_per_key)
-        unseen_nQT = torch.arange(view_tokens, device=start_n.device) >= end_nQ[..., None]
+        unseen_nQT = torch.arange(view_tokens, device=end_n.device) >= end_nQ[..., None]
         bias_nQT = torch.zeros_like(unseen_nQT, dtype=kv.keys[0].dtype).masked_fill_(unseen_nQT, -torch.inf)
         self.bias_n1QT = bias_nQT[:, None]
 
@@ -114,6 +125,10 @@ class CachePolicy(Protocol):
         """Hands a prefilled prompt to the slots of its siblings."""
         ...
 
+    def demand(self, state: StepState, steps: int) -> Demand:
+        """What the next step needs; view_tokens: what any of the next `steps` does."""
+        ...
+
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         """Hidden states [n, b, D] for the block at hand, and which slots took part [n] (bool)."""
         ...
@@ -147,12 +162,17 @@ class ExactBlockCache:
         rows = [list(p[: self.first_block(len(p))]) for p in prompts]
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         positions = torch.arange(longest, device=device).expand(len(rows), longest)
-        row = self.kv.rows(torch.tensor(slots, device=device), positions)
+        row = self.kv.rows(torch.tensor(slots, device=device)[:, None], positions)
         self.model.hidden(ids, positions, Prefill(self.kv, row, block_causal_mask(longest, self.block_size, device)))
 
     def copy_prompt(self, source: Tensor, target: Tensor, length_tokens: int) -> None:
         if length := self.first_block(length_tokens):
             self.kv.copy(source, target, length)
+
+    def demand(self, state: StepState, steps: int) -> Demand:
+        view = ((state.start + self.block_size * steps) * state.live).amax()
+        masks = (state.masks * state.live).sum()
+        return Demand(view, state.needs_commit.sum(), masks, state.start.new_zeros(()))
 
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         n = len(state.start)
@@ -180,7 +200,8 @@ class ExactBlockCache:
         position_Sb = start_S[:, None] + self.offset_b
         ids_Sb = state.ids[slot_S[:, None], position_Sb]
         row_C = slot_S[len(state.start) :]
-        layout = BlockSpans(self.kv, writes_S, position_Sb, start_S[: len(state.start)], row_C, view_tokens)
+        end_n = start_S[: len(state.start)] + self.block_size
+        layout = BlockSpans(self.kv, writes_S[:, None], position_Sb, end_n, row_C, view_tokens)
         return self.model.hidden(ids_Sb, position_Sb, layout)
 
 
@@ -190,13 +211,14 @@ class FullRecompute:
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
         assert config.block_size is not None
         self.model, self.block_size = model, config.block_size
+        self.offset_b = torch.arange(config.block_size, device=model.device)
 
     def first_block(self, prompt_tokens: int) -> int:
         return prompt_tokens // self.block_size * self.block_size if self.model.attention == "block" else prompt_tokens
 
     def end(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        first = self.first_block(prompt_tokens)
-        return first + -(-(prompt_tokens + max_new_tokens - first) // self.block_size) * self.block_size
+        end = prompt_tokens + max_new_tokens
+        return -(-end // self.block_size) * self.block_size if self.model.attention == "block" else end
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
         return None
@@ -204,14 +226,92 @@ class FullRecompute:
     def copy_prompt(self, source: Tensor, target: Tensor, length_tokens: int) -> None:
         return None
 
+    def demand(self, state: StepState, steps: int) -> Demand:
+        none = state.start.new_zeros(())
+        return Demand((state.end * state.live).amax(), none, (state.masks * state.live).sum(), none)
+
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         device, L = state.ids.device, bounds.view_tokens
-        if self.model.attention == "block":
-            mask = block_causal_mask(L, self.block_size, device)
-        else:
-            mask = (torch.arange(L, device=device) < state.end.clamp_min(1)[:, None])[:, None, None]
+        block = self.model.attention == "block"
+        mask = block_causal_mask(L, self.block_size, device) if block else _before(state.end, L)
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
         hidden_nLD = self.model.hidden(state.ids[:, :L], positions, Masked(mask))
-        read = state.start[:, None] + torch.arange(self.block_size, device=device) - int(self.model.logit_shift)
         state.needs_commit.zero_()
-        return hidden_nLD[torch.arange(len(read), device=device)[:, None], read.clamp_min(0)], state.live.clone()
+        return self.predicting(hidden_nLD, state.start), state.live.clone()
+
+    def predicting(self, hidden_nLD: Tensor, block_n: Tensor) -> Tensor:
+        """Hidden states [n, b, D] that predict the b tokens from index block_n on. An index without one gets
+        another's."""
+        n, L, _ = hidden_nLD.shape
+        index = block_n[:, None] + self.offset_b - int(self.model.logit_shift)
+        return hidden_nLD[torch.arange(n, device=hidden_nLD.device)[:, None], index.clamp(0, L - 1)]
+
+
+class FrozenContext(FullRecompute):
+    """Approximate caches of full attention (Fast-dLLM, arXiv:2505.22618): the first call of a block runs the whole
+    sequence and keeps its keys and values, later calls run a window from the block's start against them.
+
+    prefix: the window reaches to the block's end + further_horizon, or to the end, and sees nothing right of itself.
+    dual: the window is the block, and what is right of it is seen as it was in the first call.
+    """
+
+    def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
+        super().__init__(model, config)
+        self.kv, self.dual = kv, config.cache == "dual"
+        self.reach = kv.capacity_tokens
+        if self.dual or config.further_horizon is not None:
+            self.reach = min(self.reach, self.block_size + (config.further_horizon or 0))
+
+    def demand(self, state: StepState, steps: int) -> Demand:
+        fresh = state.live & (state.block_step == 0)
+        window = (self._window_end(state) - state.start) * (state.live & ~fresh)
+        return super().demand(state, steps)._replace(commits=fresh.sum(), window_tokens=window.amax())
+
+    def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        fresh = state.live & (state.block_step == 0)
+        hidden_nbD = None
+        if bounds.window_tokens:
+            hidden_nbD = self._window(state, fresh, min(bounds.window_tokens, self.reach), bounds.view_tokens)
+        if bounds.commits:
+            row_F = first_true(fresh, bounds.commits)
+            whole_FbD = self._whole(state, row_F, fresh[row_F], bounds.view_tokens)
+            if hidden_nbD is None:
+                hidden_nbD = whole_FbD.new_zeros(len(fresh), *whole_FbD.shape[1:])
+            whole_FbD = torch.where(fresh[row_F][:, None, None], whole_FbD, hidden_nbD[row_F])
+            hidden_nbD = hidden_nbD.index_copy(0, row_F, whole_FbD)
+        assert hidden_nbD is not None
+        return hidden_nbD, state.live.clone()
+
+    def _window_end(self, state: StepState) -> Tensor:
+        return torch.minimum(state.start + self.reach, state.end)
+
+    def _whole(self, state: StepState, row_F: Tensor, granted_F: Tensor, length_tokens: int) -> Tensor:
+        positions = torch.arange(length_tokens, device=row_F.device).expand(len(row_F), length_tokens)
+        slot_F1 = torch.where(granted_F, row_F, self.kv.slots)[:, None]
+        layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), _before(state.end[row_F], length_tokens))
+        hidden_FLD = self.model.hidden(state.ids[:, :length_tokens][row_F], positions, layout)
+        return self.predicting(hidden_FLD, state.start[row_F])
+
+    def _window(self, state: StepState, fresh: Tensor, length_tokens: int, view_tokens: int) -> Tensor:
+        n, device = len(state.start), state.start.device
+        position = state.start[:, None] + torch.arange(length_tokens, device=device)
+        window_end = self._window_end(state)
+        is_own = (position < window_end[:, None]) & ~fresh[:, None]
+        slot = torch.where(is_own, torch.arange(n, device=device)[:, None], self.kv.slots)
+        position = position.clamp_max(self.kv.capacity_tokens - 1)
+        seen_end = (state.end if self.dual else window_end).clamp_min(1)
+        layout = BlockSpans(self.kv, slot, position, seen_end, row_C=slot.new_empty(0), view_tokens=view_tokens)
+        hidden_nQD = self.model.hidden(state.ids.gather(1, position), position, layout)
+        return self.predicting(hidden_nQD, torch.zeros_like(state.start))
+
+
+def _before(end_n: Tensor, length_tokens: int) -> Tensor:
+    """Bool [n, 1, 1, L]: keys before end (at least one, so that no row of the softmax is empty)."""
+    return (torch.arange(length_tokens, device=end_n.device) < end_n.clamp_min(1)[:, None])[:, None, None]
+
+
+def cache_policy(model: DiffusionLM, config: SamplingConfig, kv: SlotKV | None) -> CachePolicy:
+    """The policy of `config.cache`; kv is None where it is "none"."""
+    if kv is None:
+        return FullRecompute(model, config)
+    return ExactBlockCache(model, config, kv) if config.cache == "exact" else FrozenContext(model, config, kv)

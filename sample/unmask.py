@@ -41,6 +41,8 @@ class Choices(Protocol):
     @property
     def pad_target_penalty(self) -> float: ...
     @property
+    def alg_temp(self) -> float: ...
+    @property
     def greedy(self) -> bool: ...
 
 
@@ -68,6 +70,24 @@ def schedule(positions: int, steps: int) -> list[int]:
     first)."""
     share, rest = divmod(positions, steps)
     return [share + (i < rest) for i in range(steps)]
+
+
+def timestep_schedule(positions: int, steps: int) -> list[int]:
+    """Dream's: the first step decides one position; step i of the others, with m left, floor(m (1 - t[i + 1] / t[i])),
+    t = linspace(1, 0.001, steps + 1) in fp32; the last step all that are left.
+
+    Steps that would decide none are left out, since they would change nothing. One step of several positions is two.
+    https://github.com/DreamLM/Dream (generation_utils)
+    """
+    time = torch.linspace(1.0, 1e-3, steps + 1)
+    plan, left = [1], positions - 1
+    for i in range(1, steps - 1):
+        plan.append(int(left * (1 - time[i + 1] / time[i])))
+        left -= plan[-1]
+    return [k for k in (*plan, left) if k > 0]
+
+
+SCHEDULES: dict[str, Callable[[int, int], list[int]]] = {"even": schedule, "timesteps": timestep_schedule}
 
 
 def hash_uniform(key_N: Tensor, position_N: Tensor, step_N: Tensor, stream: int) -> Tensor:
@@ -149,9 +169,16 @@ def filtered(logits_NV: Tensor, temperature: float, top_k: int, top_p: float) ->
 
 
 def propose(
-    logits_NV: Tensor, key_N: Tensor, position_N: Tensor, step_N: Tensor, mask_id: int, choices: Choices
+    logits_NV: Tensor,
+    key_N: Tensor,
+    position_N: Tensor,
+    step_N: Tensor,
+    mask_id: int,
+    choices: Choices,
+    text_vocab_size: int | None = None,
 ) -> Proposal:
-    """A candidate token for each position. The mask id is never drawn but stays in the softmax of `logp`.
+    """A candidate token for each position. The mask id and ids from text_vocab_size on are never drawn but stay in the
+    softmax of `logp`.
 
     logits_NV is float32 and is overwritten.
     """
@@ -163,12 +190,12 @@ def propose(
     if choices.target == "margin_confidence":
         two = weight_NV.topk(2, dim=-1).values
         margin = two[:, 0] - two[:, 1]
-    logits_NV[:, mask_id] = -math.inf
+    _forbid(logits_NV, mask_id, text_vocab_size, -math.inf)
     if choices.greedy:
         token = argmax(logits_NV)
     else:
         if choices.temperature == 1.0 and choices.top_k == 0 and choices.top_p == 1.0:
-            weight_NV[:, mask_id] = 0.0
+            _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
         else:
             weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
         token = draw(weight_NV, hash_uniform(key_N, position_N, step_N, _TOKEN_STREAM))
@@ -184,7 +211,16 @@ def propose(
     if choices.pad_target_penalty != 1.0 and choices.pad_id is not None:
         penalised = torch.where(score < 0, score * choices.pad_target_penalty, score / choices.pad_target_penalty)
         score = torch.where(token == choices.pad_id, penalised, score)
+    if choices.alg_temp > 0.0 and choices.strategy == "low_confidence_static":
+        uniform = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).clamp_min(2.0**-53)
+        score = score / choices.alg_temp - (-uniform.log()).log().float()
     return Proposal(token, logp, score, entropy)
+
+
+def _forbid(value_NV: Tensor, mask_id: int, text_vocab_size: int | None, fill: float) -> None:
+    value_NV[:, mask_id] = fill
+    if text_vocab_size is not None:
+        value_NV[:, text_vocab_size:] = fill
 
 
 def _at(value_NV: Tensor, token_N: Tensor) -> Tensor:
@@ -192,6 +228,12 @@ def _at(value_NV: Tensor, token_N: Tensor) -> Tensor:
 
 
 TARGETS = ("confidence", "margin_confidence", "neg_entropy", "random")
+DREAM_TARGETS = {
+    "maskgit_plus": "confidence",
+    "topk_margin": "margin_confidence",
+    "entropy": "neg_entropy",
+    "origin": "random",
+}
 
 
 def best(score_nb: Tensor, masked_nb: Tensor, k_n: Tensor) -> Tensor:
@@ -207,7 +249,15 @@ def low_confidence_static(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, ch
 
 def low_confidence_dynamic(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
     """All with score > threshold if they are at least k, else the k best (SDAR's and TraDo's rule)."""
-    passed = masked_nb & (proposal.score > choices.threshold)
+    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (proposal.score > choices.threshold))
+
+
+def low_confidence_dynamic_or_equal(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
+    """All with score >= threshold if they are at least k, else the k best (LLaDA's and Dream's rule, where k = 1)."""
+    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (proposal.score >= choices.threshold))
+
+
+def _passed_or_best(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, passed: Tensor) -> Tensor:
     enough = passed.sum(-1) >= k_n
     return torch.where(enough[:, None], passed, best(proposal.score, masked_nb, k_n))
 
@@ -235,3 +285,10 @@ STRATEGIES: dict[str, Strategy] = {
     "sequential": sequential,
     "entropy_bounded": entropy_bounded,
 }
+
+
+def strategy_of(name: str, threshold_passes: bool) -> Strategy:
+    """The strategy of a name, under a family's reading of the threshold."""
+    if name == "low_confidence_dynamic" and threshold_passes:
+        return low_confidence_dynamic_or_equal
+    return STRATEGIES[name]

@@ -41,9 +41,20 @@ def hangs(prompts, completions, **columns):
 '''
 
 
-def text_checkpoint(folder, **config):
-    """A tiny random SDAR folder with the tiny task's tokenizer."""
-    tiny_checkpoint(folder, vocab_size=40, max_position_embeddings=256, **config)
+SIZES = {
+    "sdar": {"vocab_size": 40, "max_position_embeddings": 256},
+    "dream": {"vocab_size": 40, "max_position_embeddings": 256},
+    "llada": {"vocab_size": 40, "embedding_size": 40, "max_sequence_length": 256},
+    "mmada": {
+        **{"vocab_size": 56, "embedding_size": 56, "new_vocab_size": 56, "llm_vocab_size": 40},
+        "max_sequence_length": 256,
+    },
+}
+
+
+def text_checkpoint(folder, family="sdar", **config):
+    """A tiny random checkpoint folder with the tiny task's tokenizer."""
+    tiny_checkpoint(folder, family, **SIZES[family] | config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, Path(folder) / name)
     return Path(folder)

@@ -342,6 +342,20 @@ def test_eval_of_a_checkpoint(shop, capsys):
     assert greedy[::2] == greedy[1::2]
 
 
+@pytest.mark.parametrize("family", ["dream", "llada", "mmada"])
+def test_eval_of_full_attention(tmp_path, family, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))
+    words = [f"model_base={family}", "rollout.max_gen_length=12", "rollout.steps=9", "rollout.block_size=4"]
+    words += ["rollout.remasking_strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
+    metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
+    assert set(metrics) == {"static-b4-T1", "dynamic-b4-T1"}
+    rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")
+    assert len(rows) == 2 * 3 * 2 and all(row["num_steps"] <= 9 for row in rows if row["entry"].startswith("static"))
+    for values in metrics.values():
+        assert values["tokens_per_forward"] > 0 and values["tasks"] == 3
+
+
 def test_eval_again_replaces_its_results(shop):
     config = shop.words(EVAL, reward="by_answer")
     first = evaluation.run(load_config(config))

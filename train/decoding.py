@@ -2,8 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
 from sample import Rollout, SamplingConfig
+from sample.unmask import schedule
 
 logger = logging.getLogger(__name__)
 
@@ -26,33 +28,55 @@ def sampling_entries(
     fit the model.
     """
     lists = decode.parallel_lists()
+    cache = "prefix" if decode.use_cache and decode.cache == "auto" and model.attention == "full" else decode.cache
     entries: dict[str, SamplingConfig] = {}
     for i in range(len(next(iter(lists.values()), [None]))):
         value = vars(decode) | {name: values[i] for name, values in lists.items()}
-        block_size = value["block_size"] or model.block_size
         config = SamplingConfig(
-            max_new_tokens=decode.max_token,
-            block_size=block_size,
-            steps_per_block=value["denoising_steps_per_block"] or block_size,
+            max_new_tokens=decode.max_new_tokens,
+            block_size=value["block_size"],
+            steps_per_block=value["denoising_steps_per_block"],
             strategy=value["remasking_strategy"],
             target=decode.target,
             threshold=decode.dynamic_threshold,
             entropy_bound=decode.entropy_bound,
+            alg_temp=decode.alg_temp,
             temperature=decode.temperature,
             top_k=value["top_k"],
             top_p=decode.top_p,
             confidence=decode.confidence,  # type: ignore[arg-type]
-            cache=decode.cache,  # type: ignore[arg-type]
+            cache=cache,  # type: ignore[arg-type]
+            further_horizon=decode.further_horizon if cache == "prefix" else None,
             stop_ids=_stop_ids(decode, model),
+            early_stop=decode.early_stop,
+            pad_target_penalty=decode.pad_target_penalty,
             seed=seed,
-            max_slots=decode.max_active,
+            max_slots=decode.slots,
             deterministic=deterministic,
         ).for_model(model)
+        if decode.steps is not None:
+            config = replace(config, steps_per_block=_divided_steps(decode.steps, value, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
-        name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{block_size}-{mode}"
+        name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
         name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
         entries[_unused(name, entries)] = config
     return entries
+
+
+def _divided_steps(steps: int, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
+    """Steps of each block, from those of the whole answer."""
+    assert config.block_size is not None
+    if value["denoising_steps_per_block"] is not None:
+        raise ValueError(
+            f"steps={steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: give one."
+        )
+    blocks = -(-config.max_new_tokens // config.block_size)
+    if steps < blocks:
+        raise ValueError(
+            f"steps={steps} are fewer than the {blocks} blocks of {config.block_size} tokens in "
+            f"{config.max_new_tokens}: a block needs one at least. Raise steps or block_size."
+        )
+    return schedule(steps, blocks)
 
 
 def inference_model(model: DiffusionLM, decode: DecodeConfig, precision: str) -> DiffusionLM:

@@ -76,11 +76,11 @@ def plan_lines(config: Config, folder: Path) -> list[str]:
     rollout, training = config.rollout, config.training
     responses = rollout.num_task_per_step * rollout.num_response_per_task
     rows = training.gradient_accumulation_steps * training.batch_size_lm
-    parts = session.memory_estimate_gib(config, folder, min(rollout.max_active, responses), rollout.max_token)
+    parts = session.memory_estimate_gib(config, folder, min(rollout.slots, responses), rollout.max_new_tokens)
     memory = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     return [
         f"dry run of {config.experiment.project}: everything named exists and fits together",
-        f"  step    {_responses(config)}, up to {rollout.max_token} tokens each",
+        f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
         f"  update  {training.gradient_accumulation_steps} x {training.batch_size_lm} = {rows} rows",
         f"  memory  {sum(parts.values()):.2f} GiB without activations: {memory}",
     ]
@@ -105,7 +105,7 @@ def banner_rows(
         "step": _responses(config),
         "update": f"{training.gradient_accumulation_steps * training.batch_size_lm} rows (a response and round each)",
         "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
-        f"up to {rollout.max_token} tokens, {rollout.max_active} slots",
+        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
         f"{training.normalization}, {training.advantage}",
         "steps": f"{steps_done + 1} to {config.experiment.total_step}",

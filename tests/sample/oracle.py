@@ -1,10 +1,12 @@
-"""The sampler's semantics written down a second time, as plainly as possible: one sequence, no cache, the whole prefix
-recomputed at every step, Python numbers. Only the hash is the sampler's own. Block families."""
+"""The sampler's semantics written down a second time, as plainly as possible: one sequence, Python numbers, the whole
+prefix recomputed at every step (block families) or the whole sequence, or a window of it where the cache says so (full
+attention). Only the hash is the sampler's own."""
 
 import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from sample.sampler import hash_key
 from sample.unmask import hash_uniform
@@ -48,6 +50,91 @@ def decode(model, prompt, config, key):
         start, block = start + b, block + 1
 
 
+def decode_full(model, prompt, config, key):
+    """Dream's (models with logit_shift) and LLaDA's way. `config` is a SamplingConfig after `for_model`."""
+    b, mask, P = config.block_size, model.mask_id, len(prompt)
+    end, shift = P + config.max_new_tokens, int(model.logit_shift)
+    ids, steps, logps = list(prompt) + [mask] * (end - P), [0] * end, [0.0] * end
+    stop_ids = config.stop_ids if config.early_stop else ()
+    step, filled = 0, False
+    for block, start in enumerate(range(P, end, b)):
+        stop = min(start + b, end)
+        plan = shares(model, stop - start, steps_of_block(config.steps_per_block, block), config)
+        frozen = Frozen(model)
+        for call, k in enumerate(plan):
+            masked = [i for i in range(start, stop) if ids[i] == mask]
+            if not masked or k == 0:
+                continue
+            step += 1
+            rows = frozen.logits(ids, start, stop, config, first=call == 0)
+            if shift and call == 0:
+                masked = masked[:1]
+            found = {
+                i: candidate(rows[i - shift].tolist(), mask, config, key, i, step - 1, model.text_vocab_size)
+                for i in masked
+            }
+            for i in select(found, masked, k, config, equal_passes=True):
+                ids[i], steps[i], logps[i] = found[i]["token"], step, found[i]["logp"]
+            done = ids.index(mask) if mask in ids else end
+            if any(ids[i] in stop_ids for i in range(start, min(done, stop))):
+                break
+        else:
+            filled = shift and config.early_stop and all(i == config.pad_id for i in ids[start:stop])
+            if not filled:
+                continue
+            ids[stop:], steps[stop:] = [config.pad_id] * (end - stop), [step + 1] * (end - stop)
+        break
+    stops = [i for i in range(P, end) if ids[i] in config.stop_ids]
+    length = stops[0] + 1 - P if stops else end - P
+    reason = "stop" if stops else "length"
+    return Answer(ids[P:], steps[P:], logps[P:], length, reason, step, -(-config.max_new_tokens // b))
+
+
+def shares(model, size, steps, config):
+    """How many positions each call of a block decides, until all are."""
+    if config.strategy == "low_confidence_dynamic":
+        return [1] * size
+    if not model.logit_shift:
+        return even_shares(size, steps) + [1] * size
+    time, plan, left = torch.linspace(1, 0.001, steps + 1), [1], size - 1
+    for i in range(1, steps - 1):
+        plan.append(math.floor(left * (1 - time[i + 1] / time[i])))
+        left -= plan[-1]
+    return [*plan, left] + [1] * size
+
+
+class Frozen:
+    """Logits [L, V] at every position, from the whole sequence, or from a window against what the first call kept."""
+
+    def __init__(self, model):
+        self.model, self.kept = model, {}
+
+    def logits(self, ids, start, stop, config, first):
+        L = len(ids)
+        self.run, self.seen = range(L), L
+        if not first and config.cache == "dual":
+            self.run = range(start, stop)
+        elif not first and config.cache == "prefix":
+            reach = L if config.further_horizon is None else start + config.block_size + config.further_horizon
+            self.seen = min(reach, L)
+            self.run = range(start, self.seen)
+        positions = torch.tensor(self.run)[None]
+        hidden = self.model.hidden(torch.tensor(ids)[positions], positions, self)
+        rows = torch.full((L, self.model.hf_config.vocab_size), math.nan, dtype=torch.float64)
+        rows[positions[0]] = self.model.lm_head(hidden)[0].double()
+        return rows
+
+    def attend(self, layer, query, key, value, scale):
+        if len(self.run) == self.seen:
+            self.kept[layer] = (key, value)
+        kept = [old.clone() for old in self.kept[layer]]
+        for old, new in zip(kept, (key, value), strict=True):
+            old[:, :, list(self.run)] = new
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (old[:, :, : self.seen].repeat_interleave(groups, dim=1) for old in kept)
+        return F.scaled_dot_product_attention(query, keys, values, scale=scale).transpose(1, 2)
+
+
 def steps_of_block(steps_per_block, block):
     if isinstance(steps_per_block, int):
         return steps_per_block
@@ -65,10 +152,11 @@ def softmax(values):
     return [w / total for w in weights]
 
 
-def candidate(logits, mask, config, key, position, step):
+def candidate(logits, mask, config, key, position, step, text_ids=None):
     """Token, log-probability, score and entropy of one position."""
     probability = softmax(logits)
-    allowed = [v if t != mask else -math.inf for t, v in enumerate(logits)]
+    text_ids = len(logits) if text_ids is None else text_ids
+    allowed = [v if t != mask and t < text_ids else -math.inf for t, v in enumerate(logits)]
     drawn_from = probability
     if config.temperature == 0.0 or config.top_k == 1:
         token = max(range(len(allowed)), key=lambda t: (allowed[t], -t))
@@ -94,6 +182,8 @@ def candidate(logits, mask, config, key, position, step):
     }[config.target]
     if config.pad_target_penalty != 1.0 and token == config.pad_id:
         score = score / config.pad_target_penalty if score >= 0 else score * config.pad_target_penalty
+    if config.alg_temp > 0 and config.strategy == "low_confidence_static":
+        score = score / config.alg_temp - math.log(-math.log(uniform(config.seed, key, position, step, 1)))
     return {"token": token, "logp": logp, "score": score, "entropy": entropy}
 
 
@@ -121,7 +211,7 @@ def uniform(seed, key, position, step, stream):
     return float(hash_uniform(*numbers, stream))
 
 
-def select(found, masked, k, config):
+def select(found, masked, k, config, equal_passes=False):
     """The positions that the step commits."""
     k = min(k, len(masked))
     by_score = sorted(masked, key=lambda i: (-found[i]["score"], i))
@@ -130,7 +220,7 @@ def select(found, masked, k, config):
     if config.strategy == "low_confidence_static":
         return by_score[:k]
     if config.strategy == "low_confidence_dynamic":
-        passed = [i for i in masked if found[i]["score"] > config.threshold]
+        passed = [i for i in masked if found[i]["score"] > config.threshold - 1e-12 * equal_passes]
         return passed if len(passed) >= k else by_score[:k]
     assert config.strategy == "entropy_bounded"
     surest, total, chosen = sorted(masked, key=lambda i: (found[i]["entropy"], i)), 0.0, []

@@ -1,4 +1,8 @@
+"""Greedy decodes of the reference implementations, case by case and in batches."""
+
+import dataclasses
 import json
+from collections import defaultdict
 
 import pytest
 from helpers import GOLDEN
@@ -6,36 +10,68 @@ from helpers import GOLDEN
 from models import load_model
 from sample import Sampler, SamplingConfig
 
-CASES = [
-    (name, case)
-    for name in ("sdar", "sdar_tied")
-    for case in json.loads((GOLDEN / name / "decode.json").read_text())["cases"]
-]
+FAMILIES = ("sdar", "sdar_tied", "sdar_moe", "dream", "llada", "mmada")
+CASES = [(name, case) for name in FAMILIES for case in json.loads((GOLDEN / name / "decode.json").read_text())["cases"]]
+MATE = list(range(60, 90))
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: load_model(GOLDEN / name) for name in ("sdar", "sdar_tied")}
+    return {name: load_model(GOLDEN / name) for name in FAMILIES}
 
 
-@pytest.mark.parametrize(("name", "case"), CASES, ids=[case["name"] for _, case in CASES])
-def test_reference_decode(models, name, case):
-    config = SamplingConfig(
+def config_of(case):
+    block = case["decoder"] == "block_cached"
+    cache = {"none": "none", "prefix": "prefix", "prefix+horizon": "prefix"}
+    return SamplingConfig(
         max_new_tokens=case["gen_length"],
         block_size=case["block_size"],
         steps_per_block=case["steps_per_block"],
         strategy=case["strategy"],
         threshold=case["threshold"] if case["threshold"] is not None else 0.9,
-        stop_ids=case["stop_ids"],
+        cache="exact" if block else cache[case["cache_mode"]],
+        further_horizon=None if block else case["further_horizon"],
+        stop_ids=tuple(case.get("stop_ids") or ()),
+        pad_id=case.get("pad_token_id"),
+        pad_target_penalty=case.get("pad_target_penalty", 1.0),
     )
-    (rollout,) = Sampler(models[name], config).generate([case["prompt_ids"]])
-    length = min(case["num_decided"], case["gen_length"], rollout.num_response_tokens)
+
+
+def ranks(steps):
+    """The order of steps alone: the reference's first number and its calls without a decision differ by family."""
+    known = sorted(set(steps))
+    return [known.index(step) for step in steps]
+
+
+def agrees(rollout, case):
+    length = min(case.get("num_decided", case["gen_length"]), case["gen_length"], rollout.num_response_tokens)
     assert length == rollout.num_response_tokens
     assert rollout.token_ids == case["token_ids"][:length]
-    assert rollout.step_map == case["step_map"][:length]
-    assert (rollout.finish_reason == "stop") == case["stopped"]
-    if case["stopped"]:
-        assert rollout.token_ids[-1] in case["stop_ids"]
+    assert ranks(rollout.step_map) == ranks(case["step_map"][:length])
+    assert rollout.num_steps <= case["num_forwards"]
+    if case["decoder"] == "block_cached":
+        assert rollout.step_map == case["step_map"][:length]
+    if case.get("stopped"):
+        assert rollout.finish_reason == "stop" and rollout.token_ids[-1] in case["stop_ids"]
         assert not set(rollout.token_ids[:-1]) & set(case["stop_ids"])
     else:
-        assert length == case["gen_length"]
+        assert rollout.finish_reason == "length" and length == case["gen_length"]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=[case["name"] for _, case in CASES])
+def test_reference_decode(models, name, case):
+    (rollout,) = Sampler(models[name], config_of(case)).generate([case["prompt_ids"]])
+    agrees(rollout, case)
+
+
+@pytest.mark.parametrize("name", ["dream", "llada", "mmada"])
+def test_reference_decodes_in_batches(models, name):
+    """Cases of equal settings together with a longer prompt, which stands first."""
+    batches = defaultdict(list)
+    for case in (case for family, case in CASES if family == name):
+        config = config_of(case)
+        batches[dataclasses.replace(config, max_slots=2, steps_per_block=tuple(config.steps_per_block))].append(case)
+    for config, cases in batches.items():
+        prompts = [MATE, *(case["prompt_ids"] for case in cases)]
+        for rollout, case in zip(Sampler(models[name], config).generate(prompts)[1:], cases, strict=True):
+            agrees(rollout, case)

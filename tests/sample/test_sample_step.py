@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers import random_prompts
+from helpers import random_prompts, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sample import Sampler, SamplingConfig
@@ -84,6 +84,25 @@ def test_a_step_reads_nothing_to_the_host(sdar, monkeypatch, variant, polls):
     assert len(steps) >= 3
     for ops in steps:
         assert not set(HOST_READS) & set(ops.names[True] + ops.names[False])
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("dream", {"cache": "none", "pad_id": 5}),
+        ("dream", {"cache": "prefix", "strategy": "low_confidence_static", "alg_temp": 0.5, "temperature": 1.0}),
+        ("llada", {"cache": "dual"}),
+        ("mmada", {"cache": "prefix", "further_horizon": 2, "temperature": 1.0, "deterministic": True}),
+    ],
+)
+def test_a_step_of_full_attention_reads_nothing_to_the_host(monkeypatch, family, variant):
+    model = tiny_model(family)
+    sampler = Sampler(model, SamplingConfig(max_new_tokens=10, block_size=4, **variant))
+    steps = steps_of(sampler, random_prompts([5, 9, 4]), monkeypatch)
+    assert len(steps) >= 3
+    for ops in steps:
+        assert not set(HOST_READS) & set(ops.names[True] + ops.names[False])
+        assert len(ops.names[False]) <= 300
 
 
 def test_the_guard_sees_reads(sdar, monkeypatch):

@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample.sampler import hash_key
-from sample.unmask import STRATEGIES, Proposal, argmax, best, draw, filtered, hash_uniform, propose, schedule
+from sample.unmask import (
+    STRATEGIES,
+    Proposal,
+    argmax,
+    best,
+    draw,
+    filtered,
+    hash_uniform,
+    propose,
+    schedule,
+    strategy_of,
+    timestep_schedule,
+)
 
 settings.register_profile("sample", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sample")
@@ -17,7 +29,7 @@ settings.load_profile("sample")
 def choices(**changes):
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "confidence": "untempered", "target": "confidence"}
     plain |= {"strategy": "low_confidence_dynamic", "threshold": 0.9, "entropy_bound": 0.35, "pad_id": None}
-    plain |= {"pad_target_penalty": 1.0, "greedy": changes.get("temperature") == 0.0}
+    plain |= {"pad_target_penalty": 1.0, "alg_temp": 0.0, "greedy": changes.get("temperature") == 0.0}
     return SimpleNamespace(**plain | changes)
 
 
@@ -26,6 +38,56 @@ def test_schedule_is_even_with_the_remainder_first(positions, steps):
     plan = schedule(positions, steps)
     assert len(plan) == steps and sum(plan) == positions
     assert plan == sorted(plan, reverse=True) and max(plan) - min(plan) <= 1
+
+
+@given(st.integers(1, 80), st.integers(1, 100))
+def test_the_timestep_schedule_begins_with_one_and_decides_all(positions, steps):
+    plan = timestep_schedule(positions, steps)
+    assert plan[0] == 1 and sum(plan) == positions and min(plan) >= 1 and len(plan) <= max(2, steps)
+
+
+@pytest.mark.parametrize(
+    ("positions", "steps", "plan"),
+    [(4, 4, [1, 1, 2]), (4, 2, [1, 3]), (4, 1, [1, 3]), (1, 1, [1]), (1, 4, [1]), (32, 32, [1] * 30 + [2])],
+)
+def test_timestep_schedules(positions, steps, plan):
+    assert timestep_schedule(positions, steps) == plan
+
+
+def test_a_score_at_the_threshold_passes_where_the_family_says_so():
+    score = torch.tensor([[0.5, 0.75, 0.5, 0.25]])
+    proposal, masked = Proposal(score.long(), score, score, None), torch.ones(1, 4, dtype=torch.bool)
+    one, rules = torch.ones(1, dtype=torch.long), choices(threshold=0.5)
+    for passes, want in ((True, [True, True, True, False]), (False, [False, True, False, False])):
+        strategy = strategy_of("low_confidence_dynamic", passes)
+        assert strategy(proposal, masked, one, rules).tolist() == [want]
+        assert strategy(proposal, masked, one, choices(threshold=0.9)).tolist() == [[False, True, False, False]]
+    assert strategy_of("sequential", True) is STRATEGIES["sequential"]
+
+
+def test_drawn_orders_follow_the_softmax_of_the_scores():
+    """The first position of an order drawn at alg_temp, over 20,000 keys; another temperature, other shares."""
+    keys = torch.arange(20_000).repeat_interleave(3)
+    position = torch.arange(3).repeat(20_000)
+    logits = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    confidence = logits.softmax(-1)[:, 0]
+    for alg_temp in (0.2, 1.0):
+        rules = choices(temperature=0.0, alg_temp=alg_temp, strategy="low_confidence_static")
+        proposal = propose(logits.repeat(20_000, 1), keys, position, position * 0, 2, rules)
+        first = proposal.score.view(-1, 3).argmax(-1)
+        shares = torch.bincount(first, minlength=3) / len(first)
+        torch.testing.assert_close(shares, (confidence / alg_temp).softmax(-1), atol=0.015, rtol=0)
+        assert torch.allclose(proposal.logp.view(-1, 3), confidence.log())
+
+
+def test_ids_beyond_the_text_are_never_drawn_but_stay_in_the_softmax():
+    logits = torch.zeros(64, 10)
+    logits[:, 8] = 30.0
+    zero, many = torch.zeros(64, dtype=torch.long), torch.arange(64)
+    for rules in (choices(temperature=0.0), choices(), choices(temperature=0.5, top_k=3), choices(top_p=0.2)):
+        proposal = propose(logits.clone(), many, many, zero, 4, rules, text_vocab_size=8)
+        assert proposal.token.max() < 8 and not (proposal.token == 4).any()
+        assert (proposal.logp < -29).all()
 
 
 # scores with many ties

@@ -1,0 +1,49 @@
+"""Sections of a config -> sampling configs, for full attention as dLLM-RL's files write them."""
+
+import pytest
+from helpers import tiny_model
+
+from configs.schema import EvaluationConfig, RolloutConfig
+from train.decoding import sampling_entries
+
+
+@pytest.fixture(scope="module")
+def dream():
+    return tiny_model("dream")
+
+
+def entries(model, kind=RolloutConfig, **keys):
+    return sampling_entries(kind(**keys), model, seed=0, deterministic=False)
+
+
+def test_the_keys_of_dream(dream):
+    keys = {"max_gen_length": 100, "steps": 90, "batch_size": 2, "temperature": 0.1, "top_p": 0.95, "top_k": 40}
+    keys |= {"use_cache": True, "further_horizon": 16, "block_size": [32, 4], "target": "entropy", "alg_temp": 0.5}
+    keys |= {"remasking_strategy": ["low_confidence_static", "low_confidence_dynamic"], "pad_target_penalty": 1.2}
+    static, dynamic = entries(dream, EvaluationConfig, **keys, early_stop=False).values()
+    assert (static.max_new_tokens, static.max_slots, static.block_size) == (100, 2, 32)
+    assert static.steps_per_block == [23, 23, 22, 22]
+    assert dynamic.block_size == 4 and dynamic.steps_per_block == [4] * 15 + [3] * 10
+    for config in (static, dynamic):
+        assert (config.cache, config.further_horizon, config.target) == ("prefix", 16, "neg_entropy")
+        assert (config.alg_temp, config.pad_target_penalty, config.early_stop) == (0.5, 1.2, False)
+        assert (config.temperature, config.top_p, config.top_k) == (0.1, 0.95, 40)
+
+
+def test_without_a_cache_the_horizon_has_no_meaning(dream):
+    (config,) = entries(dream, further_horizon=128, max_gen_length=64).values()
+    assert (config.cache, config.further_horizon, config.block_size, config.steps_per_block) == ("none", None, 32, 32)
+    (config,) = entries(dream, use_cache=True, cache="dual", further_horizon=128, max_token=8).values()
+    assert (config.cache, config.further_horizon, config.max_new_tokens) == ("dual", None, 8)
+
+
+def test_block_families_have_their_cache_anyway(sdar):
+    (config,) = entries(sdar, use_cache=True, further_horizon=128, steps=8, max_token=16).values()
+    assert (config.cache, config.further_horizon, config.steps_per_block) == ("exact", None, [2, 2, 2, 2])
+
+
+def test_steps_that_do_not_fit(dream):
+    with pytest.raises(ValueError, match="steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
+        entries(dream, steps=3, max_gen_length=128, block_size=32)
+    with pytest.raises(ValueError, match="steps=8 and denoising_steps_per_block=4 say the same"):
+        entries(dream, steps=8, denoising_steps_per_block=4)
