@@ -125,6 +125,8 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
         tree["model"] = {"pretrained_model": tree["model"]}
     if "model_base" in tree:
         tree["model"] = dict(tree.get("model") or {}) | {"model_base": tree.pop("model_base")}
+    if "policy_learning_rate" in (params := (tree.get("optimizer") or {}).get("params") or {}):
+        params["learning_rate"] = params.pop("policy_learning_rate")  # dLLM-RL's name where there is a value model
     known = {name for name, _ in flat_fields()}
     free = {name for name, item in flat_fields() if str(item.type).startswith("dict")}
     for name in list(_leaves(tree)):

@@ -33,6 +33,7 @@ class ExperimentConfig:
     total_step: int = opt(80, "RL steps in all", low=1)
     save_every: int = opt(10, "a checkpoint is kept every so many RL steps (the newest is always there)", low=1)
     eval_every: int = opt(10, "evaluation every so many RL steps", low=1)
+    train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
     eval_first: bool = opt(True, "evaluate before the first RL step too")
     keep_last: int = opt(2, "checkpoints kept besides those of save_every", low=1)
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
@@ -50,6 +51,10 @@ class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
     model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, dream, llada, ...")
     optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
+    value_base_model: str | None = opt(
+        None, "checkpoint that a value model starts from (a new head is zero); null = advantages without one"
+    )
+    optimized_value_name: str = opt("optimized_value", "name under ckpt/ of the newest trained value model")
     random_init: bool = opt(
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
     )
@@ -186,7 +191,7 @@ class TrainingConfig:
         "random masks: weight of a token, equal or 1 / noise level",
         choices=("none", "inverse_level"),
     )
-    eps: float = opt(0.2, "clip range of the policy ratio", low=0.0)
+    eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
     kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
     use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
@@ -195,6 +200,8 @@ class TrainingConfig:
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
         choices=("old", "reference"),
     )
+    gam: float = opt(1.0, "value model: discount a denoising step", low=0.0, high=1.0)
+    lam: float = opt(1.0, "value model: lambda of generalised advantage estimation", low=0.0, high=1.0)
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
     )
@@ -230,6 +237,7 @@ class TrainingConfig:
 @dataclass
 class OptimizerParams:
     learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
+    value_learning_rate: float = opt(5e-6, "peak learning rate of the value model", low=0.0)
     beta1: float = opt(0.9, "Adam", low=0.0, high=1.0)
     beta2: float = opt(0.999, "Adam", low=0.0, high=1.0)
     weight_decay: float = opt(0.0, "decoupled weight decay", low=0.0)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -105,10 +105,15 @@ def random_network(family: Family, raw_config: Mapping[str, Any], dtype: torch.d
 
 
 def read_weights(
-    folder: Path, family: Family, raw_config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str = "cpu"
+    folder: Path,
+    family: Family,
+    raw_config: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    besides: Collection[str] = (),
 ) -> PreTrainedModel:
     """The family's network with the folder's weights, one tensor in memory beside them at a time. ValueError when a
-    file is absent or damaged, or a weight is missing, extra or misshapen."""
+    file is absent or damaged, or a weight is missing, extra or misshapen; those named `besides` are left unread."""
     network = empty_network(family, raw_config)
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -122,7 +127,7 @@ def read_weights(
     for name, tensor in stored_tensors(folder):
         unread.discard(name)
         if name not in parts:
-            if name not in tied and not name.endswith("rotary_emb.inv_freq"):
+            if name not in tied and name not in besides and not name.endswith("rotary_emb.inv_freq"):
                 problems["unexpected"].append(name)
         elif tuple(tensor.shape) != stored_shape(weights, parts[name]):
             problems["misshapen"].append(f"{name} {list(tensor.shape)}")
@@ -193,6 +198,16 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give "
                 "another folder."
             ) from error
+
+
+def stored_tensor(folder: Path, name: str) -> Tensor | None:
+    """One weight from the folder's safetensors files; None where they do not hold it."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                if name in file.keys():  # noqa: SIM118
+                    return file.get_tensor(name)
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:

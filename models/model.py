@@ -4,7 +4,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,9 +157,11 @@ class DiffusionLM(nn.Module):
             weights.pop("lm_head.weight", None)
         return layout_io.stored_weights(weights, self._family, self._raw_config)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files."""
-        layout_io.write_checkpoint(Path(path), self.checkpoint_weights(), self._carried, self.dtype)
+    def save(self, path: str | Path, besides: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
+        names more weights to keep with them."""
+        weights = self.checkpoint_weights() | dict(besides or {})
+        layout_io.write_checkpoint(Path(path), weights, self._carried, self.dtype)
 
 
 def load_model(
@@ -168,11 +170,13 @@ def load_model(
     device: str | torch.device = "cpu",
     model_base: str | None = None,
     random_init_seed: int | None = None,
+    besides: Collection[str] = (),
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout.
 
     dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed.
+    besides: weights of the folder that are no part of the model.
     ValueError: no such folder, unknown family, weights that do not fit the config.
     """
     folder = layout_io.resolve_folder(path)
@@ -183,7 +187,7 @@ def load_model(
     family = find_family(raw_config, model_base, str(folder), layout_io.weight_names(folder))
     tokenizer = layout_io.read_tokenizer(folder, family)
     if random_init_seed is None:
-        network = layout_io.read_weights(folder, family, raw_config, torch_dtype, device)
+        network = layout_io.read_weights(folder, family, raw_config, torch_dtype, device, besides)
     else:
         network = layout_io.random_network(family, raw_config, torch_dtype, random_init_seed)
     carried = layout_io.read_carried_files(folder)

@@ -1,5 +1,6 @@
 """Whole runs of train/sft.py, rl.py and eval.py on a tiny random model."""
 
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from configs import load_config
 from configs.load import REPOSITORY
-from models import load_model
+from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Rollout
 from train import evaluation, rl, session, sft
@@ -131,10 +132,61 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("deterministic", ["true", pytest.param("false", marks=pytest.mark.slow)])
-def test_resumed_equals_straight(shop, monkeypatch, deterministic):
+WITH_VALUE = ["model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=2e-3"]
+
+
+def test_two_rl_steps_with_a_value_model(shop, capsys):
+    """At the first step a fresh value model says 0, so undiscounted it changes nothing; at the second it is heard."""
+    run_rl(shop, *WITH_VALUE, "experiment.project=value")
+    assert "value" in capsys.readouterr().out
+    folder = shop.runs / "value"
+    first, second = steps(folder)
+    assert first["value/mean"] == 0.0 and second["value/mean"] != 0.0
+    for row in (first, second):
+        assert row["value/updates"] == row["updates"] >= 1 and row["value/grad_norm"] > 0
+        assert row["value/learning_rate"] == 2e-3 and row["learning_rate"] == 1e-3
+        assert row["mismatch_abs"] < 1e-5 and all(math.isfinite(value) for value in row.values())
+    ckpt = folder / "ckpt"
+    assert sorted(p.name for p in ckpt.iterdir()) == ["optimized", "optimized_value", "step-000001", "step-000002"]
+    assert (ckpt / "optimized_value").resolve() == (ckpt / "step-000002" / "value").resolve()
+    base, *saved = (load_value_model(p).state_dict() for p in (shop.model, *sorted(ckpt.glob("step-*/value"))))
+    for before, after in itertools.pairwise([base, *saved]):
+        assert not torch.equal(before["value_head.weight"], after["value_head.weight"])
+    frozen = {name for name in base if torch.equal(base[name], saved[-1][name])}
+    assert frozen == {"base.lm_head.weight"}
+    for name in ("tokenizer.json", "config.json"):
+        assert (ckpt / "optimized_value" / name).read_bytes() == (ckpt / "optimized" / name).read_bytes()
+
+    run_rl(shop, "experiment.project=plain")
+    plain = steps(shop.runs / "plain")
+    for with_value, without, same in zip((first, second), plain, (True, False), strict=True):
+        shared = {name: value for name, value in with_value.items() if not name.startswith("value/")}
+        assert (shared == pytest.approx(without, rel=1e-5, abs=1e-9)) == same
+
+
+def test_a_value_model_that_learns_now_and_then(shop):
+    run_rl(
+        shop,
+        *WITH_VALUE,
+        *("experiment.train_value_every=2", "experiment.total_step=2", "experiment.save_every=2"),
+        *("training.post_num=1", "training.shrink=2", "evaluation.eval_dataset=null"),
+    )
+    first, second = steps(shop.runs / "rl")
+    assert "value/updates" not in first and second["value/updates"] >= 1
+    assert first["updates"] >= 1 and second["updates"] >= 1
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param([], id="policy"),
+        pytest.param(WITH_VALUE, id="value"),
+        pytest.param(["experiment.deterministic=false"], id="not-deterministic", marks=pytest.mark.slow),
+    ],
+)
+def test_resumed_equals_straight(shop, monkeypatch, extra):
     """Four steps in one go, and four of which the last died when the third had been logged but not saved."""
-    words = ["experiment.total_step=4", "experiment.save_every=2", f"experiment.deterministic={deterministic}"]
+    words = ["experiment.total_step=4", "experiment.save_every=2", "experiment.deterministic=true", *extra]
     words += ["experiment.eval_every=4", "evaluation.top_k=0"]
     words += [
         "training.num_train_epochs=2",
@@ -160,6 +212,9 @@ def test_resumed_equals_straight(shop, monkeypatch, deterministic):
     assert steps(resumed) == steps(straight) and [row["step"] for row in steps(resumed)] == [1, 2, 3, 4]
     assert (resumed / "metrics.jsonl").read_text().splitlines()[:3] == first_lines
     assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")
+    if extra == WITH_VALUE:
+        values = [load_value_model(run / "ckpt" / "optimized_value").state_dict() for run in (resumed, straight)]
+        assert all(torch.equal(values[0][name], values[1][name]) for name in values[0])
     rollouts = [read_jsonl(run / "rollouts.jsonl") for run in (resumed, straight)]
     assert rollouts[0] == rollouts[1]
 

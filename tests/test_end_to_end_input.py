@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, write_json
+from helpers import tiny_checkpoint
 
 from configs import load_config
 from models import load_model
@@ -32,7 +33,8 @@ def no_model_work(monkeypatch):
     def refuse(*arguments, **named):
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(session, "load_model", refuse)
+    for name in ("load_model", "load_value_model"):
+        monkeypatch.setattr(session, name, refuse)
 
 
 def run_rl(shop, *words, **named):
@@ -57,6 +59,8 @@ def metrics_of(shop, run="rl"):
         (["training.method=semi-ar"], "semi-ar"),
         (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
         (["model.model_base=llama"], "llama"),
+        (["model.value_base_model=/nowhere/value"], "/nowhere/value"),
+        (["model.value_base_model=${model.pretrained_model}", "model.optimized_value_name=optimized"], "a name each"),
         (["model.device=cuda"], "cuda"),
         (["training.block_size=8", "rollout.block_size=4"], "training.block_size=8"),
         (["rollout.block_size=[4,8]"], "rollout.block_size"),
@@ -270,9 +274,13 @@ def test_a_stop_text_of_several_tokens_is_an_error(shop):
         run_rl(shop, "rollout.stop_token_list=['12']")
 
 
-def test_a_model_without_a_tokenizer_is_an_error(shop, tmp_path):
-    from helpers import tiny_checkpoint
+def test_a_value_model_of_another_family_is_refused(shop, tmp_path, no_model_work):
+    other = tiny_checkpoint(tmp_path / "other", "llada")
+    with pytest.raises(ValueError, match="is a llada checkpoint, model.pretrained_model a sdar one"):
+        run_rl(shop, f"model.value_base_model={other}")
 
+
+def test_a_model_without_a_tokenizer_is_an_error(shop, tmp_path):
     folder = tiny_checkpoint(tmp_path / "mute")
     with pytest.raises(ValueError, match="no tokenizer"):
         run_rl(shop, f"model.pretrained_model={folder}")

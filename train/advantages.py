@@ -1,6 +1,7 @@
-"""Rewards of a group -> advantages, and which groups teach anything. Pure functions.
+"""Rewards -> advantages: of the responses of a group, and of the tokens of a response under a value model. Pure
+functions.
 
-Shapes: G responses of one prompt.
+Shapes: G responses of one prompt, N trained tokens of one response, T denoising steps that decided them.
 """
 
 from collections import Counter
@@ -71,3 +72,33 @@ def group_advantages(
             for i, advantage in zip(members, ADVANTAGES[kind](values), strict=True):
                 advantages[i] = float(advantage)
     return Scored(advantages, dropped)
+
+
+def last_step_reward(reward: float, step_N: NDArray[np.int64]) -> Floats:
+    """A response's reward as token rewards [N]: `reward` at every token of the last step, 0 elsewhere."""
+    return np.where(step_N == step_N.max(), reward, 0.0)
+
+
+def step_gae(
+    reward_N: Floats, value_N: NDArray[np.floating], step_N: NDArray[np.int64], *, gamma: float, lam: float
+) -> tuple[Floats, Floats]:
+    """Returns [N] and advantages [N] by generalised advantage estimation (arXiv:1506.02438) over denoising steps, as
+    TraceRL has it (arXiv:2509.06949). The distinct numbers of step_N, ascending, are the steps; with r*_t and V*_t
+    the means over the tokens of step t, and everything 0 after the last one,
+
+        R*_t = r*_t + gamma R*_{t+1},           A*_t = r*_t - V*_t + gamma V*_{t+1} + gamma lam A*_{t+1}
+        R_j  = r_j  + gamma R*_{t+1},           A_j  = r_j  - V_j  + gamma V*_{t+1} + gamma lam A*_{t+1}
+
+    for a token j of step t.
+    """
+    _, t_N, tokens_T = np.unique(step_N, return_inverse=True, return_counts=True)
+    T = len(tokens_T)
+    reward_T, value_T, return_T, advantage_T = np.zeros((4, T + 1))
+    reward_T[:T] = np.bincount(t_N, reward_N) / tokens_T
+    value_T[:T] = np.bincount(t_N, value_N) / tokens_T
+    for t in reversed(range(T)):
+        return_T[t] = reward_T[t] + gamma * return_T[t + 1]
+        ahead = value_T[t + 1] + lam * advantage_T[t + 1]
+        advantage_T[t] = reward_T[t] - value_T[t] + gamma * ahead
+    ahead_T = value_T + lam * advantage_T
+    return reward_N + gamma * return_T[t_N + 1], reward_N - value_N + gamma * ahead_T[t_N + 1]

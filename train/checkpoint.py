@@ -9,34 +9,49 @@ from typing import Any
 
 import torch
 
-from models import DiffusionLM
+from models import DiffusionLM, ValueModel
 from runtime.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
 STATE = "trainer"
+VALUE = "value"
 
 
-def save_checkpoint(folder: Path, step: int, model: DiffusionLM, state: dict[str, Any], link_name: str) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: DiffusionLM,
+    state: dict[str, Any],
+    link_name: str,
+    value: tuple[ValueModel, str] | None = None,
+) -> Path:
     """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, trainer/ with state and a
-    list of sizes.
+    list of sizes, value/ with the value model.
 
-    `folder`/`link_name` then points to it.
+    `folder`/`link_name` then points to it, and the name that is given with a value model to its value/.
     """
     path = folder / f"step-{step:06d}"
     with atomic_folder(path) as aside:
         model.save(aside)
+        if value is not None:
+            value[0].save(aside / VALUE)
         (aside / STATE).mkdir()
         torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, aside / STATE / "state.pt")
         sizes = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
         (aside / STATE / "files.json").write_text(json.dumps({"step": step, "sizes": sizes}))
-    link = folder / link_name
-    if not link.exists() or link.is_symlink():
-        fresh = folder / f".{link_name}.link"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(path.name, target_is_directory=True)
-        os.replace(fresh, link)
+    _point(folder / link_name, path.name)
+    if value is not None:
+        _point(folder / value[1], f"{path.name}/{VALUE}")
     return path
+
+
+def _point(link: Path, target: str) -> None:
+    if not link.exists() or link.is_symlink():
+        fresh = link.with_name(f".{link.name}.link")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target, target_is_directory=True)
+        os.replace(fresh, link)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

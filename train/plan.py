@@ -58,6 +58,7 @@ def check(config: Config) -> None:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
         return
     folder = session.check_model_path(config)
+    session.check_value_base(config)
     if config.dry_run:
         print("\n".join(plan_lines(config, folder)))
 
@@ -82,6 +83,7 @@ def plan_lines(config: Config, folder: Path) -> list[str]:
         f"dry run of {config.experiment.project}: everything named exists and fits together",
         f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
         f"  update  {training.gradient_accumulation_steps} x {training.batch_size_lm} = {rows} rows",
+        *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
         f"  memory  {sum(parts.values()):.2f} GiB without activations: {memory}",
     ]
 
@@ -108,10 +110,19 @@ def banner_rows(
         f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
         f"{training.normalization}, {training.advantage}",
+        **({"value": value_line(config)} if config.model.value_base_model else {}),
         "steps": f"{steps_done + 1} to {config.experiment.total_step}",
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }
+
+
+def value_line(config: Config) -> str:
+    training, every = config.training, config.experiment.train_value_every
+    return (
+        f"{config.model.value_base_model}, gam {training.gam:g}, lam {training.lam:g}, peak learning rate "
+        f"{config.optimizer.params.value_learning_rate:g}, trained every {f'{every} steps' if every > 1 else 'step'}"
+    )
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:

@@ -12,14 +12,13 @@ from configs.schema import Config, TrainingConfig
 from models import DiffusionLM
 from sample import Rollout, SamplingConfig
 from sample.sampler import hash_key
+from train.advantages import Floats
 from train.masking import RL_METHODS
-from train.objectives import Metrics, clipped_surrogate, k3, per_token, rollout_correction, token_weights
+from train.objectives import Metrics, Weights, clipped_surrogate, k3, per_token, rollout_correction, token_weights
 from train.replay import MicroBatch, Replayer, Row, by_response, replay
 from train.updater import Loss, Updater, UpdateStats, outputs, scheduled
 
 logger = logging.getLogger(__name__)
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,15 @@ class Policy:
             self.updater.update(batch.rows, which, loss_of, stats)
         return self._metrics(stats, batch)
 
+    def weights(self, batch: Batch, which: Sequence[int]) -> Weights:
+        """Weights of the rows `which` in the update that they make."""
+        return token_weights(
+            [batch.rows[i] for i in which],
+            self.training.normalization,
+            max_gen_length=self.max_gen_length,
+            longest_response=batch.longest_response if self.model.attention == "block" else None,
+        )
+
     def _loss(
         self,
         batch: Batch,
@@ -153,12 +161,7 @@ class Policy:
         measure_mismatch: bool,
     ) -> Loss:
         training, device = self.training, self.updater.accelerator.device
-        weights = token_weights(
-            [batch.rows[i] for i in which],
-            training.normalization,
-            max_gen_length=self.max_gen_length,
-            longest_response=batch.longest_response if self.model.attention == "block" else None,
-        )
+        weights = self.weights(batch, which)
         policy_weight, kl_weight = (dict(zip(which, w, strict=True)) for w in (weights.policy, weights.kl))
 
         def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:

@@ -6,6 +6,7 @@ Shapes: G responses a prompt.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
-from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.checkpoint import VALUE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
 from train.policy import Policy
 from train.updater import Updater, make_accelerator
+from train.value import Critic, value_updater_config
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -61,6 +63,7 @@ class Run:
         self.policy = Policy(
             self.model, self.updater, config, sampling, session.frozen_reference(config, self.precision)
         )
+        self.critic = self._make_critic(checkpoint)
         self.prompts = self._load_prompts(
             config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
         )
@@ -76,6 +79,8 @@ class Run:
             saved = load_state(checkpoint)
             self.updater.load_state_dict(saved["updater"])
             self.curriculum.load_state_dict(saved["curriculum"])
+            if self.critic is not None:
+                self.critic.updater.load_state_dict(saved["value_updater"])
             self.state = {name: saved[name] for name in self.state}
         self.sampler.weights_version = self.state["step"]
         folder.drop_after(self.state["step"] if checkpoint else -1)
@@ -101,11 +106,15 @@ class Run:
             scored = self.advantages(prompts, rollouts, rewards)
             with timed("replay"):
                 batch = self.policy.batch(rollouts, scored.advantages)
+            value_metrics: dict[str, float] = {}
+            if self.critic is not None:
+                with timed("value"):
+                    batch, value_metrics = self.critic.step(batch, rollouts, step)
             with timed("update"):
                 metrics = self.policy.train(batch, step) if batch.rows else {"rollouts_skipped": float(batch.skipped)}
             with timed("sync"):
                 self.sampler.update_weights(self.model.named_parameters())
-            self.log(step, prompts, rollouts, texts, rewards, scored, metrics)
+            self.log(step, prompts, rollouts, texts, rewards, scored, metrics | value_metrics)
             if step % config.experiment.eval_every == 0 or step == config.experiment.total_step:
                 with timed("eval"):
                     self.evaluate(step)
@@ -234,7 +243,11 @@ class Run:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
         experiment = self.config.experiment
         state = self.state | {"updater": self.updater.state_dict(), "curriculum": self.curriculum.state_dict()}
-        save_checkpoint(self.folder.checkpoints, step, self.model, state, self.config.model.optimized_name)
+        value, model = None, self.config.model
+        if self.critic is not None:
+            state["value_updater"] = self.critic.updater.state_dict()
+            value = (self.critic.model, model.optimized_value_name)
+        save_checkpoint(self.folder.checkpoints, step, self.model, state, model.optimized_name, value)
         prune_checkpoints(self.folder.checkpoints, experiment.keep_last, experiment.save_every)
 
     def finish(self) -> dict[str, Any]:
@@ -258,6 +271,13 @@ class Run:
     def close(self) -> None:
         self.reward.close()
         self.monitor.close()
+
+    def _make_critic(self, checkpoint: Path | None) -> Critic | None:
+        value = session.make_value_model(self.config, checkpoint / VALUE if checkpoint else None)
+        if value is None:
+            return None
+        updater = Updater(value, self.updater.accelerator, value_updater_config(self.config))
+        return Critic(value, updater, self.config, self.policy)
 
     def _load_prompts(self, name: str, data_type: str, max_tasks: int) -> list[Prompt]:
         return load_prompts(

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from configs import find
 from configs.schema import Config, ExperimentConfig
 from data.tasks import resolve_dataset
-from models import DiffusionLM, load_model
+from models import DiffusionLM, ValueModel, load_model, load_value_model
 from models.checkpoint import read_json, resolve_folder
 from models.family import find_family
 
@@ -64,6 +64,29 @@ def check_model_path(config: Config) -> Path:
     return folder
 
 
+def check_value_base(config: Config) -> Path | None:
+    """The folder of model.value_base_model, None without one. ValueError when it is missing, of another family than the
+    policy (the two read the same rows), or saved under the same name."""
+    if not config.model.value_base_model:
+        return None
+    if config.model.optimized_value_name == config.model.optimized_name:
+        raise ValueError(
+            f"model.optimized_value_name and model.optimized_name are both {config.model.optimized_name!r}: "
+            "policy and value model need a name each under ckpt/."
+        )
+    path, model_base = config.model.value_base_model, config.model.model_base
+    folder, policy = resolve_folder(find(path)), check_model_path(config)
+    value_family, policy_family = (
+        find_family(read_json(p / "config.json"), model_base, str(p)) for p in (folder, policy)
+    )
+    if value_family is not policy_family:
+        raise ValueError(
+            f"model.value_base_model={path} is a {value_family.name} checkpoint, model.pretrained_model a "
+            f"{policy_family.name} one; the value model reads the policy's tokens: give one of the same family."
+        )
+    return folder
+
+
 def check_dataset(config: Config, name: str, key: str) -> Path:
     if not name:
         raise ValueError(f"{key} is not set: give a name in {config.dataset.folder}/ (MATH_train) or a path.")
@@ -86,6 +109,19 @@ def frozen_reference(config: Config, precision: str) -> DiffusionLM | None:
     if config.training.kl_to != "reference" or config.training.beta == 0.0:
         return None
     return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
+
+
+def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:
+    """The value model from `path` (its folder in a checkpoint of the run) or model.value_base_model; None when the
+    config names none."""
+    base = check_value_base(config)
+    if base is None:
+        return None
+    seed = config.training.seed if config.model.random_init and path is None else None
+    model = load_value_model(path or base, "float32", pick_device(config.model.device), config.model.model_base, seed)
+    if config.training.gradient_checkpointing_enable:
+        model.base.enable_gradient_checkpointing()
+    return model
 
 
 def require_equal_blocks(trained: int | None, sampled: int | None) -> None:
@@ -139,4 +175,6 @@ def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: in
         "frozen reference": (2 if bf16 else 4) * parameters if config.training.kl_to == "reference" else 0,
         "sampler slots": per_token * tokens,
     }
+    if value_base := check_value_base(config):
+        parts["value model with gradients and optimizer"] = 16 * parameter_count(value_base, config.model.model_base)
     return {name: size / 2**30 for name, size in parts.items()}

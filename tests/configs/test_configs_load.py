@@ -256,6 +256,13 @@ def test_top_level_model_and_model_base_of_eval_files(file):
     assert load(file("model: {pretrained_model: /a}\n"), "model_base=sdar").model.model_base == "sdar"
 
 
+def test_dllm_rls_name_of_the_policys_rate(file):
+    config = load(file("optimizer: {params: {policy_learning_rate: 2e-6, value_learning_rate: 3e-6}}"))
+    assert (config.optimizer.params.learning_rate, config.optimizer.params.value_learning_rate) == (2e-6, 3e-6)
+    config = load(file(""), "optimizer.params.policy_learning_rate=4e-6")
+    assert config.optimizer.params.learning_rate == 4e-6
+
+
 def test_an_unquoted_no_is_a_precision(file):
     assert load(file("training: {mixed_precision: no}")).training.mixed_precision == "no"
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from configs import load_config
 from configs.load import REPOSITORY, flat_fields
 from configs.schema import RETIRED
+from models import load_model
 from train import evaluation, rl, session, sft
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
@@ -22,7 +23,9 @@ SAME_KEYS = [
     "rl_llada",
     "rl_sdar",
     "rl_sdar_code",
+    "rl_sdar_with_value",
     "rl_trado",
+    "rl_trado_with_value",
     "sdar_eval",
     "sft_sdar",
     "sft_trado",
@@ -45,7 +48,8 @@ def no_model_work(monkeypatch):
     def refuse(*arguments, **named):
         raise AssertionError("a dry run must not load a model")
 
-    monkeypatch.setattr(session, "load_model", refuse)
+    for name in ("load_model", "load_value_model"):
+        monkeypatch.setattr(session, name, refuse)
 
 
 def command(name):
@@ -72,6 +76,7 @@ def words(name, model_folder, tmp_path):
 def test_what_is_shipped():
     assert {"rl_tiny.yaml", "sft_tiny.yaml", "tiny_eval.yaml"} <= set(SHIPPED)
     assert {"rl_trado.yaml", "rl_sdar.yaml", "sft_trado.yaml", "sft_sdar.yaml"} <= set(SHIPPED)
+    assert {"rl_trado_with_value.yaml", "rl_sdar_with_value.yaml"} <= set(SHIPPED)
     assert {"trado_eval.yaml", "sdar_eval.yaml", "trado_longcot_eval.yaml"} <= set(SHIPPED)
     assert {"dream_eval.yaml", "llada_eval.yaml", "mmada_eval.yaml"} <= set(SHIPPED)
 
@@ -98,6 +103,16 @@ def test_a_dry_run_says_the_arithmetic(model_folder, tmp_path, no_model_work, ca
     text = capsys.readouterr().out
     for part in ("64 prompts x 16 = 1024 responses", "up to 2000 tokens", "32 x 1 = 32 rows", "GiB"):
         assert part in text
+
+
+def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work, capsys):
+    words_ = words("rl_trado", model_folder, tmp_path)
+    for name in ("rl_trado_with_value", "rl_trado"):
+        rl.run(load_config([f"config=configs/{name}.yaml", "dry_run=true", *words_]))
+    with_value, without = capsys.readouterr().out.split("dry run of rl_trado:")
+    assert f"value   {model_folder}, gam 1, lam 1, peak learning rate 5e-06, trained every step" in with_value
+    size = 16 * sum(p.numel() for p in load_model(model_folder).parameters()) / 2**30
+    assert f"value model with gradients and optimizer {size:.2f}" in with_value and "value" not in without
 
 
 def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, capsys):
@@ -139,6 +154,7 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         config = load_config([f"config={tmp_path / name}.yaml"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = {"model": "model.pretrained_model", "model_base": "model.model_base"}
+    moved["optimizer.params.policy_learning_rate"] = "optimizer.params.learning_rate"
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
         got = config

@@ -1,0 +1,66 @@
+"""A value model: the body of any family with one number read from each hidden state instead of a vocabulary.
+
+Shapes: B sequences, L tokens, N selected positions, D hidden size.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models import checkpoint as layout_io
+from models.attention import Layout
+from models.model import DiffusionLM, load_model
+
+HEAD_NAME = "value_head.weight"
+
+
+class ValueModel(nn.Module):
+    """A DiffusionLM as base and a head [1, D] without bias, zero at first: a fresh value model says 0 everywhere.
+
+    The base's own output head is frozen unless it is tied to the embedding; it is kept so that the saved folder is a
+    whole checkpoint of the family, with `value_head.weight` beside its weights as dLLM-RL's value models have it.
+    """
+
+    def __init__(self, base: DiffusionLM):
+        super().__init__()
+        self.base = base
+        D = int(base.hf_config.hidden_size)
+        self.value_head = nn.utils.skip_init(nn.Linear, D, 1, bias=False, device=base.device, dtype=base.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        body = {id(p) for p in base.model.parameters()}
+        for parameter in base.lm_head.parameters():
+            parameter.requires_grad_(id(parameter) in body)
+
+    def forward(
+        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
+    ) -> Tensor:
+        """Values [N] read at the flat positions `index_N` of [B * L], in the type of the head under autocast too. The
+        targets are those of `DiffusionLM.forward`; a value is that of the state before the choice and does not see
+        them."""
+        hidden_ND = self.base.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return self.value_head(hidden_ND.to(self.value_head.weight.dtype))[:, 0].float()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the base's checkpoint in its original layout with the head beside its weights."""
+        self.base.save(path, besides={HEAD_NAME: self.value_head.weight})
+
+
+def load_value_model(
+    path: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    model_base: str | None = None,
+    random_init_seed: int | None = None,
+) -> ValueModel:
+    """A value model from any checkpoint that `load_model` reads, with the same arguments and errors. Its head is the
+    folder's where that holds one (a saved value model), else zero."""
+    model = ValueModel(load_model(path, dtype, device, model_base, random_init_seed, besides=(HEAD_NAME,)))
+    stored = None
+    if random_init_seed is None:
+        stored = layout_io.stored_tensor(layout_io.resolve_folder(path), HEAD_NAME)
+    if stored is not None:
+        with torch.no_grad():
+            model.value_head.weight.copy_(stored)
+    return model.eval()
