@@ -148,7 +148,7 @@ def _rename(tree: dict[str, Any], where: str) -> None:
             raise ValueError(f"{old} and {new} are both in {where}: they mean the same, keep one.")
         names.add(new)
         _remove(tree, old)
-        _set(tree, new, (value or "") if new == "judge.local" else value)
+        _set(tree, new, (value or None) if new == "judge.local" else value)
         if new == "judge.local" and value and "judge.mode" not in names:
             _set(tree, "judge.mode", "process")
 

@@ -246,12 +246,14 @@ class RewardConfig:
 
 @dataclass
 class JudgeConfig:
-    """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while both are empty."""
+    """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while neither is set."""
 
     api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
     model: str = opt("", "name of the judge at that endpoint")
     api_key_variable: str = opt("", "environment variable that holds the endpoint's key")
-    local: str = opt("", "the judge as a transformers model: a folder or a hub name (dLLM-RL: process_reward_model)")
+    local: str | None = opt(
+        None, "the judge as a transformers model, a folder or hub name (dLLM-RL: process_reward_model)"
+    )
     mode: str = opt(
         "score",
         "marks or comparisons in place of the verifier, or process: chunks scored after the verifier",

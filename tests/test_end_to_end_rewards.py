@@ -94,14 +94,16 @@ def test_a_judge_that_never_answers_leaves_everything_out(shop, server, capsys):
     assert "groups dropped (judge)" in capsys.readouterr().out
 
 
-def test_a_local_judge(shop, tmp_path):
+def test_a_local_judge_and_a_value_model(shop, tmp_path):
     folder = judge_checkpoint(tmp_path / "judge")
     _, metrics = run(
         shop, f"model.process_reward_model={folder}", "rollout.reward_model.reward_chunk_length=5",
         "rollout.reward_model.max_model_len=8192", "rollout.reward_model.max_generation_token=4", NO_EVALUATION,
+        f"model.value_base_model={shop.model}", "training.gam=0.99",
         reward="share_of_small_digits",
     )  # fmt: skip
     assert all(row["reward/judge_unanswered_count"] == 0 and row["reward/judge_chunks"] > 0 for row in metrics)
+    assert all(row["value/updates"] >= 1 and row["updates"] >= 1 for row in metrics)
     assert all(row["reward/judge_unclear_count"] > 0 for row in metrics)  # a random model says nothing that can be read
 
 

@@ -30,7 +30,7 @@ from train.session import pick_device
 
 def judge_of(config: Config) -> CachedJudge | None:
     """The judge that a config names, None where it names none. ValueError, before any model is loaded, for an endpoint
-    that does not answer or a folder that is not there. A local model is loaded with its first question."""
+    that does not answer or a folder that is not there."""
     judge = config.judge
     if judge.api and judge.local:
         raise ValueError(f"judge.api={judge.api} and judge.local={judge.local} are both set: keep one.")
@@ -48,7 +48,14 @@ def judge_of(config: Config) -> CachedJudge | None:
             parallel=judge.parallel,
             api_key_variable=judge.api_key_variable,
         )
-    return build_judge(LocalJudge(judge, pick_device(config.model.device))) if judge.local else None
+    if judge.local:
+        return build_judge(LocalJudge(judge.local, judge, pick_device(config.model.device)))
+    return None
+
+
+def step_judge_of(config: Config) -> CachedJudge | None:
+    """The judge of process rewards, None where the config asks for none."""
+    return judge_of(config) if config.judge.mode == "process" else None
 
 
 def prompt_tokens(judge: JudgeConfig) -> int:
@@ -68,10 +75,11 @@ class LocalJudge:
     numbers, whatever it is batched with. A question that leaves no room for an answer gets None.
     """
 
-    def __init__(self, config: JudgeConfig, device: torch.device):
+    def __init__(self, path: str, config: JudgeConfig, device: torch.device):
+        """path: a folder or a hub name; config: the other settings. The model is loaded with the first question."""
         self.config, self.device = config, device
         try:
-            self.folder = resolve_folder(find(config.local))
+            self.folder = resolve_folder(find(path))
         except ValueError as error:
             raise ValueError(f"judge.local: {error}") from None
         self._loaded = False

@@ -22,7 +22,7 @@ from train.advantages import Scored, group_advantages
 from train.checkpoint import VALUE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
-from train.judging import StepJudge, judge_of
+from train.judging import StepJudge, step_judge_of
 from train.policy import Policy
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
@@ -51,7 +51,7 @@ class Run:
         self.config, self.folder = config, folder
         self.monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
         self.reward = reward_of(config, config.dataset.data_type)
-        judge = judge_of(config) if config.judge.mode == "process" else None
+        judge = step_judge_of(config)
         checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
         self.model = session.make_model(config, checkpoint)
         session.check_block_size(config, self.model)

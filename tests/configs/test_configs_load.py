@@ -330,7 +330,7 @@ def test_dllm_rls_judge_keys_are_read(tmp_path):
     assert (judge.mode, judge.samples, judge.temperature) == ("score", 2, 0.7)
     (tmp_path / "none.yaml").write_text('model: {process_reward_model: ""}\nrollout: {reward_model: null}')
     judge = load_config([f"config={tmp_path}/none.yaml"]).judge
-    assert (judge.local, judge.mode) == ("", "score")
+    assert (judge.local, judge.mode) == (None, "score")
     with pytest.raises(ValueError, match="k_sample and judge.samples are both in the command line"):
         load_config([f"config={tmp_path}/old.yaml", "judge.samples=2", "rollout.reward_model.k_sample=2"])
     with pytest.raises(ValueError, match="unknown key 'rollout.reward_model.k_samples'"):

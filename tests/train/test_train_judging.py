@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
 
 
 def judge(folder, **settings):
-    return LocalJudge(JudgeConfig(**{"local": str(folder), "max_tokens": 6, "max_model_len": 64, **settings}), CPU)
+    return LocalJudge(str(folder), JudgeConfig(**{"max_tokens": 6, "max_model_len": 64, **settings}), CPU)
 
 
 def test_an_answer_is_a_function_of_its_question(folder):
