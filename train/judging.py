@@ -88,7 +88,7 @@ class LocalJudge:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder, padding_side="left", trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model = model.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.marks = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
@@ -119,7 +119,7 @@ class LocalJudge:
         return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
     @torch.inference_mode()
-    def _generate(self, ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[str]:
+    def _generate(self, ids: list[list[int]], seeds: Sequence[int]) -> list[str]:
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
         width = batch["input_ids"].shape[1]
         choose = [SeededSampling(seeds, self.config, self.device)] if self.config.temperature > 0 else []
@@ -146,10 +146,10 @@ class SeededSampling(LogitsProcessor):
         self.temperature = config.temperature
         self.nucleus = TopPLogitsWarper(config.top_p) if config.top_p < 1.0 else None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float() / self.temperature
         if self.nucleus is not None:
-            scores = self.nucleus(input_ids, scores)  # type: ignore[arg-type]
+            scores = self.nucleus(input_ids, scores)
         noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in self.generators]
         return scores - torch.stack(noise).log()
 
