@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.schema import RETIRED, Config
+from configs.schema import RENAMED, RETIRED, Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -125,8 +125,7 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
         tree["model"] = {"pretrained_model": tree["model"]}
     if "model_base" in tree:
         tree["model"] = dict(tree.get("model") or {}) | {"model_base": tree.pop("model_base")}
-    if "policy_learning_rate" in (params := (tree.get("optimizer") or {}).get("params") or {}):
-        params["learning_rate"] = params.pop("policy_learning_rate")  # dLLM-RL's name where there is a value model
+    _rename(tree, where)
     known = {name for name, _ in flat_fields()}
     free = {name for name, item in flat_fields() if str(item.type).startswith("dict")}
     for name in list(_leaves(tree)):
@@ -140,6 +139,20 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
     return tree
 
 
+def _rename(tree: dict[str, Any], where: str) -> None:
+    """Moves dLLM-RL's keys to their names here. A process reward model there is a judge of mode process here."""
+    names = set(_leaves(tree))
+    for old in [name for name in RENAMED if name in names]:
+        new, value = RENAMED[old], _get(tree, old)
+        if new in names:
+            raise ValueError(f"{old} and {new} are both in {where}: they mean the same, keep one.")
+        names.add(new)
+        _remove(tree, old)
+        _set(tree, new, (value or None) if new == "judge.local" else value)
+        if new == "judge.local" and value and "judge.mode" not in names:
+            _set(tree, "judge.mode", "process")
+
+
 def _suggest(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not near:
@@ -151,7 +164,7 @@ def _suggest(name: str, known: set[str]) -> str:
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted keys of what a tree sets; sections that it leaves empty are taken out."""
-    sections = {name.rpartition(".")[0] for name in (*RETIRED, *(name for name, _ in flat_fields()))}
+    sections = {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *(name for name, _ in flat_fields()))}
     for key, value in list(tree.items()):
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -165,6 +178,14 @@ def _get(tree: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         tree = tree[part]
     return tree
+
+
+def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for part in sections:
+        tree[part] = tree.get(part) or {}
+        tree = tree[part]
+    tree[last] = value
 
 
 def _remove(tree: dict[str, Any], name: str) -> None:

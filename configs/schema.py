@@ -200,7 +200,7 @@ class TrainingConfig:
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
         choices=("old", "reference"),
     )
-    gam: float = opt(1.0, "value model: discount a denoising step", low=0.0, high=1.0)
+    gam: float = opt(1.0, "value model, process rewards: discount a denoising step", low=0.0, high=1.0)
     lam: float = opt(1.0, "value model: lambda of generalised advantage estimation", low=0.0, high=1.0)
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
@@ -265,16 +265,42 @@ class SchedulerConfig:
 @dataclass
 class RewardConfig:
     function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
+    beside_verifier: bool = opt(
+        False,
+        "your function's numbers are added to the verifier's reward in training, instead of replacing it",
+    )
     speed_weight: float = opt(
         0.0, "bonus of a positive reward: so many times the answer's tokens per denoising step", low=0.0
     )
     workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
     function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
-    judge_api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of a judge model, instead of a verifier")
-    judge_model: str = opt("", "name of the judge model at that endpoint")
-    judge_mode: str = opt("score", "marks, or comparisons inside a group", choices=("score", "pairwise"))
-    judge_samples: int = opt(1, "judgements a question", low=1)
+
+
+@dataclass
+class JudgeConfig:
+    """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while neither is set."""
+
+    api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
+    model: str = opt("", "name of the judge at that endpoint")
+    api_key_variable: str = opt("", "environment variable that holds the endpoint's key")
+    local: str | None = opt(
+        None, "the judge as a transformers model, a folder or hub name (dLLM-RL: process_reward_model)"
+    )
+    mode: str = opt(
+        "score",
+        "marks or comparisons in place of the verifier, or process: chunks scored after the verifier",
+        choices=("score", "pairwise", "process"),
+    )
+    samples: int = opt(1, "judgements a question (dLLM-RL: k_sample)", low=1)
+    chunk_tokens: int = opt(200, "process: tokens judged at a time (dLLM-RL: reward_chunk_length)", low=1)
+    temperature: float = opt(0.6, "of the judge; 0 = greedy", low=0.0)
+    top_p: float = opt(0.95, "nucleus filter of the judge", low=1e-6, high=1.0)
+    max_tokens: int = opt(10_000, "longest answer of the judge (dLLM-RL: max_generation_token)", low=1)
+    max_model_len: int = opt(15_000, "longest question and answer of the judge together, in tokens", low=2)
+    parallel: int = opt(16, "questions asked (api) or decoded (local) at a time", low=1)
+    timeout_seconds: float = opt(300.0, "time for one answer of the endpoint", low=0.1)
+    attempts: int = opt(4, "tries for one answer of the endpoint", low=1)
 
 
 @dataclass
@@ -304,9 +330,22 @@ class Config:
     lr_scheduler: SchedulerConfig = section(SchedulerConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     reward: RewardConfig = section(RewardConfig)
+    judge: JudgeConfig = section(JudgeConfig)
     execute: ExecuteConfig = section(ExecuteConfig)
     tracking: TrackingConfig = section(TrackingConfig)
 
+
+# Keys of dLLM-RL that have another name here.
+RENAMED: dict[str, str] = {
+    "model.process_reward_model": "judge.local",
+    "model.process_reward_chunk_size": "judge.chunk_tokens",
+    "rollout.reward_model.reward_chunk_length": "judge.chunk_tokens",
+    "rollout.reward_model.k_sample": "judge.samples",
+    "rollout.reward_model.max_model_len": "judge.max_model_len",
+    "rollout.reward_model.max_generation_token": "judge.max_tokens",
+    "rollout.reward_model.temperature": "judge.temperature",
+    "optimizer.params.policy_learning_rate": "optimizer.params.learning_rate",
+}
 
 # Keys of dLLM-RL that have no effect here, with what takes their place. They load and are warned about by name.
 RETIRED: dict[str, str] = {

@@ -1,9 +1,10 @@
-"""A user's own reward function, with TRL's signature, in a process that can be killed."""
+"""A user's own reward function, with TRL's signature, in a process that can be killed; and sums of rewards."""
 
 import ast
 import difflib
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class FunctionReward(Reward):
 
     def _describe(self, reply: Reply) -> str:
         if reply.status == "stalled":
-            return f"took longer than reward.timeout_seconds = {self.pool.wall_seconds:g} and was killed"
+            return f"took longer than reward.function_timeout_seconds = {self.pool.wall_seconds:g} and was killed"
         return f"raised\n{reply.detail.rstrip()}" if reply.status == "error" else reply.detail
 
     def _fail(self, problem: str, length: int) -> list[float | None]:
@@ -77,6 +78,39 @@ class FunctionReward(Reward):
 
     def close(self) -> None:
         self.pool.close()
+
+
+class SumReward(Reward):
+    """The sum of several rewards, by name; None where any of them is None. stats: theirs, and the mean of each."""
+
+    def __init__(self, parts: Mapping[str, Reward]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.means: dict[str, float] = {}
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
+        rewards = super().__call__(prompts, completions, **columns)
+        self.stats |= {f"reward/{name}_mean": mean for name, mean in self.means.items()}
+        return rewards
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        self.means, columns_of_values = {}, []
+        for name, part in self.parts.items():
+            values = part(prompts, completions, **columns)
+            self.counts.update(part.counts)
+            if given := [value for value in values if value is not None]:
+                self.means[name] = math.fsum(given) / len(given)
+            columns_of_values.append(values)
+        return [_sum(values) for values in zip(*columns_of_values, strict=True)]
+
+    def close(self) -> None:
+        for part in self.parts.values():
+            part.close()
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return math.fsum(given) if len(given) == len(values) else None
 
 
 def wrong_shape(value: Any, length: int) -> str:

@@ -36,6 +36,8 @@ FENCE = "====="
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 MAX_REPLY_BYTES = 4 << 20
 MAX_WAIT_SECONDS = 60.0
+CHARACTERS_A_TOKEN = 3
+MIN_CHARACTERS = 2000
 
 
 class ApiJudge:
@@ -189,9 +191,16 @@ def boxed_number(answer: str | None, allowed: Sequence[float]) -> float | None:
     return number if number in allowed else None
 
 
+def character_budget(tokens: int) -> int:
+    """Characters of material that fit into a question of `tokens` tokens, at a cautious three a token."""
+    return max(MIN_CHARACTERS, tokens * CHARACTERS_A_TOKEN)
+
+
 def fenced(title: str, text: str) -> str:
-    """A text as a block that it cannot end by itself: what looks like a fence inside it is taken apart."""
-    return f"{FENCE} {title} {FENCE}\n{re.sub('={4,}', '= = =', text)}\n{FENCE} end of {title} {FENCE}"
+    """A text as a block that it cannot end by itself: what looks like a fence, or like the mark of a chat's turn,
+    inside it is taken apart."""
+    text = re.sub("={4,}", "= = =", text).replace("<|", "< |")
+    return f"{FENCE} {title} {FENCE}\n{text}\n{FENCE} end of {title} {FENCE}"
 
 
 def shortened(text: str, limit: int, *, keep_end: bool = False) -> str:

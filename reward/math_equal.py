@@ -10,7 +10,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import E, Expr, Mul, Symbol, UnevaluatedExpr
 from sympy.core.relational import Relational
 
-from reward.math_text import base_of, bracketed, letters, option_letter, tidy, unit_of, words
+from reward.math_text import base_of, bracketed, letters, option_letter, tidy, unit_of, without_unit, words
 
 for _name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -52,7 +52,7 @@ def parsed_equal(prediction: str, answer: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[Any, ...]:
-    return tuple(parse(f"\\boxed{{{tidy(text)}}}", _CONFIG, parsing_timeout=None))
+    return tuple(parse(f"\\boxed{{{without_unit(tidy(text))}}}", _CONFIG, parsing_timeout=None))
 
 
 def numerically_different(a: Any, b: Any) -> bool:
@@ -108,4 +108,10 @@ def text_verdict(prediction: str, answer: str) -> bool | None:
     for part in (unit_of, base_of):
         if (mine := part(given)) and (theirs := part(true)) and mine != theirs:
             return False
+    if (unit := unit_of(true)) and unit[0] in ("am", "pm"):  # a time of day, not a ratio
+        return _hour(given) == _hour(true)
     return None
+
+
+def _hour(text: str) -> str:
+    return re.sub(r"\\[,!;: ]|[\s.]", "", without_unit(text))

@@ -17,6 +17,7 @@ _SYMBOLS = str.maketrans(
         "∪": r"\cup ",
         "∩": r"\cap ",
         "∈": r"\in ",
+        "∅": r"\emptyset ",
         "±": r"\pm ",
         "°": r"^\circ ",
         "\N{NO-BREAK SPACE}": " ",
@@ -37,13 +38,34 @@ _EDGES = re.compile(
 _MATH_MARKS = re.compile(r"^(\$\$?|\\\(|\\\[)(.*?)(\$\$?|\\\)|\\\])$", re.DOTALL)
 
 
+_SPELLINGS = [
+    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
+    (re.compile(r"\\langle(?![a-zA-Z])"), "("),
+    (re.compile(r"\\rangle(?![a-zA-Z])"), ")"),
+    (re.compile(r"\\[dt]?binom\s*(\d)\s*(\d)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"^(-?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
+    (re.compile(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$"), r"\1\\times 10^{\2}"),
+    (re.compile(r"^\\text\s*\{([^{}]*\d[^{}]*)\}$"), r"\1"),
+]
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    whole, fixed, repeated = match[1] or "0", match[2], match[3] or match[4]
+    bottom = 10 ** len(fixed) * (10 ** len(repeated) - 1)
+    return rf"\frac{{{int(whole + fixed + repeated) - int(whole + fixed)}}}{{{bottom}}}"
+
+
 def tidy(text: str) -> str:
-    """The answer without marks of math mode, emphasis, outer punctuation and spaces inside numbers."""
+    """The answer without marks of math mode, emphasis, outer punctuation and spaces inside numbers, and in one
+    spelling where there are several (mixed numbers, repeating decimals, 1e3)."""
     text = text.translate(_SYMBOLS)
     while (shorter := _without_braces(_MATH_MARKS.sub(r"\2", _EDGES.sub("", text)))) != text:
         text = shorter
     text = _BOLD.sub(r"\1", _AND.sub(", ", text))
-    return _GROUP_SPACE.sub("", text)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    return _GROUP_SPACE.sub("", _REPEATING.sub(_as_fraction, text))
 
 
 def _without_braces(text: str) -> str:
@@ -63,9 +85,12 @@ _OPTION = re.compile(r"\(?([A-Z])(?:\)|\)?[.:])?")
 _OPTION_AND_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s+(?P<rest>\S.*)")
 
 
+_ANNOUNCED = re.compile(r"^(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)\s*(?:is\b|:)?\s*)+", re.IGNORECASE)
+
+
 def option_letter(text: str) -> str | None:
     """The letter of an answer that is one option: A, (A), A., \\text{(A)}, (A) and what it says; else None."""
-    text = unwrapped(text)
+    text = _ANNOUNCED.sub("", unwrapped(text))
     if match := _OPTION.fullmatch(text):
         return match[1]
     match = _OPTION_AND_TEXT.fullmatch(text)
@@ -93,7 +118,11 @@ def words(text: str) -> Words | None:
         r"[^\W\d_]{2}", plain
     ):
         return None
-    return Words(re.sub(r"[\s,-]+", " ", plain).casefold(), _TEXT.search(text) is not None or " " in plain)
+    said = re.sub(r"[\s,-]+", " ", plain).casefold()
+    return Words(_SYNONYMS.get(said, said), _TEXT.search(text) is not None or " " in plain)
+
+
+_SYNONYMS = {"dne": "does not exist", "no solutions": "no solution"}
 
 
 class Bracketed(NamedTuple):
@@ -177,6 +206,14 @@ def unit_of(text: str) -> tuple[str, str] | None:
     if first in _POWERS:
         name, power = rest, _POWERS[first]
     return (_UNIT_NAMES[name], power) if name in _UNIT_NAMES else None
+
+
+def without_unit(text: str) -> str:
+    """A tidied answer without the known unit that it ends with. Single letters count as units only inside \\text."""
+    match, unit = _TRAILING_UNIT.search(text), unit_of(text)
+    if match is None or unit is None or unit[0] == "percent" or (match[1] is None and len(match[2].strip()) < 2):
+        return text
+    return text[: match.start() + 1]
 
 
 def base_of(text: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from reward.base import Reward
-from reward.judge import Judge, ask_samples, boxed_number, fenced, shortened
+from reward.judge import Judge, ask_samples, boxed_number, character_budget, fenced, shortened
 
 MARKS = tuple(float(mark) for mark in range(1, 11))
 
@@ -46,7 +46,7 @@ class JudgeReward(Reward):
         mode: Literal["score", "pairwise"] = "score",
         samples: int = 1,
         opponents: int = 4,
-        max_characters: int = 20_000,
+        max_prompt_tokens: int = 5000,
     ) -> None:
         super().__init__()
         if mode not in ("score", "pairwise"):
@@ -57,7 +57,7 @@ class JudgeReward(Reward):
         self.mode = mode
         self.samples = samples
         self.opponents = opponents
-        self.max_characters = max_characters
+        self.max_characters = character_budget(max_prompt_tokens)
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         return self._marks(prompts, completions) if self.mode == "score" else self._wins(prompts, completions)

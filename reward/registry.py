@@ -4,7 +4,7 @@ from typing import Literal
 
 from reward.base import Reward
 from reward.code import CodeGrader, CodeReward
-from reward.function import FunctionReward
+from reward.function import FunctionReward, SumReward
 from reward.judge import Judge
 from reward.math import MathReward, OptionReward
 from reward.preference import JudgeReward
@@ -15,9 +15,11 @@ DATA_TYPES = ("math", "general", "option", "code")
 def build_reward(
     *,
     function: str | None = None,
+    beside_verifier: bool = False,
     data_type: str = "math",
     workers: int = 0,
     timeout_seconds: float = 5.0,
+    function_timeout_seconds: float = 600.0,
     all_or_nothing: bool = False,
     memory_gib: float = 2.0,
     allow_unsafe: bool = False,
@@ -25,34 +27,49 @@ def build_reward(
     judge: Judge | None = None,
     judge_mode: Literal["score", "pairwise"] = "score",
     judge_samples: int = 1,
+    judge_prompt_tokens: int = 5000,
 ) -> Reward:
     """The reward of a run. ValueError, before any expensive work, for what cannot work.
 
-    function: `path/to/file.py:name`, instead of the reward of `data_type`. workers: processes, 0 = one a core.
-    timeout_seconds: for a function, wall-clock time of one call; for math, processor time of one answer; code goes by
-    the tasks' own test_time_limit. The rest is for code: all_or_nothing gives 1.0 or 0.0 instead of the share of tests
-    passed, memory_gib limits a program, allow_unsafe and allow_forgeable are those of CodeGrader.
-    judge (of build_judge, or any function of its kind): its marks or comparisons instead of the reward of `data_type`.
+    function: `path/to/file.py:name`, instead of the reward of `data_type`, or with beside_verifier added to it;
+    function_timeout_seconds: wall-clock time of one call. workers: processes, 0 = one a core. timeout_seconds:
+    processor time of one math answer. all_or_nothing, memory_gib, allow_*: those of CodeReward and CodeGrader. judge
+    (of build_judge, or a function of its kind): its marks or comparisons instead of the reward of `data_type`, asked in
+    about judge_prompt_tokens tokens.
     """
-    if timeout_seconds <= 0:
-        raise ValueError(f"reward.timeout_seconds must be positive, got {timeout_seconds}")
+    for name, seconds in (("timeout", timeout_seconds), ("function_timeout", function_timeout_seconds)):
+        if seconds <= 0:
+            raise ValueError(f"reward.{name}_seconds must be positive, got {seconds}")
     if workers < 0:
         raise ValueError(f"reward.workers must be 0 (one a core) or more, got {workers}")
-    if function:
-        return FunctionReward(function, timeout_seconds=timeout_seconds)
+    if beside_verifier and not function:
+        raise ValueError("reward.beside_verifier=true adds reward.function to the verifier, but none is named")
+    if function and not beside_verifier:
+        if judge is not None:
+            raise ValueError(
+                "reward.function and a judge are both named: keep one, or add them up: reward.beside_verifier=true"
+            )
+        return FunctionReward(function, timeout_seconds=function_timeout_seconds)
     if judge is not None:
-        return JudgeReward(judge, mode=judge_mode, samples=judge_samples)
-    if data_type == "option":
-        return OptionReward()
-    if data_type in ("math", "general"):
-        return MathReward(workers=workers, timeout_seconds=timeout_seconds)
-    if data_type != "code":
+        verifier: Reward = JudgeReward(
+            judge, mode=judge_mode, samples=judge_samples, max_prompt_tokens=judge_prompt_tokens
+        )
+    elif data_type == "option":
+        verifier = OptionReward()
+    elif data_type in ("math", "general"):
+        verifier = MathReward(workers=workers, timeout_seconds=timeout_seconds)
+    elif data_type == "code":
+        grader = CodeGrader(
+            workers=workers,
+            allow_unsafe=allow_unsafe,
+            allow_forgeable=allow_forgeable,
+            memory_bytes=int(memory_gib * 2**30),
+        )
+        verifier = CodeReward(grader, all_or_nothing=all_or_nothing)
+    else:
         known = ", ".join(DATA_TYPES)
         raise ValueError(f"no reward for data_type {data_type!r}; known: {known}, or name a reward.function")
-    grader = CodeGrader(
-        workers=workers,
-        allow_unsafe=allow_unsafe,
-        allow_forgeable=allow_forgeable,
-        memory_bytes=int(memory_gib * 2**30),
-    )
-    return CodeReward(grader, all_or_nothing=all_or_nothing)
+    if not function:
+        return verifier
+    own = FunctionReward(function, timeout_seconds=function_timeout_seconds)
+    return SumReward({"verifier": verifier, "function": own})

@@ -1,12 +1,12 @@
 """Rewards -> advantages: of the responses of a group, and of the tokens of a response under a value model. Pure
 functions.
 
-Shapes: G responses of one prompt, N trained tokens of one response, T denoising steps that decided them.
+Shapes: G responses of one prompt, R tokens of one response, N of them trained, T denoising steps that decided them.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,13 @@ ADVANTAGES: dict[str, Callable[[Floats], Floats]] = {"zscore": zscore, "centered
 
 @dataclass(frozen=True)
 class Scored:
-    """Advantage of each response, None where it is left out, and why groups were left out (reason -> groups)."""
+    """Advantage of each response (one number, or [R] one a response token), None where it is left out, and why groups
+    were left out (reason -> groups). token_rewards: a step judge's [R] for each response that it judged."""
 
-    advantages: list[float | None]
+    advantages: Sequence[float | list[float] | None]
     dropped: Counter[str]
+    token_rewards: Sequence[list[float] | None] | None = None
+    stats: dict[str, float] = field(default_factory=dict)
 
 
 def group_advantages(

@@ -16,13 +16,13 @@ from configs.schema import Config
 from models import DiffusionLM
 from reward import build_reward
 from reward.base import Reward
-from reward.judge import build_judge
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
+from train.judging import judge_of, prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run(config: Config) -> dict[str, Any] | None:
     session.check_dataset(config, config.dataset.eval_dataset, "dataset.eval_dataset")
     root = Path(config.experiment.output_dir) / config.experiment.project
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
-    with reward_of(config, config.dataset.data_type) as reward:
+    with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         if config.dry_run:
             print(f"dry run of {config.experiment.project}: everything named exists and fits together")
             return None
@@ -157,27 +157,30 @@ def run(config: Config) -> dict[str, Any] | None:
             return _report(config, folder, monitor, results)
 
 
-def reward_of(config: Config, data_type: str) -> Reward:
-    """The reward that a config names, for tasks of this type. ValueError, before anything starts, for what cannot
-    work."""
+def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Reward:
+    """The reward that a config names, for tasks of this type. A function beside the verifier has no part in
+    evaluating. ValueError, before anything starts, for what cannot work."""
     reward, execute = config.reward, config.execute
-    function = reward.function
+    function = None if evaluating and reward.beside_verifier else reward.function
     if function is not None and ":" in function:
         path, name = function.rsplit(":", 1)
         function = f"{find(path)}:{name}"
     cores = len(os.sched_getaffinity(0))
     return build_reward(
         function=function,
+        beside_verifier=reward.beside_verifier and not evaluating,
         data_type=data_type,
         workers=min(execute.num_chunk, cores) if data_type == "code" else reward.workers,
-        timeout_seconds=reward.function_timeout_seconds if function else reward.timeout_seconds,
+        timeout_seconds=reward.timeout_seconds,
+        function_timeout_seconds=reward.function_timeout_seconds,
         all_or_nothing=execute.all_or_nothing,
         memory_gib=execute.memory_gib,
         allow_unsafe=execute.allow_unsafe,
         allow_forgeable=execute.allow_forgeable,
-        judge=build_judge(api=reward.judge_api, model=reward.judge_model) if reward.judge_api else None,
-        judge_mode=reward.judge_mode,  # type: ignore[arg-type]
-        judge_samples=reward.judge_samples,
+        judge=None if config.judge.mode == "process" else judge_of(config),
+        judge_mode=config.judge.mode,  # type: ignore[arg-type]
+        judge_samples=config.judge.samples,
+        judge_prompt_tokens=prompt_tokens(config.judge),
     )
 
 

@@ -8,6 +8,7 @@ from models import DiffusionLM
 from runtime.run_folder import RunFolder
 from train import session
 from train.evaluation import reward_of
+from train.judging import step_judge_of
 from train.masking import RL_METHODS
 
 
@@ -52,6 +53,7 @@ def check(config: Config) -> None:
     if config.evaluation.eval_dataset:
         session.check_dataset(config, config.evaluation.eval_dataset, "evaluation.eval_dataset")
     reward_of(config, config.dataset.data_type).close()
+    step_judge_of(config)
     RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
     if to_be_prepared(config):
         if config.dry_run:

@@ -23,6 +23,7 @@ from train.checkpoint import VALUE, load_state, newest_checkpoint, prune_checkpo
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
+from train.judging import StepJudge, step_judge_of
 from train.policy import Policy
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
@@ -51,6 +52,7 @@ class Run:
         self.config, self.folder = config, folder
         self.monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
         self.reward = reward_of(config, config.dataset.data_type)
+        judge = step_judge_of(config)
         checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
         self.model = session.make_model(config, checkpoint)
         session.check_block_size(config, self.model)
@@ -64,6 +66,7 @@ class Run:
             self.model, self.updater, config, sampling, session.frozen_reference(config, self.precision)
         )
         self.critic = self._make_critic(checkpoint)
+        self.step_judge = StepJudge(config, self.model, judge) if judge else None
         self.prompts = self._load_prompts(
             config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
         )
@@ -104,6 +107,9 @@ class Run:
             with timed("reward"):
                 texts, rewards = self.grade(prompts, rollouts)
             scored = self.advantages(prompts, rollouts, rewards)
+            if self.step_judge:
+                with timed("judge"):
+                    scored = self.step_judge(prompts, rollouts, rewards, scored)
             with timed("replay"):
                 batch = self.policy.batch(rollouts, scored.advantages)
             value_metrics: dict[str, float] = {}
@@ -180,7 +186,7 @@ class Run:
         G, total = self.config.rollout.num_response_per_task, self.config.experiment.total_step
         given = [r for r in rewards if r is not None]
         tokens = sum(r.num_response_tokens for r in rollouts)
-        metrics = metrics | self.reward.stats | {
+        metrics = metrics | self.reward.stats | scored.stats | {
             "reward/mean": float(np.mean(given)) if given else 0.0,
             "reward/std": float(np.std(given)) if given else 0.0,
             "reward/left_out": float(len(rewards) - len(given)),
@@ -202,6 +208,7 @@ class Run:
                     "reward": rewards[i],
                     "advantage": scored.advantages[i],
                 }
+                | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
                 | vars(rollout)
                 for i, rollout in enumerate(rollouts)
             ),
@@ -219,11 +226,8 @@ class Run:
         if not evaluation.eval_dataset:
             return
         prompts = self._load_prompts(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks)
-        reward = (
-            self.reward
-            if evaluation.data_type == self.config.dataset.data_type
-            else reward_of(self.config, evaluation.data_type)
-        )
+        same = evaluation.data_type == self.config.dataset.data_type and not self.config.reward.beside_verifier
+        reward = self.reward if same else reward_of(self.config, evaluation.data_type, evaluating=True)
         self.sampler.release()
         results = evaluate(
             self.sampled_model,

@@ -317,3 +317,22 @@ def test_configs_need_no_torch():
     """--help and errors come at once: the config room is importable without torch and transformers."""
     code = "import sys; from configs import load_config; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_dllm_rls_judge_keys_are_read(tmp_path):
+    lengths = "reward_chunk_length: 100, max_model_len: 900, max_generation_token: 90"
+    text = f"rollout: {{reward_model: {{{lengths}, k_sample: 5, temperature: 0.1}}}}"
+    (tmp_path / "old.yaml").write_text(f"model: {{process_reward_model: /judge}}\n{text}")
+    judge = load_config([f"config={tmp_path}/old.yaml"]).judge
+    assert (judge.local, judge.mode, judge.chunk_tokens, judge.samples) == ("/judge", "process", 100, 5)
+    assert (judge.max_model_len, judge.max_tokens, judge.temperature) == (900, 90, 0.1)
+    words = ["judge.mode=score", "judge.samples=2", "rollout.reward_model.temperature=0.7"]
+    judge = load_config([f"config={tmp_path}/old.yaml", *words]).judge
+    assert (judge.mode, judge.samples, judge.temperature) == ("score", 2, 0.7)
+    (tmp_path / "none.yaml").write_text('model: {process_reward_model: ""}\nrollout: {reward_model: null}')
+    judge = load_config([f"config={tmp_path}/none.yaml"]).judge
+    assert (judge.local, judge.mode) == (None, "score")
+    with pytest.raises(ValueError, match="k_sample and judge.samples are both in the command line"):
+        load_config([f"config={tmp_path}/old.yaml", "judge.samples=2", "rollout.reward_model.k_sample=2"])
+    with pytest.raises(ValueError, match="unknown key 'rollout.reward_model.k_samples'"):
+        load_config([f"config={tmp_path}/old.yaml", "rollout.reward_model.k_samples=2"])

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from configs import load_config
 from configs.load import REPOSITORY, flat_fields
-from configs.schema import RETIRED
+from configs.schema import RENAMED, RETIRED
 from models import load_model
 from train import evaluation, rl, session, sft
 
@@ -23,8 +23,10 @@ SAME_KEYS = [
     "rl_llada",
     "rl_sdar",
     "rl_sdar_code",
+    "rl_sdar_process_reward_rlhf_with_value",
     "rl_sdar_with_value",
     "rl_trado",
+    "rl_trado_process_reward_rlhf_with_value",
     "rl_trado_with_value",
     "sdar_eval",
     "sft_sdar",
@@ -69,6 +71,7 @@ def words(name, model_folder, tmp_path):
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
+        *([f"judge.local={model_folder}"] if "process_reward" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
     ]
 
@@ -153,8 +156,7 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         warnings.simplefilter("always")
         config = load_config([f"config={tmp_path / name}.yaml"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
-    moved = {"model": "model.pretrained_model", "model_base": "model.model_base"}
-    moved["optimizer.params.policy_learning_rate"] = "optimizer.params.learning_rate"
+    moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
         got = config
@@ -163,5 +165,6 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         assert got == (type(got)(value) if isinstance(got, float) else value), key
 
 
-def test_no_retired_key_is_alive():
-    assert not {name for name, _ in flat_fields()} & set(RETIRED)
+def test_no_retired_or_renamed_key_is_alive():
+    known = {name for name, _ in flat_fields()}
+    assert not known & (set(RETIRED) | set(RENAMED)) and set(RENAMED.values()) <= known

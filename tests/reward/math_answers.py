@@ -127,6 +127,24 @@ EQUAL = [
     ("5\\", "5"),
     (r"\, 5", "5"),
     (r"0 \cdot x", "0"),
+    ("12.50 dollars", r"\$12.5"),
+    ("12.50 cm", "12.5"),
+    ("Option A", "A"),
+    ("The answer is (A)", "A"),
+    ("3 1/2", "3.5"),
+    ("1e3", "1000"),
+    ("1.5e-3", "0.0015"),
+    (r"0.\overline{3}", r"\frac{1}{3}"),
+    (r"0.1\overline{6}", r"\frac16"),
+    (r"2.\overline{142857}", r"\frac{15}{7}"),
+    (r"\binom52", "10"),
+    (r"\emptyset", r"\varnothing"),
+    (r"\text{DNE}", "does not exist"),
+    ("4:30 PM", r"4\!:\!30 \text{ p.m.}"),
+    (r"\langle 1,2 \rangle", "(1,2)"),
+    (r"\text{18 apples}", "18"),
+    (r"\text{18 cm}", "18"),
+    ("5 m", "5m"),
 ]
 
 DIFFERENT = [
@@ -190,6 +208,16 @@ DIFFERENT = [
     ("10^{-7}", "0"),
     (r"\frac{\pi}{10^{20}}", "0"),
     ("100000000000000000000", "100000000000000000001"),
+    ("the answer is not A", "A"),
+    ("Option A or B", "A"),
+    ("option B", "A"),
+    (r"\text{6 or 7}", "6"),
+    ("5 cm", r"5 \text{ m}"),
+    ("2:15 PM", "4:30 PM"),
+    (r"0.\overline{3}", "0.3"),
+    ("1e3", "1e4"),
+    ("3 1/2", "31/2"),
+    (r"\langle 1,2 \rangle", r"\langle 2,1 \rangle"),
 ]
 
 BOMBS = [

@@ -81,7 +81,7 @@ def build(functions):
     made = []
 
     def make(name, timeout_seconds=20.0):
-        made.append(build_reward(function=f"{functions}:{name}", timeout_seconds=timeout_seconds))
+        made.append(build_reward(function=f"{functions}:{name}", function_timeout_seconds=timeout_seconds))
         return made[-1]
 
     yield make
@@ -156,7 +156,7 @@ def test_a_success_resets_the_count(build):
 def test_a_hang_is_killed_and_the_next_call_works(build):
     reward = build("hangs", timeout_seconds=0.3)
     started = time.monotonic()
-    with pytest.warns(UserWarning, match="longer than reward.timeout_seconds = 0.3"):
+    with pytest.warns(UserWarning, match="longer than reward.function_timeout_seconds = 0.3"):
         assert call(reward) == [None, None]
     assert time.monotonic() - started < 10
     with pytest.warns(UserWarning):

@@ -356,7 +356,8 @@ def test_steps_of_full_attention_merge_over_the_whole_response():
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), [("dream", "TraceRL"), ("llada", "TraceRL"), ("llada", "coupled"), ("dream", "random_masking")]
+    ("family", "method"),
+    [("dream", "TraceRL"), ("llada", "TraceRL"), ("llada", "coupled"), ("dream", "random_masking")],
 )
 def test_full_attention_and_random_masks(family, method):
     """The rows of a response are judged together: TraceRL's give what one sequence of all its tokens gives."""
