@@ -71,7 +71,7 @@ def words(name, model_folder, tmp_path):
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
-        *([f"judge.local={model_folder}"] if "process_reward" in name else []),
+        *([f"judge.local={model_folder / 'sdar'}"] if "process_reward" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
     ]
 
@@ -110,11 +110,12 @@ def test_a_dry_run_says_the_arithmetic(model_folder, tmp_path, no_model_work, ca
 
 def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work, capsys):
     words_ = words("rl_trado", model_folder, tmp_path)
+    model = model_folder / "sdar"
     for name in ("rl_trado_with_value", "rl_trado"):
         rl.run(load_config([f"config=configs/{name}.yaml", "dry_run=true", *words_]))
     with_value, without = capsys.readouterr().out.split("dry run of rl_trado:")
-    assert f"value   {model_folder}, gam 1, lam 1, peak learning rate 5e-06, trained every step" in with_value
-    size = 16 * sum(p.numel() for p in load_model(model_folder).parameters()) / 2**30
+    assert f"value   {model}, gam 1, lam 1, peak learning rate 5e-06, trained every step" in with_value
+    size = 16 * sum(p.numel() for p in load_model(model).parameters()) / 2**30
     assert f"value model with gradients and optimizer {size:.2f}" in with_value and "value" not in without
 
 
