@@ -113,8 +113,8 @@ def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work,
     for name in ("rl_trado_with_value", "rl_trado"):
         rl.run(load_config([f"config=configs/{name}.yaml", "dry_run=true", *words_]))
     with_value, without = capsys.readouterr().out.split("dry run of rl_trado:")
-    assert f"value   {model_folder}, gam 1, lam 1, peak learning rate 5e-06, trained every step" in with_value
-    size = 16 * sum(p.numel() for p in load_model(model_folder).parameters()) / 2**30
+    assert f"value   {model_folder / 'sdar'}, gam 1, lam 1, peak learning rate 5e-06, trained every step" in with_value
+    size = 16 * sum(p.numel() for p in load_model(model_folder / "sdar").parameters()) / 2**30
     assert f"value model with gradients and optimizer {size:.2f}" in with_value and "value" not in without
 
 
