@@ -164,7 +164,10 @@ def test_two_rl_steps_with_a_value_model(shop, capsys):
         assert (shared == pytest.approx(without, rel=1e-5, abs=1e-9)) == same
 
 
-def test_a_value_model_that_learns_now_and_then(shop):
+@pytest.mark.parametrize("family", ["sdar", "dream"])
+def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))
     run_rl(
         shop,
         *WITH_VALUE,

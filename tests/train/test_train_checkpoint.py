@@ -8,8 +8,8 @@ import torch
 from helpers import tiny_model
 from trainees import assert_same_weights, weights_of
 
-from models import load_model
-from train.checkpoint import STATE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from models import ValueModel, load_model, load_value_model
+from train.checkpoint import STATE, VALUE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,17 @@ def test_the_link_follows_and_spares_a_folder_of_that_name(folder, model):
     (folder / "mine" / "keep").write_text("me")
     save_checkpoint(folder, 12, model, {}, "mine")
     assert (folder / "mine" / "keep").read_text() == "me"
+
+
+def test_a_value_model_is_saved_beside_and_pointed_to(tmp_path, model):
+    value = ValueModel(model)
+    for step in (1, 2):
+        torch.nn.init.constant_(value.value_head.weight, step)
+        save_checkpoint(tmp_path, step, model, {}, "optimized", (value, "optimized_value"))
+    assert_same_weights(weights_of(load_value_model(tmp_path / "optimized_value")), weights_of(value))
+    assert_same_weights(weights_of(load_model(tmp_path / "optimized")), weights_of(model))
+    (tmp_path / "step-000002" / VALUE / "model.safetensors").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-000001"
 
 
 @pytest.mark.parametrize(

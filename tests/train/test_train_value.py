@@ -371,15 +371,10 @@ def test_full_attention_and_random_masks(family, method):
     if method == "TraceRL":
         for rollout, reward in zip(rollouts, [1.0, -1.0, 0.5, -0.5], strict=True):
             mine = [i for i, row in enumerate(batch.rows) if row.key == rollout.key]
-            place, value, returns, advantage = (
-                np.concatenate(x)
-                for x in (
-                    [batch.rows[i].canvas_index for i in mine],
-                    *(
-                        [found[i] for i in mine]
-                        for found in (estimates.values, estimates.returns, estimates.advantages)
-                    ),
-                )
+            place = np.concatenate([batch.rows[i].canvas_index for i in mine])
+            value, returns, advantage = (
+                np.concatenate([found[i] for i in mine])
+                for found in (estimates.values, estimates.returns, estimates.advantages)
             )
             steps = np.array(rollout.canvas_step_map)[place]
             want = step_gae(last_step_reward(reward, steps), value, steps, gamma=0.9, lam=0.8)
