@@ -12,9 +12,12 @@ class Rollout:
     """One sampled response with the order in which it was unmasked.
 
     key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids.
-    canvas_ids: every id after the prompt when decoding ended, whole blocks (mask ids where nothing was decided).
-    canvas_step_map: the denoising step, counted from 1 over the response, that decided each position; 0 = still masked.
-    canvas_logprobs: log-probability (nats, temperature 1, whole vocabulary) of each token at its step; 0 = undecided.
+    canvas_ids: every id after the prompt when decoding ended (mask ids where nothing was decided): whole blocks, or
+        for full attention max_new_tokens.
+    canvas_step_map: the denoising step, counted from 1 over the response, that decided each position; 0 = still masked;
+        num_steps + 1 = filled with pads after a block of pads alone (Dream).
+    canvas_logprobs: log-probability (nats, temperature 1, whole vocabulary) of each token at its step; 0 = undecided
+        or filled.
     num_response_tokens: length of the view that counts as the answer: up to the first stop id (kept) or max_new_tokens.
     finish_reason: "stop" or "length". num_steps: denoising steps of this sequence.
     weights_version: of the sampler's weights.

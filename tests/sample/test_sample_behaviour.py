@@ -82,6 +82,16 @@ def test_a_stop_ends_the_answer_where_it_stands(sdar):
     assert right_of_stop == {True, False}
 
 
+def test_without_early_stop_every_block_is_decoded(sdar):
+    stops = FREE | {"stop_ids": list(range(2, 64, 7)), "max_new_tokens": 17}
+    cut = Sampler(sdar, SamplingConfig(**stops)).generate(PROMPTS)
+    whole = Sampler(sdar, SamplingConfig(**stops, early_stop=False)).generate(PROMPTS)
+    assert {r.finish_reason for r in cut} == {"stop", "length"}
+    for a, b in zip(cut, whole, strict=True):
+        assert (b.token_ids, b.step_map, b.finish_reason) == (a.token_ids, a.step_map, a.finish_reason)
+        assert 0 not in b.canvas_step_map[:17] and len(b.canvas_ids) >= 17
+
+
 def test_a_stop_in_the_prompt_does_not_count(sdar):
     prompt = [5, 6, 7, 8, 9, 2]
     (free,) = Sampler(sdar, SamplingConfig(**FREE)).generate([prompt])

@@ -1,0 +1,72 @@
+"""`block_diffusion_generate` as SDAR's and TraDo's users call it, over this project's sampler.
+
+from generate import block_diffusion_generate
+from models import load_model
+model = load_model("Gen-Verse/TraDo-8B-Instruct", dtype="bfloat16", device="cuda")
+tokens = model.tokenizer([text], return_tensors="pt")
+output_ids = block_diffusion_generate(model, prompt=tokens, mask_id=model.mask_id, gen_length=200, block_length=4)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from models import DiffusionLM
+from sample import Sampler, SamplingConfig
+
+
+def block_diffusion_generate(
+    model: DiffusionLM,
+    prompt: Mapping[str, Tensor],
+    mask_id: int,
+    gen_length: int = 128,
+    block_length: int = 8,
+    denoising_steps: int = 8,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    remasking_strategy: str = "low_confidence_dynamic",
+    confidence_threshold: float = 0.85,
+    stopping_criteria_idx: Sequence[int] | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Prompts and their answers as one tensor of token ids [B, width] on the model's device.
+
+    model: of `models.load_model`.
+    prompt: a tokenizer's output, input_ids [B, P]; where it has an attention_mask [B, P], padding is taken out.
+    gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block.
+    stopping_criteria_idx: ids that end an answer, None = no id does.
+    seed: None = drawn from torch's own generator, so that calls differ and torch.manual_seed repeats them.
+    A row is the prompt, the answer and mask ids up to the end of the last block (whole blocks from position 0; full
+    attention: up to gen_length); shorter rows are filled with mask ids. Confidence is that of temperature 1.
+    https://github.com/JetAstra/SDAR (generate.py), whose arguments and defaults these are. ValueError: mask_id is not
+    the model's, or what `SamplingConfig` and `Sampler.generate` refuse.
+    """
+    if mask_id != model.mask_id:
+        raise ValueError(f"mask_id={mask_id} is not the model's: pass model.mask_id, which is {model.mask_id}.")
+    config = SamplingConfig(
+        max_new_tokens=gen_length,
+        block_size=block_length,
+        steps_per_block=denoising_steps,
+        strategy=remasking_strategy,
+        threshold=confidence_threshold,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_ids=stopping_criteria_idx or (),
+        seed=int(torch.randint(2**31, ())) if seed is None else seed,
+    )
+    input_ids = prompt["input_ids"].cpu()
+    is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
+    prompts = [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
+    keys = [(row,) for row in range(len(prompts))]
+    rollouts = Sampler(model, config).generate(prompts, keys=keys)
+    width = max(len(ids) for ids in prompts) + gen_length
+    if model.attention == "block":
+        width = -(-width // block_length) * block_length
+    output = torch.full((len(prompts), width), mask_id)
+    for row, rollout in zip(output, rollouts, strict=True):
+        ids = rollout.prompt_ids + rollout.canvas_ids
+        row[: len(ids)] = torch.tensor(ids)
+    return output.to(model.device)
