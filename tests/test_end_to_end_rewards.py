@@ -152,6 +152,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         (["judge.local=/nowhere/judge"], "judge.local: .*nowhere"),
         (["judge.local=/nowhere", "judge.api=http://127.0.0.1:9/v1"], "keep one"),
         (["judge.mode=process"], "needs a judge"),
+        (["judge.mode=process", "reward.speed_weight=0.1"], "speed_weight"),
         (["judge.mode=process", "judge.api=http://127.0.0.1:9/v1"], "nothing answers"),
         (["model.process_reward_model=/nowhere/judge"], "judge.local: .*nowhere"),
         (["model.process_reward_model=/nowhere/judge", "judge.max_tokens=15000"], "no room for a question"),

@@ -55,7 +55,11 @@ def judge_of(config: Config) -> CachedJudge | None:
 
 def step_judge_of(config: Config) -> CachedJudge | None:
     """The judge of process rewards, None where the config asks for none."""
-    return judge_of(config) if config.judge.mode == "process" else None
+    if config.judge.mode != "process":
+        return None
+    if config.reward.speed_weight:
+        raise ValueError("reward.speed_weight has no part in process rewards: set it to 0, or judge.mode=score.")
+    return judge_of(config)
 
 
 def prompt_tokens(judge: JudgeConfig) -> int:

@@ -71,7 +71,7 @@ def words(name, model_folder, tmp_path):
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
-        *([f"judge.local={model_folder / 'sdar'}"] if "process_reward" in name else []),
+        *([f"judge.local={model_folder / family}"] if "process_reward" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
     ]
 
@@ -80,6 +80,7 @@ def test_what_is_shipped():
     assert {"rl_tiny.yaml", "sft_tiny.yaml", "tiny_eval.yaml"} <= set(SHIPPED)
     assert {"rl_trado.yaml", "rl_sdar.yaml", "sft_trado.yaml", "sft_sdar.yaml"} <= set(SHIPPED)
     assert {"rl_trado_with_value.yaml", "rl_sdar_with_value.yaml"} <= set(SHIPPED)
+    assert {f"rl_{name}_process_reward_rlhf_with_value.yaml" for name in ("trado", "sdar")} <= set(SHIPPED)
     assert {"trado_eval.yaml", "sdar_eval.yaml", "trado_longcot_eval.yaml"} <= set(SHIPPED)
     assert {"dream_eval.yaml", "llada_eval.yaml", "mmada_eval.yaml"} <= set(SHIPPED)
 
