@@ -27,7 +27,7 @@ from train.judging import judge_of, prompt_tokens
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One entry's answers (prompt-major, n a prompt), rewards and wall time of sampling."""
+    """One entry's answers (prompt-major, n a prompt), rewards, wall time of sampling, and tokens a block."""
 
     name: str
     prompts: Sequence[Prompt]
@@ -35,6 +35,7 @@ class Evaluation:
     completions: Sequence[str]
     rewards: Sequence[float | None]
     seconds: float
+    block_size: int | None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -82,7 +83,13 @@ class Evaluation:
                 "finish_reason": rollout.finish_reason,
             }
             if with_steps:
-                row |= {"token_ids": rollout.token_ids, "step_map": rollout.step_map}
+                row |= {
+                    "block_size": self.block_size,
+                    "prompt_ids": rollout.prompt_ids,
+                    "token_ids": rollout.token_ids,
+                    "step_map": rollout.step_map,
+                    "logprobs": rollout.logprobs,
+                }
             yield row
 
 
@@ -110,7 +117,7 @@ def evaluate(
         completions = [answer_text(rollout, model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(responses_per_task)]
         rewards = reward(texts, completions, **reward_columns(prompts, rollouts))
-        results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds))
+        results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size))
     return results
 
 

@@ -1,0 +1,187 @@
+"""Traces: what a JSONL file of rl.py or eval.py tells about the order in which answers were unmasked."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CANVAS = ("canvas_ids", "canvas_step_map", "canvas_logprobs")
+VIEW = ("token_ids", "step_map", "logprobs")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One sample's trajectory.
+
+    group: the question and the pass that asked it; name: the sample inside its group. prompt: token ids, or the text
+    where the file has no ids. ids, steps, logprobs: those of the canvas, or of the answer where the file has no
+    canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_answer_tokens: the first so many
+    are the answer. block_size: None where the row does not say.
+    """
+
+    group: str
+    name: str
+    prompt: list[int] | str
+    ids: list[int]
+    steps: list[int]
+    logprobs: list[float | None] | None
+    num_answer_tokens: int
+    num_steps: int
+    finish_reason: str
+    reward: float | None
+    advantage: float | None
+    answer: str | None
+    block_size: int | None
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> "Trace":
+        """A row of rollouts.jsonl (rl.py), samples.jsonl (eval.py) or `Rollout.to_json`. ValueError says what is
+        wrong."""
+        ids_name, steps_name, logprobs_name = CANVAS if "canvas_step_map" in row else VIEW
+        if steps_name not in row:
+            raise ValueError(
+                "has no step_map (nor canvas_step_map), so the order of unmasking is not known. rl.py writes it "
+                "always, eval.py with rollout.output_unmasking_history=true"
+            )
+        ids, steps = _whole_numbers(row, ids_name), _whole_numbers(row, steps_name)
+        if len(ids) != len(steps):
+            raise ValueError(f"has {len(ids)} {ids_name} but {len(steps)} steps in {steps_name}")
+        logprobs = row.get(logprobs_name)
+        if logprobs is not None and not (isinstance(logprobs, list) and len(logprobs) == len(ids)):
+            raise ValueError(f"has a {logprobs_name} that is no list of {len(ids)} numbers, one for each token")
+        key = row.get("key")
+        key = key if isinstance(key, list) and key else [None]
+        prompt = _whole_numbers(row, "prompt_ids") if "prompt_ids" in row else str(row.get("prompt", ""))
+        num_answer_tokens = row.get("num_response_tokens", len(ids))
+        if not isinstance(num_answer_tokens, int) or not 0 <= num_answer_tokens <= len(ids):
+            raise ValueError(f"has num_response_tokens {num_answer_tokens!r}; it must be between 0 and {len(ids)}")
+        return Trace(
+            group=_group(row, key),
+            name=str(row.get("sample", key[-1] if key[-1] is not None else "")),
+            prompt=prompt,
+            ids=ids,
+            steps=steps,
+            logprobs=None if logprobs is None else [_finite(value) for value in logprobs],
+            num_answer_tokens=num_answer_tokens,
+            num_steps=max([*steps, *_whole_numbers({"n": [row.get("num_steps", 0)]}, "n")]),
+            finish_reason=str(row.get("finish_reason", "")),
+            reward=_finite(row.get("reward")),
+            advantage=_finite(row.get("advantage")),
+            answer=row["answer"] if isinstance(row.get("answer"), str) else None,
+            block_size=row["block_size"] if isinstance(row.get("block_size"), int) else None,
+        )
+
+    def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:
+        """How many positions after the prompt belong to the first block of `block_size`; None where it cannot be told.
+
+        Blocks of full attention start after the prompt; those of block families lie on the grid from position 0. For an
+        unknown family (None) the grid is taken where the blocks were then decided one after another.
+        """
+        if attention == "full":
+            return block_size
+        if isinstance(self.prompt, str):
+            return None
+        on_grid = block_size - len(self.prompt) % block_size
+        return on_grid if attention == "block" or self._in_order(on_grid, block_size) else block_size
+
+    def _in_order(self, first: int, block_size: int) -> bool:
+        last = 0
+        for start in range(first - block_size, len(self.steps), block_size):
+            decided = [step for step in self.steps[max(0, start) : start + block_size] if step]
+            if decided and min(decided) <= last:
+                return False
+            last = max([last, *decided])
+        return True
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Traces by group, in the file's order, out of `num_samples` samples in `num_groups` groups. unfinished: the last
+    line was still being written and is left out."""
+
+    groups: dict[str, list[Trace]]
+    num_samples: int
+    num_groups: int
+    unfinished: bool
+
+
+def read_traces(path: Path, limit: int) -> Chosen:
+    """At most `limit` samples of a JSONL file: whole groups, spread evenly over the file with its first and last.
+
+    The file is gone through twice, a line in memory at a time. ValueError names the file, the line and what is wrong.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Give the rollouts.jsonl of an RL run or the samples.jsonl of eval.py.")
+    places: dict[str, list[int]] = {}
+    unfinished = False
+    for place, trace in _traces(path):
+        if trace is None:
+            unfinished = True
+        else:
+            places.setdefault(trace.group, []).append(place)
+    if not places:
+        raise ValueError(f"{path} holds no sample: it is empty.")
+    groups = list(places)
+    wanted = {place for group in _spread(groups, places, limit) for place in places[group][:limit]}
+    chosen: dict[str, list[Trace]] = {}
+    for place, trace in _traces(path, wanted):
+        assert trace is not None, place
+        chosen.setdefault(trace.group, []).append(trace)
+    return Chosen(chosen, sum(map(len, places.values())), len(groups), unfinished)
+
+
+def _spread(groups: Sequence[str], places: Mapping[str, Sequence[int]], limit: int) -> list[str]:
+    if sum(len(places[group]) for group in groups) <= limit:
+        return list(groups)
+    count = min(len(groups), max(1, limit // max(len(places[group]) for group in groups)))
+    if count == 1:
+        return [groups[-1]]
+    return [groups[round(i * (len(groups) - 1) / (count - 1))] for i in range(count)]
+
+
+def _traces(path: Path, wanted: set[int] | None = None) -> Iterator[tuple[int, Trace | None]]:
+    """(byte offset, trace) of every line, or of those at the offsets `wanted`; None for a last line without its end."""
+    with path.open("rb") as file:
+        place = 0
+        for number, line in enumerate(file, start=1):
+            start, place = place, place + len(line)
+            if not line.strip() or (wanted is not None and start not in wanted):
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    yield start, None
+                    return
+                raise ValueError(f"{path}, line {number} is not valid JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} holds a {type(row).__name__}, not a JSON object.")
+            try:
+                yield start, Trace.from_row(row)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} {error}.") from error
+
+
+def _group(row: Mapping[str, Any], key: Sequence[Any]) -> str:
+    if "task" not in row:
+        return "/".join(map(str, key[:-1])) or "samples"
+    if "entry" in row:
+        return f"{row['task']} · {row['entry']}"
+    return f"RL step {row['step']} · {row['task']}" if "step" in row else str(row["task"])
+
+
+def _whole_numbers(row: Mapping[str, Any], name: str) -> list[int]:
+    values = row.get(name)
+    if not isinstance(values, list):
+        raise ValueError(f"has {'no ' if values is None else ''}{name}{'' if values is None else ' that is no list'}")
+    bad = next((v for v in values if not isinstance(v, int) or isinstance(v, bool) or v < 0), None)
+    if bad is not None:
+        raise ValueError(f"has {bad!r} in {name}; whole numbers from 0 on belong there")
+    return values
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if number else None

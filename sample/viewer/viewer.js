@@ -1,0 +1,390 @@
+"use strict";
+
+const KIND = { text: 0, special: 1, bytes: 2, id: 3 };
+const FULL_PLAY_SECONDS = 10;
+const STEP_MILLISECONDS = { min: 16, max: 450 };
+const HASH_DELAY_MILLISECONDS = 250;
+// Characters that would be invisible, or change the direction or the lines of the text around them.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
+const NAMED = { "\n": "↵", "\t": "⇥", "\r": "␍" };
+const PLAY = "M4 2.5v11L13 8z";
+const PAUSE = "M4 3h3v10H4zM9 3h3v10H9z";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const state = { group: 0, sample: 0, step: 0, timer: null };
+let view = null; // what is drawn of the chosen sample: tokens, blocks, positions by step
+let hashTimer = null;
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const number = (value, digits = 3) => String(Number(value.toFixed(digits))).replace("-", "−");
+const rewardClass = (reward) => (reward === null ? "quiet" : reward > 0 ? "good" : "bad");
+const sample = () => data.groups[state.group].samples[state.sample];
+
+/** Text into `parent` with marks for what cannot be seen. A line still breaks after its mark. */
+function addText(parent, text) {
+  for (const part of text.split(new RegExp(`(${UNSEEN.source})`))) {
+    if (part === "") continue;
+    if (!UNSEEN.test(part)) {
+      parent.append(part);
+      continue;
+    }
+    const code = `U+${part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+    parent.append(element("i", "mark", NAMED[part] ?? code));
+    if (part === "\n" || part === "\t") parent.append(part);
+  }
+}
+
+/** For each token of part of a character: the whole characters that end with it, or null where bytes stay bytes. */
+function joinedBytes(tokens) {
+  const joined = new Array(tokens.length).fill(null);
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+  for (let start = 0; start < tokens.length; start++) {
+    let hex = "";
+    for (let end = start; end < tokens.length && end < start + 4; end++) {
+      const [, text, kind] = data.vocabulary[tokens[end]];
+      if (kind !== KIND.bytes) break;
+      hex += text;
+      try {
+        joined[end] = decoder.decode(Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16)));
+        joined.fill("", start, end);
+        start = end;
+        break;
+      } catch {
+        // not whole yet
+      }
+    }
+  }
+  return joined;
+}
+
+function tokenElement(index, joined) {
+  const [, text, kind] = data.vocabulary[index];
+  const made = element("span", "tok");
+  if (kind === KIND.special) made.classList.add("special");
+  if (kind === KIND.bytes) {
+    if (joined) addText(made, joined);
+    else made.append(element("i", "mark", joined === "" ? "·" : text.match(/../g).join(" ")));
+  } else if (kind === KIND.id) {
+    made.classList.add("id");
+    made.append(text, element("wbr"));
+  } else if (text === "") made.append(element("i", "mark", "∅"));
+  else addText(made, text);
+  return made;
+}
+
+function blockOf(position) {
+  if (!view.block) return 0;
+  const [first, size] = view.block;
+  return position < first ? 0 : 1 + Math.floor((position - first) / size);
+}
+
+/** Draws the chosen sample anew, all masked. */
+function drawSample() {
+  const chosen = sample();
+  const steps = Math.max(chosen.num_steps, 0);
+  view = { block: chosen.block, tokens: [], blocks: [], byStep: Array.from({ length: steps + 1 }, () => []), steps, shown: 0, same: [] };
+  const canvas = document.createDocumentFragment();
+  const joined = joinedBytes(chosen.tokens);
+  let beyond = null;
+  chosen.tokens.forEach((index, i) => {
+    const block = blockOf(i);
+    if (block >= view.blocks.length || i === chosen.length) {
+      if (block >= view.blocks.length && i > 0) (beyond ?? canvas).append(element("i", "tick"));
+      if (i === chosen.length) {
+        canvas.append(element("span", "end", "end of answer"));
+        canvas.append((beyond = element("span", "beyond")));
+      }
+      const made = element("span", "block");
+      (beyond ?? canvas).append(made);
+      (view.blocks[block] ??= { parts: [], from: Infinity }).parts.push(made);
+    }
+    const step = chosen.steps[i];
+    const token = tokenElement(index, joined[i]);
+    token.classList.add("masked");
+    if (step === 0) {
+      token.classList.add("never");
+      token.textContent = "\u00a0\u00a0\u00a0";
+    } else view.blocks[block].from = Math.min(view.blocks[block].from, step);
+    token.dataset.i = i;
+    view.byStep[step].push(i);
+    view.tokens.push(token);
+    view.blocks[block].parts.at(-1).append(token);
+  });
+  if (!chosen.tokens.length) canvas.append(element("span", "quiet", "(empty)"));
+  at("canvas").replaceChildren(canvas);
+  drawPrompt(chosen);
+  drawFacts(chosen);
+  drawBars();
+  at("slider").max = steps;
+}
+
+function drawPrompt(chosen) {
+  const prompt = data.groups[state.group].prompts[chosen.prompt];
+  const parent = at("prompt").querySelector(".text");
+  parent.replaceChildren();
+  if (typeof prompt === "string") addText(parent, prompt);
+  else {
+    const joined = joinedBytes(prompt);
+    prompt.forEach((index, i) => {
+      const token = tokenElement(index, joined[i]);
+      token.dataset.p = i;
+      parent.append(token);
+    });
+  }
+  const count = typeof prompt === "string" ? "" : ` · ${plural(prompt.length, "token")}`;
+  at("prompt").querySelector("summary").textContent = `Prompt${count}`;
+  at("prompt").hidden = !prompt.length;
+}
+
+function drawFacts(chosen) {
+  const rate = view.steps ? number(chosen.length / view.steps, 2) : "–";
+  const facts = [
+    ["reward", chosen.reward === null ? "–" : number(chosen.reward), rewardClass(chosen.reward)],
+    ["advantage", chosen.advantage === null ? null : number(chosen.advantage)],
+    ["length", plural(chosen.length, "token")],
+    ["steps", view.steps.toLocaleString("en")],
+    ["tokens per step", rate],
+    ["ended by", chosen.finish || null],
+    ["block", chosen.block ? `${chosen.block[1]} tokens` : null],
+    ["expected", chosen.answer],
+  ];
+  at("facts").replaceChildren(
+    ...facts.filter(([, value]) => value !== null).map(([name, value, className]) => {
+      const pair = element("div");
+      pair.append(element("dt", "", name), element("dd", className, value));
+      pair.title = value;
+      return pair;
+    }),
+  );
+  const legend = [["lit", "decided in this step"], ["mask", "masked"]];
+  if (chosen.block) legend.push(["ahead", "block not begun"]);
+  at("legend").replaceChildren(
+    ...legend.flatMap(([colour, text]) => {
+      const square = element("i");
+      square.style.background = `var(--${colour})`;
+      return [square, text];
+    }),
+  );
+}
+
+const barPath = (steps, tallest) =>
+  steps.map((s) => (view.byStep[s].length ? `M${s - 1 + view.gap} 1V${1 - view.byStep[s].length / tallest}H${s - view.gap}V1z` : "")).join("");
+
+/** A bar for each step, as high as the number of tokens that it decided. */
+function drawBars() {
+  const steps = Array.from({ length: view.steps }, (_, i) => i + 1);
+  view.tallest = Math.max(1, ...steps.map((s) => view.byStep[s].length));
+  view.gap = view.steps > 200 ? 0 : 0.08;
+  at("bars").setAttribute("viewBox", `0 0 ${Math.max(1, view.steps)} 1`);
+  at("bars").querySelector(".all").setAttribute("d", barPath(steps, view.tallest));
+}
+
+function showStep(wanted) {
+  const step = Math.min(Math.max(0, wanted), view.steps);
+  for (const i of view.byStep[view.shown] ?? []) view.tokens[i].classList.remove("lit");
+  const [low, high] = [Math.min(view.shown, step), Math.max(view.shown, step)];
+  for (let s = low + 1; s <= high; s++)
+    for (const i of view.byStep[s]) view.tokens[i].classList.toggle("masked", step < view.shown);
+  if (step > 0) for (const i of view.byStep[step]) view.tokens[i].classList.add("lit");
+  if (view.block)
+    for (const block of view.blocks) for (const part of block.parts) part.classList.toggle("ahead", block.from > step);
+  view.shown = state.step = step;
+  const share = view.steps ? (100 * step) / view.steps : 0;
+  at("done").style.width = at("knob").style.left = `${share}%`;
+  at("veil").style.width = `${100 - share}%`;
+  at("bars").querySelector(".now").setAttribute("d", step ? barPath([step], view.tallest) : "");
+  at("slider").value = step;
+  const decided = step ? view.byStep[step].length : 0;
+  const bold = element("b", "", `step ${step.toLocaleString("en")}`);
+  at("where").replaceChildren(bold, ` of ${view.steps.toLocaleString("en")}`);
+  at("where").append(element("span", "quiet", step ? ` · ${plural(decided, "token")} decided` : " · all masked"));
+  rememberSoon();
+}
+
+function follow() {
+  const lit = state.step ? view.tokens[view.byStep[state.step][0]] : view.tokens[0];
+  lit?.scrollIntoView({ block: "nearest" });
+}
+
+function drawGroup() {
+  const group = data.groups[state.group];
+  at("group").value = state.group;
+  at("samples").replaceChildren(
+    ...group.samples.map((one, i) => {
+      const button = element("button");
+      button.append(element("span", "quiet", `#${one.name || i}`));
+      button.append(element("span", "size", plural(one.length, "token")));
+      button.append(element("span", `reward ${rewardClass(one.reward)}`, one.reward === null ? "–" : number(one.reward)));
+      button.title = `${plural(one.length, "token")} in ${plural(one.num_steps, "step")}`;
+      button.addEventListener("click", () => choose(state.group, i));
+      return button;
+    }),
+  );
+}
+
+/** Chooses a sample; `step` undefined = at its end. */
+function choose(group, index, step) {
+  pause();
+  state.group = Math.min(Math.max(0, group), data.groups.length - 1);
+  state.sample = Math.min(Math.max(0, index), data.groups[state.group].samples.length - 1);
+  drawGroup();
+  [...at("samples").children].forEach((button, i) => button.setAttribute("aria-current", i === state.sample));
+  at("samples").children[state.sample].scrollIntoView({ block: "nearest", inline: "nearest" });
+  drawSample();
+  showStep(step ?? view.steps);
+  document.querySelector("main").scrollTop = 0;
+  if (step !== undefined) follow();
+}
+
+function neighbour(by) {
+  const samples = data.groups[state.group].samples.length;
+  const index = state.sample + by;
+  if (index >= 0 && index < samples) choose(state.group, index);
+  else if (data.groups[state.group + by]) choose(state.group + by, by > 0 ? 0 : Infinity);
+}
+
+function pause() {
+  clearTimeout(state.timer);
+  state.timer = null;
+  at("play").querySelector("path").setAttribute("d", PLAY);
+}
+
+function play() {
+  if (state.step >= view.steps) showStep(0);
+  at("play").querySelector("path").setAttribute("d", PAUSE);
+  const { min, max } = STEP_MILLISECONDS;
+  const tick = () => {
+    showStep(state.step + 1);
+    follow();
+    if (state.step >= view.steps) return pause();
+    const wait = Math.min(max, Math.max(min, (1000 * FULL_PLAY_SECONDS) / view.steps));
+    state.timer = setTimeout(tick, wait / Number(at("speed").value));
+  };
+  state.timer = setTimeout(tick, STEP_MILLISECONDS.max / 2);
+}
+
+const toggle = () => (state.timer === null ? play() : pause());
+
+function stepTo(step) {
+  pause();
+  showStep(step);
+  follow();
+}
+
+function rememberSoon() {
+  clearTimeout(hashTimer);
+  hashTimer = setTimeout(() => {
+    const theme = document.documentElement.dataset.theme;
+    const hash = `#group=${state.group}&sample=${state.sample}&step=${state.step}${theme ? `&theme=${theme}` : ""}`;
+    if (hash !== location.hash) history.replaceState(null, "", hash);
+  }, HASH_DELAY_MILLISECONDS);
+}
+
+function fromHash() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  const whole = (name, otherwise) => (/^\d+$/.test(words.get(name) ?? "") ? Number(words.get(name)) : otherwise);
+  if (["dark", "light"].includes(words.get("theme"))) document.documentElement.dataset.theme = words.get("theme");
+  choose(whole("group", 0), whole("sample", 0), whole("step", undefined));
+}
+
+function switchTheme() {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  rememberSoon();
+}
+
+function tipLines(token) {
+  if (token.dataset.p !== undefined) {
+    const i = Number(token.dataset.p);
+    const [id, text, kind] = data.vocabulary[data.groups[state.group].prompts[sample().prompt][i]];
+    return [[id, text, kind], `prompt, position ${i}`];
+  }
+  const i = Number(token.dataset.i);
+  const { tokens, steps, logprobs } = sample();
+  const lines = [data.vocabulary[tokens[i]], `position ${i}${view.block ? ` · block ${blockOf(i)}` : ""}`];
+  if (steps[i] === 0) return [...lines, "never decided: still masked at the end"];
+  lines.push(`${steps[i] > state.step ? "masked until" : "decided in"} step ${steps[i]} of ${view.steps}`);
+  const logprob = logprobs?.[i];
+  if (typeof logprob === "number") lines.push(`log-prob ${number(logprob, 4)} · p = ${number(100 * Math.exp(logprob), 2)} %`);
+  else lines.push("log-prob not in the file");
+  return lines;
+}
+
+function showTip(token) {
+  for (const same of view.same) same.classList.remove("same");
+  view.same = [];
+  at("tip").hidden = !token;
+  if (!token) return;
+  const [[id, text, kind], ...lines] = tipLines(token);
+  const name = kind === KIND.id ? "" : kind === KIND.bytes ? `bytes ${text.match(/../g).join(" ")}` : JSON.stringify(text);
+  const head = element("div");
+  head.append(element("b", "", name), `${name ? " · " : ""}id ${id}`);
+  at("tip").replaceChildren(head, ...lines.map((line) => element("div", "", line)));
+  if (token.dataset.i !== undefined) {
+    const step = sample().steps[Number(token.dataset.i)];
+    view.same = step ? view.byStep[step].map((i) => view.tokens[i]) : [];
+    for (const same of view.same) same.classList.add("same");
+  }
+  const box = token.getClientRects()[0];
+  const tip = at("tip").getBoundingClientRect();
+  const below = box.bottom + 8 + tip.height < innerHeight;
+  at("tip").style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.width - 8))}px`;
+  at("tip").style.top = `${below ? box.bottom + 8 : box.top - tip.height - 8}px`;
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  const actions = {
+    ArrowLeft: () => stepTo(state.step - 1),
+    ArrowRight: () => stepTo(state.step + 1),
+    ArrowUp: () => neighbour(-1),
+    ArrowDown: () => neighbour(1),
+    Home: () => stepTo(0),
+    End: () => stepTo(view.steps),
+    " ": toggle,
+    d: switchTheme,
+  };
+  const action = actions[event.key];
+  if (!action || (event.key === " " && ["BUTTON", "SUMMARY"].includes(event.target.tagName) && event.target.id !== "play")) return;
+  event.preventDefault();
+  action();
+}
+
+function meanReward(group) {
+  const rewards = group.samples.map((one) => one.reward).filter((reward) => reward !== null);
+  return rewards.length ? ` · mean reward ${number(rewards.reduce((a, b) => a + b) / rewards.length, 2)}` : "";
+}
+
+function start() {
+  at("name").textContent = at("name").title = data.name;
+  at("notes").replaceChildren(...data.notes.map((note) => element("p", "", note)));
+  at("group").replaceChildren(
+    ...data.groups.map((group, i) => {
+      const option = element("option", "", `${group.title} · ${plural(group.samples.length, "sample")}${meanReward(group)}`);
+      option.value = i;
+      return option;
+    }),
+  );
+  at("group").addEventListener("change", () => choose(Number(at("group").value), 0));
+  at("slider").addEventListener("input", () => stepTo(Number(at("slider").value)));
+  at("back").addEventListener("click", () => stepTo(state.step - 1));
+  at("next").addEventListener("click", () => stepTo(state.step + 1));
+  at("play").addEventListener("click", toggle);
+  at("theme").addEventListener("click", switchTheme);
+  document.addEventListener("keydown", onKey);
+  document.addEventListener("pointerover", (event) => showTip(event.target.closest(".tok")));
+  document.addEventListener("scroll", () => showTip(null), true);
+  addEventListener("hashchange", fromHash);
+  fromHash();
+}
+
+start();
