@@ -120,7 +120,9 @@ class Sampler:
             for member in range(n):
                 index = len(requests)
                 key = keys[index] if keys is not None else (digest, member)
-                requests.append(Request(index, group, ids, tuple(key) if isinstance(key, (tuple, list)) else (key,)))
+                parts = key if isinstance(key, (tuple, list)) else (key,)
+                plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+                requests.append(Request(index, group, ids, plain))
         return requests
 
     def _device_constants(self) -> None:

@@ -47,13 +47,14 @@ class Choices(Protocol):
 
 
 class Proposal(NamedTuple):
-    """A candidate for each position: token, its log-probability at temperature 1, its score under the target, and the
-    entropy (nats) where the strategy needs it."""
+    """A candidate for each position: token, its log-probability at temperature 1, its score under the target; the
+    entropy (nats) where the strategy needs it, the confidence where a threshold does and the score is another."""
 
     token: Tensor
     logp: Tensor
     score: Tensor
     entropy: Tensor | None
+    confidence: Tensor | None = None
 
     def spread(self, row_N: Tensor, n: int, b: int) -> "Proposal":
         """From [N] to [n, b]: entry i goes to the flat position row_N[i], the rest are 0."""
@@ -61,8 +62,8 @@ class Proposal(NamedTuple):
         def place(value_N: Tensor) -> Tensor:
             return value_N.new_zeros(n * b).index_copy_(0, row_N, value_N).view(n, b)
 
-        entropy = None if self.entropy is None else place(self.entropy)
-        return Proposal(place(self.token), place(self.logp), place(self.score), entropy)
+        more = (None if value is None else place(value) for value in (self.entropy, self.confidence))
+        return Proposal(place(self.token), place(self.logp), place(self.score), *more)
 
 
 def schedule(positions: int, steps: int) -> list[int]:
@@ -111,19 +112,20 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """Inverse-CDF sample [N] from unnormalised weights >= 0: first the chunk of the vocabulary, then the token in it.
 
-    Two levels keep the cumulative sums short (exact enough in float64) and touch the vocabulary once.
+    Two levels keep the cumulative sums short (exact enough in float64) and touch the vocabulary once. Weights that are
+    not finite give some index.
     """
     chunks = _chunked(weight_NV, fill=0.0)
     chunk, fraction = _pick(chunks.sum(-1).double(), uniform_N)
     token, _ = _pick(_chunk_at(chunks, chunk).double(), fraction)
-    return chunk * _CHUNK + token
+    return (chunk * _CHUNK + token).clamp_max(weight_NV.shape[-1] - 1)
 
 
 def argmax(value_NV: Tensor) -> Tensor:
     """Index [N] of the largest value, the leftmost of equal ones: chunk, then token, which is faster on a CPU."""
     chunks = _chunked(value_NV, fill=-math.inf)
     chunk = chunks.amax(-1).argmax(-1)
-    return chunk * _CHUNK + _chunk_at(chunks, chunk).argmax(-1)
+    return (chunk * _CHUNK + _chunk_at(chunks, chunk).argmax(-1)).clamp_max(value_NV.shape[-1] - 1)
 
 
 def _chunked(value_NV: Tensor, fill: float) -> Tensor:
@@ -202,19 +204,25 @@ def propose(
         if choices.confidence == "tempered":
             drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log()
     logp = _at(logits_NV, token) - lse
+    score = passing = (logp if drawn_logp is None else drawn_logp).exp()
     if choices.target == "random":
         score = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).float()
-    elif choices.target == "confidence":
-        score = (logp if drawn_logp is None else drawn_logp).exp()
-    else:
-        score = margin if margin is not None else -entropy  # type: ignore[operator]
+    elif choices.target == "neg_entropy":
+        score = -entropy  # type: ignore[operator]
+    elif margin is not None:
+        score = passing = margin
     if choices.pad_target_penalty != 1.0 and choices.pad_id is not None:
-        penalised = torch.where(score < 0, score * choices.pad_target_penalty, score / choices.pad_target_penalty)
-        score = torch.where(token == choices.pad_id, penalised, score)
+        is_pad = token == choices.pad_id
+        score, passing = (_penalised(value, is_pad, choices.pad_target_penalty) for value in (score, passing))
     if choices.alg_temp > 0.0 and choices.strategy == "low_confidence_static":
         uniform = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).clamp_min(2.0**-53)
         score = score / choices.alg_temp - (-uniform.log()).log().float()
-    return Proposal(token, logp, score, entropy)
+    rank_only = choices.strategy == "low_confidence_dynamic" and choices.target in ("random", "neg_entropy")
+    return Proposal(token, logp, score, entropy, passing if rank_only else None)
+
+
+def _penalised(score_N: Tensor, is_pad_N: Tensor, penalty: float) -> Tensor:
+    return torch.where(is_pad_N, torch.where(score_N < 0, score_N * penalty, score_N / penalty), score_N)
 
 
 def _forbid(value_NV: Tensor, mask_id: int, text_vocab_size: int | None, fill: float) -> None:
@@ -248,13 +256,20 @@ def low_confidence_static(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, ch
 
 
 def low_confidence_dynamic(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """All with score > threshold if they are at least k, else the k best (SDAR's and TraDo's rule)."""
-    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (proposal.score > choices.threshold))
+    """All that pass the threshold (confidence or margin > it) if they are at least k, else the k best by score.
+
+    SDAR's and TraDo's rule. Of the other targets, which are no probabilities, the confidence is compared.
+    """
+    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (_passing(proposal) > choices.threshold))
 
 
 def low_confidence_dynamic_or_equal(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """All with score >= threshold if they are at least k, else the k best (LLaDA's and Dream's rule, where k = 1)."""
-    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (proposal.score >= choices.threshold))
+    """The same with >= threshold: LLaDA's and Dream's rule, where k = 1."""
+    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (_passing(proposal) >= choices.threshold))
+
+
+def _passing(proposal: Proposal) -> Tensor:
+    return proposal.score if proposal.confidence is None else proposal.confidence
 
 
 def _passed_or_best(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, passed: Tensor) -> Tensor:

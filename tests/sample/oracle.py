@@ -174,17 +174,19 @@ def candidate(logits, mask, config, key, position, step, text_ids=None):
     logp = math.log(probability[token])
     entropy = -sum(p * math.log(p) for p in probability if p > 0)
     first, second = sorted(probability, reverse=True)[:2]
-    score = {
+    scores = {
         "confidence": drawn_from[token] if config.confidence == "tempered" else probability[token],
         "margin_confidence": first - second,
         "neg_entropy": -entropy,
         "random": uniform(config.seed, key, position, step, 1),
-    }[config.target]
-    if config.pad_target_penalty != 1.0 and token == config.pad_id:
-        score = score / config.pad_target_penalty if score >= 0 else score * config.pad_target_penalty
+    }
+    penalty = config.pad_target_penalty if token == config.pad_id else 1.0
+    scores = {name: value / penalty if value >= 0 else value * penalty for name, value in scores.items()}
+    score = scores[config.target]
+    passing = scores["margin_confidence" if config.target == "margin_confidence" else "confidence"]
     if config.alg_temp > 0 and config.strategy == "low_confidence_static":
         score = score / config.alg_temp - math.log(-math.log(uniform(config.seed, key, position, step, 1)))
-    return {"token": token, "logp": logp, "score": score, "entropy": entropy}
+    return {"token": token, "logp": logp, "score": score, "entropy": entropy, "passing": passing}
 
 
 def keep_top_k(logits, k):
@@ -220,7 +222,7 @@ def select(found, masked, k, config, equal_passes=False):
     if config.strategy == "low_confidence_static":
         return by_score[:k]
     if config.strategy == "low_confidence_dynamic":
-        passed = [i for i in masked if found[i]["score"] > config.threshold - 1e-12 * equal_passes]
+        passed = [i for i in masked if found[i]["passing"] > config.threshold - 1e-12 * equal_passes]
         return passed if len(passed) >= k else by_score[:k]
     assert config.strategy == "entropy_bounded"
     surest, total, chosen = sorted(masked, key=lambda i: (found[i]["entropy"], i)), 0.0, []

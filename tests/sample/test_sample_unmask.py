@@ -1,12 +1,15 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import oracle
 import pytest
 import torch
+from helpers import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sample import Sampler, SamplingConfig
 from sample.sampler import hash_key
 from sample.unmask import (
     STRATEGIES,
@@ -295,3 +298,25 @@ def test_hash_is_even_and_depends_on_everything():
         assert abs(float(((counts - 400) ** 2 / 400).sum()) - 99) < 5 * (2 * 99) ** 0.5
     stacked = torch.corrcoef(torch.stack(list(streams.values())))
     assert (stacked - torch.eye(len(streams))).abs().max() < 0.025
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_weights_that_are_not_finite_leave_their_mark_and_end_nothing(strategy, temperature):
+    """A diverged model's answer says so in its log-probabilities; the guard of training reads them there."""
+    model = tiny_model("sdar")
+    model.model.norm.weight.data.fill_(math.nan)
+    config = SamplingConfig(max_new_tokens=9, temperature=temperature, strategy=strategy)
+    (rollout,) = Sampler(model, config).generate([[5, 6, 7]])
+    assert not np.isfinite(rollout.logprobs).all()
+    assert all(0 <= i < 64 for i in rollout.canvas_ids)
+
+
+@pytest.mark.parametrize("target", ["neg_entropy", "random"])
+def test_a_threshold_is_for_the_confidence_whatever_ranks(target):
+    """At threshold 0 all pass, at 1 none does and one is taken a step, the best by the target."""
+    model = tiny_model("sdar")
+    for threshold, steps in ((0.0, 2), (1.0, 8)):
+        config = SamplingConfig(max_new_tokens=8, block_size=4, target=target, threshold=threshold, stop_ids=[])
+        (rollout,) = Sampler(model, config).generate([[5, 6, 7, 8]])
+        assert rollout.num_steps == steps
