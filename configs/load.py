@@ -68,6 +68,10 @@ def merge(*trees: dict[str, Any]) -> Config:
             merged = OmegaConf.merge(merged, tree)
         except OmegaConfBaseException as error:
             raise ValueError(_wrong_type(error, tree)) from error
+        except TypeError as error:
+            raise ValueError(
+                f"config: a list stands where a section or a mapping is meant, or the reverse ({error})"
+            ) from error
     try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -135,6 +139,8 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
             _remove(tree, name)
         elif name not in known and not any(name.startswith(f"{prefix}.") for prefix in free):
+            if any(key.startswith(f"{name}.") for key in known):
+                raise ValueError(f"{name!r} in {where} is a section: set keys in it, as in {name}.KEY=value.")
             raise ValueError(f"unknown key {name!r} in {where}.{_suggest(name, known)} --help lists every key.")
     return tree
 

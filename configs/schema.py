@@ -30,12 +30,12 @@ def section(kind: type) -> Any:
 class ExperimentConfig:
     project: str = opt("run", "name of the run; its folder is output_dir/project")
     output_dir: str = opt("runs", "folder that holds the folders of runs")
-    total_step: int = opt(80, "RL steps in all", low=1)
-    save_every: int = opt(10, "a checkpoint is kept every so many RL steps (the newest is always there)", low=1)
+    total_step: int = opt(80, "RL steps in all (SFT: training.num_train_epochs)", low=1)
+    save_every: int = opt(10, "a checkpoint every so many RL steps (SFT: epochs), and at the end", low=1)
     eval_every: int = opt(10, "evaluation every so many RL steps", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
     eval_first: bool = opt(True, "evaluate before the first RL step too")
-    keep_last: int = opt(2, "checkpoints kept besides those of save_every", low=1)
+    keep_last: int = opt(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
     start_from_scratch: bool = opt(
         True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"
@@ -43,7 +43,7 @@ class ExperimentConfig:
     deterministic: bool = opt(
         False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"
     )
-    threads: int = opt(0, "CPU threads of torch; 0 = as many as the process may use", low=0)
+    threads: int = opt(0, "CPU threads of torch; 0 = OMP_NUM_THREADS, else as many as the process may use", low=0)
 
 
 @dataclass
@@ -128,11 +128,6 @@ class DecodeConfig:
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_token")
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
-    dtype: str = opt(
-        "auto",
-        "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
-        choices=("auto", "fp32", "bf16"),
-    )
 
     @property
     def max_new_tokens(self) -> int:
@@ -155,6 +150,11 @@ class DecodeConfig:
 
 @dataclass
 class RolloutConfig(DecodeConfig):
+    dtype: str = opt(
+        "auto",
+        "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
+        choices=("auto", "fp32", "bf16"),
+    )
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
     output_unmasking_history: bool = opt(True, "eval.py: write step maps into the samples file")
 
@@ -238,8 +238,8 @@ class TrainingConfig:
 class OptimizerParams:
     learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
     value_learning_rate: float = opt(5e-6, "peak learning rate of the value model", low=0.0)
-    beta1: float = opt(0.9, "Adam", low=0.0, high=1.0)
-    beta2: float = opt(0.999, "Adam", low=0.0, high=1.0)
+    beta1: float = opt(0.9, "Adam", low=0.0, high=0.999999)
+    beta2: float = opt(0.999, "Adam", low=0.0, high=0.99999999)
     weight_decay: float = opt(0.0, "decoupled weight decay", low=0.0)
     epsilon: float = opt(1e-8, "Adam", low=0.0)
 
@@ -314,7 +314,7 @@ class ExecuteConfig:
 
 @dataclass
 class TrackingConfig:
-    report_to: list[str] = opt([], "trackers besides metrics.jsonl: tensorboard, wandb, trackio")
+    report_to: list[str] = opt([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
 
 
 @dataclass

@@ -74,6 +74,11 @@ class DiffusionLM(nn.Module):
     def block_size(self) -> int:
         return int(self._raw_config.get("block_size") or self._family.default_block_size)
 
+    @block_size.setter
+    def block_size(self, tokens: int) -> None:
+        """Block families: the size that a checkpoint saved from here on names."""
+        self._raw_config["block_size"] = tokens
+
     @property
     def end_of_answer_id(self) -> int:
         """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the

@@ -26,6 +26,7 @@ MADE_HERE = (
     "rollouts.jsonl",
     "samples.jsonl",
     "results.json",
+    "evaluations.json",
     "curves.png",
     "ckpt",
     "trackers",
@@ -135,6 +136,10 @@ class RunFolder:
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.json"
 
     @property
     def checkpoints(self) -> Path:

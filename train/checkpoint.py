@@ -40,10 +40,16 @@ def save_checkpoint(
         torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, aside / STATE / "state.pt")
         sizes = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
         (aside / STATE / "files.json").write_text(json.dumps({"step": step, "sizes": sizes}))
-    _point(folder / link_name, path.name)
-    if value is not None:
-        _point(folder / value[1], f"{path.name}/{VALUE}")
+    point_to(path, link_name, value[1] if value is not None else None)
     return path
+
+
+def point_to(checkpoint: Path, link_name: str, value_name: str | None) -> None:
+    """Links beside the checkpoint, to its model and its value model. A resumed run says it again: a kill may have come
+    between a checkpoint and its links."""
+    _point(checkpoint.parent / link_name, checkpoint.name)
+    if value_name is not None:
+        _point(checkpoint.parent / value_name, f"{checkpoint.name}/{VALUE}")
 
 
 def _point(link: Path, target: str) -> None:
@@ -71,12 +77,11 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints and those of every `keep_every` steps."""
+def prune_checkpoints(folder: Path, keep_last: int) -> None:
+    """Removes all but the newest `keep_last` checkpoints; 0 = none is removed."""
     paths = sorted(folder.glob("step-*"))
-    for path in paths[: max(0, len(paths) - keep_last)]:
-        if int(path.name.removeprefix("step-")) % keep_every:
-            shutil.rmtree(path)
+    for path in paths[: max(0, len(paths) - keep_last)] if keep_last else []:
+        shutil.rmtree(path)
 
 
 def _problem(path: Path) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from configs.schema import DatasetConfig, DecodeConfig
+from configs import find
+from configs.schema import DatasetConfig, DecodeConfig, RolloutConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
@@ -79,7 +80,7 @@ def _divided_steps(steps: int, value: Mapping[str, Any], config: SamplingConfig)
     return schedule(steps, blocks)
 
 
-def inference_model(model: DiffusionLM, decode: DecodeConfig, precision: str) -> DiffusionLM:
+def inference_model(model: DiffusionLM, decode: RolloutConfig, precision: str) -> DiffusionLM:
     """The model that samples: the trained one itself, or a copy in the type that sampling wants."""
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(decode.dtype)
     if wanted is None:
@@ -107,23 +108,37 @@ def load_prompts(
     start_with_think: bool,
 ) -> list[Prompt]:
     """The tasks of a data set as token ids. Over-long prompts are dropped and counted in one warning, or an error,
-    by policy."""
-    from configs import find
-
+    by policy; so are prompts that hold the mask token, which would be positions to fill."""
     path = resolve_dataset(name, folder=find(config.folder), seed=config.seed)
     tasks = load_tasks(path, data_type=data_type, columns=config.columns)
     tasks = tasks[:max_tasks] if max_tasks else tasks
     prompts = [tokenise(task, model, data_type, config.template, start_with_think) for task in tasks]
-    long = [p for p in prompts if len(p.ids) > max_prompt_tokens]
-    if long:
-        text = (
-            f"{path}: {len(long)} of {len(prompts)} prompts exceed training.max_prompt_len={max_prompt_tokens} tokens "
-            f"(longest {max(len(p.ids) for p in long)}, first {long[0].task.id})"
+    masked = [p for p in prompts if model.mask_id in p.ids]
+    if masked:
+        logger.warning(
+            "%s: %d of %d prompts hold the mask token (first %s): dropped",
+            path, len(masked), len(prompts), masked[0].task.id,
+        )  # fmt: skip
+        prompts = [p for p in prompts if model.mask_id not in p.ids]
+    kept = [p for p in prompts if len(p.ids) <= max_prompt_tokens]
+    if len(kept) < len(prompts):
+        longest = max(len(p.ids) for p in prompts)
+        first = next(p.task.id for p in prompts if len(p.ids) > max_prompt_tokens)
+        drop_over_long(
+            f"{path}: {len(prompts) - len(kept)} of {len(prompts)} prompts exceed training.max_prompt_len="
+            f"{max_prompt_tokens} tokens (longest {longest}, first {first})",
+            config,
         )
-        if config.over_long_prompts == "error" or len(long) == len(prompts):
-            raise ValueError(f"{text}. Raise training.max_prompt_len or set dataset.over_long_prompts=drop.")
-        logger.warning("%s: dropped", text)
-    return [p for p in prompts if len(p.ids) <= max_prompt_tokens]
+    if not kept:
+        raise ValueError(f"{path}: no prompt is left. Raise training.max_prompt_len={max_prompt_tokens}.")
+    return kept
+
+
+def drop_over_long(text: str, config: DatasetConfig) -> None:
+    """Says that over-long prompts are dropped; under dataset.over_long_prompts=error, a ValueError."""
+    if config.over_long_prompts == "error":
+        raise ValueError(f"{text}. Raise training.max_prompt_len or set dataset.over_long_prompts=drop.")
+    logger.warning("%s: dropped", text)
 
 
 def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, start_with_think: bool) -> Prompt:

@@ -130,20 +130,29 @@ def run(config: Config) -> dict[str, Any] | None:
     session.prepare_process(config.experiment, config.training.enable_tf32)
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
-    session.check_dataset(config, config.dataset.eval_dataset, "dataset.eval_dataset")
-    root = Path(config.experiment.output_dir) / config.experiment.project
+    tasks = session.count_tasks(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    root = session.run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         if config.dry_run:
+            count = min(tasks, config.dataset.max_tasks) if config.dataset.max_tasks else tasks
+            entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
+            each = config.rollout.num_response_per_task
             print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+            print(
+                f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
+                f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
+            )
             return None
         bf16 = config.rollout.dtype == "bf16"
         if config.rollout.dtype == "auto":
             bf16 = session.precision(config, session.pick_device(config.model.device)) == "bf16"
         model = session.make_model(config, dtype="bfloat16" if bf16 else "float32")
-        entries = sampling_entries(
+        ways = sampling_entries(
             config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
         )
+        for entry in ways.values():
+            session.warn_of_block_size(entry.block_size or model.block_size, model)
         prompts = load_prompts(
             config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
             max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
@@ -152,10 +161,10 @@ def run(config: Config) -> dict[str, Any] | None:
         with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
             folder.drop_after(-1)
             monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
-            _banner(monitor, config, model, folder_of_model, prompts, entries)
+            _banner(monitor, config, model, folder_of_model, prompts, ways)
             results = evaluate(
                 model,
-                entries,
+                ways,
                 prompts,
                 reward,
                 responses_per_task=config.rollout.num_response_per_task,

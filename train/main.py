@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from train.updater import NotFinite
+
 
 class _Speaker(logging.Handler):
     """`warning: text` on stderr, each text once."""
@@ -22,13 +24,13 @@ class _Speaker(logging.Handler):
 
 
 def main(command: Callable[[], object]) -> None:
-    """Runs a command. ValueErrors are messages for users: printed without a traceback, exit status 2 (DEBUG=1 shows
-    all)."""
+    """Runs a command. ValueErrors, those of the operating system and of diverged training are messages for users:
+    printed without a traceback, exit status 2 (DEBUG=1 shows all)."""
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
         command()
-    except ValueError as error:
+    except (ValueError, OSError, NotFinite) as error:
         if os.environ.get("DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

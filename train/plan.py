@@ -12,10 +12,6 @@ from train.judging import step_judge_of
 from train.masking import RL_METHODS
 
 
-def run_path(config: Config) -> Path:
-    return Path(config.experiment.output_dir) / config.experiment.project
-
-
 def check(config: Config) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic."""
     training, rollout = config.training, config.rollout
@@ -49,20 +45,22 @@ def check(config: Config) -> None:
         )
     session.require_equal_blocks(training.block_size, rollout.block_size)
     session.pick_device(config.model.device)
-    session.check_dataset(config, config.dataset.train_dataset, "dataset.train_dataset")
-    if config.evaluation.eval_dataset:
-        session.check_dataset(config, config.evaluation.eval_dataset, "evaluation.eval_dataset")
+    dataset, evaluation = config.dataset, config.evaluation
+    tasks = session.count_tasks(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    if evaluation.eval_dataset:
+        session.count_tasks(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
     reward_of(config, config.dataset.data_type).close()
     step_judge_of(config)
-    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
+    RunFolder.check(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite)
     if to_be_prepared(config):
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
+            print("\n".join(plan_lines(config, None, tasks)))
         return
     folder = session.check_model_path(config)
     session.check_value_base(config)
     if config.dry_run:
-        print("\n".join(plan_lines(config, folder)))
+        print("\n".join(plan_lines(config, folder, tasks)))
 
 
 def to_be_prepared(config: Config) -> bool:
@@ -74,19 +72,24 @@ def to_be_prepared(config: Config) -> bool:
     return not (find(config.model.pretrained_model) / "config.json").is_file()
 
 
-def plan_lines(config: Config, folder: Path) -> list[str]:
-    """The arithmetic of a step and the memory by part, for a dry run."""
+def plan_lines(config: Config, folder: Path | None, tasks: int) -> list[str]:
+    """The arithmetic of a step and, where the model is there, the memory by part, for a dry run."""
     rollout, training = config.rollout, config.training
     responses = rollout.num_task_per_step * rollout.num_response_per_task
     rows = training.gradient_accumulation_steps * training.batch_size_lm
-    parts = session.memory_estimate_gib(config, folder, min(rollout.slots, responses), rollout.max_new_tokens)
-    memory = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    memory = []
+    if folder is not None:
+        parts = session.memory_estimate_gib(config, folder, min(rollout.slots, responses), rollout.max_new_tokens)
+        named = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        memory = [f"  memory  {sum(parts.values()):.2f} GiB without activations: {named}"]
     return [
         f"dry run of {config.experiment.project}: everything named exists and fits together",
+        f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
+        f"{config.experiment.total_step * rollout.num_task_per_step / tasks:.2g} times as many",
         f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
         f"  update  {training.gradient_accumulation_steps} x {training.batch_size_lm} = {rows} rows",
         *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
-        f"  memory  {sum(parts.values()):.2f} GiB without activations: {memory}",
+        *memory,
     ]
 
 

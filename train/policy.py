@@ -1,7 +1,7 @@
 """One RL step's learning: rollouts and advantages -> rows -> updates of the policy."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,8 +128,15 @@ class Policy:
                 batch.logp_rollout.append(logprobs[row.canvas_index])
         return replace(batch, skipped=skipped)
 
-    def train(self, batch: Batch, step: int) -> dict[str, float]:
-        """All updates of RL step `step` (from 1). Returns the metrics of the step."""
+    def rows_to_train(self, batch: Batch) -> int:
+        """Rows of all updates of a step."""
+        return len(batch.rows) * self.training.num_train_epochs
+
+    def train(self, batch: Batch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
+        """All updates of RL step `step` (from 1); `progress` hears of rows as they are done. Returns the metrics of the
+        step; of one without rows only how many rollouts were left out."""
+        if not batch.rows:
+            return {"rollouts_skipped": float(batch.skipped)}
         training, stats = self.training, UpdateStats()
         self.updater.set_rate(scheduled(self.schedule, step - 1, self.total_steps))
         every = range(len(batch.rows))
@@ -140,7 +147,7 @@ class Policy:
             reference = outputs(self.reference, batch.rows, every, limit, self.updater.accelerator)
         for which in step_updates(batch.rows, training, step):
             loss_of = self._loss(batch, old, reference, which, measure_mismatch=stats.updates == 0)
-            self.updater.update(batch.rows, which, loss_of, stats)
+            self.updater.update(batch.rows, which, loss_of, stats, progress)
         return self._metrics(stats, batch)
 
     def weights(self, batch: Batch, which: Sequence[int]) -> Weights:

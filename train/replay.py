@@ -152,6 +152,8 @@ def replay(
     rng = rng or np.random.default_rng(0)
     per_round = training.normalization == "reference" and replayer.attention == "block"
     trained = trained_positions(rollout, pad_id, None if per_round else training.post_num)
+    if training.max_gen_length is not None:
+        trained[training.max_gen_length :] = False
     if not trained.any():
         return []
     canvas = replayer.canvas(len(rollout.prompt_ids), np.asarray(rollout.canvas_step_map, dtype=np.int64), trained)

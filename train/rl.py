@@ -3,6 +3,7 @@
 Shapes: G responses a prompt.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ import numpy as np
 
 from configs import load_config, resolved
 from configs.schema import Config
-from runtime.files import append_jsonl
+from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
-from train.checkpoint import VALUE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.checkpoint import VALUE, load_state, newest_checkpoint, point_to, prune_checkpoints, save_checkpoint
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
@@ -37,7 +38,7 @@ def run(config: Config) -> dict[str, Any] | None:
         return None
     if plan.to_be_prepared(config):
         prepare_model(config)
-    with RunFolder.open(plan.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
+    with RunFolder.open(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
         rl = Run(config, folder)
         try:
             return rl.loop()
@@ -68,7 +69,10 @@ class Run:
         self.critic = self._make_critic(checkpoint)
         self.step_judge = StepJudge(config, self.model, judge) if judge else None
         self.prompts = self._load_prompts(
-            config.dataset.train_dataset, config.dataset.data_type, config.dataset.max_tasks
+            config.dataset.train_dataset,
+            config.dataset.data_type,
+            config.dataset.max_tasks,
+            config.rollout.start_with_think,
         )
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in self.prompts],
@@ -77,7 +81,8 @@ class Run:
             (config.training.min_accuracy, config.training.max_accuracy),
         )
         self.eval_entries = sampling_entries(config.evaluation, self.model, seed=seed, deterministic=deterministic)
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "evaluations": {}}
+        self.eval_prompts = self._eval_prompts()
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0}
         if checkpoint is not None:
             saved = load_state(checkpoint)
             self.updater.load_state_dict(saved["updater"])
@@ -85,8 +90,10 @@ class Run:
             if self.critic is not None:
                 self.critic.updater.load_state_dict(saved["value_updater"])
             self.state = {name: saved[name] for name in self.state}
+            point_to(checkpoint, *self._link_names())
         self.sampler.weights_version = self.state["step"]
         folder.drop_after(self.state["step"] if checkpoint else -1)
+        self.evaluations = self._evaluations_until(self.state["step"] if checkpoint else -1)
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
@@ -97,9 +104,9 @@ class Run:
 
     def loop(self) -> dict[str, Any]:
         config, timed = self.config, self.monitor.timed
-        if config.experiment.eval_first and self.state["step"] == 0:
+        if self.evaluation_is_due(self.state["step"]):
             with timed("eval"):
-                self.evaluate(0)
+                self.evaluate(self.state["step"])
         for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
             prompts = [self.prompts[i] for i in self.curriculum.draw(step, config.rollout.num_task_per_step)]
             with timed("rollout"):
@@ -116,17 +123,17 @@ class Run:
             if self.critic is not None:
                 with timed("value"):
                     batch, value_metrics = self.critic.step(batch, rollouts, step)
-            with timed("update"):
-                metrics = self.policy.train(batch, step) if batch.rows else {"rollouts_skipped": float(batch.skipped)}
+            with timed("update"), self.monitor.progress(self.policy.rows_to_train(batch), "update") as progress:
+                metrics = self.policy.train(batch, step, progress.advance)
             with timed("sync"):
                 self.sampler.update_weights(self.model.named_parameters())
             self.log(step, prompts, rollouts, texts, rewards, scored, metrics | value_metrics)
-            if step % config.experiment.eval_every == 0 or step == config.experiment.total_step:
-                with timed("eval"):
-                    self.evaluate(step)
             if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
                 with timed("save"):
                     self.save(step)
+            if self.evaluation_is_due(step):
+                with timed("eval"):
+                    self.evaluate(step)
         return self.finish()
 
     def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
@@ -220,53 +227,51 @@ class Run:
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
         self.monitor.step(step, total, metrics)
 
+    def evaluation_is_due(self, step: int) -> bool:
+        experiment = self.config.experiment
+        regular = step % experiment.eval_every == 0 or step == experiment.total_step
+        wanted = experiment.eval_first if step == 0 else regular
+        return wanted and bool(self.eval_prompts) and step not in self.evaluations
+
     def evaluate(self, step: int) -> None:
         """Every evaluation entry; the first one is the run's headline."""
         evaluation = self.config.evaluation
-        if not evaluation.eval_dataset:
-            return
-        prompts = self._load_prompts(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks)
         same = evaluation.data_type == self.config.dataset.data_type and not self.config.reward.beside_verifier
         reward = self.reward if same else reward_of(self.config, evaluation.data_type, evaluating=True)
         self.sampler.release()
         results = evaluate(
             self.sampled_model,
             self.eval_entries,
-            prompts,
+            self.eval_prompts,
             reward,
             responses_per_task=evaluation.num_response_per_task,
             monitor=self.monitor,
         )
         if reward is not self.reward:
             reward.close()
-        self.state["evaluations"][str(step)] = {result.name: result.metrics for result in results}
         for result in results:
             self.monitor.evaluation(step, result.metrics, name=result.name)
+        self.evaluations[step] = {result.name: result.metrics for result in results}
+        atomic_write_text(self.folder.evaluations, json.dumps(self.evaluations, indent=1) + "\n")
 
     def save(self, step: int) -> None:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
-        experiment = self.config.experiment
         state = self.state | {"updater": self.updater.state_dict(), "curriculum": self.curriculum.state_dict()}
-        value, model = None, self.config.model
-        if self.critic is not None:
+        value, (name, value_name) = None, self._link_names()
+        if self.critic is not None and value_name is not None:
             state["value_updater"] = self.critic.updater.state_dict()
-            value = (self.critic.model, model.optimized_value_name)
-        save_checkpoint(self.folder.checkpoints, step, self.model, state, model.optimized_name, value)
-        prune_checkpoints(self.folder.checkpoints, experiment.keep_last, experiment.save_every)
+            value = (self.critic.model, value_name)
+        save_checkpoint(self.folder.checkpoints, step, self.model, state, name, value)
+        prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last)
 
     def finish(self) -> dict[str, Any]:
-        evaluations = self.state["evaluations"]
-        summary: dict[str, Any] = {
-            "steps": self.config.experiment.total_step,
-            "seconds": round(time.perf_counter() - self.started, 1),
-        }
-        if evaluations:
-            steps = sorted(evaluations, key=int)
-            for when, step in (("before", steps[0]), ("after", steps[-1])):
-                headline = next(iter(evaluations[step].values()))
-                summary |= {
-                    f"{name}_{when}": headline[name] for name in ("accuracy", "stderr", "length", "tokens_per_forward")
-                }
+        total = self.config.experiment.total_step
+        summary: dict[str, Any] = {"steps": total, "seconds": round(time.perf_counter() - self.started, 1)}
+        for when, step in (("before", 0), ("after", total)):
+            headline = next(iter(self.evaluations.get(step, {}).values()), {})
+            summary |= {
+                f"{name}_{when}": headline.get(name) for name in ("accuracy", "stderr", "length", "tokens_per_forward")
+            }
         summary["model"] = str(self.folder.checkpoints / self.config.model.optimized_name)
         self.monitor.curves()
         self.monitor.final(summary)
@@ -283,7 +288,26 @@ class Run:
         updater = Updater(value, self.updater.accelerator, value_updater_config(self.config))
         return Critic(value, updater, self.config, self.policy)
 
-    def _load_prompts(self, name: str, data_type: str, max_tasks: int) -> list[Prompt]:
+    def _link_names(self) -> tuple[str, str | None]:
+        model = self.config.model
+        return model.optimized_name, model.optimized_value_name if model.value_base_model else None
+
+    def _evaluations_until(self, step: int) -> dict[int, dict[str, dict[str, float]]]:
+        """What evaluations.json holds of steps up to `step`."""
+        if not self.folder.evaluations.is_file():
+            return {}
+        found = json.loads(self.folder.evaluations.read_text())
+        return {int(number): entries for number, entries in found.items() if int(number) <= step}
+
+    def _eval_prompts(self) -> list[Prompt]:
+        evaluation = self.config.evaluation
+        if not evaluation.eval_dataset:
+            return []
+        return self._load_prompts(
+            evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation.start_with_think
+        )
+
+    def _load_prompts(self, name: str, data_type: str, max_tasks: int, start_with_think: bool) -> list[Prompt]:
         return load_prompts(
             self.config.dataset,
             name,
@@ -291,7 +315,7 @@ class Run:
             data_type=data_type,
             max_tasks=max_tasks,
             max_prompt_tokens=self.config.training.max_prompt_len,
-            start_with_think=self.config.rollout.start_with_think,
+            start_with_think=start_with_think,
         )
 
 

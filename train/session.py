@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from configs import find
 from configs.schema import Config, ExperimentConfig
-from data.tasks import resolve_dataset
+from data.tasks import read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model
 from models.checkpoint import read_json, resolve_folder
 from models.family import find_family
@@ -22,12 +22,23 @@ logger = logging.getLogger(__name__)
 
 def prepare_process(experiment: ExperimentConfig, tf32: bool) -> None:
     """Threads, kernels and log lines of this process."""
-    torch.set_num_threads(experiment.threads or len(os.sched_getaffinity(0)))
+    by_environment = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    torch.set_num_threads(experiment.threads or by_environment or len(os.sched_getaffinity(0)))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(experiment.deterministic, warn_only=True)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
+
+
+def run_path(config: Config) -> Path:
+    """The run's folder. ValueError for a project that is not a name inside output_dir."""
+    project = Path(config.experiment.project)
+    if not project.parts or project.is_absolute() or ".." in project.parts:
+        raise ValueError(
+            f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
+        )
+    return Path(config.experiment.output_dir) / project
 
 
 def pick_device(name: str) -> torch.device:
@@ -93,6 +104,13 @@ def check_dataset(config: Config, name: str, key: str) -> Path:
     return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
+def count_tasks(config: Config, name: str, key: str, data_type: str) -> int:
+    """Tasks of a data set, read as the run will read it: what is malformed is said before any model is loaded."""
+    path = check_dataset(config, name, key)
+    tasks, _ = read_tasks(path, data_type=data_type, columns=config.dataset.columns)
+    return len(tasks)
+
+
 def make_model(config: Config, path: Path | None = None, dtype: str = "float32") -> DiffusionLM:
     """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's
     device."""
@@ -140,10 +158,21 @@ def check_block_size(config: Config, model: DiffusionLM) -> None:
         require_equal_blocks(trained, sampled)
     if config.training.block_size is None:
         config.training = replace(config.training, block_size=trained)
-    if trained != model.block_size:
+    adopt_block_size(model, trained)
+
+
+def adopt_block_size(model: DiffusionLM, block_size: int) -> None:
+    """Makes the trained block size that of the model, which its checkpoints then say too."""
+    if model.attention == "block" and block_size != model.block_size:
+        warn_of_block_size(block_size, model)
+        model.block_size = block_size
+
+
+def warn_of_block_size(block_size: int, model: DiffusionLM) -> None:
+    if model.attention == "block" and block_size != model.block_size:
         logger.warning(
             "block size %d is not the checkpoint's %d: quality may suffer until it is trained",
-            trained,
+            block_size,
             model.block_size,
         )
 

@@ -26,8 +26,8 @@ from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from train import plan, session
-from train.checkpoint import load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
-from train.decoding import tokenizer_of
+from train.checkpoint import load_state, newest_checkpoint, point_to, prune_checkpoints, save_checkpoint
+from train.decoding import drop_over_long, tokenizer_of
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
@@ -52,20 +52,29 @@ def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry
     run."""
     session.prepare_process(config.experiment, config.training.enable_tf32)
-    path = check(config)
+    examples = check(config)
     if config.dry_run:
+        per_update, updates = _updates(config, len(examples))
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
+        print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
         return None
-    with RunFolder.open(plan.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
+    with RunFolder.open(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
         monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
         try:
-            return _train(config, folder, monitor, load_examples(path, columns=config.dataset.columns))
+            return _train(config, folder, monitor, examples)
         finally:
             monitor.close()
 
 
-def check(config: Config) -> Path:
-    """Everything that can be known to fail before a model is loaded; the path of the examples."""
+def _updates(config: Config, examples: int) -> tuple[int, int]:
+    """Examples an update, and updates an epoch."""
+    per_update = min(examples, config.training.gradient_accumulation_steps * config.training.batch_size_lm)
+    return per_update, -(-examples // per_update)
+
+
+def check(config: Config) -> list[Example]:
+    """The examples, after everything that can be known to fail before a model is loaded."""
     training = config.training
     if training.method not in SFT_METHODS:
         raise ValueError(
@@ -75,25 +84,28 @@ def check(config: Config) -> Path:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
     session.check_model_path(config)
-    return session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    examples = load_examples(path, columns=config.dataset.columns)
+    return examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
 
 
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
     training, experiment = config.training, config.experiment
     checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
     model = session.make_model(config, checkpoint)
-    samples = tokenise(examples, model, training)
+    session.adopt_block_size(model, training.block_size or model.block_size)
+    samples = tokenise(examples, model, config)
     precision = session.precision(config, model.device)
     updater = Updater(model, make_accelerator(precision, model.device), config)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
         saved = load_state(checkpoint)
         updater.load_state_dict(saved["updater"])
         state = {name: saved[name] for name in state}
+        point_to(checkpoint, config.model.optimized_name, None)
     folder.drop_after(state["step"])
     started = time.perf_counter() - state["seconds"]
-    per_update = min(len(samples), training.gradient_accumulation_steps * training.batch_size_lm)
-    updates_per_epoch = -(-len(samples) // per_update)
+    per_update, updates_per_epoch = _updates(config, len(samples))
     total = updates_per_epoch * training.num_train_epochs
     window = max(len(sample.answer_ids) for sample in samples)
     _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
@@ -110,12 +122,13 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
             step += 1
             _log(monitor, step, total, stats, rows, updater.rate)
         if (epoch + 1) % experiment.save_every == 0 or epoch + 1 == training.num_train_epochs:
-            state = {"step": step, "seconds": time.perf_counter() - started, "updater": updater.state_dict()}
-            save_checkpoint(folder.checkpoints, step, model, state, config.model.optimized_name)
-            prune_checkpoints(folder.checkpoints, experiment.keep_last, experiment.save_every * updates_per_epoch)
+            state = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
+            more = {"updater": updater.state_dict()}
+            save_checkpoint(folder.checkpoints, step, model, state | more, config.model.optimized_name)
+            prune_checkpoints(folder.checkpoints, experiment.keep_last)
     summary = {
         "steps": total,
-        "nll": stats.per_token("nll"),
+        "nll": state["nll"],
         "seconds": round(time.perf_counter() - started, 1),
         "model": str(folder.checkpoints / config.model.optimized_name),
     }
@@ -143,11 +156,12 @@ def _update(
     updater.update(rows, range(len(rows)), loss_of, stats)
 
 
-def tokenise(examples: Sequence[Example], model: DiffusionLM, training: TrainingConfig) -> list[Sample]:
-    """Examples as ids. The end id is appended where the answer does not end with one; over-long prompts are dropped
-    and over-long answers cut, both counted in one warning. ValueError where a step_map does not fit its answer."""
-    tokenizer = tokenizer_of(model)
-    samples, long_prompts, cut = [], 0, 0
+def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) -> list[Sample]:
+    """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
+    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map does
+    not fit its answer."""
+    tokenizer, training = tokenizer_of(model), config.training
+    samples, long_prompts, cut, masked = [], 0, 0, 0
     for i, example in enumerate(examples):
         prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
         answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
@@ -160,16 +174,25 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, training: Training
         if not prompt or len(prompt) > training.max_prompt_len:
             long_prompts += 1
             continue
+        if model.mask_id in prompt or model.mask_id in answer:
+            masked += 1
+            continue
         if training.max_gen_length and len(answer) > training.max_gen_length:
             cut += 1
             answer = answer[: training.max_gen_length]
         samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
-    if long_prompts or cut:
+    if long_prompts:
+        drop_over_long(
+            f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
+            f"{training.max_prompt_len}",
+            config.dataset,
+        )
+    if masked:
+        logger.warning("SFT data: %d of %d examples hold the mask token: dropped", masked, len(examples))
+    if cut:
         logger.warning(
-            "SFT data: %d of %d prompts are empty or exceed training.max_prompt_len=%d and are dropped; %d answers are "
-            "cut to training.max_gen_length=%s tokens",
-            long_prompts, len(examples), training.max_prompt_len, cut, training.max_gen_length,
-        )  # fmt: skip
+            "SFT data: %d answers are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
+        )
     if not samples:
         raise ValueError(
             f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."

@@ -100,12 +100,16 @@ def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
     return model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
 
 
+class NotFinite(RuntimeError):
+    """Training has diverged: too many updates in a row were not finite."""
+
+
 class Updater:
     """Owns a model's optimizer state for a whole run. The model maps a micro-batch's ids, positions, layout, index
     and targets to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
 
     A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
-    in a row stop the run (RuntimeError).
+    in a row stop the run (NotFinite).
     """
 
     def __init__(self, model: torch.nn.Module, accelerator: Accelerator, config: Config):
@@ -123,9 +127,16 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
-    def update(self, rows: Sequence[Row], which: Sequence[int], loss_of: Loss, stats: UpdateStats) -> None:
+    def update(
+        self,
+        rows: Sequence[Row],
+        which: Sequence[int],
+        loss_of: Loss,
+        stats: UpdateStats,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
-        the loss, sums)."""
+        the loss, sums); progress hears of rows as they are done."""
         self.model.train()
         batches = list(micro_batches(rows, which, self.max_tokens, self.accelerator.device))
         totals: dict[str, Tensor] = {}
@@ -137,6 +148,8 @@ class Updater:
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
             stats.packed_tokens += batch.ids.numel()
+            if progress is not None:
+                progress(len(batch.rows))
         norm = self._gradient_norm()
         if math.isfinite(float(loss_sum)) and math.isfinite(norm):
             self.optimizer.step()
@@ -172,7 +185,7 @@ class Updater:
         names = ", ".join(str(rows[i].key) for i in list(which)[:4]) + (", ..." if len(which) > 4 else "")
         logger.warning("update skipped: loss %g, gradient norm %g; samples %s", loss, norm, names)
         if self.skipped_in_a_row >= self.max_skipped:
-            raise RuntimeError(
+            raise NotFinite(
                 f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm "
                 f"{norm:g}, samples {names}). The weights were not touched by them. "
                 "Lower optimizer.params.learning_rate or set training.mixed_precision=no."
