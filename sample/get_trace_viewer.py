@@ -156,10 +156,10 @@ def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int 
         return [index.setdefault(token_id, len(index)) for token_id in ids]
 
     notes = [*origin.notes, *left_out(chosen)]
-    groups = []
+    groups: list[dict[str, Any]] = []
     for title, traces in chosen.groups.items():
         prompts: list[list[int] | str] = []
-        samples = []
+        samples: list[dict[str, Any]] = []
         for trace in traces:
             if trace.prompt not in prompts:
                 prompts.append(trace.prompt)
