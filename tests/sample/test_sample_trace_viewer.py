@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers import tiny_model
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
@@ -187,9 +188,12 @@ def test_block_size_by_option_row_and_run(tmp_path):
     assert size(Origin(None, "block", 8), forced=4) == 4
 
 
-def test_rollouts_as_the_sampler_writes_them(sdar, tmp_path):
-    sampler = Sampler(sdar, SamplingConfig(max_new_tokens=10, stop_ids=[]))
-    rollouts = sampler.generate([[5, 6, 7], [8, 9]], n=2, keys=[("eval", t, j) for t in "ab" for j in range(2)])
+@pytest.mark.parametrize("family", ["sdar", "dream", "llada"])
+def test_rollouts_as_the_sampler_writes_them(family, tmp_path):
+    model = tiny_model(family)
+    sampler = Sampler(model, SamplingConfig(max_new_tokens=12, block_size=4, stop_ids=[]))
+    prompts = [[5, 6, 7], [8, 9]]
+    rollouts = sampler.generate(prompts, n=2, keys=[("eval", t, j) for t in "ab" for j in range(2)])
     path = tmp_path / "x.jsonl"
     path.write_text("".join(rollout.to_json() + "\n" for rollout in rollouts))
     chosen = read_traces(path, 10)
@@ -197,7 +201,9 @@ def test_rollouts_as_the_sampler_writes_them(sdar, tmp_path):
     traces = [trace for group in chosen.groups.values() for trace in group]
     for r, trace in zip(rollouts, traces, strict=True):
         assert (trace.ids, trace.steps, trace.prompt) == (r.canvas_ids, r.canvas_step_map, r.prompt_ids)
-        assert trace.first_block_tokens(4, None) == trace.first_block_tokens(4, "block") == 4 - len(r.prompt_ids)
+        assert trace.first_block_tokens(4, model.attention) == (
+            4 if model.attention == "full" else 4 - len(trace.prompt)
+        )
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(12, 12), (11, 10), (6, 6), (4, 4), (3, 2), (1, 1)])
