@@ -156,10 +156,10 @@ def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int 
         return [index.setdefault(token_id, len(index)) for token_id in ids]
 
     notes = [*origin.notes, *left_out(chosen)]
-    groups = []
+    groups: list[dict[str, Any]] = []
     for title, traces in chosen.groups.items():
         prompts: list[list[int] | str] = []
-        samples = []
+        samples: list[dict[str, Any]] = []
         for trace in traces:
             if trace.prompt not in prompts:
                 prompts.append(trace.prompt)
@@ -168,7 +168,8 @@ def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int 
             samples.append(_sample(trace, indices(trace.ids), prompts.index(trace.prompt), size, first))
         shown = [prompt if isinstance(prompt, str) else indices(prompt) for prompt in prompts]
         groups.append({"title": title, "prompts": shown, "samples": samples})
-    if any(sample["block"] is None for group in groups for sample in group["samples"]):
+    unplaced = any(sample["block"] is None for group in groups for sample in group["samples"])
+    if unplaced and origin.attention != "full":
         notes.append("Where blocks begin is not known from the file: --block-size and --tokenizer say it.")
     vocabulary = [[token_id, *_text_and_kind(text_of(token_id))] for token_id in index]
     return {"name": name, "notes": notes, "vocabulary": vocabulary, "groups": groups}

@@ -21,12 +21,13 @@ def token_texts(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], To
     """id -> its text, alone and out of context. Without a tokenizer, and for ids that it does not have: the id."""
     if tokenizer is None:
         return lambda token_id: TokenText(str(token_id), "id")
+    piece_of = {i: piece for piece, i in tokenizer.get_vocab().items()}
     special = set(tokenizer.all_special_ids)
     added = {i: str(token) for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     byte_of = {character: byte for byte, character in enumerate(_byte_letters())}
 
     def text_of(token_id: int) -> TokenText:
-        piece = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
+        piece = piece_of.get(token_id)
         if piece is None:
             return TokenText(str(token_id), "id")
         if token_id in special or token_id in added:

@@ -57,6 +57,9 @@ class Trace:
         num_answer_tokens = row.get("num_response_tokens", len(ids))
         if not isinstance(num_answer_tokens, int) or not 0 <= num_answer_tokens <= len(ids):
             raise ValueError(f"has num_response_tokens {num_answer_tokens!r}; it must be between 0 and {len(ids)}")
+        num_steps = row.get("num_steps", 0)
+        if not isinstance(num_steps, int) or num_steps < 0:
+            raise ValueError(f"has num_steps {num_steps!r}; it must be a whole number from 0 on")
         return Trace(
             group=_group(row, key),
             name=str(row.get("sample", key[-1] if key[-1] is not None else "")),
@@ -65,7 +68,7 @@ class Trace:
             steps=steps,
             logprobs=None if logprobs is None else [_finite(value) for value in logprobs],
             num_answer_tokens=num_answer_tokens,
-            num_steps=max([*steps, *_whole_numbers({"n": [row.get("num_steps", 0)]}, "n")]),
+            num_steps=max([*steps, num_steps]),
             finish_reason=str(row.get("finish_reason", "")),
             reward=_finite(row.get("reward")),
             advantage=_finite(row.get("advantage")),

@@ -395,7 +395,8 @@ def test_eval_of_a_checkpoint(shop, capsys):
         )
         assert values["tasks"] == 3
     for row in rows:
-        assert len(row["token_ids"]) == len(row["step_map"]) == row["tokens"]
+        assert len(row["token_ids"]) == len(row["step_map"]) == len(row["logprobs"]) == row["tokens"]
+        assert row["prompt_ids"] and f"-b{row['block_size']}-" in row["entry"]
     greedy = [row["completion"] for row in rows if row["entry"] == "static-b4-greedy"]
     assert greedy[::2] == greedy[1::2]
 

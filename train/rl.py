@@ -214,6 +214,7 @@ class Run:
                     "text": texts[i],
                     "reward": rewards[i],
                     "advantage": scored.advantages[i],
+                    "block_size": self.sampler.config.block_size,
                 }
                 | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
                 | vars(rollout)
