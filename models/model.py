@@ -4,6 +4,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 """
 
 import copy
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,7 @@ class DiffusionLM(nn.Module):
     def block_size(self, tokens: int) -> None:
         """Block families: the size that a checkpoint saved from here on names."""
         self._raw_config["block_size"] = tokens
+        self._carried["config.json"] = (json.dumps(self._raw_config, indent=2) + "\n").encode()
 
     @property
     def end_of_answer_id(self) -> int:

@@ -149,8 +149,66 @@ def test_over_long_prompts_are_dropped_and_counted(shop, caplog):
     "words", [["dataset.over_long_prompts=error", "training.max_prompt_len=20"], ["training.max_prompt_len=2"]]
 )
 def test_over_long_prompts_as_an_error(shop, words):
-    with pytest.raises(ValueError, match="max_prompt_len.*over_long_prompts"):
+    with pytest.raises(ValueError, match="max_prompt_len"):
         run_rl(shop, long_tasks(shop), *words)
+
+
+def test_over_long_prompts_as_an_error_in_sft(shop):
+    words = ["training.max_prompt_len=1", "dataset.over_long_prompts=error"]
+    with pytest.raises(ValueError, match="prompts are empty or exceed.*over_long_prompts"):
+        sft.run(load_config(shop.words(SFT, *words)))
+
+
+def test_a_malformed_evaluation_set_is_said_before_any_model_is_loaded(shop, monkeypatch):
+    broken = shop.folder / "broken.json"
+    broken.write_text('[{"question": "12=", "ground_truth_answer": ')
+    monkeypatch.setattr(session, "load_model", None)
+    for words in ([], ["dry_run=true"]):
+        with pytest.raises(ValueError, match="broken.json"):
+            run_rl(shop, f"evaluation.eval_dataset={broken}", *words)
+        with pytest.raises(ValueError, match="broken.json"):
+            evaluation.run(load_config(shop.words(EVAL, f"dataset.eval_dataset={broken}", *words)))
+        with pytest.raises(ValueError, match="broken.json"):
+            sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={broken}", *words)))
+
+
+def test_questions_that_hold_the_mask_token_are_left_out(shop, caplog):
+    tasks = [{"question": q, "ground_truth_answer": "1"} for q in ("12=", "1<mask>2=", "34=")]
+    summary = run_rl(shop, task_file(shop, json.dumps(tasks)), "experiment.total_step=1")
+    assert summary["steps"] == 1 and "1 of 3 prompts hold the mask token" in caplog.text
+
+
+def test_examples_that_hold_the_mask_token_are_left_out(shop, caplog):
+    pairs = write_json(
+        shop.folder / "masks.json", [{"prompt": "12=", "response": r} for r in ("21", "<mask><mask>", "12")]
+    )
+    sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={pairs}", "training.num_train_epochs=1")))
+    assert "1 of 3 examples hold the mask token" in caplog.text
+
+
+def test_the_first_examples_only(shop):
+    sft.run(load_config(shop.words(SFT, "dataset.max_tasks=2", "training.num_train_epochs=1")))
+    assert [row["step"] for row in read_jsonl(shop.runs / "sft" / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.parametrize("project", ["", "../../x", "/tmp/x"])
+def test_a_project_outside_its_folder_is_refused(shop, project):
+    with pytest.raises(ValueError, match="experiment.project"):
+        run_rl(shop, f"experiment.project={project}")
+
+
+def test_longest_response_trained(shop):
+    """training.max_gen_length=3 of answers of up to 8 tokens."""
+    run_rl(shop, "training.max_gen_length=3", "training.min_accuracy=0", "training.max_accuracy=1", *QUICK)
+    (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
+    rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    trained = [min(3, r["num_response_tokens"]) for r in rollouts if r["advantage"] is not None]
+    assert row["trained_tokens"] == sum(trained) > 0
+
+
+def test_sft_names_its_block_size(shop):
+    sft.run(load_config(shop.words(SFT, "training.block_size=8", "training.num_train_epochs=1")))
+    assert load_model(shop.runs / "sft" / "ckpt" / "optimized").block_size == 8
 
 
 def test_more_tasks_a_step_than_there_are(shop):

@@ -158,8 +158,8 @@ def _update(
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) -> list[Sample]:
     """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
-    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map does
-    not fit its answer."""
+    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
+    does not fit its answer."""
     tokenizer, training = tokenizer_of(model), config.training
     samples, long_prompts, cut, masked = [], 0, 0, 0
     for i, example in enumerate(examples):

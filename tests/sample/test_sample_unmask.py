@@ -132,7 +132,7 @@ def test_strategies_agree_with_the_plain_ones_and_always_progress(rows, name, th
         assert (got.sum(-1) >= torch.minimum(k, masked.sum(-1))).all()
     for i, (score_b, masked_b, k_row) in enumerate(rows):
         positions = [j for j, m in enumerate(masked_b) if m]
-        found = {j: {"score": score_b[j], "entropy": 1.0 - score_b[j]} for j in positions}
+        found = {j: {"score": score_b[j], "passing": score_b[j], "entropy": 1.0 - score_b[j]} for j in positions}
         want = oracle.select(found, positions, k_row, rules) if positions else []
         assert set(torch.where(got[i])[0].tolist()) == set(want)
 

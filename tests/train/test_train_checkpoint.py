@@ -101,11 +101,9 @@ def test_a_value_model_is_saved_beside_and_pointed_to(tmp_path, model):
     assert newest_checkpoint(tmp_path) == tmp_path / "step-000001"
 
 
-@pytest.mark.parametrize(
-    ("keep_last", "keep_every", "left"), [(1, 5, [5, 8]), (2, 5, [5, 7, 8]), (1, 4, [4, 8]), (9, 1, range(1, 9))]
-)
-def test_pruning_keeps_the_newest_and_those_of_every_so_many_steps(tmp_path, keep_last, keep_every, left):
+@pytest.mark.parametrize(("keep_last", "left"), [(1, [8]), (2, [7, 8]), (9, range(1, 9)), (0, range(1, 9))])
+def test_pruning_keeps_the_newest(tmp_path, keep_last, left):
     for step in range(1, 9):
         (tmp_path / f"step-{step:06d}").mkdir()
-    prune_checkpoints(tmp_path, keep_last, keep_every)
+    prune_checkpoints(tmp_path, keep_last)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:06d}" for step in left]

@@ -29,6 +29,10 @@ def training(**settings):
     return make_config(training={"method": "semi-ar", **settings}).training
 
 
+def config_of(**settings):
+    return make_config(training={"method": "semi-ar", **settings})
+
+
 def make_row(sample, model, settings, epoch):
     (row,) = make_rows(sample, model, settings, epoch, window=0)
     return row
@@ -156,7 +160,7 @@ def ids(model, text):
 
 def test_examples_as_ids_end_with_one_end(model):
     examples = [Example("12=", "34", None), Example("12=", "34<eos>", None)]
-    first, second = tokenise(examples, model, training())
+    first, second = tokenise(examples, model, config_of())
     assert first.prompt_ids == second.prompt_ids == ids(model, "12=")
     assert first.answer_ids == second.answer_ids == [*ids(model, "34"), EOS]
 
@@ -164,24 +168,24 @@ def test_examples_as_ids_end_with_one_end(model):
 def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
     examples = [Example("1" * n, "2" * m, None) for n, m in ((3, 3), (9, 3), (3, 9), (4, 4))]
     with caplog.at_level(logging.WARNING):
-        samples = tokenise(examples, model, training(max_prompt_len=4, max_gen_length=5))
+        samples = tokenise(examples, model, config_of(max_prompt_len=4, max_gen_length=5))
     assert [(s.index, len(s.prompt_ids), len(s.answer_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
     assert "1 of 4 prompts" in caplog.text and "1 answers are cut" in caplog.text
 
 
 def test_nothing_left_is_an_error(model):
     with pytest.raises(ValueError, match="max_prompt_len=2"):
-        tokenise([Example("123", "4", None)], model, training(max_prompt_len=2))
+        tokenise([Example("123", "4", None)], model, config_of(max_prompt_len=2))
 
 
 def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
-    (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, training(method="trace"))
+    (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace"))
     assert sample.answer_ids == [*ids(model, "234"), EOS] and sample.step_map == [1, 3, 2, 4]
-    (cut,) = tokenise([Example("1", "234", [0, 2, 1])], model, training(method="trace", max_gen_length=2))
+    (cut,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace", max_gen_length=2))
     assert cut.step_map == [1, 3]
 
 
 @pytest.mark.parametrize("steps", [None, [], [1, 2], [1, 2, 3, 4], [1, -2, 3]])
 def test_a_step_map_that_does_not_fit_is_an_error(model, steps):
     with pytest.raises(ValueError, match="example 1.*3 steps"):
-        tokenise([Example("1", "2", [1]), Example("1", "234", steps)], model, training(method="trace"))
+        tokenise([Example("1", "2", [1]), Example("1", "234", steps)], model, config_of(method="trace"))
