@@ -134,8 +134,6 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
     free = {name for name, item in flat_fields() if str(item.type).startswith("dict")}
     for name in list(_leaves(tree)):
         if name in RETIRED:
-            if name.endswith("num_node") and _get(tree, name) not in (1, None):
-                raise ValueError(f"{name}={_get(tree, name)} in {where}: {RETIRED[name]}.")
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
             _remove(tree, name)
         elif name not in known and not any(name.startswith(f"{prefix}.") for prefix in free):

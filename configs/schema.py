@@ -174,7 +174,7 @@ class TrainingConfig:
         choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
     )
     block_size: int | None = opt(
-        None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's", low=1
+        None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32", low=1
     )
     rows_per_response: int | None = opt(
         None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
@@ -185,7 +185,9 @@ class TrainingConfig:
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)
-    mask_times_per_sample: int = opt(1, "random masks: noisy copies (coupled: pairs) of every sample", low=1)
+    mask_times_per_sample: int = opt(
+        1, "random masks: noisy copies (coupled: pairs) of every sample; full attention's semi-ar has one always", low=1
+    )
     loss_weight: str = opt(
         "none",
         "random masks: weight of a token, equal or 1 / noise level",
@@ -354,8 +356,13 @@ RETIRED: dict[str, str] = {
     "experiment.function": "rl.py always trains and evaluates",
     "experiment.current_epoch": "the newest checkpoint is found by itself",
     "experiment.deepspeed_file": "this version runs one process; launchers for many come with multinode_rl.py",
-    "experiment.num_node": "this version runs on one node",
-    "experiment.node_index": "this version runs on one node",
+    "experiment.num_node": "the run is on this node alone, whatever the number",
+    "experiment.node_index": "the run is on this node alone",
+    "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
+    "system.HF_HOME": "set HF_HOME in the environment",
+    "system.env_name": "the Python that the command runs in is used",
+    "system.envs_dir": "the Python that the command runs in is used",
+    "system.base_dir": "paths are looked up from where the command is typed, then in this repository",
     "rollout.tensor_parallel_size": "the sampler shares the trainer's device",
     "evaluation.tensor_parallel_size": "the sampler shares the trainer's device",
     "optimizer.params.scale_lr": "the learning rate is taken as given",

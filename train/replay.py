@@ -60,15 +60,17 @@ class Row:
 
 
 def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None) -> Bools:
-    """Bool [C]: the answer, then the first `post_num` decided pad ids after it (None: all of them)."""
-    place = np.arange(len(rollout.canvas_ids))
+    """Bool [C]: the answer, then the first `post_num` decided pad ids after it (None: all of them). What was filled in
+    without a forward (a step after the last) has no log-probability and is not trained."""
+    place, step = np.arange(len(rollout.canvas_ids)), np.asarray(rollout.canvas_step_map)
+    decided = (step > 0) & (step <= rollout.num_steps)
     trained = place < rollout.num_response_tokens
     if post_num != 0 and pad_id is not None:
-        pads = ~trained & (np.asarray(rollout.canvas_ids) == pad_id) & (np.asarray(rollout.canvas_step_map) > 0)
+        pads = ~trained & (np.asarray(rollout.canvas_ids) == pad_id) & decided
         if post_num is not None:
             pads &= np.cumsum(pads) <= post_num
         trained |= pads
-    return trained & (np.asarray(rollout.canvas_step_map) > 0)
+    return trained & decided
 
 
 @dataclass(frozen=True)

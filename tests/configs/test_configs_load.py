@@ -267,18 +267,11 @@ def test_an_unquoted_no_is_a_precision(file):
     assert load(file("training: {mixed_precision: no}")).training.mixed_precision == "no"
 
 
-@pytest.mark.parametrize("key", [key for key in RETIRED if key != "experiment.num_node"])
+@pytest.mark.parametrize("key", RETIRED)
 def test_a_retired_key_loads_with_a_warning_by_name(file, key):
     with pytest.warns(UserWarning, match=f"^{key} in the command line has no effect") as caught:
         config = load(file(""), f"{key}=7")
     assert len(caught) == 1 and resolved(config) == resolved(Config())
-
-
-def test_more_than_one_node_is_refused(file):
-    with pytest.warns(UserWarning, match="experiment.num_node"):
-        load(file("experiment: {num_node: 1}"))
-    with pytest.raises(ValueError, match="experiment.num_node=4"):
-        load(file("experiment: {num_node: 4}"))
 
 
 def test_nothing_is_warned_about_without_a_reason(file):
