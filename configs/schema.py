@@ -174,7 +174,9 @@ class TrainingConfig:
         choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
     )
     block_size: int | None = opt(
-        None, "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32", low=1
+        None,
+        "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32",
+        low=1,
     )
     rows_per_response: int | None = opt(
         None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1

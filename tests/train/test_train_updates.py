@@ -11,8 +11,9 @@ import torch
 from helpers import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from trainees import assert_same_weights, make_config, make_policy, sampled, weights_of
+from trainees import assert_same_weights, make_config, make_policy, sampled, shifted, weights_of
 
+from train.objectives import k1, k2, k3, rollout_correction
 from train.updater import UpdateStats, learning_rate_scale, make_optimizer
 
 LENGTHS = [5, 8, 3, 10]
@@ -275,3 +276,43 @@ def test_the_updaters_state_goes_on_where_it_was():
     second.updater.load_state_dict(copy.deepcopy(first.policy.updater.state_dict()))
     second.train(first.batch, 2)
     assert_same_weights(weights_of(model), weights_of(straight.model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"use_kl_estimator_k3": True}, k3),
+        ({"use_kl_estimator_k3": False}, k1),
+        ({"use_kl_estimator_k3": True, "kl_estimator": "k2"}, k2),
+    ],
+)
+def test_the_kl_estimator_that_a_config_names(settings, kind):
+    """The penalty of one update against rollouts whose log-probabilities are off by a known amount."""
+    model = tiny_model("sdar")
+    rollouts = shifted(sampled(model, LENGTHS), 0.4)
+    policy = make_policy(model, **settings)
+    batch = policy.batch(rollouts, [1.0] * len(rollouts))
+    now = np.concatenate(policy.updater.outputs(batch.rows, range(len(batch.rows))))
+    log_ratio = torch.from_numpy(now - np.concatenate(batch.logp_rollout))
+    want = float(kind(log_ratio).mean())
+    assert policy.train(batch, 1)["kl"] == pytest.approx(want, rel=1e-3)
+
+
+def test_kl_to_a_frozen_model():
+    """The reference differs from the policy: the penalty is not zero where the ratio is one, and pulls towards it."""
+    model, frozen = tiny_model("sdar"), tiny_model("sdar", seed=1)
+    rollouts = sampled(model, LENGTHS)
+    plain, held = (make_policy(copy.deepcopy(model), kl_to=to, beta=1.0) for to in ("old", "reference"))
+    held.reference = frozen
+    batch = held.batch(rollouts, [0.0] * len(rollouts))
+    assert plain.train(plain.batch(rollouts, [0.0] * len(rollouts)), 1)["kl"] == pytest.approx(0.0, abs=1e-9)
+    steps = [held.train(batch, step)["kl"] for step in range(1, 30)]
+    assert steps[0] > 0.01 and steps[-1] < 0.8 * steps[0]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("truncated", [0.5, 2.0, 1.0]), ("masked", [0.0, 0.0, 1.0])])
+def test_corrections_of_what_the_sampler_saw(kind, expected):
+    old = torch.log(torch.tensor([0.1, 0.5, 0.3]))
+    rollout = torch.log(torch.tensor([0.2, 0.1, 0.3]))
+    assert rollout_correction(kind, old, rollout, 1.5 if kind == "masked" else 2.0) == pytest.approx(expected)
+    assert rollout_correction("none", old, rollout, 2.0) is None

@@ -1,0 +1,32 @@
+"""The figures of an evaluation, from answers whose rewards are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from train.evaluation import Evaluation
+
+
+def evaluation(rewards, answers_a_task, tokens=6, steps=3):
+    rollout = SimpleNamespace(num_response_tokens=tokens, num_steps=steps, finish_reason="stop")
+    tasks = [SimpleNamespace() for _ in range(len(rewards) // answers_a_task)]
+    return Evaluation("greedy", tasks, [rollout] * len(rewards), [""] * len(rewards), rewards, 2.0, 4).metrics
+
+
+def test_averages_over_tasks_and_their_standard_error():
+    """Shares of 1, 1/2 and 0: mean 1/2, two of three tasks pass, sample deviation over the root of three tasks."""
+    found = evaluation([1.0, 1.0, 0.0, 1.0, 0.0, 0.5], 2)
+    assert found["accuracy"] == found["avg@2"] == pytest.approx(0.5)
+    assert found["stderr"] == pytest.approx(np.std([1, 0.5, 0], ddof=1) / 3**0.5)
+    assert found["pass@2"] == pytest.approx(2 / 3) and found["reward"] == pytest.approx(3.5 / 6)
+    assert found["tokens_per_forward"] == 2.0 and found["tokens_per_second"] == 18.0 and found["tasks"] == 3
+
+
+def test_what_is_left_out_counts_in_no_average():
+    found = evaluation([1.0, None, None, None, 0.0, 0.0], 2)
+    assert found["accuracy"] == pytest.approx(0.5) and found["left_out"] == 3
+
+
+def test_one_task_has_no_standard_error():
+    assert evaluation([1.0, 0.0], 2)["stderr"] == 0.0
