@@ -75,13 +75,13 @@ class Masked:
 class Span:
     """Consecutive tokens of a packed row: first `num_shared` that later spans of the row see too, then `num_own`.
 
-    mask_QK: bool, the span's tokens over the shared ones of the row's earlier spans and then the span itself; no row of
-    it is empty. None: all of them are seen.
+    mask_QQ: bool, which of its own tokens each sees; no row is empty. None: all of them. The shared tokens of earlier
+    spans are all seen, so that a mask grows with the span and not with the row.
     """
 
     num_shared: int
     num_own: int
-    mask_QK: Tensor | None
+    mask_QQ: Tensor | None
 
 
 @dataclass
@@ -104,7 +104,10 @@ class Packed:
             for _ in row:
                 seen.append(next(keys_values))
                 key, value = (torch.cat(pieces, dim=2) for pieces in zip(*seen, next(keys_values), strict=True))
-                outputs.append(grouped_attention(next(queries), key, value, next(masks), scale))
+                query, mask = next(queries), next(masks)
+                if mask is not None:
+                    mask = F.pad(mask, (key.shape[2] - query.shape[2], 0))
+                outputs.append(grouped_attention(query, key, value, mask, scale))
         return torch.cat(outputs, dim=1)
 
     def _masks(self, query: Tensor) -> list[Tensor | None]:
@@ -112,14 +115,14 @@ class Packed:
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         if dtype not in self._additive:
-            self._additive[dtype] = [_additive(span.mask_QK, dtype) for row in self.rows for span in row]
+            self._additive[dtype] = [_additive(span.mask_QQ, dtype) for row in self.rows for span in row]
         return self._additive[dtype]
 
 
-def _additive(mask_QK: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if mask_QK is None:
+def _additive(mask_QQ: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask_QQ is None:
         return None
-    return torch.zeros_like(mask_QK, dtype=dtype).masked_fill_(~mask_QK, -torch.inf)[None, None]
+    return torch.zeros_like(mask_QQ, dtype=dtype).masked_fill_(~mask_QQ, -torch.inf)[None, None]
 
 
 def block_causal_mask(length_tokens: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -290,15 +290,15 @@ def _spans(row: Row, device: torch.device) -> tuple[Ints, list[Span]]:
     span, block, copy = span_of_block[row.block[order]], row.block[order], row.copy[order]
     spans = []
     for i in np.unique(span):
-        queries, keys = np.flatnonzero(span == i), np.flatnonzero((span == i) | ((span < i) & (copy == 0)))
-        sides = (torch.from_numpy(x[chosen]).to(device) for chosen in (queries, keys) for x in (block, copy))
-        num_shared = int((copy[queries] == 0).sum())
-        spans.append(Span(num_shared, len(queries) - num_shared, replay_mask(*sides)))
+        inside = span == i
+        num_shared = int((copy[inside] == 0).sum())
+        own = (torch.from_numpy(x[inside]).to(device) for x in (block, copy))
+        spans.append(Span(num_shared, int(inside.sum()) - num_shared, replay_mask(*own)))
     return order, spans
 
 
-def replay_mask(query_block_Q: Tensor, query_copy_Q: Tensor, key_block_K: Tensor, key_copy_K: Tensor) -> Tensor:
-    """Bool [Q, K]: a clean token sees clean blocks up to its own, a noisy one the clean blocks before its own and its
-    own copy."""
-    block, copy = query_block_Q[:, None], query_copy_Q[:, None]
-    return ((key_copy_K == 0) & (key_block_K < block)) | ((key_copy_K == copy) & (key_block_K == block))
+def replay_mask(block_S: Tensor, copy_S: Tensor) -> Tensor:
+    """Bool [S, S], query by key: a clean token sees clean blocks up to its own, a noisy one the clean blocks before its
+    own and its own copy."""
+    block, copy = block_S[:, None], copy_S[:, None]
+    return ((copy_S == 0) & (block_S < block)) | ((copy_S == copy) & (block_S == block))

@@ -70,7 +70,7 @@ def test_rows_packed_on_one_axis_see_each_other_as_little_as_apart(vectors):
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     want = torch.cat([golden["logits_block4"][i, :n] for i, n in enumerate(lengths)])
     whole = [[Span(0, n, mask[:n, :n])] for n in lengths]
-    cut = [[Span(cut, 0, mask[:cut, :cut]), Span(0, n - cut, mask[cut:n, :n])] for cut, n in ((8, 20), (4, 12))]
+    cut = [[Span(cut, 0, mask[:cut, :cut]), Span(0, n - cut, mask[cut:n, cut:n])] for cut, n in ((8, 20), (4, 12))]
     for rows in (whole, cut):
         with torch.no_grad():
             close(model.lm_head(model.hidden(packed, positions, Packed(rows)))[0], want)

@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainees import random_rollout, replay_blocks
@@ -187,10 +188,9 @@ def test_mask_against_two_loops(case):
     row = replay_blocks(rollout, block_size=b, mask_id=MASK)
     block, copy = torch.from_numpy(row.block), torch.from_numpy(row.copy)
     places = range(row.num_tokens)
-    mask = replay_mask(block, copy, block, copy)
+    mask = replay_mask(block, copy)
     assert mask.any(-1).all()
     assert mask.tolist() == [[bool(sees(row, q, k)) for k in places] for q in places]
-    assert replay_mask(block[1:3], copy[1:3], block[2:], copy[2:]).equal(mask[1:3, 2:])
 
 
 def seen_through_spans(layout):
@@ -201,8 +201,10 @@ def seen_through_spans(layout):
         for span in row:
             queries = range(start, start + span.num_shared + span.num_own)
             keys = [*shared, *queries]
-            assert span.mask_QK.shape == (len(queries), len(keys))
-            yield from ((queries[q], keys[k]) for q, k in span.mask_QK.nonzero().tolist())
+            own = torch.ones(len(queries), len(queries), dtype=torch.bool) if span.mask_QQ is None else span.mask_QQ
+            assert own.shape == (len(queries), len(queries))
+            mask = torch.cat([torch.ones(len(queries), len(shared), dtype=torch.bool), own], dim=1)
+            yield from ((queries[q], keys[k]) for q, k in mask.nonzero().tolist())
             shared += queries[: span.num_shared]
             start = queries.stop
 
@@ -275,3 +277,31 @@ def test_a_worked_example(post_num):
     assert row.canvas_index.tolist() == [1, 0, 2, 4, 3, *pads]
     assert row.round_index.tolist() == [0, 1, 1, 0, 1, *([1] if pads else [])]
     assert row.num_rounds == 2
+
+
+def test_masks_grow_with_the_length_and_not_with_its_square():
+    generator = np.random.default_rng(0)
+    sizes = {}
+    for blocks in (200, 800):
+        row = replay_blocks(
+            random_rollout(generator, prompt_tokens=8, block_size=4, blocks=blocks), block_size=4, mask_id=MASK
+        )
+        (spans,) = pack([row], [0], CPU).layout.rows
+        sizes[blocks] = sum(span.mask_QQ.numel() for span in spans)
+    assert sizes[800] < 6 * sizes[200]
+
+
+@pytest.mark.slow
+def test_an_answer_of_eight_thousand_tokens_under_gradient_checkpointing():
+    """Long chains of thought: one row, the same gradients with and without recomputing."""
+    rollout = random_rollout(np.random.default_rng(0), prompt_tokens=64, block_size=4, blocks=2016, vocab_size=64)
+    row = replay_blocks(rollout, block_size=4, mask_id=MASK)
+    batch = pack([row], [0], CPU)
+    gradients = []
+    for recompute in (False, True):
+        model = tiny_model("sdar", max_position_embeddings=16384, num_hidden_layers=1).train()
+        if recompute:
+            model.enable_gradient_checkpointing()
+        model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert row.num_tokens > 16_000 and torch.allclose(*gradients, atol=1e-7)
