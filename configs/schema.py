@@ -137,6 +137,15 @@ class DecodeConfig:
     def slots(self) -> int:
         return self.batch_size or self.max_active
 
+    def check_steps(self, block_size: int) -> None:
+        """ValueError where `steps` are fewer than the blocks of so many tokens in the window."""
+        blocks = -(-self.max_new_tokens // block_size)
+        if self.steps is not None and self.steps < blocks:
+            raise ValueError(
+                f"steps={self.steps} are fewer than the {blocks} blocks of {block_size} tokens in "
+                f"{self.max_new_tokens}: a block needs one at least. Raise steps or block_size."
+            )
+
     def parallel_lists(self) -> dict[str, list[Any]]:
         """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each
         goes with entry i of the others. ValueError where their lengths differ or are 0."""

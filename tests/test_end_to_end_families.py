@@ -1,4 +1,4 @@
-"""Every family through train/sft.py, rl.py and eval.py, with each method that it has: weights move, are saved, are read."""
+"""Every family through train/sft.py, rl.py and eval.py, with each of its methods: weights move and are kept."""
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ def sampling_entries(
             deterministic=deterministic,
         ).for_model(model)
         if decode.steps is not None:
-            config = replace(config, steps_per_block=_divided_steps(decode.steps, value, config))
+            config = replace(config, steps_per_block=_divided_steps(decode, value, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
         name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
         name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
@@ -64,20 +64,16 @@ def sampling_entries(
     return entries
 
 
-def _divided_steps(steps: int, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
+def _divided_steps(decode: DecodeConfig, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
     """Steps of each block, from those of the whole answer."""
-    assert config.block_size is not None
+    assert config.block_size is not None and decode.steps is not None
     if value["denoising_steps_per_block"] is not None:
         raise ValueError(
-            f"steps={steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: give one."
+            f"steps={decode.steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: "
+            "give one."
         )
-    blocks = -(-config.max_new_tokens // config.block_size)
-    if steps < blocks:
-        raise ValueError(
-            f"steps={steps} are fewer than the {blocks} blocks of {config.block_size} tokens in "
-            f"{config.max_new_tokens}: a block needs one at least. Raise steps or block_size."
-        )
-    return schedule(steps, blocks)
+    decode.check_steps(config.block_size)
+    return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
 def inference_model(model: DiffusionLM, decode: RolloutConfig, precision: str) -> DiffusionLM:

@@ -22,6 +22,8 @@ from configs import load_config, resolved
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from models import DiffusionLM
+from models.checkpoint import read_json
+from models.family import find_family
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
@@ -83,7 +85,13 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
-    session.check_model_path(config)
+    folder = session.check_model_path(config)
+    family = find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
+    if training.method == "ar" and not family.logit_shift:
+        raise ValueError(
+            "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
+            "random_masking."
+        )
     path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     examples = load_examples(path, columns=config.dataset.columns)
     return examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
