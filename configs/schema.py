@@ -72,7 +72,11 @@ class DatasetConfig:
     )
     folder: str = opt("data", "where names of data sets are looked up")
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
-    template: str = opt("auto", "auto = the family's prompt, plain = the question as it is, or a text with {{problem}}")
+    template: str = opt(
+        "auto",
+        "auto = the family's prompt, chat = its words in the tokenizer's chat template, plain = the question as it is, "
+        "or a text with {{problem}}",
+    )
     columns: dict[str, str] = opt({}, "names of your columns: {question: problem}")
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,11 +138,27 @@ def drop_over_long(text: str, config: DatasetConfig) -> None:
 
 
 def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, start_with_think: bool) -> Prompt:
-    """The task's prompt under the family's template, as token ids (special tokens in the template count as such)."""
+    """The task's prompt under the template, as token ids (special tokens in the template count as such)."""
     text = render_prompt(
-        task, family=model.family, data_type=data_type, template=template, start_with_think=start_with_think
+        task,
+        family=model.family,
+        data_type=data_type,
+        template=template,
+        start_with_think=start_with_think,
+        chat=_chat_of(model),
     )
     return Prompt(task, text, tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
+
+
+def _chat_of(model: DiffusionLM) -> Callable[[str], str] | None:
+    """The tokenizer's chat template, from the user's turn to the open turn of the assistant; None without one.
+    transformers runs it in a sandbox, and the turn is a value in it."""
+    tokenizer = tokenizer_of(model)
+    if not tokenizer.chat_template:
+        return None
+    return lambda turn: tokenizer.apply_chat_template(
+        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
+    )
 
 
 def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]
