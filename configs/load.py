@@ -211,8 +211,12 @@ def _check_ranges(config: Config) -> None:
             if entry is not None or (item.type is Any and item.default is not None):
                 _check_entry(name, entry, item)
     for name in ("rollout", "evaluation"):
+        decode = getattr(config, name)
         try:
-            getattr(config, name).parallel_lists()
+            lists = decode.parallel_lists()
+            for block_size in lists.get("block_size", [decode.block_size]):
+                if block_size is not None:
+                    decode.check_steps(block_size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 

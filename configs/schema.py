@@ -72,7 +72,11 @@ class DatasetConfig:
     )
     folder: str = opt("data", "where names of data sets are looked up")
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
-    template: str = opt("auto", "auto = the family's prompt, plain = the question as it is, or a text with {{problem}}")
+    template: str = opt(
+        "auto",
+        "auto = the family's prompt, chat = its words in the tokenizer's chat template, plain = the question as it is, "
+        "or a text with {{problem}}",
+    )
     columns: dict[str, str] = opt({}, "names of your columns: {question: problem}")
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(
@@ -136,6 +140,15 @@ class DecodeConfig:
     @property
     def slots(self) -> int:
         return self.batch_size or self.max_active
+
+    def check_steps(self, block_size: int) -> None:
+        """ValueError where `steps` are fewer than the blocks of so many tokens in the window."""
+        blocks = -(-self.max_new_tokens // block_size)
+        if self.steps is not None and self.steps < blocks:
+            raise ValueError(
+                f"steps={self.steps} are fewer than the {blocks} blocks of {block_size} tokens in "
+                f"{self.max_new_tokens}: a block needs one at least. Raise steps or block_size."
+            )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
         """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.faults import check_data_type
@@ -16,6 +16,7 @@ from data.tasks import Task
 
 _PLACEHOLDER = re.compile(r"\{\{\s*problem\s*\}\}")
 _PLAIN = "{{problem}}"
+_THINK = "<think>\n"
 _BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
 _STEP_BY_STEP = "{{problem}}\nPlease reason step by step, and put your final answer within \\boxed{}."
 _FUNCTION = (
@@ -92,15 +93,23 @@ FAMILIES = {
 
 
 def render_prompt(
-    task: Task, *, family: str, data_type: str, template: str = "auto", start_with_think: bool = False
+    task: Task,
+    *,
+    family: str,
+    data_type: str,
+    template: str = "auto",
+    start_with_think: bool = False,
+    chat: Callable[[str], str] | None = None,
 ) -> str:
     """The prompt's text for one task.
 
-    `template`: "auto" is the family's own for this type of task, "plain" the question as it is, and a text that holds
-    `{{problem}}` is used with the question in its place. A function task's `prefix` (the code that the answer
-    continues) ends the prompt, except under "plain".
-    Raises ValueError for an unknown family, data type or template, and for `start_with_think` where a family has no
-    such prompt.
+    `template`: "auto" is the family's own for this type of task, "plain" the question as it is, "chat" the family's
+    words in the checkpoint's own chat template, and a text that holds `{{problem}}` is used with the question in its
+    place. `chat`: that chat template, from the user's turn to a conversation that the answer continues; None where the
+    checkpoint has none. A function task's `prefix` (the code that the answer continues) ends the prompt, except under
+    "plain".
+    Raises ValueError for an unknown family, data type or template, for "chat" without one, and for `start_with_think`
+    where a family has no such prompt.
     """
     check_data_type(data_type)
     if template == "plain":
@@ -109,16 +118,24 @@ def render_prompt(
     prefix = (task.columns.get("prefix") or "") if is_function else ""
     if _PLACEHOLDER.search(template):
         return fill(template, task.question) + prefix
-    if template != "auto":
+    if template not in ("auto", "chat"):
         raise ValueError(
-            f"unknown template {template!r}: use 'auto', 'plain', or a text with {{{{problem}}}} for the question"
+            f"unknown template {template!r}: use 'auto', 'plain', 'chat', or a text with {{{{problem}}}} for the "
+            "question"
+        )
+    if template == "chat" and chat is None:
+        raise ValueError(
+            "template 'chat' is the chat template of the checkpoint's tokenizer, which has none here: use 'auto'"
         )
     if is_function and start_with_think:
         warnings.warn("start_with_think is ignored for function tasks: their prompt ends with code", stacklevel=2)
         start_with_think = False
-    chat = chat_family(family)
-    words = instruction(chat, task, data_type, start_with_think)
-    return chat.conversation([("user", fill(words, task.question))], start_with_think=start_with_think) + prefix
+    own = chat_family(family)
+    turn = fill(instruction(own, task, data_type, start_with_think), task.question)
+    if template == "auto" or chat is None:
+        return own.conversation([("user", turn)], start_with_think=start_with_think) + prefix
+    text = chat(turn)
+    return text + (_THINK if start_with_think and not text.endswith(_THINK) else "") + prefix
 
 
 def instruction(chat: Family, task: Task, data_type: str, start_with_think: bool = False) -> str:

@@ -59,6 +59,8 @@ def metrics_of(shop, run="rl"):
         (["training.method=semi-ar"], "semi-ar"),
         (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
         (["model.model_base=llama"], "llama"),
+        (["model.model_base=dream"], "model.model_base 'dream' and"),
+        (["model.model_base=draem"], "Did you mean 'dream'?"),
         (["model.value_base_model=/nowhere/value"], "/nowhere/value"),
         (["model.value_base_model=${model.pretrained_model}", "model.optimized_value_name=optimized"], "a name each"),
         (["model.device=cuda"], "cuda"),
@@ -85,6 +87,8 @@ def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words
         (["training.method=TraceRL"], "TraceRL"),
         (["training.lower_p=0.8", "training.upper_p=0.2"], "lower_p"),
         (["dataset.optimization_data=nowhere"], "nowhere"),
+        (["model.model_base=llada"], "model.model_base 'llada' and .* disagree"),
+        (["training.method=ar"], "training.method=ar needs a model that predicts the next token"),
     ],
 )
 def test_a_mistake_in_sft(shop, no_model_work, words, says):

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ def sampling_entries(
             deterministic=deterministic,
         ).for_model(model)
         if decode.steps is not None:
-            config = replace(config, steps_per_block=_divided_steps(decode.steps, value, config))
+            config = replace(config, steps_per_block=_divided_steps(decode, value, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
         name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
         name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
@@ -64,20 +64,16 @@ def sampling_entries(
     return entries
 
 
-def _divided_steps(steps: int, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
+def _divided_steps(decode: DecodeConfig, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
     """Steps of each block, from those of the whole answer."""
-    assert config.block_size is not None
+    assert config.block_size is not None and decode.steps is not None
     if value["denoising_steps_per_block"] is not None:
         raise ValueError(
-            f"steps={steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: give one."
+            f"steps={decode.steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: "
+            "give one."
         )
-    blocks = -(-config.max_new_tokens // config.block_size)
-    if steps < blocks:
-        raise ValueError(
-            f"steps={steps} are fewer than the {blocks} blocks of {config.block_size} tokens in "
-            f"{config.max_new_tokens}: a block needs one at least. Raise steps or block_size."
-        )
-    return schedule(steps, blocks)
+    decode.check_steps(config.block_size)
+    return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
 def inference_model(model: DiffusionLM, decode: RolloutConfig, precision: str) -> DiffusionLM:
@@ -142,11 +138,27 @@ def drop_over_long(text: str, config: DatasetConfig) -> None:
 
 
 def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, start_with_think: bool) -> Prompt:
-    """The task's prompt under the family's template, as token ids (special tokens in the template count as such)."""
+    """The task's prompt under the template, as token ids (special tokens in the template count as such)."""
     text = render_prompt(
-        task, family=model.family, data_type=data_type, template=template, start_with_think=start_with_think
+        task,
+        family=model.family,
+        data_type=data_type,
+        template=template,
+        start_with_think=start_with_think,
+        chat=_chat_of(model),
     )
     return Prompt(task, text, tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
+
+
+def _chat_of(model: DiffusionLM) -> Callable[[str], str] | None:
+    """The tokenizer's chat template, from the user's turn to the open turn of the assistant; None without one.
+    transformers runs it in a sandbox, and the turn is a value in it."""
+    tokenizer = tokenizer_of(model)
+    if not tokenizer.chat_template:
+        return None
+    return lambda turn: tokenizer.apply_chat_template(
+        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
+    )
 
 
 def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]

@@ -94,17 +94,12 @@ class Replayer:
         return Canvas(step_C, trained_C, block, block)
 
     def rows(self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]) -> list[Row]:
-        """One packed row of all copies for a block family; a row a copy where attention is full or causal. ValueError
-        for causal copies of a model whose outputs are not shifted."""
+        """One packed row of all copies for a block family; a row a copy where attention is full or causal."""
         ids_P, ids_C = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas))
-        if self.attention == "block" and not any(copy.causal for copy in copies):
+        assert self.logit_shift or not any(copy.causal for copy in copies)
+        if self.attention == "block":
             row = pack_row(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
             return [] if row is None else [row]
-        if not self.logit_shift and any(copy.causal for copy in copies):
-            raise ValueError(
-                "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
-                "random_masking."
-            )
         if self.logit_shift and not len(ids_P):
             raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
         position = np.arange(len(ids_P) + len(ids_C))

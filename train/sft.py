@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from configs import load_config, resolved
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from models import DiffusionLM
+from models.checkpoint import read_json
+from models.family import find_family
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
@@ -83,16 +85,24 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
-    session.check_model_path(config)
+    folder = session.check_model_path(config)
+    family = find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
+    if training.method == "ar" and not family.logit_shift:
+        raise ValueError(
+            "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
+            "random_masking."
+        )
     path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     examples = load_examples(path, columns=config.dataset.columns)
     return examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
 
 
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
-    training, experiment = config.training, config.experiment
+    experiment = config.experiment
     checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
     model = session.make_model(config, checkpoint)
+    config = replace(config, training=for_model(config.training, model))
+    training = config.training
     session.adopt_block_size(model, training.block_size or model.block_size)
     samples = tokenise(examples, model, config)
     precision = session.precision(config, model.device)
@@ -200,6 +210,17 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
     return samples
 
 
+def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
+    """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
+    each is a row of its own there, and dLLM-RL too has one a block."""
+    alone = model.attention == "full" and training.method == "semi-ar"
+    return replace(
+        training,
+        block_size=training.block_size or model.decoding.block_size or model.block_size,
+        mask_times_per_sample=1 if alone else training.mask_times_per_sample,
+    )
+
+
 def make_rows(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int) -> list[Row]:
     """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
 
@@ -270,7 +291,7 @@ def _banner(
             "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
             "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{total} updates in {training.num_train_epochs} epochs",
-            "method": f"{training.method}, block {training.block_size or model.block_size}, {training.normalization}",
+            "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "seed": str(training.seed),
             "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
         },

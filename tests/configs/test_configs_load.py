@@ -167,6 +167,12 @@ def test_an_impossible_value_names_key_value_and_range(file, word):
         ("rollout.remasking_strategy=[sequential,entropy_bound]", "entropy_bounded"),
         ("training.normalization=constnt", "constant"),
         ("training.method=tracerl", "TraceRL"),
+        ("training.method=couple", "coupled"),
+        ("training.method=semi_ar", "semi-ar"),
+        ("rollout.target=margin_confidense", "margin_confidence"),
+        ("evaluation.target=topk_margins", "topk_margin"),
+        ("evaluation.remasking_strategy=low_confidence_statc", "low_confidence_static"),
+        ("training.kl_to=referense", "reference"),
         ("dataset.data_type=maths", "math"),
         ("training.advantage=z-score", "zscore"),
         ("lr_scheduler.scheduler=cosin", "cosine"),
@@ -183,6 +189,14 @@ def test_a_name_that_is_no_choice_suggests_one(file, word, hint):
 def test_parallel_lists_go_together(file, section, lists):
     with pytest.raises(ValueError, match=f"^{section}: lists .* of one length"):
         load(file(f"{section}: {{{lists}}}"))
+
+
+@pytest.mark.parametrize("section", ["rollout", "evaluation"])
+@pytest.mark.parametrize("block_size", ["4", "[32, 4]"])
+def test_fewer_steps_than_blocks(file, section, block_size):
+    with pytest.raises(ValueError, match=f"^{section}: steps=15 are fewer than the 16 blocks of 4 tokens in 61"):
+        load(file(f"{section}: {{steps: 15, max_gen_length: 61, block_size: {block_size}}}"))
+    assert load(file(f"{section}: {{steps: 16, max_gen_length: 61, block_size: {block_size}}}"))
 
 
 def test_parallel_lists_of_one_length_load(file):

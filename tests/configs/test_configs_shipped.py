@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 from end_to_end import text_checkpoint, write_json, write_tasks
@@ -13,26 +14,21 @@ from configs.load import REPOSITORY, flat_fields
 from configs.schema import RENAMED, RETIRED
 from models import load_model
 from train import evaluation, rl, session, sft
+from train.decoding import sampling_entries
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
 INCUMBENT = REAL / "incumbent_configs.json"
+CODE = ("dream_eval", "dream_multinode_eval", "rl_sdar_code")
+RECIPES = [f"{kind}_{family}" for family in ("sdar", "trado") for kind in ("rl", "sft")]
+VALUE_RECIPES = [
+    f"rl_{family}{kind}_with_value" for family in ("sdar", "trado") for kind in ("", "_process_reward_rlhf")
+]
 SAME_KEYS = [
-    "dream_eval",
-    "llada_eval",
-    "rl_dream",
-    "rl_llada",
-    "rl_sdar",
-    "rl_sdar_code",
-    "rl_sdar_process_reward_rlhf_with_value",
-    "rl_sdar_with_value",
-    "rl_trado",
-    "rl_trado_process_reward_rlhf_with_value",
-    "rl_trado_with_value",
-    "sdar_eval",
-    "sft_sdar",
-    "sft_trado",
-    "trado_eval",
-    "trado_longcot_eval",
+    *("rl_dream", "rl_llada", "rl_sdar_code", "sft_dream", *RECIPES, *VALUE_RECIPES),
+    *("dream_eval", "llada_eval", "sdar_eval", "trado_eval", "trado_longcot_eval"),
+    *(f"multinode_rl_{family}" for family in ("dream", "llada", "sdar", "trado")),
+    *(f"multinode_{name}" for name in VALUE_RECIPES),
+    *(f"{name}_multinode_eval" for name in ("dream", "llada", "sdar", "trado", "trado_longcot")),
 ]
 
 
@@ -43,6 +39,11 @@ def model_folder(tmp_path_factory):
     for family in ("sdar", "dream", "llada", "mmada"):
         text_checkpoint(folder / family, family)
     return folder
+
+
+@pytest.fixture(scope="module")
+def models(model_folder):
+    return {path.name: load_model(path) for path in model_folder.iterdir()}
 
 
 @pytest.fixture
@@ -60,10 +61,17 @@ def command(name):
     return evaluation.run if name.removesuffix(".yaml").endswith("_eval") else rl.run
 
 
+def family_of(name):
+    return next((family for family in ("dream", "llada", "mmada") if family in name), "sdar")
+
+
 def words(name, model_folder, tmp_path):
     """What a user must say: the model, and where the data is."""
     tasks = write_tasks(tmp_path / "tasks.json")
-    family = next((family for family in ("dream", "llada", "mmada") if family in name), "sdar")
+    if name.removesuffix(".yaml") in CODE:
+        row = {"question": "12=", "test_method": "function", "test_list": ["assert f(1) == 2"], "test_time_limit": 1}
+        tasks = write_json(tmp_path / "code.json", [row])
+    family = family_of(name)
     pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21"}])
     return [
         f"model.pretrained_model={model_folder / family}",
@@ -72,6 +80,7 @@ def words(name, model_folder, tmp_path):
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
         *([f"judge.local={model_folder / family}"] if "process_reward" in name else []),
+        *([f"model.value_base_model={model_folder / family}"] if "with_value" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
     ]
 
@@ -82,7 +91,9 @@ def test_what_is_shipped():
     assert {"rl_trado_with_value.yaml", "rl_sdar_with_value.yaml"} <= set(SHIPPED)
     assert {f"rl_{name}_process_reward_rlhf_with_value.yaml" for name in ("trado", "sdar")} <= set(SHIPPED)
     assert {"trado_eval.yaml", "sdar_eval.yaml", "trado_longcot_eval.yaml"} <= set(SHIPPED)
-    assert {"dream_eval.yaml", "llada_eval.yaml", "mmada_eval.yaml"} <= set(SHIPPED)
+    for family in ("dream", "llada", "mmada"):
+        assert {f"{family}_eval.yaml", f"rl_{family}.yaml", f"sft_{family}.yaml"} <= set(SHIPPED)
+    assert "rl_sdar_code.yaml" in SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -140,23 +151,35 @@ def test_a_missing_path_is_said_before_any_model_is_loaded(name, what, model_fol
     assert not (tmp_path / "runs").exists()
 
 
-def incumbent(name):
+def incumbent():
     if not INCUMBENT.is_file():
         pytest.skip(f"{INCUMBENT} is absent: dLLM-RL's own configs are not part of the repository")
-    return json.loads(INCUMBENT.read_text())[name]
+    return json.loads(INCUMBENT.read_text())
+
+
+def write_incumbent(name, folder):
+    """(its settings as a tree, its YAML file)."""
+    tree = OmegaConf.create({})
+    for key, value in incumbent()[name].items():
+        OmegaConf.update(tree, key, value, force_add=True)
+    OmegaConf.save(tree, folder / f"{name}.yaml")
+    return tree, folder / f"{name}.yaml"
+
+
+def test_every_text_config_of_dllm_rl_is_among_those_below():
+    """But for the one that is no YAML there."""
+    text = [name for name in incumbent() if "lladav" not in name and "mmada_v" not in name]
+    assert sorted(SAME_KEYS) == sorted(set(text) - {"sft_llada"})
 
 
 @pytest.mark.parametrize("name", SAME_KEYS)
 def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
     """What has no effect is warned about by name, each key once; every other value arrives."""
-    settings = incumbent(name)
-    tree = OmegaConf.create({})
-    for key, value in settings.items():
-        OmegaConf.update(tree, key, value, force_add=True)
-    OmegaConf.save(tree, tmp_path / f"{name}.yaml")
+    tree, file = write_incumbent(name, tmp_path)
+    settings = incumbent()[name]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = load_config([f"config={tmp_path / name}.yaml"])
+        config = load_config([f"config={file}"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
     for key in set(settings) - set(RETIRED):
@@ -165,6 +188,49 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         for part in moved.get(key, key).split("."):
             got = getattr(got, part)
         assert got == (type(got)(value) if isinstance(got, float) else value), key
+
+
+@pytest.mark.parametrize("name", SAME_KEYS)
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_path, no_model_work, capsys):
+    _, file = write_incumbent(name, tmp_path)
+    said = words(name, model_folder, tmp_path)
+    assert command(name)(load_config([f"config={file}", "dry_run=true", *said])) is None
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in SAME_KEYS if "sft" not in name])
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_a_config_of_dllm_rl_samples_as_it_did(name, models, tmp_path):
+    """The first of its entries, and of its evaluation's: window, blocks, steps, cache, filters, slots."""
+    tree, file = write_incumbent(name, tmp_path)
+    config, model = load_config([f"config={file}"]), models[family_of(name)]
+    for section in ("rollout", "evaluation"):
+        if section not in tree:
+            continue
+        given = tree[section]
+        decode = replace(getattr(config, section), stop_token_list=None)
+        entries = list(sampling_entries(decode, model, seed=0, deterministic=False).values())
+        lists = [len(value) for value in given.values() if OmegaConf.is_list(value)]
+        assert len(entries) == (lists or [1])[0]
+        first = {key: value[0] if OmegaConf.is_list(value) else value for key, value in given.items()}
+        got, window = entries[0], first.get("max_gen_length", first.get("max_token"))
+        assert (got.max_new_tokens, got.block_size) == (window, first["block_size"])
+        assert (got.strategy, got.threshold) == (first["remasking_strategy"], first["dynamic_threshold"])
+        assert (got.temperature, got.top_p, got.top_k) == (
+            first["temperature"],
+            first.get("top_p", 1.0),
+            first.get("top_k", 0),
+        )
+        assert got.max_slots == first.get("max_active", first.get("batch_size"))
+        if model.attention == "full":
+            assert (got.cache, got.further_horizon, got.target) == ("prefix", first["further_horizon"], first["target"])
+            blocks = window // first["block_size"]
+            assert (
+                list(got.steps_per_block) == [first["steps"] // blocks] * blocks and window % first["block_size"] == 0
+            )
+        else:
+            assert (got.cache, got.steps_per_block) == ("exact", first["denoising_steps_per_block"])
 
 
 def test_no_retired_or_renamed_key_is_alive():

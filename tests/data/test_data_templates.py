@@ -121,8 +121,10 @@ def test_what_cannot_be_rendered_is_refused():
     with pytest.raises(ValueError, match="unknown data_type 'mathh'"):
         render_prompt(task(), family="sdar", data_type="mathh")
     with pytest.raises(
-        ValueError, match=r"unknown template 'chat': use 'auto', 'plain', or a text with \{\{problem\}\}"
+        ValueError, match=r"unknown template 'chatt': use 'auto', 'plain', 'chat', or a text with \{\{problem\}\}"
     ):
+        render_prompt(task(), family="sdar", data_type="math", template="chatt")
+    with pytest.raises(ValueError, match="template 'chat' is the chat template of the checkpoint's tokenizer"):
         render_prompt(task(), family="sdar", data_type="math", template="chat")
     for family in ("dream", "llada"):
         with pytest.raises(
@@ -135,6 +137,38 @@ def test_function_tasks_say_that_they_ignore_the_thought():
     with pytest.warns(UserWarning, match="start_with_think is ignored for function tasks"):
         prompt = render_prompt(task(prefix="x = 1"), family="sdar", data_type="code", start_with_think=True)
     assert prompt.endswith("<|im_start|>assistant\nx = 1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("data_type", "columns", "words", "end"),
+    [
+        ("math", {}, None, ""),
+        ("code", {"test_method": "function", "prefix": "def"}, FUNCTION, "def"),
+        ("code", {"test_method": "stdio"}, None, ""),
+        ("option", {}, OPTION, ""),
+        ("general", {}, "Q", ""),
+    ],
+)
+def test_a_chat_template_holds_the_familys_words(family, data_type, columns, words, end):
+    turns = []
+    chat = lambda turn: turns.append(turn) or f"[user]{turn}[assistant]"  # noqa: E731
+    prompt = render_prompt(task(**columns), family=family, data_type=data_type, template="chat", chat=chat)
+    assert prompt == f"[user]{turns[0]}[assistant]{end}" and turns[0] == (words or turns[0])
+    assert turns[0] in render_prompt(task(**columns), family=family, data_type=data_type)
+
+
+@pytest.mark.parametrize("opened", ["[assistant]\n", "[assistant]\n<think>\n"])
+def test_a_thought_is_opened_once_in_a_chat_template(opened):
+    prompt = render_prompt(
+        task(),
+        family="dream",
+        data_type="math",
+        template="chat",
+        start_with_think=True,
+        chat=lambda turn: turn + opened,
+    )
+    assert prompt == BOXED + "[assistant]\n<think>\n"
 
 
 def test_conversations_write_earlier_answers_as_they_were_given():

@@ -15,7 +15,7 @@ from models import load_model
 from models.attention import Masked, block_causal_mask
 from train.masking import semi_ar
 from train.replay import Replayer, pack
-from train.sft import Sample, make_rows, tokenise
+from train.sft import Sample, for_model, make_rows, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 
@@ -129,6 +129,39 @@ def test_a_trace_is_replayed_like_a_rollout(model):
         [MASK, 13, 14, EOS],
     ]
     assert sorted(row.canvas_index.tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("family", ["sdar", "dream", "llada"])
+def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
+    model = load_model(text_checkpoint(tmp_path, family))
+    examples = [Example("12", "345345", steps) for steps in ([0, 1, 1, 4, 2, 3], [5, 90, 90, 1007, 91, 300])]
+    settings = training(method="trace", block_size=4)
+    rows, gapped = (
+        make_rows(sample, model, settings, 0, window=9)
+        for sample in tokenise(examples, model, make_config(training=vars(settings)))
+    )
+    assert len(rows) == len(gapped) == (1 if family == "sdar" else 6)
+    for row, other in zip(rows, gapped, strict=True):
+        for name in ("ids", "index", "targets", "round_index"):
+            assert getattr(row, name).tolist() == getattr(other, name).tolist()
+
+
+def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
+    """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
+    model = load_model(text_checkpoint(tmp_path, "llada"))
+    settings = for_model(training(mask_times_per_sample=35, block_size=4), model)
+    rows = make_rows(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, 0, window=12)
+    assert [row.ids[3 : 3 + 4 * n].tolist() for n, row in enumerate(rows)] == [
+        [*range(10, 10 + 4 * n)] for n in range(3)
+    ]
+    assert all((row.ids[3 + 4 * n + 4 :] == MASK).all() for n, row in enumerate(rows))
+    assert all(set(row.canvas_index.tolist()) <= set(range(4 * n, 4 * n + 4)) for n, row in enumerate(rows))
+    assert all((row.weight == 1.0).all() for row in rows)
+
+
+def test_the_block_of_semi_ar_is_the_models(tmp_path):
+    for family, size in (("sdar", 4), ("dream", 32)):
+        assert for_model(training(), load_model(text_checkpoint(tmp_path / family, family))).block_size == size
 
 
 def test_filling_after_a_trace_is_masked(model):

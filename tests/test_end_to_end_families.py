@@ -1,0 +1,125 @@
+"""Every family through train/sft.py, rl.py and eval.py, with each of its methods: weights move and are kept."""
+
+import pytest
+import torch
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from helpers import FAMILIES, random_prompts
+from safetensors.torch import load_file
+
+from configs import load_config
+from models import load_model, load_value_model
+from runtime.monitor import Monitor
+from sample import Sampler, SamplingConfig
+from train import evaluation, rl, sft
+from train.masking import RL_METHODS, SFT_METHODS
+
+FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("llada", "semi-ar"), ("mmada", "random_masking")]
+FAST_RL = [("dream", "TraceRL"), ("llada", "coupled"), ("mmada", "random_masking")]
+SHIFTED = ("dream",)
+
+
+def cases(methods, fast):
+    """Every family with every method; the slow ones are marked."""
+    pairs = [(f, m) for f in FAMILIES for m in methods if m != "ar" or f in SHIFTED]
+    return [pytest.param(*pair, marks=() if pair in fast else pytest.mark.slow) for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Family -> its folder, made when first asked for."""
+    folders = {}
+
+    def made(family):
+        if family not in folders:
+            folders[family] = text_checkpoint(tmp_path_factory.mktemp("models") / family, family)
+        return folders[family]
+
+    return made
+
+
+@pytest.fixture
+def shop_of(tmp_path, checkpoints, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    return lambda family: Workshop(tmp_path, checkpoints(family))
+
+
+def still(before, after):
+    """Names of the original layout whose weights did not move; of experts, that none of a layer's did."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert first.keys() == second.keys()
+    stayed = {name for name in first if torch.equal(first[name], second[name])}
+    experts = {name for name in stayed if ".experts." in name}
+    layers = {name.split(".experts.")[0] for name in first if ".experts." in name}
+    assert all(any(n.startswith(layer + ".experts") and n not in stayed for n in first) for layer in layers)
+    return stayed - experts
+
+
+def answers(model):
+    prompts = random_prompts([3, 6], vocab_size=40, avoid=(0, 1, 2))
+    config = SamplingConfig(max_new_tokens=8, block_size=4, threshold=0.4, temperature=1.0)
+    return [rollout.canvas_ids for rollout in Sampler(model, config).generate(prompts)]
+
+
+def assert_reads_back(folder, again):
+    """Saved, read, saved: the same model, and the same bytes under the same names."""
+    model = load_model(folder)
+    model.save(again)
+    assert answers(load_model(again)) == answers(model)
+    first, second = (load_file(f / "model.safetensors") for f in (folder, again))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run_eval(shop, family, model):
+    words = [f"model_base={family}", f"model.pretrained_model={model}", "rollout.block_size=4"]
+    metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
+    rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")
+    assert len(rows) == 3 * 2 and all(values["tokens_per_forward"] > 0 for values in metrics.values())
+
+
+@pytest.mark.parametrize(("family", "method"), cases(SFT_METHODS, FAST_SFT))
+def test_one_step_of_sft(shop_of, family, method, tmp_path):
+    shop = shop_of(family)
+    words = [f"training.method={method}", "training.num_train_epochs=1", "training.batch_size_lm=6"]
+    words += ["training.block_size=4", f"model.model_base={family}"]
+    summary = sft.run(load_config(shop.words(SFT, *words)))
+    assert summary["steps"] == 1
+    (row,) = read_jsonl(shop.runs / "sft" / "metrics.jsonl")
+    assert row["grad_norm"] > 0 and row["trained_tokens"] > 0 and row["updates_skipped"] == 0
+    trained = shop.runs / "sft" / "ckpt" / "optimized"
+    assert still(shop.model, trained) == set()
+    assert_reads_back(trained, tmp_path / "again")
+    run_eval(shop, family, trained)
+
+
+@pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, FAST_RL))
+def test_two_steps_of_rl(shop_of, family, method, tmp_path):
+    shop = shop_of(family)
+    words = [f"training.method={method}", "training.mask_times_per_sample=2", f"model.model_base={family}"]
+    words += ["evaluation.block_size=4", "evaluation.top_k=0", "experiment.eval_first=false"]
+    summary = rl.run(load_config(shop.words(RL, *words)))
+    rows = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2] and summary["steps"] == 2
+    for row in rows:
+        assert row["updates"] >= 1 and row["grad_norm"] > 0 and row["reward/std"] > 0
+        assert ("mismatch_kl" in row) == (method == "TraceRL") and row.get("mismatch_kl", 0.0) < 1e-9
+    folder = shop.runs / "rl" / "ckpt"
+    assert still(shop.model, folder / "step-000001") == still(folder / "step-000001", folder / "optimized") == set()
+    assert_reads_back(folder / "optimized", tmp_path / "again")
+    run_eval(shop, family, folder / "optimized")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", RL_METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_steps_of_rl_with_a_value_model(shop_of, family, method):
+    """The head, zero at first, moves in the first step, its body from the second."""
+    shop = shop_of(family)
+    words = [f"training.method={method}", f"model.value_base_model={shop.model}", "evaluation.eval_dataset=''"]
+    words += ["training.batch_size_lm=100000", "optimizer.params.value_learning_rate=1e-2"]
+    rl.run(load_config(shop.words(RL, *words)))
+    folder = shop.runs / "rl" / "ckpt"
+    first, second = (load_file(folder / f"step-00000{n}" / "value" / "model.safetensors") for n in (1, 2))
+    assert first["value_head.weight"].abs().sum() > 0
+    base = {name for name in first if torch.equal(first[name], second[name]) and ".experts." not in name}
+    assert base == {name for name in base if "lm_head" in name or name == "model.transformer.ff_out.weight"}
+    load_value_model(folder / "optimized_value")
