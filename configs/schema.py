@@ -252,6 +252,16 @@ class TrainingConfig:
 
 
 @dataclass
+class LoraSection:
+    rank: int = opt(0, "train low-rank adapters of this rank and freeze the model; 0 = train all of it", low=0)
+    alpha: float = opt(32.0, "an adapter adds alpha / rank times its output", low=0.0)
+    dropout: float = opt(
+        0.0, "of an adapter's input in training; above 0 sampler and trainer differ", low=0.0, high=0.99
+    )
+    target_modules: list[str] = opt([], "linear layers with an adapter (q_proj, ...); empty = all but the output head")
+
+
+@dataclass
 class OptimizerParams:
     learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
     value_learning_rate: float = opt(5e-6, "peak learning rate of the value model", low=0.0)
@@ -343,6 +353,7 @@ class Config:
     dataset: DatasetConfig = section(DatasetConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     training: TrainingConfig = section(TrainingConfig)
+    lora: LoraSection = section(LoraSection)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     lr_scheduler: SchedulerConfig = section(SchedulerConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import checkpoint as layout_io
+from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.family import Decoding, Family, find_family
 from models.log_probs import token_log_probs
@@ -46,6 +48,7 @@ class DiffusionLM(nn.Module):
         self.hf_config = network.config
         self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
         self.tokenizer = tokenizer
+        self.adapters: LoraConfig | None = None
         self.mask_id = _mask_id(family, raw_config, tokenizer)
         self.text_vocab_size = _text_vocab_size(family, raw_config, tokenizer, int(self.hf_config.vocab_size))
         self.eos_ids = _eos_ids(family, raw_config, generation_config, tokenizer)
@@ -164,9 +167,24 @@ class DiffusionLM(nn.Module):
             weights.pop("lm_head.weight", None)
         return layout_io.stored_weights(weights, self._family, self._raw_config)
 
+    def add_adapters(self, adapters: lora.Adapters, base: str | Path, seed: int) -> None:
+        """Freezes the model and adds adapters to its body; `base`: the checkpoint that it came from."""
+        self.requires_grad_(False)
+        self.adapters = adapters.config(self.model, str(base))
+        lora.add(self.model, self.adapters, seed)
+
+    def merge_adapters(self) -> None:
+        """Folds the adapters into the weights: a model like any other, all of it trainable."""
+        lora.merge(self.model)
+        self.requires_grad_(True)
+        self.adapters = None
+
     def save(self, path: str | Path, besides: Mapping[str, Tensor] | None = None) -> None:
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
-        names more weights to keep with them."""
+        names more weights to keep with them. Of a model with adapters only these are written (`models.lora`)."""
+        if self.adapters is not None:
+            lora.write(Path(path), self.model, self.adapters, self._carried)
+            return
         weights = self.checkpoint_weights() | dict(besides or {})
         layout_io.write_checkpoint(Path(path), weights, self._carried, self.dtype)
 
@@ -179,7 +197,7 @@ def load_model(
     random_init_seed: int | None = None,
     besides: Collection[str] = (),
 ) -> DiffusionLM:
-    """A model from a checkpoint folder (or hub name) in its original layout.
+    """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
     dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed.
@@ -187,6 +205,8 @@ def load_model(
     ValueError: no such folder, unknown family, weights that do not fit the config.
     """
     folder = layout_io.resolve_folder(path)
+    if (folder / lora.CONFIG).is_file():
+        return _load_adapted(folder, dtype, device, model_base)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
@@ -200,6 +220,25 @@ def load_model(
     carried = layout_io.read_carried_files(folder)
     generation_config = layout_io.read_json(folder / "generation_config.json")
     model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
+    return model.to(device=device).eval()
+
+
+def _load_adapted(
+    folder: Path, dtype: str | torch.dtype, device: str | torch.device, model_base: str | None
+) -> DiffusionLM:
+    """The base that adapter_config.json names, with the folder's adapters; block size and carried files are the
+    folder's."""
+    base = str(layout_io.read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
+    if not base or (layout_io.resolve_folder(base) / lora.CONFIG).is_file():
+        raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {base!r}, which is no whole checkpoint.")
+    model = load_model(base, dtype, device, model_base)
+    model.adapters = lora.read(folder, model.model.requires_grad_(False))
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    block_size = layout_io.read_json(folder / "config.json").get("block_size")
+    if block_size and model.attention == "block" and block_size != model.block_size:
+        model.block_size = int(block_size)
     return model.to(device=device).eval()
 
 

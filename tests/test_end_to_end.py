@@ -109,6 +109,18 @@ def test_two_rl_steps(tmp_path, model_folder, capsys):
         assert (folder / "ckpt" / "optimized" / name).read_bytes() == (shop.model / name).read_bytes()
 
 
+def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
+    words = ["lora.rank=4", "training.kl_to=reference", "experiment.total_step=2", "evaluation.eval_dataset=''"]
+    rl.run(load_config(shop.words(RL, *words, "dry_run=true")))
+    assert "frozen reference 0.00" in capsys.readouterr().out
+    run_rl(shop, *words)
+    saved = shop.runs / "rl" / "ckpt" / "optimized"
+    assert (saved / "adapter_model.safetensors").is_file() and not (saved / "model.safetensors").exists()
+    assert load_model(saved).adapters.r == 4
+    assert evaluation.run(load_config(shop.words(EVAL, f"model.pretrained_model={saved}")))
+    assert run_rl(shop, *words)["steps"] == 2
+
+
 def test_words_reach_the_resolved_config_and_the_run(shop):
     words = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
     run_rl(shop, *words, "evaluation.eval_dataset=''")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.schema import Config, TrainingConfig
 from models import DiffusionLM
@@ -82,7 +82,7 @@ class Policy:
         updater: Updater,
         config: Config,
         sampling: SamplingConfig,
-        reference: DiffusionLM | None = None,
+        reference: nn.Module | None = None,
     ):
         self.model, self.updater, self.sampling, self.reference = model, updater, sampling, reference
         self.training, self.schedule, self.total_steps = (

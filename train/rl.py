@@ -64,7 +64,7 @@ class Run:
         (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
         self.sampler = Sampler(self.sampled_model, sampling)
         self.policy = Policy(
-            self.model, self.updater, config, sampling, session.frozen_reference(config, self.precision)
+            self.model, self.updater, config, sampling, session.frozen_reference(config, self.model, self.precision)
         )
         self.critic = self._make_critic(checkpoint)
         self.step_judge = StepJudge(config, self.model, judge) if judge else None

@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from configs import find
 from configs.schema import Config, ExperimentConfig
 from data.tasks import read_tasks, resolve_dataset
-from models import DiffusionLM, ValueModel, load_model, load_value_model
+from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.checkpoint import read_json, resolve_folder
 from models.family import find_family
+from models.lora import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -117,15 +119,39 @@ def make_model(config: Config, path: Path | None = None, dtype: str = "float32")
     seed = config.training.seed if config.model.random_init and path is None else None
     folder = path or check_model_path(config)
     model = load_model(folder, dtype, pick_device(config.model.device), config.model.model_base, seed)
+    if config.lora.rank and model.adapters is None:
+        if config.model.random_init:
+            raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
+        model.add_adapters(adapters_of(config), folder.absolute(), config.training.seed)
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
 
 
-def frozen_reference(config: Config, precision: str) -> DiffusionLM | None:
-    """The model that the run began with, for inference, where the KL penalty is to it."""
+def adapters_of(config: Config) -> Adapters:
+    section = config.lora
+    return Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
+
+
+class _WithoutAdapters(torch.nn.Module):
+    """A model's base: the model that adapters started from, in the same memory."""
+
+    def __init__(self, model: DiffusionLM):
+        super().__init__()
+        self.adapted = [model]  # in a list: not a submodule, whose weights would be this one's too
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with lora.without(self.adapted[0].model):
+            return self.adapted[0](*inputs)
+
+
+def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torch.nn.Module | None:
+    """What gives the log-probabilities of the model that the run began with, where the KL penalty is to it. With
+    adapters that is the base without them, at no memory."""
     if config.training.kl_to != "reference" or config.training.beta == 0.0:
         return None
+    if model.adapters is not None:
+        return _WithoutAdapters(model)
     return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
 
 
@@ -177,13 +203,21 @@ def warn_of_block_size(block_size: int, model: DiffusionLM) -> None:
         )
 
 
-def parameter_count(folder: Path, model_base: str | None) -> int:
-    """Parameters of a checkpoint, from its config.json alone: nothing is loaded."""
+def _meta_network(folder: Path, model_base: str | None) -> PreTrainedModel:
+    """A checkpoint's network without memory, from its config.json alone."""
     raw_config = read_json(folder / "config.json")
     family = find_family(raw_config, model_base, str(folder))
     with torch.device("meta"):
-        network = family.model_class(family.hf_config(raw_config))
-    return sum(p.numel() for p in network.parameters())
+        return family.model_class(family.hf_config(raw_config))
+
+
+def parameter_count(folder: Path, model_base: str | None) -> int:
+    return sum(p.numel() for p in _meta_network(folder, model_base).parameters())
+
+
+def adapter_count(config: Config, folder: Path) -> int:
+    """Parameters of the adapters that the lora section asks for."""
+    return adapters_of(config).count(_meta_network(folder, config.model.model_base).model)
 
 
 def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: int) -> dict[str, float]:
@@ -196,12 +230,14 @@ def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: in
     head = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
     per_token = 2 * hf_config.num_hidden_layers * hf_config.num_key_value_heads * head * (2 if bf16 else 4)
     tokens = slots * (config.training.max_prompt_len + new_tokens)
+    trained = adapter_count(config, folder) if config.lora.rank else parameters
+    shared = config.training.kl_to != "reference" or config.lora.rank
     parts = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 8 * parameters,
+        "weights": 4 * (parameters + trained if config.lora.rank else parameters),
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
         "sampler weights": 2 * parameters if bf16 else 0,
-        "frozen reference": (2 if bf16 else 4) * parameters if config.training.kl_to == "reference" else 0,
+        "frozen reference": 0 if shared else (2 if bf16 else 4) * parameters,
         "sampler slots": per_token * tokens,
     }
     if value_base := check_value_base(config):

@@ -8,11 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import tiny_checkpoint, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from trainees import assert_same_weights, make_config, make_policy, sampled, shifted, weights_of
 
+from models import load_model
+from models.lora import Adapters
+from train import session
 from train.objectives import k1, k2, k3, rollout_correction
 from train.updater import UpdateStats, learning_rate_scale, make_optimizer
 
@@ -316,3 +319,20 @@ def test_corrections_of_what_the_sampler_saw(kind, expected):
     rollout = torch.log(torch.tensor([0.2, 0.1, 0.3]))
     assert rollout_correction(kind, old, rollout, 1.5 if kind == "masked" else 2.0) == pytest.approx(expected)
     assert rollout_correction("none", old, rollout, 2.0) is None
+
+
+def test_adapters_are_all_that_an_update_moves(tmp_path):
+    """RL on adapters: the frozen reference is the same memory without them, and sampler and trainer agree."""
+    tiny_checkpoint(tmp_path, "sdar")
+    model = load_model(tmp_path)
+    model.add_adapters(Adapters(rank=4, alpha=8.0), tmp_path, seed=0)
+    config = make_config(training={"kl_to": "reference", "beta": 0.1})
+    policy = make_policy(model, kl_to="reference", beta=0.1)
+    policy.reference = session.frozen_reference(config, model, "no")
+    before = weights_of(model)
+    for step in (1, 2):
+        rollouts = sampled(model, LENGTHS, n=2, seed=step)
+        metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), step)
+        assert metrics["mismatch_abs"] < 1e-5 and (metrics["kl"] > 0) == (step == 2)
+    moved = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if ".lora_" in name}

@@ -1,0 +1,117 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) through peft: added in place, saved apart, merged on demand.
+
+An adapter folder holds peft's adapter_config.json and adapter_model.safetensors, with the base's config and tokenizer
+beside them; `load_model` reads it like any checkpoint, and reads the base from where adapter_config.json says.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model.model."
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """rank and alpha of the adapters (a layer adds alpha / rank * B A x), dropout of x in training, and the names of
+    the linear layers that have one, () = all of the body."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def config(self, body: nn.Module, base: str) -> LoraConfig:
+        linear = sorted({name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, nn.Linear)})
+        unknown = sorted(set(self.targets) - set(linear))
+        if unknown:
+            raise ValueError(f"lora.target_modules: no linear layer is named {unknown[0]!r}; there are {linear}.")
+        return LoraConfig(
+            base_model_name_or_path=base,
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=list(self.targets) or linear,
+        )
+
+    def count(self, body: nn.Module) -> int:
+        """Parameters of the adapters of a body without any."""
+        names = set(self.config(body, "").target_modules or ())
+        layers = (m for name, m in body.named_modules() if name.rpartition(".")[2] in names)
+        return sum(self.rank * (m.in_features + m.out_features) for m in layers if isinstance(m, nn.Linear))
+
+
+def layers(body: nn.Module) -> list[LoraLayer]:
+    return [module for module in body.modules() if isinstance(module, LoraLayer)]
+
+
+def add(body: nn.Module, config: LoraConfig, seed: int) -> None:
+    """Adapters that change nothing yet (B = 0), drawn from `seed`; only they are trained from here on."""
+    body.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, body)
+
+
+def write(folder: Path, body: nn.Module, config: LoraConfig, carried: Mapping[str, bytes]) -> None:
+    """The adapters alone, as peft writes them, and the base's `carried` files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in carried.items():
+        (folder / name).write_bytes(content)
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in stored(body).items()}, folder / WEIGHTS)
+    config.save_pretrained(str(folder))
+
+
+def read(folder: Path, body: nn.Module) -> LoraConfig:
+    """Adds the folder's adapters to the body they were trained on. ValueError where they do not fit it."""
+    config = LoraConfig.from_pretrained(str(folder))
+    add(body, config, seed=0)
+    weights, own = load_file(folder / WEIGHTS), stored(body)
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
+        raise ValueError(
+            f"{folder}/{WEIGHTS} does not fit the base {config.base_model_name_or_path}: other layers or sizes."
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            own[name].copy_(weight)
+    return config
+
+
+def stored(body: nn.Module) -> dict[str, Tensor]:
+    """The adapters under peft's names."""
+    return {
+        _PREFIX + name.replace(".default.", "."): parameter
+        for name, parameter in body.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def merge(body: nn.Module) -> None:
+    """Folds the adapters into the weights and takes them out."""
+    for name, module in list(body.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(body.get_submodule(parent), last, module.get_base_layer())
+    body.requires_grad_(True)
+
+
+@contextmanager
+def without(body: nn.Module) -> Iterator[None]:
+    """The base alone, while the block runs."""
+    every = layers(body)
+    for layer in every:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in every:
+            layer.enable_adapters(True)

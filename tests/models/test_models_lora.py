@@ -1,0 +1,108 @@
+"""Adapters: nothing changes until they are trained, folders of them load by themselves, merged they are the weights."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import tiny_checkpoint
+from safetensors import safe_open
+
+from configs.load import REPOSITORY
+from models import load_model, lora
+from models.lora import Adapters
+from models.merge import merge
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+
+
+@pytest.fixture(params=["sdar", "dream", "llada", "sdar_moe"])
+def adapted(request, tmp_path):
+    """(folder of the base, model with adapters that change something)."""
+    base = tmp_path / "base"
+    tiny_checkpoint(base, request.param)
+    model = load_model(base)
+    model.add_adapters(Adapters(rank=4, alpha=8.0, targets=("q_proj", "o_proj")), base, seed=0)
+    return base, model
+
+
+def disturb(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+
+
+def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(adapted):
+    base, model = adapted
+    assert torch.equal(model.logits(IDS), load_model(base).logits(IDS))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == Adapters(
+        4, 8.0, targets=("q_proj", "o_proj")
+    ).count(load_model(base).model)
+
+
+def test_a_folder_of_adapters_loads_like_a_checkpoint(adapted, tmp_path):
+    base, model = adapted
+    disturb(model)
+    model.save(tmp_path / "adapters")
+    with safe_open(tmp_path / "adapters" / lora.WEIGHTS, "pt") as file:
+        assert all(name.startswith("base_model.model.model.") for name in set(file.keys()))
+    again = load_model(tmp_path / "adapters")
+    assert torch.equal(again.logits(IDS), model.logits(IDS)) and again.mask_id == model.mask_id
+    assert not torch.equal(again.logits(IDS), load_model(base).logits(IDS))
+    assert [n for n, p in again.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
+
+
+def test_merged_weights_give_the_adapters_logits(adapted, tmp_path):
+    base, model = adapted
+    disturb(model)
+    model.save(tmp_path / "adapters")
+    merge(tmp_path / "adapters", tmp_path / "merged", "float32")
+    merged = load_model(tmp_path / "merged")
+    torch.testing.assert_close(merged.logits(IDS), model.logits(IDS), atol=2e-5, rtol=0)
+    assert merged.adapters is None and all(p.requires_grad for p in merged.parameters())
+    with pytest.raises(ValueError, match="not empty"):
+        merge(tmp_path / "adapters", tmp_path / "merged", "float32")
+    with pytest.raises(ValueError, match="no adapters"):
+        merge(base, tmp_path / "other", "float32")
+
+
+def test_the_base_is_there_without_the_adapters(adapted):
+    base, model = adapted
+    disturb(model)
+    changed = model.logits(IDS)
+    with lora.without(model.model):
+        assert torch.equal(model.logits(IDS), load_model(base).logits(IDS))
+    assert torch.equal(model.logits(IDS), changed)
+    assert any(p.requires_grad for p in model.parameters())
+
+
+def test_layers_that_do_not_exist_are_named(tmp_path):
+    tiny_checkpoint(tmp_path, "sdar")
+    with pytest.raises(ValueError, match="q_prj"):
+        load_model(tmp_path).add_adapters(Adapters(2, 4.0, targets=("q_prj",)), tmp_path, seed=0)
+
+
+def test_adapters_of_another_base_are_refused(tmp_path):
+    for name, size in (("small", 32), ("large", 64)):
+        tiny_checkpoint(tmp_path / name, "sdar", hidden_size=size)
+    model = load_model(tmp_path / "small")
+    model.add_adapters(Adapters(2, 4.0), tmp_path / "large", seed=0)
+    model.save(tmp_path / "adapters")
+    with pytest.raises(ValueError, match="does not fit the base"):
+        load_model(tmp_path / "adapters")
+
+
+def test_the_merge_command(tmp_path):
+    tiny_checkpoint(tmp_path / "base", "sdar")
+    model = load_model(tmp_path / "base")
+    model.add_adapters(Adapters(2, 4.0), tmp_path / "base", seed=0)
+    model.save(tmp_path / "adapters")
+    words = [sys.executable, str(REPOSITORY / "models" / "merge.py"), str(tmp_path / "adapters"), "-o"]
+    for out, code in ((tmp_path / "merged", 0), (tmp_path / "merged", 1)):
+        done = subprocess.run([*words, str(out)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert done.returncode == code and ("error: " in done.stderr) == bool(code)
