@@ -108,6 +108,17 @@ def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     run_eval(shop, family, folder / "optimized")
 
 
+def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
+    """No pair of block sizes is refused, and none is warned about."""
+    shop = shop_of("dream")
+    words = ["training.block_size=16", "rollout.block_size=4", "evaluation.eval_dataset=''", "experiment.total_step=1"]
+    rl.run(load_config(shop.words(RL, *words)))
+    said = capsys.readouterr()
+    assert "checkpoint's" not in said.out + said.err
+    (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
+    assert row["mismatch_kl"] < 1e-9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", RL_METHODS)
 @pytest.mark.parametrize("family", FAMILIES)

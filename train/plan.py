@@ -43,7 +43,6 @@ def check(config: Config) -> None:
             f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
-    session.require_equal_blocks(training.block_size, rollout.block_size)
     session.pick_device(config.model.device)
     dataset, evaluation = config.dataset, config.evaluation
     tasks = session.count_tasks(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
@@ -58,6 +57,7 @@ def check(config: Config) -> None:
             print("\n".join(plan_lines(config, None, tasks)))
         return
     folder = session.check_model_path(config)
+    session.check_blocks(config, folder)
     session.check_value_base(config)
     if config.dry_run:
         print("\n".join(plan_lines(config, folder, tasks)))

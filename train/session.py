@@ -16,7 +16,7 @@ from configs.schema import Config, ExperimentConfig
 from data.tasks import read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.checkpoint import read_json, resolve_folder
-from models.family import find_family
+from models.family import Family, find_family
 from models.lora import Adapters
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,13 @@ def check_model_path(config: Config) -> Path:
     if not config.model.pretrained_model:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
     folder = resolve_folder(find(config.model.pretrained_model))
-    find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
+    model_family(config, folder)
     return folder
+
+
+def model_family(config: Config, folder: Path) -> Family:
+    """The family of the checkpoint in `folder`, from its config.json alone. ValueError where model_base disagrees."""
+    return find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
 
 
 def check_value_base(config: Config) -> Path | None:
@@ -166,6 +171,12 @@ def make_value_model(config: Config, path: Path | None = None) -> ValueModel | N
     if config.training.gradient_checkpointing_enable:
         model.base.enable_gradient_checkpointing()
     return model
+
+
+def check_blocks(config: Config, folder: Path) -> None:
+    """Block families train the blocks that they sample; those of full attention are only a schedule."""
+    if model_family(config, folder).attention == "block":
+        require_equal_blocks(config.training.block_size, config.rollout.block_size)
 
 
 def require_equal_blocks(trained: int | None, sampled: int | None) -> None:

@@ -22,8 +22,6 @@ from configs import load_config, resolved
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from models import DiffusionLM
-from models.checkpoint import read_json
-from models.family import find_family
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
@@ -86,8 +84,7 @@ def check(config: Config) -> list[Example]:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
     folder = session.check_model_path(config)
-    family = find_family(read_json(folder / "config.json"), config.model.model_base, str(folder))
-    if training.method == "ar" and not family.logit_shift:
+    if training.method == "ar" and not session.model_family(config, folder).logit_shift:
         raise ValueError(
             "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
             "random_masking."

@@ -45,7 +45,8 @@ def test_every_key_can_be_given_on_the_command_line(file):
     def other(item, default):
         """A value that is not the default."""
         if item.metadata["choices"]:
-            return next(choice for choice in item.metadata["choices"] if choice != default)
+            choice = next(choice for choice in item.metadata["choices"] if choice != default)
+            return f"[{choice}]" if isinstance(default, list) else choice
         kinds = {"list": "[end]", "dict": "{question: q}"}
         by_kind = next((text for kind, text in kinds.items() if str(item.type).startswith(kind)), "3")
         number = str(max(0.5, item.metadata["low"] or 0.0))
@@ -215,8 +216,8 @@ def test_parallel_lists_of_one_length_load(file):
         ("training.eps\n", "Key 'training.eps' not in 'Config'"),
         ("trainin:\n", "unknown key 'trainin'"),
         ("training:\n  eps: ${nowhere}\n", "nowhere"),
-        ("training: 5\n", "unknown key 'training'"),
-        ("training: 0\n", "unknown key 'training'"),
+        ("training: 5\n", "is a section: set keys in it, as in training.KEY=value"),
+        ("training: 0\n", "is a section"),
         ("training:\n\teps: 0.1\n", "not valid YAML"),
     ],
 )
