@@ -6,7 +6,8 @@ Random models of full attention in the layouts of Dream and LLaDA, fp32: "tiny" 
 width 128. Their weights are large, so that every token depends strongly on its whole context; a trained model depends
 on it less, and what is seen here is nearer to a worst case than to what to expect.
 
-Caches: prompts of 8 to 24 tokens, answers of 48, blocks of 8, two tokens a step, temperature 1. Each answer is replayed, and the sampler's log-probability of every trained token is set against the trainer's under the same weights
+Caches: prompts of 8 to 24 tokens, answers of 48, blocks of 8, two tokens a step, temperature 1. Each answer is replayed,
+and the sampler's log-probability of every trained token is set against the trainer's under the same weights
 (d = logp_sampler - logp_trainer): mean |d|, k3(d), and the share of tokens whose ratio exp(-d) leaves [0.8, 1.2], which
 PPO's clip at 0.2 would take for a policy that has moved.
 
