@@ -1,13 +1,13 @@
 """How far approximate caches are from the trainer, and what it costs to train only some rows of a response.
 
-    python benchmarks/mismatch.py [--prompts 16] [--responses 4] [--repeats 200] [--threads 1]
+    python benchmarks/mismatch.py [--prompts 8] [--responses 2] [--repeats 200] [--threads 1]
 
 Random models of full attention in the layouts of Dream and LLaDA, fp32: "tiny" has 2 layers of width 32, "small" 4 of
 width 128. Their weights are large, so that every token depends strongly on its whole context; a trained model depends
 on it less, and what is seen here is nearer to a worst case than to what to expect.
 
-Caches: prompts of 8 to 24 tokens, answers of 48, blocks of 8, two tokens a step, temperature 1. Each answer is replayed,
-and the sampler's log-probability of every trained token is set against the trainer's under the same weights
+Caches: prompts of 8 to 24 tokens, answers of 48, blocks of 8, two tokens a step, temperature 1. Each answer is
+replayed, and the sampler's log-probability of every trained token is set against the trainer's under the same weights
 (d = logp_sampler - logp_trainer): mean |d|, k3(d), and the share of tokens whose ratio exp(-d) leaves [0.8, 1.2], which
 PPO's clip at 0.2 would take for a policy that has moved.
 
@@ -151,8 +151,8 @@ def drawing_errors(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--responses", type=int, default=4, help="answers a prompt")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--responses", type=int, default=2, help="answers a prompt")
     parser.add_argument("--repeats", type=int, default=200, help="draws of rows for each response and count")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -177,7 +177,7 @@ def main() -> None:
     for family in SMALL:
         model = tiny_model(family)
         name = f"{family} tiny"
-        result["rows"][name] = rows_variance(model, answers(model, CONFIG, args.prompts, 2), args.repeats)
+        result["rows"][name] = rows_variance(model, answers(model, CONFIG, args.prompts, args.responses), args.repeats)
         for found_rows in result["rows"][name]:
             share = f"{found_rows['count']} of {found_rows['rows']:g}"
             print(f"{name:14}{share:>14}" + "".join(f"{found_rows[key]:8.2f}" for key in ("noise", "equal", "bias")))
