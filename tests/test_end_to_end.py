@@ -121,6 +121,18 @@ def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
     assert run_rl(shop, *words)["steps"] == 2
 
 
+@pytest.mark.parametrize("block", [8, 16])
+def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
+    """By config alone: sampled and replayed alike at the new size, which what is saved names."""
+    words = [f"rollout.block_size={block}", "rollout.max_token=20", "experiment.total_step=1"]
+    run_rl(shop, *words, f"evaluation.block_size={block}", "training.normalization=constant")
+    (row,) = steps(shop.runs / "rl")
+    assert row["mismatch_abs"] < 1e-5 and row["updates"] >= 1
+    assert load_model(shop.model).block_size == 4
+    assert load_model(shop.runs / "rl" / "ckpt" / "optimized").block_size == block
+    assert {line["block_size"] for line in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {block}
+
+
 def test_words_reach_the_resolved_config_and_the_run(shop):
     words = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
     run_rl(shop, *words, "evaluation.eval_dataset=''")

@@ -1,0 +1,221 @@
+"""What methods, value model, shrink and KL change on the tiny task: RL runs over seeds, read into one table.
+
+    python benchmarks/study.py [--seeds 1 2 3] [--steps 50] [--variants trace coupled ...] [--output runs/study]
+
+Each run is `rl.py config=configs/rl_tiny.yaml ...` in a process of its own with one thread, fp32, one after another;
+all runs of a seed begin with that seed's SFT model. A step is 32 questions x 8 answers and exactly one update, so runs
+of as many steps have as many updates, and every update is on policy. Accuracy is that of sampled answers to the 256
+test questions, 8 each, after the last step. Compute is counted in packed tokens trained (`packed_tokens` in
+metrics.jsonl): the tokens that the policy's forward and backward passes run over. Not in it: sampling, the forward pass
+without gradients that random masks and shrink need for the old log-probabilities, the reference model's, and the value
+model's training, which runs over the same tokens again. "Equal compute" takes as many steps as spend the packed tokens
+of TraceRL's run of the same seed, by the tokens a step of the method's own equal-updates run.
+
+Finished runs are read from their folders and not run again; an interrupted one is resumed. Two calls with different
+`--seeds` may run side by side; a last call with all seeds prints the table. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = (
+    "experiment.eval_first=false",
+    "experiment.keep_last=1",
+    "rollout.num_task_per_step=32",
+    "training.batch_size_lm=65536",
+    "evaluation.num_response_per_task=8",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of run. words: what is set besides; compute_of: the variant whose tokens a step are measured, where
+    steps are chosen for TraceRL's compute."""
+
+    name: str
+    label: str
+    words: tuple[str, ...] = ()
+    compute_of: str | None = None
+
+
+RANDOM, COUPLED = ("training.method=random_masking",), ("training.method=coupled",)
+VALUE = ("model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=1.0e-3")
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("trace", "TraceRL"),
+        Variant("coupled", "coupled, equal updates", COUPLED),
+        Variant("random", "random masking, equal updates", RANDOM),
+        Variant("coupled-compute", "coupled, equal compute", COUPLED, "coupled"),
+        Variant("random-compute", "random masking, equal compute", RANDOM, "random"),
+        Variant("value", "TraceRL, value model", VALUE),
+        Variant("shrink", "TraceRL, shrink 2", ("training.shrink=2",)),
+        Variant("kl", "TraceRL, KL to the frozen first model", ("training.kl_to=reference", "training.beta=0.1")),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: accuracy of the last evaluation with its standard error over questions, and what it took."""
+
+    seed: int
+    steps: int
+    accuracy: float
+    stderr: float
+    tokens_per_forward: float
+    updates: int
+    packed_tokens: int
+    update_seconds: float
+
+
+class Study:
+    """Runs of one output folder."""
+
+    def __init__(self, output: Path, steps: int):
+        self.output, self.steps = output, steps
+
+    def prepare(self, seed: int) -> Path:
+        """The seed's SFT model, made if absent."""
+        folder = self.output / f"sft_tiny-{seed}" / "ckpt" / "optimized"
+        if not (folder / "config.json").is_file():
+            words = (f"training.seed={seed}", f"dataset.seed={seed}")
+            self._call("train/sft.py", "sft_tiny", words, f"sft_tiny-{seed}")
+        return folder
+
+    def start(self, seed: int) -> float:
+        """Accuracy of the seed's SFT model."""
+        found = self.output / f"start-{seed}" / "results.json"
+        if not found.is_file():
+            words = (
+                f"experiment.project=start-{seed}",
+                f"model.pretrained_model={self.prepare(seed)}",
+                f"training.seed={seed}",
+                "rollout.num_response_per_task=8",
+                "rollout.remasking_strategy=low_confidence_dynamic",
+            )
+            self._call("eval.py", "tiny_eval", words, f"start-{seed}")
+        return next(iter(json.loads(found.read_text()).values()))["accuracy"]
+
+    def run(self, variant: Variant, seed: int) -> Result:
+        """The variant's run of this seed, run now unless it is finished."""
+        steps = self.steps
+        if variant.compute_of:
+            ours, own = self.run(VARIANTS["trace"], seed), self.run(VARIANTS[variant.compute_of], seed)
+            steps = round(own.steps * ours.packed_tokens / own.packed_tokens)
+        name = f"{variant.name}-{seed}"
+        if not self._evaluation(name, steps):
+            started = time.perf_counter()
+            words = (
+                f"experiment.project={name}",
+                f"experiment.total_step={steps}",
+                f"experiment.save_every={steps}",
+                f"experiment.eval_every={steps}",
+                f"training.seed={seed}",
+            )
+            self.prepare(seed)
+            self._call("rl.py", "rl_tiny", (*COMMON, *words, *variant.words), name)
+            print(f"{name}: {steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
+        evaluation = self._evaluation(name, steps)
+        lines = (self.output / name / "metrics.jsonl").read_text().splitlines()
+        metrics = [row for row in map(json.loads, lines) if "updates" in row]
+        return Result(
+            seed,
+            steps,
+            evaluation["accuracy"],
+            evaluation["stderr"],
+            evaluation["tokens_per_forward"],
+            int(sum(row["updates"] for row in metrics)),
+            int(sum(row["packed_tokens"] for row in metrics)),
+            sum(row["time/update_seconds"] for row in metrics),
+        )
+
+    def _evaluation(self, name: str, steps: int) -> dict[str, float]:
+        """The run's evaluation after its last step; empty for a run that is not finished."""
+        path = self.output / name / "evaluations.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return next(iter(found.get(str(steps), {}).values()), {})
+
+    def _call(self, script: str, recipe: str, words: Sequence[str], name: str) -> None:
+        """Runs a script of this project; what it prints goes to a file."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        log = self.output / f"{name}.log"
+        always = (f"config=configs/{recipe}.yaml", f"experiment.output_dir={self.output}", "experiment.threads=1")
+        command = [sys.executable, script, *always, "training.mixed_precision=no", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with log.open("w") as file:
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed; what it printed is in {log}")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed)."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=50, help="RL steps of the equal-updates runs (default 50)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    study = Study(args.output.resolve(), args.steps)
+    results: dict[str, list[Result]] = {}
+    for name in args.variants:
+        results[name] = [study.run(VARIANTS[name], seed) for seed in args.seeds]
+    report([study.start(seed) for seed in args.seeds], results)
+
+
+def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
+    """The table; differences are to TraceRL's run of the same seed, with their standard error over seeds."""
+    base = {run.seed: run.accuracy for run in results.get("trace", [])}
+    columns = ("steps", 7), ("updates", 9), ("M tokens", 10), ("accuracy", 10), ("sd", 7), ("against TraceRL", 18)
+    print(" " * 40 + "".join(f"{name:>{width}}" for name, width in (*columns, ("tok/fwd", 9))))
+    mean, spread = mean_and_spread(starts)
+    print(f"{'before RL':40}{'':26}{mean:10.3f}{spread:7.3f}")
+    rows = {}
+    for name, runs in results.items():
+        mean, spread = mean_and_spread([run.accuracy for run in runs])
+        row = {
+            "steps": statistics.mean(run.steps for run in runs),
+            "updates": statistics.mean(run.updates for run in runs),
+            "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
+            "update_seconds": statistics.mean(run.update_seconds for run in runs),
+            "accuracy": mean,
+            "accuracy_sd": spread,
+            "accuracy_by_seed": [run.accuracy for run in runs],
+            "stderr_of_a_run": statistics.mean(run.stderr for run in runs),
+            "tokens_per_forward": statistics.mean(run.tokens_per_forward for run in runs),
+        }
+        against = ""
+        gaps = [run.accuracy - base[run.seed] for run in runs if run.seed in base]
+        if gaps and name != "trace":
+            gap, gap_spread = mean_and_spread(gaps)
+            row |= {"difference": gap, "difference_stderr": gap_spread / len(gaps) ** 0.5}
+            against = f"{gap:+.3f} +- {row['difference_stderr']:.3f}"
+        print(
+            f"{VARIANTS[name].label:40}{row['steps']:7.0f}{row['updates']:9.0f}{row['packed_tokens'] / 1e6:10.2f}"
+            f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
+        )
+        rows[name] = row
+    before = {"accuracy_by_seed": list(starts)}
+    print(json.dumps({"benchmark": "study", "before": before, "variants": rows}))
+
+
+if __name__ == "__main__":
+    main()
