@@ -188,10 +188,10 @@ def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
     print(" " * 40 + "".join(f"{name:>{width}}" for name, width in (*columns, ("tok/fwd", 9))))
     mean, spread = mean_and_spread(starts)
     print(f"{'before RL':40}{'':26}{mean:10.3f}{spread:7.3f}")
-    rows = {}
+    rows: dict[str, dict[str, object]] = {}
     for name, runs in results.items():
         mean, spread = mean_and_spread([run.accuracy for run in runs])
-        row = {
+        row: dict[str, object] = {
             "steps": statistics.mean(run.steps for run in runs),
             "updates": statistics.mean(run.updates for run in runs),
             "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
@@ -206,10 +206,12 @@ def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
         gaps = [run.accuracy - base[run.seed] for run in runs if run.seed in base]
         if gaps and name != "trace":
             gap, gap_spread = mean_and_spread(gaps)
-            row |= {"difference": gap, "difference_stderr": gap_spread / len(gaps) ** 0.5}
-            against = f"{gap:+.3f} +- {row['difference_stderr']:.3f}"
+            error = gap_spread / len(gaps) ** 0.5
+            row |= {"difference": gap, "difference_stderr": error}
+            against = f"{gap:+.3f} +- {error:.3f}"
+        counts = f"{row['steps']:7.0f}{row['updates']:9.0f}"
         print(
-            f"{VARIANTS[name].label:40}{row['steps']:7.0f}{row['updates']:9.0f}{row['packed_tokens'] / 1e6:10.2f}"
+            f"{VARIANTS[name].label:40}{counts}{statistics.mean(run.packed_tokens for run in runs) / 1e6:10.2f}"
             f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
         )
         rows[name] = row
