@@ -40,10 +40,31 @@ class ExperimentConfig:
     start_from_scratch: bool = opt(
         True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"
     )
+    resume: str = opt(
+        "auto",
+        "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
+        "path of a checkpoint (ckpt/step-000010) of any run, to begin with where the run has none itself",
+    )
     deterministic: bool = opt(
         False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"
     )
-    threads: int = opt(0, "CPU threads of torch; 0 = OMP_NUM_THREADS, else as many as the process may use", low=0)
+    threads: int = opt(
+        0, "CPU threads of torch in each process; 0 = OMP_NUM_THREADS, else as many as there are cores for it", low=0
+    )
+    processes: int = opt(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
+    num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
+    launcher: str = opt(
+        "auto",
+        "multinode_*.py: each_node = every node runs the command, ssh = node 0 starts the others, auto = those that "
+        "have not joined after join_seconds",
+        choices=("auto", "each_node", "ssh"),
+    )
+    join_seconds: float = opt(60.0, "time for the nodes to find each other", low=1.0)
+    ssh: str = opt("ssh -o BatchMode=yes", "ssh command of the launcher, with port and options")
+    ssh_user: str = opt("root", "user on the other nodes")
+    timeout_minutes: float = opt(
+        60.0, "the job stops when a process does not come to a common step for so long", low=0.01
+    )
 
 
 @dataclass
@@ -381,9 +402,8 @@ RETIRED: dict[str, str] = {
     "wandb.resume": "the tracker resumes with the run",
     "experiment.function": "rl.py always trains and evaluates",
     "experiment.current_epoch": "the newest checkpoint is found by itself",
-    "experiment.deepspeed_file": "this version runs one process; launchers for many come with multinode_rl.py",
-    "experiment.num_node": "the run is on this node alone, whatever the number",
-    "experiment.node_index": "the run is on this node alone",
+    "experiment.deepspeed_file": "rl.py starts a process for each GPU by itself (experiment.processes)",
+    "experiment.node_index": "it comes from the environment (MLP_ROLE_INDEX)",
     "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
     "system.HF_HOME": "set HF_HOME in the environment",
     "system.env_name": "the Python that the command runs in is used",

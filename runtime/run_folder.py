@@ -31,7 +31,19 @@ MADE_HERE = (
     "ckpt",
     "trackers",
 )
-UNCOMPARED_KEYS = ("experiment.overwrite", "experiment.resume", "experiment.start_from_scratch", "dry_run")
+UNCOMPARED_KEYS = (
+    "experiment.overwrite",
+    "experiment.resume",
+    "experiment.start_from_scratch",
+    "experiment.processes",
+    "experiment.num_node",
+    "experiment.launcher",
+    "experiment.join_seconds",
+    "experiment.ssh",
+    "experiment.ssh_user",
+    "experiment.timeout_minutes",
+    "dry_run",
+)
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)

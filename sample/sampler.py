@@ -74,18 +74,22 @@ class Sampler:
         n: int = 1,
         keys: Sequence[Key] | None = None,
         progress: Callable[[int], None] | None = None,
+        take: Callable[[], Sequence[int]] | None = None,
+        limit: int | None = None,
     ) -> list[Rollout]:
         """Answers to each prompt (token ids), n a prompt, prompt-major.
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
-        progress is called with the number of newly finished answers. ValueError: empty prompt, mask id in a prompt,
-        prompt and answer longer than the model's positions, wrong number of keys.
+        progress is called with the number of newly finished answers, 0 included. take: asked, whenever there is room,
+        which samples (places, prompt-major) to decode next; none = no more. Only these are answered, at most `limit` at
+        a time. ValueError: empty prompt, mask id in a prompt, prompt and answer longer than the model's positions,
+        wrong number of keys.
         """
         requests = self._requests(prompts, n, keys)
         if not requests:
             return []
         with _eval_mode(self.model):
-            return _Batch(self, requests).run(progress or (lambda finished: None))
+            return _Batch(self, requests, take, limit).run(progress or (lambda finished: None))
 
     def release(self) -> None:
         """Frees the memory of the slots; the next `generate` takes it again."""
@@ -172,15 +176,20 @@ class Sampler:
 class _Batch:
     """One call of `generate`: the queue, the slots at work, and what has come out."""
 
-    def __init__(self, sampler: Sampler, requests: list[Request]):
+    def __init__(
+        self, sampler: Sampler, requests: list[Request], take: Callable[[], Sequence[int]] | None, limit: int | None
+    ):
         self.sampler, self.config, self.model = sampler, sampler.config, sampler.model
         assert self.config.block_size is not None
         self.b = self.config.block_size
-        self.queue = deque(requests)
+        self.requests = requests
+        self.queue = deque(requests if take is None else ())
+        self.take = take or (lambda: ())
+        self.limit = limit or len(requests)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
         self.rules, self.full = self.model.decoding, self.model.attention == "full"
         capacity = max(len(r.prompt_ids) for r in requests) + self.config.max_new_tokens + self.b - 1
-        slots = self.config.max_slots if self.config.deterministic else min(self.config.max_slots, len(requests))
+        slots = self.config.max_slots if self.config.deterministic else min(self.config.max_slots, self.limit)
         self.policy, self.kv, self.state = sampler._take_slots(slots, capacity)
         self.slots, self.capacity = slots, self.state.ids.shape[1]
         self.occupant: dict[int, Request] = {}
@@ -197,8 +206,8 @@ class _Batch:
             for _ in range(self.polls):
                 self.step(state, bounds)
             finished = self._collect()
+            progress(finished)
             if finished:
-                progress(finished)
                 self._admit()
                 self._compact()
         return [rollout for rollout in self.rollouts if rollout is not None]
@@ -280,12 +289,16 @@ class _Batch:
 
     def _admit(self) -> None:
         """Fills free slots from the queue. A prompt is run once: siblings copy it, or follow in its slot."""
-        free = [slot for slot in range(self.slots) if slot not in self.occupant]
+        free = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
         holder = {request.group: slot for slot, request in self.occupant.items()}
         seats: list[Seat] = []
         fresh: list[int] = []
         copies: list[tuple[int, int, int]] = []
-        while free and self.queue:
+        while free:
+            if not self.queue:
+                self.queue.extend(self.requests[i] for i in self.take())
+            if not self.queue:
+                break
             request = self.queue.popleft()
             group, P = request.group, len(request.prompt_ids)
             slot = next((slot for slot in free if self.resident.get(slot) == group), free[0])

@@ -70,6 +70,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def starting_checkpoint(folder: Path, resume: str) -> Path | None:
+    """What a run whose checkpoints lie in `folder` goes on from, by experiment.resume: auto, never, or the path of a
+    checkpoint. ValueError where that says no."""
+    own = newest_checkpoint(folder)
+    if resume == "never" and own is not None:
+        raise ValueError(
+            f"experiment.resume=never, but {folder} has {own.name}: choose another experiment.project, or move it away."
+        )
+    if resume in ("auto", "never") or own is not None:
+        return own
+    given = Path(resume).expanduser()
+    if problem := _problem(given):
+        raise ValueError(f"experiment.resume={resume} is not a whole checkpoint of a run: {problem}.")
+    return given
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """The trainer's state of a checkpoint; restores torch's random generator."""
     state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True)

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from configs.schema import Config
 from models import DiffusionLM
 from reward import build_reward
 from reward.base import Reward
+from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
@@ -23,6 +25,7 @@ from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
 from train.judging import judge_of, prompt_tokens
+from train.sharding import require_equal_weights, sample
 
 
 @dataclass(frozen=True)
@@ -97,28 +100,33 @@ def evaluate(
     model: DiffusionLM,
     entries: Mapping[str, SamplingConfig],
     prompts: Sequence[Prompt],
-    reward: Reward,
+    reward: Reward | None,
     *,
     responses_per_task: int,
     monitor: Monitor,
 ) -> list[Evaluation]:
-    """Samples and grades every entry. Keys are (eval, task, sample): the same randomness at every call, so that
-    changes show."""
+    """Samples every entry over all ranks and grades it on rank 0, which has the reward. Keys are (eval, task, sample):
+    the same randomness at every call, so that changes show."""
     results = []
     keys = [("eval", p.task.id, j) for p in prompts for j in range(responses_per_task)]
     for name, config in entries.items():
         sampler = Sampler(model, config)
         with monitor.progress(len(keys), f"eval {name}") as progress:
             start = time.perf_counter()
-            rollouts = sampler.generate(
-                [p.ids for p in prompts], n=responses_per_task, keys=keys, progress=progress.advance
-            )
+            rollouts = sample(sampler, [p.ids for p in prompts], responses_per_task, keys, progress.advance)
             seconds = time.perf_counter() - start
         completions = [answer_text(rollout, model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(responses_per_task)]
-        rewards = reward(texts, completions, **reward_columns(prompts, rollouts))
+        rewards = ranks.on_main(_graded, reward, texts, completions, reward_columns(prompts, rollouts))
         results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size))
     return results
+
+
+def _graded(
+    reward: Reward | None, texts: list[str], completions: list[str], columns: dict[str, list[Any]]
+) -> list[float | None]:
+    assert reward is not None
+    return reward(texts, completions, **columns)
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -127,50 +135,62 @@ def run(config: Config) -> dict[str, Any] | None:
 
     Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
     """
-    session.prepare_process(config.experiment, config.training.enable_tf32)
+    session.prepare_process(config)
+    folder_of_model, reward = ranks.on_main(check, config), None
+    if config.dry_run:
+        return None
+    bf16 = config.rollout.dtype == "bf16"
+    if config.rollout.dtype == "auto":
+        bf16 = session.precision(config, session.pick_device(config.model.device)) == "bf16"
+    model = session.make_model(config, dtype="bfloat16" if bf16 else "float32")
+    require_equal_weights(model, "model")
+    ways = sampling_entries(
+        config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
+    )
+    for entry in ways.values():
+        session.warn_of_block_size(entry.block_size or model.block_size, model)
+    prompts = load_prompts(
+        config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
+        max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
+        start_with_think=config.rollout.start_with_think,
+    )  # fmt: skip
+    with session.run_folder(config) as folder, ExitStack() as stack:
+        if ranks.is_main():
+            folder.drop_after(-1)
+            reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
+        monitor = Monitor(
+            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+        )
+        _banner(monitor, config, model, folder_of_model, prompts, ways)
+        results = evaluate(
+            model,
+            ways,
+            prompts,
+            reward,
+            responses_per_task=config.rollout.num_response_per_task,
+            monitor=monitor,
+        )
+        return ranks.on_main(_report, config, folder, monitor, results)
+
+
+def check(config: Config) -> Path:
+    """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
     tasks = session.count_tasks(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = session.run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
-    with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
-        if config.dry_run:
-            count = min(tasks, config.dataset.max_tasks) if config.dataset.max_tasks else tasks
-            entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
-            each = config.rollout.num_response_per_task
-            print(f"dry run of {config.experiment.project}: everything named exists and fits together")
-            print(
-                f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
-                f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
-            )
-            return None
-        bf16 = config.rollout.dtype == "bf16"
-        if config.rollout.dtype == "auto":
-            bf16 = session.precision(config, session.pick_device(config.model.device)) == "bf16"
-        model = session.make_model(config, dtype="bfloat16" if bf16 else "float32")
-        ways = sampling_entries(
-            config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
+    reward_of(config, config.dataset.data_type, evaluating=True).close()
+    if config.dry_run:
+        count = min(tasks, config.dataset.max_tasks) if config.dataset.max_tasks else tasks
+        entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
+        each = config.rollout.num_response_per_task
+        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        print(
+            f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
+            f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-        for entry in ways.values():
-            session.warn_of_block_size(entry.block_size or model.block_size, model)
-        prompts = load_prompts(
-            config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
-            max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-            start_with_think=config.rollout.start_with_think,
-        )  # fmt: skip
-        with RunFolder.open(root, resolved(config), overwrite=config.experiment.overwrite) as folder:
-            folder.drop_after(-1)
-            monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
-            _banner(monitor, config, model, folder_of_model, prompts, ways)
-            results = evaluate(
-                model,
-                ways,
-                prompts,
-                reward,
-                responses_per_task=config.rollout.num_response_per_task,
-                monitor=monitor,
-            )
-            return _report(config, folder, monitor, results)
+    return folder_of_model
 
 
 def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Reward:

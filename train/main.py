@@ -4,13 +4,19 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from importlib import import_module
 
+import torch
+
+from configs import load_config
+from configs.schema import Config
+from runtime import launch, ranks, stopping
+from runtime.nodes import Meeting, Node, this_node
 from train.updater import NotFinite
 
 
 class _Speaker(logging.Handler):
-    """`warning: text` on stderr, each text once."""
+    """`warning: text` on stderr, each text once, from rank 0 alone: what concerns all is the same everywhere."""
 
     def __init__(self, level: int):
         super().__init__(level)
@@ -18,23 +24,68 @@ class _Speaker(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self.said:
+        if text not in self.said and ranks.is_main():
             self.said.add(text)
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def main(command: Callable[[], object]) -> None:
-    """Runs a command. ValueErrors, those of the operating system and of diverged training are messages for users:
-    printed without a traceback, exit status 2 (DEBUG=1 shows all)."""
+def main(module: str, usage: str, *, nodes: bool = False) -> None:
+    """Reads the config that is typed and calls `run` of a module with it: here, or once in each process that the job
+    needs (with `nodes` on every machine that the environment names). A launcher does not import the module.
+
+    ValueErrors, those of the operating system and of diverged training are messages for users: printed without a
+    traceback, exit status 2 (DEBUG=1 shows all).
+    """
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
+    launch.follow_launcher()
+    stopping.listen()
     try:
-        command()
+        config = load_config(sys.argv[1:], usage)
+        processes, node = placement(config, nodes)
+        if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
+            experiment = config.experiment
+            meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
+            sys.exit(launch.launch(processes, node, meeting))
+        import_module(module).run(config)
     except (ValueError, OSError, NotFinite) as error:
         if os.environ.get("DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except stopping.Stopped as stop:
+        if ranks.is_main():
+            print(f"{stop}: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stop.number)
+    except ranks.FailedElsewhere as error:
+        if os.environ.get("DEBUG"):
+            raise
+        print(f"rank {ranks.rank()} stops: {error}", file=sys.stderr)
+        sys.exit(ranks.STOPPED_ELSEWHERE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        ranks.leave()
+
+
+def placement(config: Config, nodes: bool) -> tuple[int, Node]:
+    """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
+    disagree."""
+    experiment = config.experiment
+    node = this_node(os.environ) if nodes and not launch.is_launched() else Node()
+    if nodes and not launch.is_launched() and experiment.num_node not in (None, node.count):
+        raise ValueError(
+            f"experiment.num_node={experiment.num_node}, but the environment names {node.count} nodes: leave it out, "
+            "or start the job on that many."
+        )
+    if not nodes and experiment.num_node not in (None, 1):
+        raise ValueError(
+            f"experiment.num_node={experiment.num_node}: this command runs on one machine; use multinode_rl.py or "
+            "multinode_eval.py."
+        )
+    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    processes = experiment.processes or max(1, gpus)
+    if processes > gpus > 0:
+        raise ValueError(f"experiment.processes={processes}, but this machine has {gpus} GPUs: one process each.")
+    return processes, node

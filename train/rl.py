@@ -14,31 +14,33 @@ import numpy as np
 
 from configs import load_config, resolved
 from configs.schema import Config
+from runtime import ranks, stopping
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
-from train.checkpoint import VALUE, load_state, newest_checkpoint, point_to, prune_checkpoints, save_checkpoint
+from train.checkpoint import VALUE, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
 from train.judging import StepJudge, step_judge_of
 from train.policy import Policy
+from train.sharding import require_equal_weights, sample
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
 
 
 def run(config: Config) -> dict[str, Any] | None:
     """A whole RL run, new or resumed. Returns what the final line says; None for a dry run."""
-    session.prepare_process(config.experiment, config.training.enable_tf32)
-    plan.check(config)
+    session.prepare_process(config)
+    ranks.on_main(plan.check, config)
     if config.dry_run:
         return None
-    if plan.to_be_prepared(config):
+    if ranks.on_main(plan.to_be_prepared, config):
         prepare_model(config)
-    with RunFolder.open(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
+    with session.run_folder(config) as folder:
         rl = Run(config, folder)
         try:
             return rl.loop()
@@ -51,10 +53,12 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
-        self.monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
-        self.reward = reward_of(config, config.dataset.data_type)
-        judge = step_judge_of(config)
-        checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
+        self.monitor = Monitor(
+            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+        )
+        self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
+        judge = step_judge_of(config) if ranks.is_main() else None
+        checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, config.experiment.resume)
         self.model = session.make_model(config, checkpoint)
         session.check_block_size(config, self.model)
         self.precision = session.precision(config, self.model.device)
@@ -90,10 +94,11 @@ class Run:
             if self.critic is not None:
                 self.critic.updater.load_state_dict(saved["value_updater"])
             self.state = {name: saved[name] for name in self.state}
-            point_to(checkpoint, *self._link_names())
+            if ranks.is_main() and checkpoint.parent == folder.checkpoints:
+                point_to(checkpoint, *self._link_names())
         self.sampler.weights_version = self.state["step"]
-        folder.drop_after(self.state["step"] if checkpoint else -1)
-        self.evaluations = self._evaluations_until(self.state["step"] if checkpoint else -1)
+        ranks.on_main(folder.drop_after, self.state["step"] if checkpoint else -1)
+        self.evaluations = ranks.on_main(self._evaluations_until, self.state["step"] if checkpoint else -1)
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
@@ -103,6 +108,17 @@ class Run:
         )
 
     def loop(self) -> dict[str, Any]:
+        """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
+        self.done = self.state["step"]
+        try:
+            self.steps()
+        except stopping.Stopped:
+            if self.done > self.state["step"]:
+                self.save(self.done)
+            raise
+        return self.finish()
+
+    def steps(self) -> None:
         config, timed = self.config, self.monitor.timed
         if self.evaluation_is_due(self.state["step"]):
             with timed("eval"):
@@ -112,11 +128,12 @@ class Run:
             with timed("rollout"):
                 rollouts = self.rollout(prompts, step)
             with timed("reward"):
-                texts, rewards = self.grade(prompts, rollouts)
+                texts, rewards = ranks.on_main(self.grade, prompts, rollouts)
+            stopping.check()
             scored = self.advantages(prompts, rollouts, rewards)
-            if self.step_judge:
+            if config.judge.mode == "process":
                 with timed("judge"):
-                    scored = self.step_judge(prompts, rollouts, rewards, scored)
+                    scored = ranks.on_main(self.judged, prompts, rollouts, rewards, scored)
             with timed("replay"):
                 batch = self.policy.batch(rollouts, scored.advantages)
             value_metrics: dict[str, float] = {}
@@ -127,14 +144,15 @@ class Run:
                 metrics = self.policy.train(batch, step, progress.advance)
             with timed("sync"):
                 self.sampler.update_weights(self.model.named_parameters())
-            self.log(step, prompts, rollouts, texts, rewards, scored, metrics | value_metrics)
+            ranks.on_main(self.log, step, prompts, rollouts, texts, rewards, scored, metrics | value_metrics)
+            self.done = step
             if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
                 with timed("save"):
                     self.save(step)
             if self.evaluation_is_due(step):
                 with timed("eval"):
                     self.evaluate(step)
-        return self.finish()
+            stopping.check()
 
     def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         G = self.config.rollout.num_response_per_task
@@ -145,11 +163,12 @@ class Run:
             keys += [(step, prompt.task.id, first + j) for j in range(G)]
             seen[prompt.task.id] += 1
         with self.monitor.progress(len(keys), "rollout") as progress:
-            return self.sampler.generate([p.ids for p in prompts], n=G, keys=keys, progress=progress.advance)
+            return sample(self.sampler, [p.ids for p in prompts], G, keys, progress.advance)
 
     def grade(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[float | None]]:
         G = self.config.rollout.num_response_per_task
         texts = [answer_text(rollout, self.model) for rollout in rollouts]
+        assert self.reward is not None
         rewards = self.reward([p.text for p in prompts for _ in range(G)], texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
             rewards = [
@@ -157,6 +176,12 @@ class Run:
                 for rollout, reward in zip(rollouts, rewards, strict=True)
             ]
         return texts, rewards
+
+    def judged(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None], scored: Scored
+    ) -> Scored:
+        assert self.step_judge is not None
+        return self.step_judge(prompts, rollouts, rewards, scored)
 
     def advantages(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None]
@@ -193,6 +218,7 @@ class Run:
         G, total = self.config.rollout.num_response_per_task, self.config.experiment.total_step
         given = [r for r in rewards if r is not None]
         tokens = sum(r.num_response_tokens for r in rollouts)
+        assert self.reward is not None
         metrics = metrics | self.reward.stats | scored.stats | {
             "reward/mean": float(np.mean(given)) if given else 0.0,
             "reward/std": float(np.std(given)) if given else 0.0,
@@ -238,7 +264,9 @@ class Run:
         """Every evaluation entry; the first one is the run's headline."""
         evaluation = self.config.evaluation
         same = evaluation.data_type == self.config.dataset.data_type and not self.config.reward.beside_verifier
-        reward = self.reward if same else reward_of(self.config, evaluation.data_type, evaluating=True)
+        reward = self.reward
+        if ranks.is_main() and not same:
+            reward = reward_of(self.config, evaluation.data_type, evaluating=True)
         self.sampler.release()
         results = evaluate(
             self.sampled_model,
@@ -248,12 +276,13 @@ class Run:
             responses_per_task=evaluation.num_response_per_task,
             monitor=self.monitor,
         )
-        if reward is not self.reward:
+        if reward is not None and reward is not self.reward:
             reward.close()
         for result in results:
             self.monitor.evaluation(step, result.metrics, name=result.name)
         self.evaluations[step] = {result.name: result.metrics for result in results}
-        atomic_write_text(self.folder.evaluations, json.dumps(self.evaluations, indent=1) + "\n")
+        if ranks.is_main():
+            atomic_write_text(self.folder.evaluations, json.dumps(self.evaluations, indent=1) + "\n")
 
     def save(self, step: int) -> None:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
@@ -262,8 +291,13 @@ class Run:
         if self.critic is not None and value_name is not None:
             state["value_updater"] = self.critic.updater.state_dict()
             value = (self.critic.model, value_name)
-        save_checkpoint(self.folder.checkpoints, step, self.model, state, name, value)
-        prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last)
+        require_equal_weights(self.model, "policy")
+
+        def write() -> None:
+            save_checkpoint(self.folder.checkpoints, step, self.model, state, name, value)
+            prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last)
+
+        ranks.on_main(write)
 
     def finish(self) -> dict[str, Any]:
         total = self.config.experiment.total_step
@@ -279,7 +313,8 @@ class Run:
         return summary
 
     def close(self) -> None:
-        self.reward.close()
+        if self.reward is not None:
+            self.reward.close()
         self.monitor.close()
 
     def _make_critic(self, checkpoint: Path | None) -> Critic | None:

@@ -4,6 +4,8 @@ will run."""
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +13,25 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from configs import find
-from configs.schema import Config, ExperimentConfig
+from configs import find, resolved
+from configs.schema import Config
 from data.tasks import read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.checkpoint import read_json, resolve_folder
 from models.family import Family, find_family
 from models.lora import Adapters
+from runtime import ranks
+from runtime.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_process(experiment: ExperimentConfig, tf32: bool) -> None:
-    """Threads, kernels and log lines of this process."""
-    by_environment = int(os.environ.get("OMP_NUM_THREADS") or 0)
-    torch.set_num_threads(experiment.threads or by_environment or len(os.sched_getaffinity(0)))
+def prepare_process(config: Config) -> None:
+    """Process group, threads, kernels and log lines of this process."""
+    experiment, tf32 = config.experiment, config.training.enable_tf32
+    ranks.join(pick_device(config.model.device).type, 60.0 * experiment.timeout_minutes)
+    ranks.require_alike("the configuration", resolved(config))
+    torch.set_num_threads(experiment.threads or int(os.environ["OMP_NUM_THREADS"]))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(experiment.deterministic, warn_only=True)
     transformers_logging.disable_progress_bar()
@@ -41,6 +47,21 @@ def run_path(config: Config) -> Path:
             f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
         )
     return Path(config.experiment.output_dir) / project
+
+
+@contextmanager
+def run_folder(config: Config) -> Iterator[RunFolder]:
+    """The run's folder, opened and locked by rank 0; the others get its places."""
+    path = run_path(config)
+    opened: list[RunFolder] = []
+
+    def open_folder() -> bool:
+        opened.append(RunFolder.open(path, resolved(config), overwrite=config.experiment.overwrite))
+        return opened[0].resumed
+
+    resumed = ranks.on_main(open_folder)
+    with opened[0] if opened else RunFolder(path, resumed) as folder:
+        yield folder
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,19 +18,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from configs import load_config, resolved
+from configs import resolved
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from models import DiffusionLM
+from runtime import ranks, stopping
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from train import plan, session
-from train.checkpoint import load_state, newest_checkpoint, point_to, prune_checkpoints, save_checkpoint
+from train.checkpoint import load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.decoding import drop_over_long, tokenizer_of
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
+from train.sharding import require_equal_weights
 from train.updater import Updater, UpdateStats, make_accelerator, scheduled
 
 logger = logging.getLogger(__name__)
@@ -51,16 +53,14 @@ class Sample:
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry
     run."""
-    session.prepare_process(config.experiment, config.training.enable_tf32)
-    examples = check(config)
+    session.prepare_process(config)
+    examples = ranks.on_main(check, config)
     if config.dry_run:
-        per_update, updates = _updates(config, len(examples))
-        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
-        print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
         return None
-    with RunFolder.open(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite) as folder:
-        monitor = Monitor(folder.path, trackers=config.tracking.report_to, config=resolved(config))
+    with session.run_folder(config) as folder:
+        monitor = Monitor(
+            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+        )
         try:
             return _train(config, folder, monitor, examples)
         finally:
@@ -74,7 +74,7 @@ def _updates(config: Config, examples: int) -> tuple[int, int]:
 
 
 def check(config: Config) -> list[Example]:
-    """The examples, after everything that can be known to fail before a model is loaded."""
+    """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
     training = config.training
     if training.method not in SFT_METHODS:
         raise ValueError(
@@ -91,12 +91,18 @@ def check(config: Config) -> list[Example]:
         )
     path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     examples = load_examples(path, columns=config.dataset.columns)
-    return examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
+    examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
+    if config.dry_run:
+        per_update, updates = _updates(config, len(examples))
+        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
+        print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
+    return examples
 
 
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
     experiment = config.experiment
-    checkpoint = newest_checkpoint(folder.checkpoints) if folder.resumed else None
+    checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume)
     model = session.make_model(config, checkpoint)
     config = replace(config, training=for_model(config.training, model))
     training = config.training
@@ -109,8 +115,9 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
         saved = load_state(checkpoint)
         updater.load_state_dict(saved["updater"])
         state = {name: saved[name] for name in state}
-        point_to(checkpoint, config.model.optimized_name, None)
-    folder.drop_after(state["step"])
+        if ranks.is_main() and checkpoint.parent == folder.checkpoints:
+            point_to(checkpoint, config.model.optimized_name, None)
+    ranks.on_main(folder.drop_after, state["step"])
     started = time.perf_counter() - state["seconds"]
     per_update, updates_per_epoch = _updates(config, len(samples))
     total = updates_per_epoch * training.num_train_epochs
@@ -118,9 +125,15 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
     step = state["step"]
     stats = UpdateStats()
+
+    def save() -> dict[str, Any]:
+        now = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
+        _save(config, folder, model, updater, now)
+        return now
+
     for epoch in range(step // updates_per_epoch, training.num_train_epochs):
         order = np.random.default_rng([training.seed, epoch]).permutation(len(samples))
-        for first in range(0, len(samples), per_update):
+        for first in range((step - epoch * updates_per_epoch) * per_update, len(samples), per_update):
             stats = UpdateStats()
             chosen = [samples[i] for i in order[first : first + per_update]]
             rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
@@ -128,11 +141,13 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
                 _update(updater, rows, config, model.attention == "block", step, total, stats)
             step += 1
             _log(monitor, step, total, stats, rows, updater.rate)
+            try:
+                stopping.check()
+            except stopping.Stopped:
+                save()
+                raise
         if (epoch + 1) % experiment.save_every == 0 or epoch + 1 == training.num_train_epochs:
-            state = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
-            more = {"updater": updater.state_dict()}
-            save_checkpoint(folder.checkpoints, step, model, state | more, config.model.optimized_name)
-            prune_checkpoints(folder.checkpoints, experiment.keep_last)
+            state = save()
     summary = {
         "steps": total,
         "nll": state["nll"],
@@ -142,6 +157,14 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     monitor.curves()
     monitor.final(summary)
     return summary
+
+
+def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Updater, state: dict[str, Any]) -> None:
+    more = state | {"updater": updater.state_dict()}
+    require_equal_weights(model, "model")
+    ranks.on_main(save_checkpoint, folder.checkpoints, state["step"], model, more, config.model.optimized_name)
+    if ranks.is_main():
+        prune_checkpoints(folder.checkpoints, config.experiment.keep_last)
 
 
 def _update(
@@ -298,4 +321,4 @@ def _banner(
 if __name__ == "__main__":
     from train.main import main
 
-    main(lambda: run(load_config(sys.argv[1:], "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")))
+    main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import Config, OptimizerParams, SchedulerConfig
+from runtime import ranks
 from train.objectives import Metrics
 from train.replay import MicroBatch, Row, micro_batches
+from train.sharding import require_equal_weights, share, sum_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,18 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no"."""
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no".
+
+    RuntimeError where accelerate sees other ranks than this job has.
+    """
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
+        raise RuntimeError(
+            f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
+            f"{ranks.rank()} of {ranks.world_size()}: the launcher's variables do not agree."
+        )
+    ranks.require_alike("the engine", f"{accelerator.distributed_type}, {precision}, {accelerator.device.type}")
+    return accelerator
 
 
 def make_optimizer(model: torch.nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
@@ -86,14 +98,15 @@ def outputs(
     model: torch.nn.Module, rows: Sequence[Row], which: Sequence[int], max_tokens: int, accelerator: Accelerator
 ) -> list[NDArray[np.float32]]:
     """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
-    `which`."""
-    out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-    for batch in micro_batches(rows, which, max_tokens, accelerator.device):
+    `which`. The ranks share the rows, and each gets all numbers."""
+    found: dict[int, NDArray[np.float32]] = {}
+    for batch in micro_batches(rows, share(rows, which), max_tokens, accelerator.device):
         with accelerator.autocast():
             output_N = _outputs(model, batch).float().cpu().numpy()
         for place, i in enumerate(batch.rows):
-            out[i] = output_N[batch.row_of_N == place]
-    return out
+            found[i] = output_N[batch.row_of_N == place]
+    everywhere = {i: output_N for part in ranks.gather(found) for i, output_N in part.items()}
+    return [everywhere.get(i, np.empty(0, np.float32)) for i in range(len(rows))]
 
 
 def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
@@ -109,13 +122,18 @@ class Updater:
     and targets to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
 
     A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
-    in a row stop the run (NotFinite).
+    in a row stop the run (NotFinite). Ranks share the rows of an update and sum their gradients, so that weights
+    stay equal and the number of ranks does not enter; a rank may be left without rows.
     """
 
     def __init__(self, model: torch.nn.Module, accelerator: Accelerator, config: Config):
         self.accelerator = accelerator
         self.peak_rate = config.optimizer.params.learning_rate
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config.optimizer.params))
+        require_equal_weights(model, type(model).__name__)
+        # evaluation_mode: without accelerate's wrapper for many ranks, whose hooks want every rank and parameter to
+        # take part in each backward pass; `sum_gradients` does without.
+        self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, config.optimizer.params))
         self.max_tokens = config.training.max_tokens_per_microbatch
         self.max_grad_norm = config.training.max_grad_norm
         self.max_skipped = config.training.max_skipped_updates
@@ -138,7 +156,7 @@ class Updater:
         """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
         the loss, sums); progress hears of rows as they are done."""
         self.model.train()
-        batches = list(micro_batches(rows, which, self.max_tokens, self.accelerator.device))
+        batches = list(micro_batches(rows, share(rows, which), self.max_tokens, self.accelerator.device))
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for batch in batches:
@@ -147,20 +165,31 @@ class Updater:
             loss_sum += loss.detach()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
-            stats.packed_tokens += batch.ids.numel()
             if progress is not None:
                 progress(len(batch.rows))
+        if progress is not None:
+            progress(len(which) - sum(len(batch.rows) for batch in batches))
+        sum_gradients(self.model.parameters())
         norm = self._gradient_norm()
-        if math.isfinite(float(loss_sum)) and math.isfinite(norm):
+        parts = {f"metric/{name}": float(value) for name, value in totals.items()} | {
+            "loss": float(loss_sum),
+            "micro_batches": len(batches),
+            "packed_tokens": sum(batch.ids.numel() for batch in batches),
+        }
+        sums = ranks.summed(parts)
+        loss_of_update = sums.pop("loss")
+        stats.micro_batches += int(sums.pop("micro_batches"))
+        stats.packed_tokens += int(sums.pop("packed_tokens"))
+        if math.isfinite(loss_of_update) and math.isfinite(norm):
             self.optimizer.step()
             self.skipped_in_a_row = 0
             stats.updates += 1
             stats.grad_norms.append(norm)
-            stats.add({name: float(value) for name, value in totals.items()} | {"loss": float(loss_sum)})
+            metrics_of_update = {name.removeprefix("metric/"): value for name, value in sums.items()}
+            stats.add(metrics_of_update | {"loss": loss_of_update})
         else:
-            self._skip(rows, which, float(loss_sum), norm, stats)
+            self._skip(rows, which, loss_of_update, norm, stats)
         self.optimizer.zero_grad(set_to_none=True)
-        stats.micro_batches += len(batches)
 
     def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
         """`outputs` of this updater's model, in the trainer's numerics."""

@@ -1,0 +1,150 @@
+"""Starts the ranks of a job on this machine, watches them, and ends them together.
+
+A rank is this same command with RANK, WORLD_SIZE and the address of a store in its environment.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import FrameType
+
+from runtime.nodes import Gathering, LostNode, Meeting, Node
+from runtime.ranks import STOPPED_ELSEWHERE, STORE_VARIABLE
+
+LAUNCHER_VARIABLE = "DLLM_RL_LAUNCHER"
+GRACE_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def is_launched() -> bool:
+    """Whether torchrun, accelerate launch or a launcher of this module started this process."""
+    return "RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def follow_launcher() -> None:
+    """In a rank: a launcher that is killed takes it along."""
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):
+        sys.exit(STOPPED_ELSEWHERE)
+
+
+def launch(processes: int, node: Node, meeting: Meeting) -> int:
+    """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
+    ended well, 128 + N when signal N asked to stop, else that of the rank that ended first, which is named."""
+    gathering = Gathering.meet(node, processes, meeting)
+    ranks = _Ranks(gathering, processes)
+    handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ranks.start()
+        status = ranks.watch()
+    finally:
+        ranks.end()
+        gathering.leave()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return status
+
+
+class _Ranks:
+    """The child processes of this node, by rank."""
+
+    def __init__(self, gathering: Gathering, processes: int):
+        self.gathering, self.node, self.processes = gathering, gathering.node, processes
+        self.children: dict[int, subprocess.Popen[bytes]] = {}
+        self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.asked_to_stop: int | None = None
+
+    def start(self) -> None:
+        node = self.node
+        for local in range(self.processes):
+            rank = node.index * self.processes + local
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(node.count * self.processes),
+                "LOCAL_WORLD_SIZE": str(self.processes),
+                "MASTER_ADDR": node.host,
+                "MASTER_PORT": str(self.gathering.port),
+                STORE_VARIABLE: f"{node.host}:{self.gathering.port}",
+                LAUNCHER_VARIABLE: str(os.getpid()),
+            }
+            child = subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True)
+            self.children[rank] = child
+            threading.Thread(target=self._wait, args=(rank, child), daemon=True).start()
+
+    def _wait(self, rank: int, child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        self.ended.put(rank)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Passes a request to stop on; the second one ends the ranks at once."""
+        again, self.asked_to_stop = self.asked_to_stop is not None, number
+        self._send(signal.SIGKILL if again else number)
+
+    def watch(self) -> int:
+        """Until all ranks have ended, or one has failed anywhere."""
+        left = set(self.children)
+        while left:
+            try:
+                self.gathering.beat()
+            except LostNode as error:
+                self._say(f"the job stops: {error}")
+                return self._stopped_status() or 1
+            try:
+                rank = self.ended.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            left.discard(rank)
+            if self.children[rank].returncode != 0 and self.asked_to_stop is None:
+                return self._failed(rank)
+        return self._stopped_status()
+
+    def _stopped_status(self) -> int:
+        if self.asked_to_stop is None:
+            return 0
+        return 128 + self.asked_to_stop
+
+    def _failed(self, first: int) -> int:
+        """The status of the rank that failed by itself, of those that ended in the same moment."""
+        deadline, ended = time.monotonic() + 1.0, [first]
+        while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE and time.monotonic() < deadline:
+            try:
+                ended.append(self.ended.get(timeout=0.1))
+            except queue.Empty:
+                continue
+        codes = {rank: self.children[rank].returncode for rank in ended}
+        rank = next((r for r in ended if codes[r] not in (0, STOPPED_ELSEWHERE)), first)
+        code = codes[rank]
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
+        self.gathering.fail(why)
+        again = "" if code == 2 else ". The same command goes on from the newest checkpoint"
+        self._say(f"{why}; the job stops{again}")
+        return 128 - code if code < 0 else code
+
+    def end(self) -> None:
+        """Ends what still runs: asked first, then killed."""
+        self._send(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for child in self.children.values():
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _send(self, number: int) -> None:
+        for child in self.children.values():
+            if child.poll() is None:
+                child.send_signal(number)
+
+    def _say(self, text: str) -> None:
+        print(f"error: {text}", file=sys.stderr, flush=True)

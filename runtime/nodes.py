@@ -1,0 +1,267 @@
+"""The machines of a job: which one this is, and how they meet before their ranks start."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TextIO
+
+from torch.distributed import DistError, Store, TCPStore
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 60.0
+STORE_SECONDS = 30.0
+PASSED_ON = re.compile(
+    "(MLP|HF|HUGGINGFACE|WANDB|NCCL|GLOO|OMP|MKL|CUDA|TORCH|PYTHON)_.*|(LD_LIBRARY_)?PATH|PYTHONPATH|VIRTUAL_ENV|"
+    ".*_proxy|.*_PROXY"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of `count`. host, port: where node 0's store listens; hosts: of all nodes, where known."""
+
+    count: int = 1
+    index: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    hosts: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return self.name(self.index)
+
+    def name(self, index: int) -> str:
+        return f"node {index} ({self.hosts[index]})" if self.hosts else f"node {index}"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How node 0 finds the others. launcher: each_node = all run the same command; ssh = node 0 starts the others;
+    auto = ssh for those that have not come after wait_seconds."""
+
+    launcher: str = "auto"
+    wait_seconds: float = 60.0
+    ssh: str = "ssh -o BatchMode=yes"
+    ssh_user: str = "root"
+
+
+def this_node(environment: Mapping[str, str]) -> Node:
+    """This machine's place from MLP_*, from NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or from SLURM's variables.
+    ValueError where they are missing or do not fit."""
+    env = environment
+    try:
+        if "MLP_WORKER_NUM" in env:
+            count = int(env["MLP_WORKER_NUM"])
+            hosts = [env.get(f"MLP_WORKER_{i}_HOST", "") for i in range(count)]
+            place = int(env["MLP_ROLE_INDEX"]), env["MLP_WORKER_0_HOST"], int(env["MLP_WORKER_0_PORT"])
+            node = Node(count, *place, hosts if all(hosts) else ())
+        elif "NNODES" in env:
+            place = int(env["NODE_RANK"]), env["MASTER_ADDR"], int(env["MASTER_PORT"])
+            node = Node(int(env["NNODES"]), *place)
+        elif "SLURM_JOB_NODELIST" in env:
+            node = _slurm_node(env)
+        else:
+            raise ValueError(
+                "which node of the job this is cannot be told: set MLP_WORKER_NUM, MLP_ROLE_INDEX, MLP_WORKER_0_HOST "
+                "and MLP_WORKER_0_PORT (or NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT; SLURM sets its own). On one "
+                "machine use rl.py or eval.py."
+            )
+    except KeyError as error:
+        raise ValueError(f"the environment names a job of several nodes, but {error.args[0]} is not set.") from None
+    if not 0 <= node.index < node.count:
+        raise ValueError(f"this is node {node.index} of {node.count}: nodes count from 0.")
+    return node
+
+
+def _slurm_node(env: Mapping[str, str]) -> Node:
+    hosts = host_list(env["SLURM_JOB_NODELIST"])
+    if int(env.get("SLURM_NTASKS", len(hosts))) > len(hosts):
+        raise ValueError(
+            f"SLURM_NTASKS={env['SLURM_NTASKS']} on {len(hosts)} nodes: start one task a node (srun "
+            "--ntasks-per-node=1); it starts a process for each GPU by itself."
+        )
+    port = int(env.get("MASTER_PORT", 20000 + int(env.get("SLURM_JOB_ID", 0)) % 10000))
+    return Node(len(hosts), int(env["SLURM_NODEID"]), hosts[0], port, hosts)
+
+
+def host_list(text: str) -> list[str]:
+    """SLURM's short form of host names: "a[01-03,7],b" is a01, a02, a03, a7, b."""
+    hosts = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", item)
+        if match is None:
+            hosts.append(item)
+            continue
+        before, ranges, after = match.groups()
+        for part in ranges.split(","):
+            low, _, high = part.partition("-")
+            for number in range(int(low), int(high or low) + 1):
+                hosts.append(f"{before}{number:0{len(low)}d}{after}")
+    return hosts
+
+
+class LostNode(Exception):
+    """Another node failed, or does not answer."""
+
+
+@dataclass
+class Gathering:
+    """The store that the launchers of all nodes share, from meeting to the end of the job."""
+
+    node: Node
+    store: Store
+    port: int
+    helpers: list[subprocess.Popen[str]] = field(default_factory=list)
+    _beaten: float = 0.0
+    _heard: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def meet(node: Node, processes: int, meeting: Meeting) -> "Gathering":
+        """Waits for all nodes, or has node 0 start the others. ValueError with the fix where some do not come, or where
+        nodes run different numbers of processes."""
+        seconds = 2 * max(meeting.wait_seconds, STORE_SECONDS)
+        try:
+            store = TCPStore(
+                node.host,
+                node.port,
+                is_master=node.index == 0,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=seconds),
+            )
+        except DistError as error:
+            if node.index == 0:
+                raise ValueError(f"port {node.port} cannot be listened on: {_first_line(error)}") from None
+            raise ValueError(
+                f"{node}: node 0 did not answer at {node.host}:{node.port} in {seconds:.0f} s. Is the same command "
+                "running there?"
+            ) from None
+        here = Gathering(node, store, store.port)
+        if store.add(f"claim/{node.index}", 1) > 1:
+            raise ValueError(f"{node} has joined this job already: MLP_ROLE_INDEX must differ on every node.")
+        store.set(f"node/{node.index}", str(processes))
+        if node.index == 0:
+            here._wait_for_all(processes, meeting)
+        else:
+            store.wait(["go"])
+        store.set_timeout(timedelta(seconds=STORE_SECONDS))
+        return here
+
+    def _wait_for_all(self, processes: int, meeting: Meeting) -> None:
+        missing = self._missing(0.0 if meeting.launcher == "ssh" else meeting.wait_seconds)
+        if missing and meeting.launcher != "each_node" and self.node.hosts:
+            self.helpers += [_start_over_ssh(self.node, index, meeting) for index in missing]
+            missing = self._missing(max(meeting.wait_seconds, STORE_SECONDS))
+        if missing:
+            self.end_helpers()
+            names = ", ".join(self.node.name(index) for index in missing)
+            raise ValueError(
+                f"{names} did not join {self.node.host}:{self.port} in {meeting.wait_seconds:.0f} s. Run the same "
+                "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
+                "set, ssh without a password); experiment.join_seconds is how long to wait."
+            )
+        numbers = [int(self.store.get(f"node/{i}")) for i in range(self.node.count)]
+        if set(numbers) != {processes}:
+            self.fail("the nodes do not agree")
+            self.store.set("go", "")
+            raise ValueError(f"nodes run {numbers} processes: set experiment.processes to one number for all.")
+        self.store.set("go", "")
+
+    def _missing(self, seconds: float) -> list[int]:
+        """Nodes that have not come after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            missing = [i for i in range(self.node.count) if not self.store.check([f"node/{i}"])]
+            ended = [helper for helper in self.helpers if helper.poll() is not None]
+            if not missing or ended or time.monotonic() > deadline:
+                return missing
+            time.sleep(0.05)
+
+    def beat(self) -> None:
+        """A sign of life, and a look at the others. LostNode when one failed or is silent."""
+        if self.node.count == 1 or time.monotonic() - self._beaten < BEAT_SECONDS:
+            return
+        self._beaten = now = time.monotonic()
+        try:
+            self.store.set(f"beat/{self.node.index}", str(now))
+            if self.store.check(["failed"]):
+                raise LostNode(self.store.get("failed").decode())
+            for index in range(self.node.count):
+                beat = self.store.get(f"beat/{index}") if self.store.check([f"beat/{index}"]) else b""
+                before, heard = self._heard.get(index, (None, now))
+                self._heard[index] = (beat, now if beat != before else heard)
+                done = self.store.check([f"done/{index}"])
+                if not done and now - self._heard[index][1] > SILENT_SECONDS:
+                    raise LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
+        except (DistError, RuntimeError) as error:
+            raise LostNode(f"node 0's store does not answer: {_first_line(error)}") from None
+
+    def fail(self, why: str) -> None:
+        """Tells the other nodes."""
+        try:
+            if not self.store.check(["failed"]):
+                self.store.set("failed", why)
+        except (DistError, RuntimeError):
+            pass
+
+    def leave(self) -> None:
+        """Says that this node is done; node 0, whose store the others read, waits for them a while."""
+        if self.node.count == 1:
+            return
+        try:
+            self.store.set(f"done/{self.node.index}", "")
+            if self.node.index == 0:
+                self.store.wait([f"done/{i}" for i in range(self.node.count)])
+        except (DistError, RuntimeError):
+            pass
+        self.end_helpers()
+
+    def end_helpers(self) -> None:
+        for helper in self.helpers:
+            if helper.poll() is None:
+                try:
+                    helper.wait(5.0)
+                except subprocess.TimeoutExpired:
+                    helper.terminate()
+
+
+def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> subprocess.Popen[str]:
+    """This command on another node. What it needs of the environment goes over standard input, not the command line."""
+    passed = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
+    exports.append(f"export MLP_ROLE_INDEX={index}")
+    command = shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:], "experiment.launcher=each_node"])
+    script = "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} && exec {command} < /dev/null", ""])
+    words = [*shlex.split(meeting.ssh), f"{meeting.ssh_user}@{node.hosts[index]}", "exec sh -s"]
+    print(f"starting {node.name(index)} over ssh: {shlex.join(words)}", flush=True)
+    helper = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert helper.stdin is not None and helper.stdout is not None
+    threading.Thread(target=_prefixed, args=(helper.stdout, f"[node {index}] "), daemon=True).start()
+    try:
+        helper.stdin.write(script)
+        helper.stdin.close()
+    except BrokenPipeError:
+        pass
+    return helper
+
+
+def _prefixed(stream: TextIO, prefix: str) -> None:
+    for line in stream:
+        print(f"{prefix}{line.rstrip()}", flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,43 @@
+"""Requests to stop: SIGTERM and SIGINT are noted, and acted on where all ranks can agree and nothing is lost."""
+
+import signal
+from types import FrameType
+
+from runtime import ranks
+
+_asked: int | None = None
+
+
+class Stopped(Exception):
+    """All ranks stop because a signal asked for it; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def listen() -> None:
+    """From now on the first SIGTERM or SIGINT is a request; a second one ends the process as ever."""
+    global _asked
+    _asked = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = number
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_asked() -> bool:
+    """Whether this rank was asked to stop."""
+    return _asked is not None
+
+
+def check() -> None:
+    """Stopped, on every rank, when any rank was asked to stop."""
+    asked = [number for number in ranks.gather(_asked) if number is not None]
+    if asked:
+        raise Stopped(asked[0])

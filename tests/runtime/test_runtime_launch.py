@@ -1,0 +1,250 @@
+"""Launching ranks: names of nodes, who failed, what is left over; signals. Real processes, small scripts."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from rank_jobs import free_port
+
+from runtime.nodes import Node, host_list, this_node
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from runtime import launch, ranks, stopping
+from runtime.nodes import Meeting, Node, this_node
+
+def work():
+    {work}
+
+if not launch.is_launched():
+    node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
+    try:
+        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, "me"))
+    except ValueError as error:
+        print("error:", error, file=sys.stderr)
+        status = 2
+    sys.exit(status)
+launch.follow_launcher()
+stopping.listen()
+ranks.join("cpu", 30.0)
+try:
+    work()
+except stopping.Stopped as stop:
+    sys.stdout.write(f"saved {{ranks.rank()}}\\n")
+    sys.exit(128 + stop.number)
+except ranks.FailedElsewhere:
+    sys.exit(ranks.STOPPED_ELSEWHERE)
+finally:
+    ranks.leave()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(work, processes=2, launcher="each_node", wait=20.0, ssh="false"):
+        path = tmp_path / "script.py"
+        body = textwrap.indent(textwrap.dedent(work), "    ").strip()
+        path.write_text(
+            SCRIPT.format(root=str(ROOT), work=body, processes=processes, launcher=launcher, wait=wait, ssh=ssh)
+        )
+        return path
+
+    return write
+
+
+def start(path, **environment):
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, str(path)],
+        env=clean | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=60):
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"still running after {timeout} s:\n{out}\n{err}")
+    return process.returncode, out, err
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone_in(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(alive, pids)):
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+MLP = {"MLP_WORKER_NUM": "3", "MLP_ROLE_INDEX": "1", "MLP_WORKER_0_HOST": "a", "MLP_WORKER_0_PORT": "99"}
+
+
+def test_where_a_node_is():
+    assert this_node(MLP) == Node(3, 1, "a", 99)
+    hosts = {f"MLP_WORKER_{i}_HOST": name for i, name in enumerate("abc")}
+    assert this_node(MLP | hosts).hosts == ["a", "b", "c"]
+    torch = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "5"}
+    assert this_node(torch) == Node(2, 1, "h", 5)
+    slurm = {"SLURM_JOB_NODELIST": "gpu[08-10]", "SLURM_NODEID": "2", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "3"}
+    assert this_node(slurm) == Node(3, 2, "gpu08", 20017, ["gpu08", "gpu09", "gpu10"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "MLP_WORKER_NUM"),
+        ({k: v for k, v in MLP.items() if k != "MLP_WORKER_0_PORT"}, "MLP_WORKER_0_PORT is not set"),
+        (MLP | {"MLP_ROLE_INDEX": "3"}, "node 3 of 3"),
+        ({"SLURM_JOB_NODELIST": "a,b", "SLURM_NODEID": "0", "SLURM_NTASKS": "16"}, "ntasks-per-node=1"),
+    ],
+)
+def test_a_place_that_cannot_be_told(environment, says):
+    with pytest.raises(ValueError, match=says):
+        this_node(environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("a", ["a"]),
+        ("a,b-c", ["a", "b-c"]),
+        ("n[1,3-4]", ["n1", "n3", "n4"]),
+        ("n[009-011]x,m", ["n009x", "n010x", "n011x", "m"]),
+    ],
+)
+def test_slurms_short_names(text, hosts):
+    assert host_list(text) == hosts
+
+
+@pytest.mark.slow
+def test_ranks_see_each_other_and_end_well(script):
+    status, out, err = finish(start(script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')", 3)))
+    assert (status, out.split("\n").count("sum 3")) == (0, 3), err
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "says"),
+    [
+        ("if ranks.rank() == 1: sys.exit(7)", 7, "rank 1 of 2 on node 0 ended with status 7"),
+        (
+            "if ranks.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)",
+            137,
+            "rank 1 of 2 on node 0 was ended by SIGKILL",
+        ),
+    ],
+)
+def test_a_rank_that_dies_is_named_and_ends_the_job(script, work, status, says):
+    work = f"sys.stdout.write(f'pid {{os.getpid()}}\\n'); sys.stdout.flush()\nranks.gather(1)\n{work}\ntime.sleep(60)"
+    got, out, err = finish(start(script(work)), 40)
+    assert got == status and says in err and "goes on from the newest checkpoint" in err
+    assert gone_in([int(line.split()[1]) for line in out.splitlines()], 1.0)
+
+
+WAITS = r"""
+sys.stdout.write(f'pid {os.getpid()}\n'); sys.stdout.flush()
+while True:
+    stopping.check()
+    time.sleep(0.05)
+"""
+
+
+def pids_of(process, count):
+    return [int(process.stdout.readline().split()[1]) for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_reaches_all_ranks(script, number):
+    process = start(script(WAITS))
+    pids = pids_of(process, 2)
+    process.send_signal(number)
+    status, out, err = finish(process, 30)
+    assert (status, sorted(out.split("\n"))) == (128 + number, ["", "saved 0", "saved 1"]), err
+    assert gone_in(pids, 1.0)
+
+
+@pytest.mark.slow
+def test_one_rank_asked_to_stop_stops_all(script):
+    process = start(script(WAITS))
+    os.kill(pids_of(process, 2)[1], signal.SIGTERM)
+    status, out, _ = finish(process, 30)
+    assert status == 143 and sorted(out.split("\n")) == ["", "saved 0", "saved 1"]
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_launcher_that_is_killed(script):
+    process = start(script(WAITS))
+    pids = pids_of(process, 2)
+    process.kill()
+    process.wait()
+    assert gone_in(pids, 15.0)
+    process.communicate()
+
+
+def nodes(path, count=2, **more):
+    port = str(free_port())
+    env = {"MLP_WORKER_NUM": str(count), "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": port, **more}
+    return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(count)]
+
+
+@pytest.mark.slow
+def test_two_nodes_make_one_job(script):
+    path = script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')")
+    for status, out, err in map(finish, nodes(path)):
+        assert (status, out.split("\n").count("sum 6")) == (0, 2), err
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_node_ends_the_other(script):
+    path = script("ranks.gather(1)\nif ranks.rank() == 3: sys.exit(7)\ntime.sleep(60)")
+    (first, _, first_err), (second, _, second_err) = map(finish, nodes(path))
+    why = "rank 3 of 4 on node 1 ended with status 7"
+    assert first == 1 and second == 7 and why in first_err and why in second_err
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_come_is_named_with_the_fix(script):
+    path = script("pass", wait=2.0)
+    env = {"MLP_WORKER_NUM": "2", "MLP_ROLE_INDEX": "0", "MLP_WORKER_0_HOST": "127.0.0.1"}
+    status, _, err = finish(start(path, MLP_WORKER_0_PORT=str(free_port()), **env))
+    assert status == 2 and "node 1 did not join 127.0.0.1:" in err and "experiment.launcher=ssh" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ssh", "auto"])
+def test_node_0_starts_the_others_over_ssh(script, tmp_path, launcher):
+    """A stand-in for ssh that notes whom it was asked for and runs the command here."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nshift 3\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    work = "sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))} {os.environ['NCCL_MARK']}\\n')"
+    path = script(work, launcher=launcher, wait=3.0 if launcher == "auto" else 30.0, ssh=f"{ssh} -p 22")
+    hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
+    port = str(free_port())
+    process = start(
+        path, MLP_WORKER_NUM="2", MLP_ROLE_INDEX="0", MLP_WORKER_0_PORT=port, NCCL_MARK="it's here", **hosts
+    )
+    status, out, err = finish(process)
+    assert status == 0, err
+    assert (tmp_path / "asked").read_text() == "-p 22 me@127.0.0.1 exec sh -s\n"
+    assert out.split("\n").count("sum 6 it's here") == 2 and out.split("\n").count("[node 1] sum 6 it's here") == 2

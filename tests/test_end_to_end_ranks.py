@@ -1,0 +1,170 @@
+"""Whole commands on several processes and nodes of this machine, as typed: same results, stops, resumes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from rank_jobs import free_port
+
+from models import load_model
+
+ROOT = Path(__file__).parents[1]
+SMOOTH = ("optimizer.params.epsilon=1e-4",)
+TOLERANCE = 1e-5
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Workshop(tmp_path, text_checkpoint(tmp_path / "model"))
+
+
+def start(words, program=(sys.executable,), **environment):
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [*program, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, env=clean | environment, start_new_session=True, **pipes)
+
+
+def finish(process, timeout=150):
+    try:
+        out, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running after {timeout} s:\n{process.communicate()[0]}")
+    return process.returncode, out
+
+
+def run(words, **named):
+    status, out = finish(start(words, **named))
+    assert status == 0, out
+    return out
+
+
+def steps(folder):
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if "time/" not in k and "_per_second" not in k} for row in rows]
+
+
+def assert_same_run(folder, other):
+    mine, theirs = steps(folder), steps(other)
+    assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+    for row, wanted in zip(mine, theirs, strict=True):
+        for name in row.keys() - {"micro_batches"}:
+            assert row[name] == pytest.approx(wanted[name], abs=TOLERANCE, rel=TOLERANCE), (row["step"], name)
+    weights, wanted = (load_model(path / "ckpt" / "optimized").state_dict() for path in (folder, other))
+    assert all(float((weights[name] - wanted[name]).abs().max()) <= TOLERANCE for name in wanted)
+
+
+def test_two_nodes_on_loopback_do_as_one_process(shop):
+    """2 nodes x 2 processes, 3 steps."""
+    words = (*SMOOTH, "experiment.total_step=3")
+    run(["rl.py", *shop.words(RL, *words, "experiment.project=one")])
+    place = {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": str(free_port())}
+    typed = shop.words(RL, *words, "experiment.project=nodes", "experiment.processes=2", "experiment.num_node=2")
+    nodes = [start(["multinode_rl.py", *typed], MLP_ROLE_INDEX=str(i), **place) for i in range(2)]
+    for status, out in map(finish, nodes):
+        assert status == 0, out
+    assert_same_run(shop.runs / "nodes", shop.runs / "one")
+
+
+def test_an_evaluation_on_two_processes(shop):
+    for project, processes in (("one", 1), ("two", 2)):
+        run(["eval.py", *shop.words(EVAL, f"experiment.project={project}", f"experiment.processes={processes}")])
+    one, two = (
+        {(row["task"], row["sample"]): row["completion"] for row in read_jsonl(shop.runs / name / "samples.jsonl")}
+        for name in ("one", "two")
+    )
+    assert one == two and len(read_jsonl(shop.runs / "two" / "samples.jsonl")) == len(two)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_others_launchers_start_fine_tuning(shop, launcher):
+    run(["train/sft.py", *shop.words(SFT, *SMOOTH, "experiment.project=one")])
+    port = f"{free_port()}"
+    config = shop.folder / "accelerate.yaml"
+    config.write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: MULTI_GPU, mixed_precision: 'no', num_machines: 1, "
+        "machine_rank: 0, num_processes: 2, use_cpu: false}"
+    )
+    module, options = {
+        "torchrun": ("torch.distributed.run", ["--nproc_per_node=2", f"--master_port={port}"]),
+        "accelerate": ("accelerate.commands.launch", [f"--config_file={config}", f"--main_process_port={port}"]),
+    }[launcher]
+    words = shop.words(SFT, *SMOOTH, "experiment.project=two")
+    run([*options, "train/sft.py", *words], program=(sys.executable, "-m", module), ACCELERATE_USE_CPU="true")
+    assert_same_run(shop.runs / "two", shop.runs / "one")
+
+
+def wait_for(process, condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)[1]
+        time.sleep(0.02)
+
+
+def rows_in(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(shop, number, status):
+    words = (*SMOOTH, "experiment.total_step=8", "experiment.save_every=8", "experiment.eval_every=3")
+    run(["rl.py", *shop.words(RL, *words, "experiment.project=straight")])
+    typed, folder = shop.words(RL, *words, "experiment.project=stopped"), shop.runs / "stopped"
+    process = start(["rl.py", *typed, "experiment.processes=2"])
+    wait_for(process, lambda: rows_in(folder / "rollouts.jsonl") >= 32)
+    process.send_signal(number)
+    got, out = finish(process)
+    assert got == status and "the same command goes on from here" in out and "Traceback" not in out
+    (saved,) = folder.glob("ckpt/step-*")
+    assert 2 <= int(saved.name.removeprefix("step-")) < 8
+    run(["rl.py", *typed])
+    assert_same_run(folder, shop.runs / "straight")
+
+
+def test_fine_tuning_asked_to_stop_saves_within_an_epoch(shop):
+    words = (*SMOOTH, "training.num_train_epochs=150", "experiment.save_every=150")
+    words = (*words, "training.batch_size_lm=2", "training.max_tokens_per_microbatch=32")
+    run(["train/sft.py", *shop.words(SFT, *words, "experiment.project=straight")])
+    typed, folder = shop.words(SFT, *words, "experiment.project=stopped"), shop.runs / "stopped"
+    process = start(["train/sft.py", *typed])
+    wait_for(process, lambda: rows_in(folder / "metrics.jsonl") >= 4)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 143
+    run(["train/sft.py", *typed])
+    assert_same_run(folder, shop.runs / "straight")
+
+
+def test_a_reward_that_fails_ends_every_rank_with_one_message(shop):
+    process = start(["rl.py", *shop.words(RL, "experiment.processes=2", reward="raises")])
+    status, out = finish(process)
+    assert status == 2 and out.count("the user's mistake") == 1 and "Traceback" not in out, out
+
+
+def test_resume_says_what_a_run_begins_with(shop):
+    words = (*SMOOTH, "experiment.total_step=2", "evaluation.eval_dataset=''")
+    run(["rl.py", *shop.words(RL, *words, "experiment.project=first")])
+    first = shop.runs / "first"
+    status, out = finish(
+        start(["rl.py", *shop.words(RL, *words, "experiment.project=first", "experiment.resume=never")])
+    )
+    assert status == 2 and "experiment.resume=never" in out
+    run(["rl.py", *shop.words(RL, *words, "experiment.project=b", f"experiment.resume={first}/ckpt/step-000001")])
+    assert [row["step"] for row in read_jsonl(shop.runs / "b" / "metrics.jsonl")] == [2]
+    weights, wanted = (load_model(path / "ckpt" / "optimized").state_dict() for path in (shop.runs / "b", first))
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    torn = shop.folder / "torn"
+    shutil.copytree(first / "ckpt" / "step-000001", torn)
+    (torn / "model.safetensors").unlink()
+    status, out = finish(start(["rl.py", *shop.words(RL, *words, "experiment.project=c", f"experiment.resume={torn}")]))
+    assert status == 2 and "not a whole checkpoint" in out
+    assert json.loads((first / "ckpt" / "step-000001" / "trainer" / "files.json").read_text())["step"] == 1

@@ -1,0 +1,133 @@
+"""What ranks do in test_train_ranks.py: functions that a fresh process can import."""
+
+import os
+import time
+
+import torch
+from helpers import tiny_model
+from trainees import make_config, sampled, shifted, weights_of
+
+from models import ValueModel
+from runtime import ranks
+from sample import Sampler, SamplingConfig
+from train import rl, sft
+from train.policy import Policy
+from train.sharding import require_equal_weights, sample
+from train.updater import Updater, UpdateStats, make_accelerator
+from train.value import Critic, value_updater_config
+
+CPU = torch.device("cpu")
+
+
+def join():
+    ranks.join("cpu", 30.0)
+
+
+def sections(**more):
+    return {
+        "training": {"gradient_accumulation_steps": 9, **more.pop("training", {})},
+        "optimizer": {"params": {"learning_rate": 1e-3, "value_learning_rate": 2e-3, "epsilon": 1e-4}},
+        **more,
+    }
+
+
+def rl_updates(family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, poison=None, **training):
+    """Two steps of updates of one set of rollouts: metrics, weights, and whether ranks agree."""
+    join()
+    model = tiny_model(family)
+    rollouts = shifted(sampled(model, lengths, n=n), 0.3)
+    config = make_config(**sections(training=training))
+    updater = Updater(model, make_accelerator("no", CPU), config)
+    policy = Policy(model, updater, config, SamplingConfig(max_new_tokens=16).for_model(model))
+    critic = None
+    if with_value:
+        value = ValueModel(tiny_model(family))
+        critic = Critic(value, Updater(value, updater.accelerator, value_updater_config(config)), config, policy)
+    advantages = [(-1.0) ** i * (1 + i / 7) for i in range(len(rollouts))]
+    if poison is not None:
+        advantages[poison] = float("nan")
+    metrics = []
+    for step in (1, 2):
+        batch, found = policy.batch(rollouts, advantages), {}
+        if critic is not None:
+            batch, found = critic.step(batch, rollouts, step)
+        metrics.append(policy.train(batch, step) | found)
+    require_equal_weights(model, "policy")
+    weights = weights_of(model) | ({f"value {k}": v for k, v in weights_of(value).items()} if with_value else {})
+    return metrics, weights
+
+
+def rollouts_of_all(slow_rank=None, max_slots=2, **settings):
+    """(rollouts as gathered, how many samples this rank took)."""
+    join()
+    model = tiny_model("sdar")
+    sampler = Sampler(model, SamplingConfig(max_new_tokens=12, threshold=0.4, max_slots=max_slots, **settings))
+    prompts = [[3 + i % 7, 9, 4, 11 + i % 5][: 1 + i % 4] for i in range(24)]
+    keys = [("task", i, j) for i in range(24) for j in range(2)]
+    taken, told = [], []
+    generate = sampler.generate
+
+    def counted(*args, take=None, **named):
+        def slowly():
+            if ranks.rank() == slow_rank:
+                time.sleep(0.25)
+            places = list(take())
+            taken.extend(places)
+            return places
+
+        return generate(*args, take=slowly if take else None, **named)
+
+    sampler.generate = counted
+    rollouts = sample(sampler, prompts, 2, keys, told.append)
+    return rollouts, len(taken), sum(told)
+
+
+def whole_run(kind, config_words):
+    from configs import load_config
+
+    return {"rl": rl.run, "sft": sft.run}[kind](load_config(config_words))
+
+
+def evaluation_run(config_words):
+    from configs import load_config
+    from train import evaluation
+
+    return evaluation.run(load_config(config_words))
+
+
+def other_weights():
+    join()
+    Updater(tiny_model("sdar", seed=ranks.rank()), make_accelerator("no", CPU), make_config())
+
+
+def fails_on_main():
+    join()
+    return ranks.on_main(_raises)
+
+
+def _raises():
+    raise ValueError("the user's mistake")
+
+
+def a_rank_never_comes():
+    ranks.join("cpu", 3.0)
+    if ranks.rank() == 1:
+        time.sleep(6.0)
+        os._exit(0)
+    return ranks.gather(1)
+
+
+def a_rank_dies():
+    join()
+    if ranks.rank() == 1:
+        os._exit(9)
+    return ranks.gather(1)
+
+
+def shares():
+    """Every collective with something uneven in it."""
+    join()
+    stats = UpdateStats()
+    stats.add(ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0}))
+    numbers = [ranks.count("n", 2) for _ in range(3)]
+    return stats.sums, ranks.gather("x" * (1000 * ranks.rank())), numbers

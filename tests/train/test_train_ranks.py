@@ -1,0 +1,243 @@
+"""One result, whatever the number of ranks: real processes with gloo, against one process."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rank_work
+import torch
+import yaml
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from rank_jobs import run_ranks
+
+from models import load_model
+from runtime.ranks import FailedElsewhere
+from train.sharding import deal
+
+TOLERANCE = 1e-5
+BY_RANKS = re.compile("micro_batches|^time/|per_second|^seconds$")
+
+
+def assert_same(got, want, where=""):
+    if isinstance(want, dict):
+        got, want = ({name: row[name] for name in row if not BY_RANKS.search(str(name))} for row in (got, want))
+        assert got.keys() == want.keys(), where
+        for name in want:
+            assert_same(got[name], want[name], f"{where} {name}")
+    elif isinstance(want, (list, tuple)):
+        assert len(got) == len(want), where
+        for i, (mine, other) in enumerate(zip(got, want, strict=True)):
+            assert_same(mine, other, f"{where} {i}")
+    elif torch.is_tensor(want):
+        assert float((got - want).abs().max()) <= TOLERANCE, where
+    elif isinstance(want, float) and math.isfinite(want):
+        assert abs(got - want) <= TOLERANCE * max(1.0, abs(want)), f"{where}: {got} is not {want}"
+    elif not isinstance(want, float):
+        assert got == want, where
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 50)), min_size=1, max_size=12), st.integers(1, 6))
+def test_rows_are_dealt_whole_once_and_evenly(keys_and_tokens, world):
+    rows = [SimpleNamespace(key=key, num_tokens=tokens) for key, tokens in keys_and_tokens]
+    which = list(range(len(rows)))[1:]
+    dealt = deal(rows, which, world)
+    assert len(dealt) == world and sorted(i for part in dealt for i in part) == which
+    owners = {rows[i].key: set() for i in which}
+    for owner, part in enumerate(dealt):
+        for i in part:
+            owners[rows[i].key].add(owner)
+    assert all(len(found) == 1 for found in owners.values())
+    loads = [sum(rows[i].num_tokens for i in part) for part in dealt]
+    responses = [sum(rows[i].num_tokens for i in which if rows[i].key == key) for key in owners]
+    assert max(loads) - min(loads) <= max(responses, default=0)
+
+
+def one_process(tmp_path, function, *arguments):
+    return run_ranks(tmp_path / "one", 1, function, *arguments)[0]
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_updates_do_not_depend_on_the_number_of_ranks(tmp_path, world):
+    """10 responses in updates of about 3: the last is smaller, and on 4 ranks some ranks have no row."""
+    want = one_process(tmp_path, rank_work.rl_updates)
+    assert want[0][0]["updates"] >= 2
+    for got in run_ranks(tmp_path / "many", world, rank_work.rl_updates):
+        assert_same(got, want)
+
+
+CASES = {
+    "value": {"with_value": True},
+    "full": {"family": "dream"},
+    "experts": {"family": "sdar_moe"},
+    "reference": {"normalization": "reference"},
+    "tokens": {"normalization": "token_mean", "logp_old": "recompute", "num_train_epochs": 2},
+    "clipped": {"max_grad_norm": 0.1},
+    "one response": {"lengths": (5,), "n": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_further_updates_do_not_depend_on_the_number_of_ranks(tmp_path, case):
+    want = one_process(tmp_path, call_rl_updates, CASES[case])
+    for world in (2, 4) if case in ("value", "one response") else (2,):
+        for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case]):
+            assert_same(got, want)
+
+
+def call_rl_updates(named):
+    return rank_work.rl_updates(**named)
+
+
+@pytest.mark.slow
+def test_ranks_skip_an_update_that_is_not_finite_together(tmp_path):
+    want = one_process(tmp_path, call_rl_updates, {"poison": 3})
+    assert want[0][0]["updates_skipped"] >= 1 and want[0][0]["updates"] >= 1
+    for got in run_ranks(tmp_path / "many", 2, call_rl_updates, {"poison": 3}):
+        assert_same(got, want)
+
+
+def test_rollouts_come_from_a_common_queue(tmp_path):
+    """The slow rank takes fewer; who took what does not enter."""
+    want, _, told = one_process(tmp_path, rank_work.rollouts_of_all)
+    assert told == len(want) == 48
+    got = run_ranks(tmp_path / "many", 2, rank_work.rollouts_of_all, 1)
+    for rollouts, _, told in got:
+        assert [r.key for r in rollouts] == [r.key for r in want] and told == 48
+        for mine, other in zip(rollouts, want, strict=True):
+            assert (mine.canvas_ids, mine.canvas_step_map) == (other.canvas_ids, other.canvas_step_map)
+            assert np.allclose(mine.canvas_logprobs, other.canvas_logprobs, atol=TOLERANCE)
+    taken = [count for _, count, _ in got]
+    assert sum(taken) == 48 and taken[1] < taken[0]
+
+
+@pytest.mark.slow
+def test_in_deterministic_mode_who_took_what_does_not_change_a_bit(tmp_path):
+    first, second = (run_ranks(tmp_path / str(i), 2, call_rollouts, {"slow_rank": i}) for i in (0, 1))
+    assert first[0][0] == second[0][0] == first[1][0]
+
+
+def call_rollouts(named):
+    return rank_work.rollouts_of_all(deterministic=True, temperature=1.0, **named)
+
+
+def test_collectives(tmp_path):
+    got = run_ranks(tmp_path, 2, rank_work.shares)
+    for sums, gathered, _ in got:
+        assert sums == {"a": 2.0, "only 0": 2.0, "only 1": 2.0} and gathered == ["", "x" * 1000]
+    assert sorted(n for _, _, numbers in got for n in numbers) == [2, 4, 6, 8, 10, 12]
+    main, other = run_ranks(tmp_path, 2, rank_work.fails_on_main)
+    assert isinstance(main, ValueError) and isinstance(other, FailedElsewhere)
+
+
+def test_other_weights_on_a_rank_stop_the_job(tmp_path):
+    for error in run_ranks(tmp_path, 2, rank_work.other_weights):
+        assert isinstance(error, RuntimeError) and "weights of rank 1 differ" in str(error)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_come_is_named(tmp_path):
+    with pytest.raises(AssertionError, match="ranks \\[1\\] of 2 ended without a result") as failure:
+        run_ranks(tmp_path, 2, rank_work.a_rank_never_comes, timeout=20)
+    assert "rank 1" in str(failure.value).lower() or "Ranks 1" in str(failure.value)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+SMOOTH = ("optimizer.params.epsilon=1e-4",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ("model.value_base_model=${model.pretrained_model}",)], ids=["policy", "value"])
+def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
+    shop = Workshop(tmp_path, model_folder)
+    words = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.gradient_accumulation_steps=1")
+    results = {}
+    for world in (1, 2, 4):
+        got = run_ranks(
+            tmp_path / "job", world, rank_work.whole_run, "rl", shop.words(RL, *words, f"experiment.project=r{world}")
+        )
+        assert not any(isinstance(result, BaseException) for result in got), got
+        results[world] = shop.runs / f"r{world}"
+    for world in (2, 4):
+        assert_same(read_jsonl(results[world] / "metrics.jsonl"), read_jsonl(results[1] / "metrics.jsonl"))
+        rollouts = [
+            [
+                {k: row[k] for k in ("step", "task", "text", "reward", "key")}
+                for row in read_jsonl(folder / "rollouts.jsonl")
+            ]
+            for folder in (results[world], results[1])
+        ]
+        assert rollouts[0] == rollouts[1]
+        weights = [load_model(folder / "ckpt" / "optimized").state_dict() for folder in (results[world], results[1])]
+        assert_same(dict(weights[0]), dict(weights[1]))
+        assert sorted(p.name for p in results[world].iterdir()) == sorted(p.name for p in results[1].iterdir())
+
+
+@pytest.mark.slow
+def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
+    shop = Workshop(tmp_path, model_folder)
+    for world in (1, 2, 4):
+        words = shop.words(SFT, *SMOOTH, f"experiment.project=s{world}", "training.num_train_epochs=2")
+        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", words)
+        assert not any(isinstance(result, BaseException) for result in got), got
+    one, *others = (shop.runs / f"s{world}" for world in (1, 2, 4))
+    for folder in others:
+        assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(one / "metrics.jsonl"))
+        weights = [load_model(path / "ckpt" / "optimized").state_dict() for path in (folder, one)]
+        assert_same(dict(weights[0]), dict(weights[1]))
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_folder):
+    shop = Workshop(tmp_path, model_folder)
+    samples, results = [], []
+    for world in (1, 2, 4):
+        words = shop.words(EVAL, f"experiment.project=e{world}")
+        got = run_ranks(tmp_path / "job", world, rank_work.evaluation_run, words)
+        assert all(result == got[0] for result in got)
+        samples.append(read_jsonl(shop.runs / f"e{world}" / "samples.jsonl"))
+        results.append(yaml.safe_load((shop.runs / f"e{world}" / "results.json").read_text()))
+    for other, result in zip(samples[1:], results[1:], strict=True):
+        assert_same(other, samples[0])
+        assert_same(result, results[0])
+
+
+@pytest.mark.slow
+def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
+    shop = Workshop(tmp_path, model_folder)
+    words = (*SMOOTH, "experiment.total_step=4")
+    run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
+    for world, last in ((2, 2), (4, 4)):
+        project = shop.words(RL, *words, "experiment.project=resumed")
+        run_ranks(tmp_path / "job", world, run_until, project, last)
+    straight, resumed = shop.runs / "straight", shop.runs / "resumed"
+    assert_same(read_jsonl(resumed / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
+    weights = [load_model(folder / "ckpt" / "optimized").state_dict() for folder in (resumed, straight)]
+    assert_same(dict(weights[0]), dict(weights[1]))
+
+
+class Stop(Exception):
+    pass
+
+
+def run_until(words, last):
+    """An RL run that dies on every rank when step `last` + 1 begins."""
+    from train import rl
+
+    rollout = rl.Run.rollout
+
+    def dies(self, prompts, step):
+        if step > last:
+            raise Stop
+        return rollout(self, prompts, step)
+
+    rl.Run.rollout = dies
+    return rank_work.whole_run("rl", words)
