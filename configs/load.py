@@ -50,14 +50,26 @@ def load_config(arguments: Sequence[str], usage: str = "python rl.py config=conf
         raise ValueError(
             f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else "")
         )
+    from_words = OmegaConf.from_dotlist([word for word in arguments])
+    return merge(*_read(file), _as_tree(from_words, "the command line"))
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The trees of a YAML file and of the files that its `base` names, the deepest base first."""
     try:
         from_file = OmegaConf.load(file)
     except Exception as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(from_file, DictConfig):
         raise ValueError(f"{file} holds no mapping of sections.")
-    from_words = OmegaConf.from_dotlist([word for word in arguments])
-    return merge(_as_tree(from_file, str(file)), _as_tree(from_words, "the command line"))
+    base = from_file.pop("base", None)
+    if base is None:
+        return [_as_tree(from_file, str(file))]
+    path = file.parent / str(base)
+    if not path.is_file() or path.resolve() in (file.resolve(), *above):
+        why = "is above it in the chain of bases" if path.is_file() else "does not exist"
+        raise ValueError(f"{file}: base: {base} {why}; give a file beside {file.name}.")
+    return [*_read(path, (*above, file.resolve())), _as_tree(from_file, str(file))]
 
 
 def merge(*trees: dict[str, Any]) -> Config:

@@ -258,6 +258,12 @@ class TrainingConfig:
         choices=("none", "truncated", "masked"),
     )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
+    rows_per_update: int | None = opt(
+        None,
+        "rows of an update (SFT: samples) over all processes, so that their number changes nothing; null = as dLLM-RL "
+        "counts: gradient_accumulation_steps x batch_size_lm x processes",
+        low=1,
+    )
     gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
     batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
     num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)

@@ -66,7 +66,7 @@ def assert_same_run(folder, other):
 
 def test_two_nodes_on_loopback_do_as_one_process(shop):
     """2 nodes x 2 processes, 3 steps."""
-    words = (*SMOOTH, "experiment.total_step=3")
+    words = (*SMOOTH, "experiment.total_step=3", "training.rows_per_update=16")
     run(["rl.py", *shop.words(RL, *words, "experiment.project=one")])
     place = {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": str(free_port())}
     typed = shop.words(RL, *words, "experiment.project=nodes", "experiment.processes=2", "experiment.num_node=2")
@@ -88,7 +88,8 @@ def test_an_evaluation_on_two_processes(shop):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_others_launchers_start_fine_tuning(shop, launcher):
-    run(["train/sft.py", *shop.words(SFT, *SMOOTH, "experiment.project=one")])
+    smooth = (*SMOOTH, "training.rows_per_update=4")
+    run(["train/sft.py", *shop.words(SFT, *smooth, "experiment.project=one")])
     port = f"{free_port()}"
     config = shop.folder / "accelerate.yaml"
     config.write_text(
@@ -99,7 +100,7 @@ def test_others_launchers_start_fine_tuning(shop, launcher):
         "torchrun": ("torch.distributed.run", ["--nproc_per_node=2", f"--master_port={port}"]),
         "accelerate": ("accelerate.commands.launch", [f"--config_file={config}", f"--main_process_port={port}"]),
     }[launcher]
-    words = shop.words(SFT, *SMOOTH, "experiment.project=two")
+    words = shop.words(SFT, *smooth, "experiment.project=two")
     run([*options, "train/sft.py", *words], program=(sys.executable, "-m", module), ACCELERATE_USE_CPU="true")
     assert_same_run(shop.runs / "two", shop.runs / "one")
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from configs import find, resolved
 from configs.schema import Config
 from models import DiffusionLM
+from runtime import ranks
 from runtime.run_folder import RunFolder
 from train import session
 from train.evaluation import reward_of
 from train.judging import step_judge_of
 from train.masking import RL_METHODS
+from train.sharding import rows_per_update
 
 
 def check(config: Config) -> None:
@@ -74,9 +76,8 @@ def to_be_prepared(config: Config) -> bool:
 
 def plan_lines(config: Config, folder: Path | None, tasks: int) -> list[str]:
     """The arithmetic of a step and, where the model is there, the memory by part, for a dry run."""
-    rollout, training = config.rollout, config.training
+    rollout = config.rollout
     responses = rollout.num_task_per_step * rollout.num_response_per_task
-    rows = training.gradient_accumulation_steps * training.batch_size_lm
     memory = []
     if folder is not None:
         parts = session.memory_estimate_gib(config, folder, min(rollout.slots, responses), rollout.max_new_tokens)
@@ -87,7 +88,7 @@ def plan_lines(config: Config, folder: Path | None, tasks: int) -> list[str]:
         f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
         f"{config.experiment.total_step * rollout.num_task_per_step / tasks:.2g} times as many",
         f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
-        f"  update  {training.gradient_accumulation_steps} x {training.batch_size_lm} = {rows} rows",
+        f"  update  {_rows(config)}",
         *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
         *memory,
     ]
@@ -110,7 +111,7 @@ def banner_rows(
         "device": f"{model.device}, training {precision}, sampling {str(sampled_model.dtype).removeprefix('torch.')}",
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
-        "update": f"{training.gradient_accumulation_steps * training.batch_size_lm} rows (a response and round each)",
+        "update": f"{_rows(config)} (a response and round each)",
         "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
         f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
@@ -128,6 +129,14 @@ def value_line(config: Config) -> str:
         f"{config.model.value_base_model}, gam {training.gam:g}, lam {training.lam:g}, peak learning rate "
         f"{config.optimizer.params.value_learning_rate:g}, trained every {f'{every} steps' if every > 1 else 'step'}"
     )
+
+
+def _rows(config: Config) -> str:
+    training, rows = config.training, rows_per_update(config.training)
+    if training.rows_per_update is not None:
+        return f"{rows} rows"
+    each = f"{training.gradient_accumulation_steps} x {training.batch_size_lm}"
+    return f"{each} x {ranks.world_size()} = {rows} rows" if ranks.world_size() > 1 else f"{each} = {rows} rows"
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:

@@ -16,6 +16,7 @@ from train.advantages import Floats
 from train.masking import RL_METHODS
 from train.objectives import Metrics, Weights, clipped_surrogate, k3, per_token, rollout_correction, token_weights
 from train.replay import MicroBatch, Replayer, Row, by_response, replay
+from train.sharding import rows_per_update
 from train.updater import Loss, Updater, UpdateStats, outputs, scheduled
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,8 @@ def plan_updates(rows: Sequence[Row], rows_per_update: int, seed: Sequence[int])
 
 def step_updates(rows: Sequence[Row], training: TrainingConfig, step: int) -> Iterator[list[int]]:
     """The updates of RL step `step`, epoch after epoch."""
-    rows_per_update = training.gradient_accumulation_steps * training.batch_size_lm
     for epoch in range(training.num_train_epochs):
-        yield from plan_updates(rows, rows_per_update, [training.seed, step, epoch])
+        yield from plan_updates(rows, rows_per_update(training), [training.seed, step, epoch])
 
 
 def at_trained_tokens(given: float | Sequence[float] | Floats, rollout: Rollout, row: Row) -> float | Floats:

@@ -32,7 +32,7 @@ from train.decoding import drop_over_long, tokenizer_of
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
-from train.sharding import require_equal_weights
+from train.sharding import require_equal_weights, rows_per_update
 from train.updater import Updater, UpdateStats, make_accelerator, scheduled
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def run(config: Config) -> dict[str, Any] | None:
 
 def _updates(config: Config, examples: int) -> tuple[int, int]:
     """Examples an update, and updates an epoch."""
-    per_update = min(examples, config.training.gradient_accumulation_steps * config.training.batch_size_lm)
+    per_update = min(examples, rows_per_update(config.training))
     return per_update, -(-examples // per_update)
 
 

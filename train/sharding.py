@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from configs.schema import TrainingConfig
 from runtime import ranks, stopping
 from sample import Rollout, Sampler
 from sample.rollout import Key
@@ -60,6 +61,12 @@ def sample(
     assert len(by_key) == total, f"{total - len(by_key)} of {total} rollouts are lost"
     progress(total - shown)
     return [by_key[key] for key in keys]
+
+
+def rows_per_update(training: TrainingConfig) -> int:
+    """Rows of an update over all ranks (SFT: samples)."""
+    each = training.gradient_accumulation_steps * training.batch_size_lm
+    return training.rows_per_update or each * ranks.world_size()
 
 
 def deal(rows: Sequence[Row], which: Sequence[int], world: int) -> list[list[int]]:

@@ -344,3 +344,27 @@ def test_dllm_rls_judge_keys_are_read(tmp_path):
         load_config([f"config={tmp_path}/old.yaml", "judge.samples=2", "rollout.reward_model.k_sample=2"])
     with pytest.raises(ValueError, match="unknown key 'rollout.reward_model.k_samples'"):
         load_config([f"config={tmp_path}/old.yaml", "rollout.reward_model.k_samples=2"])
+
+
+def test_a_file_may_begin_from_another(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {eps: 0.3, beta: 0.5}\nexperiment: {project: a}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\ntraining: {beta: 0.6}\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\nexperiment: {project: c}\n")
+    config = load_config([f"config={tmp_path / 'c.yaml'}", "training.shrink=2"])
+    assert (config.training.eps, config.training.beta, config.training.shrink) == (0.3, 0.6, 2)
+    assert config.experiment.project == "c"
+
+
+@pytest.mark.parametrize(("text", "says"), [("base: absent.yaml", "does not exist"), ("base: x.yaml", "above it")])
+def test_a_base_that_cannot_be_is_named(tmp_path, text, says):
+    (tmp_path / "x.yaml").write_text("base: y.yaml\n")
+    (tmp_path / "y.yaml").write_text(f"{text}\n")
+    with pytest.raises(ValueError, match=f"y.yaml: base: .*{says}"):
+        load_config([f"config={tmp_path / 'x.yaml'}"])
+
+
+def test_a_mistake_in_a_base_names_the_base(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {epps: 0.3}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match=r"training.epps.*a\.yaml.*training.eps"):
+        load_config([f"config={tmp_path / 'b.yaml'}"])

@@ -25,7 +25,7 @@ def join():
 
 def sections(**more):
     return {
-        "training": {"gradient_accumulation_steps": 9, **more.pop("training", {})},
+        "training": {"rows_per_update": 9, **more.pop("training", {})},
         "optimizer": {"params": {"learning_rate": 1e-3, "value_learning_rate": 2e-3, "epsilon": 1e-4}},
         **more,
     }

@@ -158,7 +158,7 @@ SMOOTH = ("optimizer.params.epsilon=1e-4",)
 @pytest.mark.parametrize("extra", [(), ("model.value_base_model=${model.pretrained_model}",)], ids=["policy", "value"])
 def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.gradient_accumulation_steps=1")
+    words = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.rows_per_update=8")
     results = {}
     for world in (1, 2, 4):
         got = run_ranks(
@@ -185,7 +185,8 @@ def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
 def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
     for world in (1, 2, 4):
-        words = shop.words(SFT, *SMOOTH, f"experiment.project=s{world}", "training.num_train_epochs=2")
+        words = (*SMOOTH, f"experiment.project=s{world}", "training.num_train_epochs=2", "training.rows_per_update=4")
+        words = shop.words(SFT, *words)
         got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", words)
         assert not any(isinstance(result, BaseException) for result in got), got
     one, *others = (shop.runs / f"s{world}" for world in (1, 2, 4))
@@ -213,7 +214,7 @@ def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_fol
 @pytest.mark.slow
 def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=4")
+    words = (*SMOOTH, "experiment.total_step=4", "training.rows_per_update=16")
     run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
     for world, last in ((2, 2), (4, 4)):
         project = shop.words(RL, *words, "experiment.project=resumed")
