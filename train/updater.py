@@ -3,6 +3,7 @@ non-finite numbers."""
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,15 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no".
 
-    RuntimeError where accelerate sees other ranks than this job has.
+    ValueError where accelerate's launcher asks for an engine that is not here; RuntimeError where accelerate sees other
+    ranks than this job has.
     """
+    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate's config asks for {engine}, which is not here: every process holds the whole model. Take a "
+                "config of accelerate_configs/, or start the command without accelerate."
+            )
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
         raise RuntimeError(

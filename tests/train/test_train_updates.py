@@ -17,13 +17,20 @@ from models import load_model
 from models.lora import Adapters
 from train import session
 from train.objectives import k1, k2, k3, rollout_correction
-from train.updater import UpdateStats, learning_rate_scale, make_optimizer
+from train.updater import UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
 
 LENGTHS = [5, 8, 3, 10]
 
 
 def scale(step, total=100, shape="cosine", warmup=10, min_scale=0.1):
     return learning_rate_scale(step, total, shape=shape, warmup=warmup, min_scale=min_scale)
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_an_engine_that_is_not_here_is_refused(monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=engine):
+        make_accelerator("no", torch.device("cpu"))
 
 
 def test_warm_up_is_linear_and_never_zero():
