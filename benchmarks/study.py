@@ -8,8 +8,9 @@ of as many steps have as many updates, and every update is on policy. Accuracy i
 test questions, 8 each, after the last step. Compute is counted in packed tokens trained (`packed_tokens` in
 metrics.jsonl): the tokens that the policy's forward and backward passes run over. Not in it: sampling, the forward pass
 without gradients that random masks and shrink need for the old log-probabilities, the reference model's, and the value
-model's training, which runs over the same tokens again. "Equal compute" takes as many steps as spend the packed tokens
-of TraceRL's run of the same seed, by the tokens a step of the method's own equal-updates run.
+model's training, which runs over the same tokens again. A pair of coupled masks, or two random ones, of an answer take
+about the tokens that its denoising steps take under TraceRL: at as many updates these have about equal compute (what it
+was is in the table), while one random mask has less.
 
 Finished runs are read from their folders and not run again; an interrupted one is resumed. Two calls with different
 `--seeds` may run side by side; a last call with all seeds prints the table. Ends with one line of JSON.
@@ -38,26 +39,22 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of run. words: what is set besides; compute_of: the variant whose tokens a step are measured, where
-    steps are chosen for TraceRL's compute."""
+    """One kind of run; words: what is set besides."""
 
     name: str
     label: str
     words: tuple[str, ...] = ()
-    compute_of: str | None = None
 
 
-RANDOM, COUPLED = ("training.method=random_masking",), ("training.method=coupled",)
-VALUE = ("model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=1.0e-3")
+RANDOM, VALUE = "training.method=random_masking", "model.value_base_model=${model.pretrained_model}"
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("trace", "TraceRL"),
-        Variant("coupled", "coupled, equal updates", COUPLED),
-        Variant("random", "random masking, equal updates", RANDOM),
-        Variant("coupled-compute", "coupled, equal compute", COUPLED, "coupled"),
-        Variant("random-compute", "random masking, equal compute", RANDOM, "random"),
-        Variant("value", "TraceRL, value model", VALUE),
+        Variant("coupled", "coupled, one pair of masks", ("training.method=coupled",)),
+        Variant("random", "random masking, one mask", (RANDOM,)),
+        Variant("random2", "random masking, two masks", (RANDOM, "training.mask_times_per_sample=2")),
+        Variant("value", "TraceRL, value model", (VALUE, "optimizer.params.value_learning_rate=1.0e-3")),
         Variant("shrink", "TraceRL, shrink 2", ("training.shrink=2",)),
         Variant("kl", "TraceRL, KL to the frozen first model", ("training.kl_to=reference", "training.beta=0.1")),
     )
@@ -69,7 +66,6 @@ class Result:
     """A finished run: accuracy of the last evaluation with its standard error over questions, and what it took."""
 
     seed: int
-    steps: int
     accuracy: float
     stderr: float
     tokens_per_forward: float
@@ -108,29 +104,24 @@ class Study:
 
     def run(self, variant: Variant, seed: int) -> Result:
         """The variant's run of this seed, run now unless it is finished."""
-        steps = self.steps
-        if variant.compute_of:
-            ours, own = self.run(VARIANTS["trace"], seed), self.run(VARIANTS[variant.compute_of], seed)
-            steps = round(own.steps * ours.packed_tokens / own.packed_tokens)
         name = f"{variant.name}-{seed}"
-        if not self._evaluation(name, steps):
+        if not self._evaluation(name):
             started = time.perf_counter()
             words = (
                 f"experiment.project={name}",
-                f"experiment.total_step={steps}",
-                f"experiment.save_every={steps}",
-                f"experiment.eval_every={steps}",
+                f"experiment.total_step={self.steps}",
+                f"experiment.save_every={self.steps}",
+                f"experiment.eval_every={self.steps}",
                 f"training.seed={seed}",
             )
             self.prepare(seed)
             self._call("rl.py", "rl_tiny", (*COMMON, *words, *variant.words), name)
-            print(f"{name}: {steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
-        evaluation = self._evaluation(name, steps)
+            print(f"{name}: {self.steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
+        evaluation = self._evaluation(name)
         lines = (self.output / name / "metrics.jsonl").read_text().splitlines()
         metrics = [row for row in map(json.loads, lines) if "updates" in row]
         return Result(
             seed,
-            steps,
             evaluation["accuracy"],
             evaluation["stderr"],
             evaluation["tokens_per_forward"],
@@ -139,11 +130,11 @@ class Study:
             sum(row["time/update_seconds"] for row in metrics),
         )
 
-    def _evaluation(self, name: str, steps: int) -> dict[str, float]:
+    def _evaluation(self, name: str) -> dict[str, float]:
         """The run's evaluation after its last step; empty for a run that is not finished."""
         path = self.output / name / "evaluations.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
-        return next(iter(found.get(str(steps), {}).values()), {})
+        return next(iter(found.get(str(self.steps), {}).values()), {})
 
     def _call(self, script: str, recipe: str, words: Sequence[str], name: str) -> None:
         """Runs a script of this project; what it prints goes to a file."""
@@ -166,7 +157,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=50, help="RL steps of the equal-updates runs (default 50)")
+    parser.add_argument("--steps", type=int, default=50, help="RL steps of a run (default 50)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
     return parser.parse_args()
@@ -184,15 +175,14 @@ def main() -> None:
 def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
     """The table; differences are to TraceRL's run of the same seed, with their standard error over seeds."""
     base = {run.seed: run.accuracy for run in results.get("trace", [])}
-    columns = ("steps", 7), ("updates", 9), ("M tokens", 10), ("accuracy", 10), ("sd", 7), ("against TraceRL", 18)
+    columns = ("updates", 9), ("M tokens", 10), ("accuracy", 10), ("sd", 7), ("against TraceRL", 18)
     print(" " * 40 + "".join(f"{name:>{width}}" for name, width in (*columns, ("tok/fwd", 9))))
     mean, spread = mean_and_spread(starts)
-    print(f"{'before RL':40}{'':26}{mean:10.3f}{spread:7.3f}")
+    print(f"{'before RL':40}{'':19}{mean:10.3f}{spread:7.3f}")
     rows: dict[str, dict[str, object]] = {}
     for name, runs in results.items():
         mean, spread = mean_and_spread([run.accuracy for run in runs])
         row: dict[str, object] = {
-            "steps": statistics.mean(run.steps for run in runs),
             "updates": statistics.mean(run.updates for run in runs),
             "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
             "update_seconds": statistics.mean(run.update_seconds for run in runs),
@@ -209,9 +199,9 @@ def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
             error = gap_spread / len(gaps) ** 0.5
             row |= {"difference": gap, "difference_stderr": error}
             against = f"{gap:+.3f} +- {error:.3f}"
-        counts = f"{row['steps']:7.0f}{row['updates']:9.0f}"
+        tokens = statistics.mean(run.packed_tokens for run in runs) / 1e6
         print(
-            f"{VARIANTS[name].label:40}{counts}{statistics.mean(run.packed_tokens for run in runs) / 1e6:10.2f}"
+            f"{VARIANTS[name].label:40}{row['updates']:9.0f}{tokens:10.2f}"
             f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
         )
         rows[name] = row
