@@ -34,8 +34,8 @@ def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(
-                f"accelerate's config asks for {engine}, which is not here: every process holds the whole model. Take a "
-                "config of accelerate_configs/, or start the command without accelerate."
+                f"accelerate's config asks for {engine}, which is not here: every process holds the whole model. Take "
+                "a config of accelerate_configs/, or start the command without accelerate."
             )
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):

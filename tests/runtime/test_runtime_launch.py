@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -228,6 +229,22 @@ def test_a_node_that_does_not_come_is_named_with_the_fix(script):
     env = {"MLP_WORKER_NUM": "2", "MLP_ROLE_INDEX": "0", "MLP_WORKER_0_HOST": "127.0.0.1"}
     status, _, err = finish(start(path, MLP_WORKER_0_PORT=str(free_port()), **env))
     assert status == 2 and "node 1 did not join 127.0.0.1:" in err and "experiment.launcher=ssh" in err
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_an_error(script):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        env = {
+            "MLP_WORKER_NUM": "2",
+            "MLP_ROLE_INDEX": "0",
+            "MLP_WORKER_0_HOST": "127.0.0.1",
+            "MLP_WORKER_0_PORT": port,
+        }
+        status, _, err = finish(start(script("pass", wait=2.0), **env))
+    assert status == 2 and f"port {port} cannot be listened on" in err
 
 
 @pytest.mark.slow
