@@ -119,6 +119,7 @@ def rows_in(path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(shop, number, status):
     words = (*SMOOTH, "experiment.total_step=8", "experiment.save_every=8", "experiment.eval_every=3")
+    words = (*words, "training.rows_per_update=8")
     run(["rl.py", *shop.words(RL, *words, "experiment.project=straight")])
     typed, folder = shop.words(RL, *words, "experiment.project=stopped"), shop.runs / "stopped"
     process = start(["rl.py", *typed, "experiment.processes=2"])

@@ -27,7 +27,7 @@ from train.decoding import Prompt, answer_text, inference_model, load_prompts, r
 from train.evaluation import evaluate, reward_of
 from train.judging import StepJudge, step_judge_of
 from train.policy import Policy
-from train.sharding import require_equal_weights, sample
+from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
 
@@ -94,8 +94,9 @@ class Run:
             if self.critic is not None:
                 self.critic.updater.load_state_dict(saved["value_updater"])
             self.state = {name: saved[name] for name in self.state}
-            if ranks.is_main() and checkpoint.parent == folder.checkpoints:
-                point_to(checkpoint, *self._link_names())
+            if checkpoint.parent == folder.checkpoints:
+                keep_rows_per_update(config.training, saved)
+                ranks.on_main(point_to, checkpoint, *self._link_names())
         self.sampler.weights_version = self.state["step"]
         ranks.on_main(folder.drop_after, self.state["step"] if checkpoint else -1)
         self.evaluations = ranks.on_main(self._evaluations_until, self.state["step"] if checkpoint else -1)
@@ -286,7 +287,11 @@ class Run:
 
     def save(self, step: int) -> None:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
-        state = self.state | {"updater": self.updater.state_dict(), "curriculum": self.curriculum.state_dict()}
+        state = self.state | {
+            "updater": self.updater.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
+            "rows_per_update": rows_per_update(self.config.training),
+        }
         value, (name, value_name) = None, self._link_names()
         if self.critic is not None and value_name is not None:
             state["value_updater"] = self.critic.updater.state_dict()

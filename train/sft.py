@@ -32,7 +32,7 @@ from train.decoding import drop_over_long, tokenizer_of
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
-from train.sharding import require_equal_weights, rows_per_update
+from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
 from train.updater import Updater, UpdateStats, make_accelerator, scheduled
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,9 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
         saved = load_state(checkpoint)
         updater.load_state_dict(saved["updater"])
         state = {name: saved[name] for name in state}
-        if ranks.is_main() and checkpoint.parent == folder.checkpoints:
-            point_to(checkpoint, config.model.optimized_name, None)
+        if checkpoint.parent == folder.checkpoints:
+            keep_rows_per_update(training, saved)
+            ranks.on_main(point_to, checkpoint, config.model.optimized_name, None)
     ranks.on_main(folder.drop_after, state["step"])
     started = time.perf_counter() - state["seconds"]
     per_update, updates_per_epoch = _updates(config, len(samples))
@@ -160,7 +161,7 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
 
 
 def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Updater, state: dict[str, Any]) -> None:
-    more = state | {"updater": updater.state_dict()}
+    more = state | {"updater": updater.state_dict(), "rows_per_update": rows_per_update(config.training)}
     require_equal_weights(model, "model")
     ranks.on_main(save_checkpoint, folder.checkpoints, state["step"], model, more, config.model.optimized_name)
     if ranks.is_main():

@@ -1,8 +1,9 @@
 """Work shared by the ranks: rollouts from a common queue, rows of an update by tokens, gradients summed."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,11 @@ def rows_per_update(training: TrainingConfig) -> int:
     """Rows of an update over all ranks (SFT: samples)."""
     each = training.gradient_accumulation_steps * training.batch_size_lm
     return training.rows_per_update or each * ranks.world_size()
+
+
+def keep_rows_per_update(training: TrainingConfig, saved: Mapping[str, Any]) -> None:
+    """A resumed run goes on with updates of the size that it began with, on another number of ranks too."""
+    training.rows_per_update = training.rows_per_update or saved.get("rows_per_update")
 
 
 def deal(rows: Sequence[Row], which: Sequence[int], world: int) -> list[list[int]]:

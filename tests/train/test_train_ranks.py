@@ -213,10 +213,11 @@ def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_fol
 
 @pytest.mark.slow
 def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
+    """Updates keep the size that they had on the first."""
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=4", "training.rows_per_update=16")
-    run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
-    for world, last in ((2, 2), (4, 4)):
+    words = (*SMOOTH, "experiment.total_step=4", "training.gradient_accumulation_steps=1")
+    run_ranks(tmp_path / "job", 2, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
+    for world, last in ((2, 2), (1, 3), (4, 4)):
         project = shop.words(RL, *words, "experiment.project=resumed")
         run_ranks(tmp_path / "job", world, run_until, project, last)
     straight, resumed = shop.runs / "straight", shop.runs / "resumed"
