@@ -247,7 +247,10 @@ def write_checkpoint(
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
+    try:
+        save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _alone(weight: Tensor) -> Tensor:

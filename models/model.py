@@ -207,6 +207,7 @@ def load_model(
     folder = layout_io.resolve_folder(path)
     if (folder / lora.CONFIG).is_file():
         return _load_adapted(folder, dtype, device, model_base)
+    _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
@@ -221,6 +222,15 @@ def load_model(
     generation_config = layout_io.read_json(folder / "generation_config.json")
     model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
     return model.to(device=device).eval()
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device {str(device)!r} is none that torch knows: use cpu, cuda or cuda:0.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: torch sees no GPU here. Use cpu.")
 
 
 def _load_adapted(

@@ -5,6 +5,10 @@ from collections import Counter
 from typing import Any, Self
 
 
+class RewardError(RuntimeError):
+    """A reward keeps failing: going on would train on nothing."""
+
+
 class Reward(ABC):
     """`reward(prompts, completions, **columns)` gives one number a completion, None = leave this completion out.
 

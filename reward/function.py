@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward.base import Reward
+from reward.base import Reward, RewardError
 from reward.workers import Reply, WorkerPool
 
 FAILURES_IN_A_ROW = 3
@@ -20,7 +20,7 @@ class FunctionReward(Reward):
     The file is imported once, in a worker process, when this object is made: ValueError when it cannot be. A call that
     raises, runs longer than `timeout_seconds` or returns something else than one number (or None) a completion gives
     None for every completion, a warning with the traceback and a count; the third such call in a row raises
-    RuntimeError. NaN and infinities become None.
+    RewardError. NaN and infinities become None.
     """
 
     def __init__(self, function: str, *, timeout_seconds: float) -> None:
@@ -72,7 +72,10 @@ class FunctionReward(Reward):
         self.counts["failed_call"] = 1
         message = f"reward function {self.function} {problem}"
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-            raise RuntimeError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one so: {message}")
+            raise RewardError(
+                f"{FAILURES_IN_A_ROW} calls in a row failed, the last one so: {message}\n"
+                "Mend the function and type the same command: the run goes on from its newest checkpoint."
+            )
         warnings.warn(f"{message}\nthe {length} rewards of this call are left out", stacklevel=4)
         return [None] * length
 

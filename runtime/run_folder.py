@@ -132,8 +132,9 @@ class RunFolder:
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
-                f"Continue that run with config={config_path}, choose another experiment.project, or delete it and "
-                "start anew with experiment.overwrite=true."
+                f"Continue that run with config={config_path}, choose another experiment.project (which may go on from "
+                "a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
+                "experiment.overwrite=true."
             )
         return not differences
 

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def save_checkpoint(
     `folder`/`link_name` then points to it, and the name that is given with a value model to its value/.
     """
     path = folder / f"step-{step:06d}"
-    with atomic_folder(path) as aside:
+    with _said(path), atomic_folder(path) as aside:
         model.save(aside)
         if value is not None:
             value[0].save(aside / VALUE)
@@ -42,6 +44,18 @@ def save_checkpoint(
         (aside / STATE / "files.json").write_text(json.dumps({"step": step, "sizes": sizes}))
     point_to(path, link_name, value[1] if value is not None else None)
     return path
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """An error of the disk as one that says what is left and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"checkpoint {path} could not be written ({error}). Older ones are whole: make room, or mend the disk, and "
+            "type the same command to go on from the newest."
+        ) from error
 
 
 def point_to(checkpoint: Path, link_name: str, value_name: str | None) -> None:

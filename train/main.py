@@ -5,14 +5,14 @@ import os
 import sys
 import warnings
 from importlib import import_module
-
-import torch
+from typing import TYPE_CHECKING
 
 from configs import load_config
 from configs.schema import Config
-from runtime import launch, ranks, stopping
-from runtime.nodes import Meeting, Node, this_node
-from train.updater import NotFinite
+from reward.base import RewardError
+
+if TYPE_CHECKING:
+    from runtime.nodes import Node
 
 
 class _Speaker(logging.Handler):
@@ -24,7 +24,7 @@ class _Speaker(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self.said and ranks.is_main():
+        if text not in self.said and os.environ.get("RANK", "0") == "0":
             self.said.add(text)
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -33,22 +33,34 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     """Reads the config that is typed and calls `run` of a module with it: here, or once in each process that the job
     needs (with `nodes` on every machine that the environment names). A launcher does not import the module.
 
-    ValueErrors, those of the operating system and of diverged training are messages for users: printed without a
-    traceback, exit status 2 (DEBUG=1 shows all).
+    ValueErrors, those of the operating system, of rewards that keep failing and of diverged training are messages for
+    users: printed without a traceback, exit status 2 (DEBUG=1 shows all).
     """
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
+    try:
+        config = load_config(sys.argv[1:], usage)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    _start(module, config, nodes)
+
+
+def _start(module: str, config: Config, nodes: bool) -> None:
+    from runtime import launch, ranks, stopping  # torch takes seconds to import: a mistake in the words is said before
+    from runtime.nodes import Meeting
+    from train.updater import NotFinite
+
     launch.follow_launcher()
     stopping.listen()
     try:
-        config = load_config(sys.argv[1:], usage)
         processes, node = placement(config, nodes)
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
             experiment = config.experiment
             meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
             sys.exit(launch.launch(processes, node, meeting))
         import_module(module).run(config)
-    except (ValueError, OSError, NotFinite) as error:
+    except (ValueError, OSError, NotFinite, RewardError) as error:
         if os.environ.get("DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -69,9 +81,14 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
         ranks.leave()
 
 
-def placement(config: Config, nodes: bool) -> tuple[int, Node]:
+def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
     disagree."""
+    import torch
+
+    from runtime import launch
+    from runtime.nodes import Node, this_node
+
     experiment = config.experiment
     node = this_node(os.environ) if nodes and not launch.is_launched() else Node()
     if nodes and not launch.is_launched() and experiment.num_node not in (None, node.count):

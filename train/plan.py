@@ -117,7 +117,9 @@ def banner_rows(
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),
-        "steps": f"{steps_done + 1} to {config.experiment.total_step}",
+        "steps": f"{steps_done + 1} to {config.experiment.total_step}"
+        if steps_done < config.experiment.total_step
+        else f"all {steps_done} are done",
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }

@@ -4,6 +4,7 @@ Shapes: G responses a prompt.
 """
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from train.policy import Policy
 from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -172,9 +175,14 @@ class Run:
         assert self.reward is not None
         rewards = self.reward([p.text for p in prompts for _ in range(G)], texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
+            cut = [rollout.finish_reason == "length" for rollout in rollouts]
+            if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
+                logger.warning(
+                    "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise "
+                    "rollout.max_token, or set training.truncated to keep or drop"
+                )
             rewards = [
-                0.0 if rollout.finish_reason == "length" and reward is not None else reward
-                for rollout, reward in zip(rollouts, rewards, strict=True)
+                0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)
             ]
         return texts, rewards
 
@@ -220,9 +228,8 @@ class Run:
         given = [r for r in rewards if r is not None]
         tokens = sum(r.num_response_tokens for r in rollouts)
         assert self.reward is not None
-        metrics = metrics | self.reward.stats | scored.stats | {
-            "reward/mean": float(np.mean(given)) if given else 0.0,
-            "reward/std": float(np.std(given)) if given else 0.0,
+        measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}
+        metrics = metrics | self.reward.stats | scored.stats | measured | {
             "reward/left_out": float(len(rewards) - len(given)),
             "completion_length": tokens / len(rollouts),
             "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
@@ -252,6 +259,8 @@ class Run:
             reasons = [f"{count} of {len(prompts)} groups dropped ({why})" for why, count in scored.dropped.items()]
             if metrics["rollouts_skipped"]:
                 reasons.append(f"{metrics['rollouts_skipped']:g} rollouts have a non-finite log-probability")
+            if self.config.training.truncated == "wrong" and metrics["truncated"]:
+                reasons.append(f"{metrics['truncated']:.0%} of the answers have no stop and count as 0")
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
         self.monitor.step(step, total, metrics)
 
@@ -309,9 +318,8 @@ class Run:
         summary: dict[str, Any] = {"steps": total, "seconds": round(time.perf_counter() - self.started, 1)}
         for when, step in (("before", 0), ("after", total)):
             headline = next(iter(self.evaluations.get(step, {}).values()), {})
-            summary |= {
-                f"{name}_{when}": headline.get(name) for name in ("accuracy", "stderr", "length", "tokens_per_forward")
-            }
+            for name in ("accuracy", "stderr", "reward", "length", "tokens_per_forward"):
+                summary[f"{name}_{when}"] = headline.get(name)
         summary["model"] = str(self.folder.checkpoints / self.config.model.optimized_name)
         self.monitor.curves()
         self.monitor.final(summary)

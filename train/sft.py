@@ -308,7 +308,7 @@ def _banner(
         f"SFT {config.experiment.project}",
         {
             "model": plan.model_line(config, model),
-            "device": f"{model.device}, {session.precision(config, model.device)}",
+            "device": f"{model.device}, {session.precision(config, model.device).replace('no', 'fp32')}",
             "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
             "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{total} updates in {training.num_train_epochs} epochs",
