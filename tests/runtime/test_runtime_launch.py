@@ -254,7 +254,7 @@ def test_node_0_starts_the_others_over_ssh(script, tmp_path, launcher):
     ssh = tmp_path / "ssh"
     ssh.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nshift 3\nexec sh -c "$*"\n')
     ssh.chmod(0o755)
-    work = "sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))} {os.environ['NCCL_MARK']}\\n')"
+    work = "sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))} ' + os.environ['NCCL_MARK'] + chr(10))"
     path = script(work, launcher=launcher, wait=3.0 if launcher == "auto" else 30.0, ssh=f"{ssh} -p 22")
     hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
     port = str(free_port())
