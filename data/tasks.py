@@ -113,7 +113,7 @@ def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     is_file_name = given.suffix in SUFFIXES
     candidates = [given, folder / given] if is_file_name else [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     found = [path for path in candidates if path.is_file()]
-    if given.is_dir():
+    if name and given.is_dir():
         raise ValueError(f"data set {name!r} is a folder: name a file in it (json, jsonl or parquet).")
     if not found:
         raise ValueError(_not_found(name, candidates, folder))

