@@ -142,6 +142,7 @@ def test_words_reach_the_resolved_config_and_the_run(shop):
     assert len(read_jsonl(shop.runs / "rl" / "rollouts.jsonl")) == 12
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_does_not(shop):
     words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
     for project, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -207,7 +208,7 @@ def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
     "extra",
     [
         pytest.param([], id="policy"),
-        pytest.param(WITH_VALUE, id="value"),
+        pytest.param(WITH_VALUE, id="value", marks=pytest.mark.slow),
         pytest.param(["experiment.deterministic=false"], id="not-deterministic", marks=pytest.mark.slow),
     ],
 )
@@ -255,6 +256,7 @@ def test_a_finished_run_only_says_so_again(shop):
     assert (shop.runs / "rl" / "metrics.jsonl").read_text() == lines
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch):
     words = ["experiment.save_every=2", "experiment.project=anew", "evaluation.top_k=0"]
 
@@ -270,6 +272,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch)
     assert len(read_jsonl(shop.runs / "anew" / "rollouts.jsonl")) == 32
 
 
+@pytest.mark.slow
 def test_another_config_in_the_same_folder_is_refused(shop, capsys):
     words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
     run_rl(shop, *words)
@@ -344,6 +347,7 @@ def test_sft_resumed_equals_straight(shop, monkeypatch):
     assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")
 
 
+@pytest.mark.slow
 def test_rl_makes_its_own_first_model(shop, capsys):
     """model.prepare_with: the SFT run goes first, in the same process (which has one precision), and only when its
     model is absent."""
@@ -452,6 +456,7 @@ def test_eval_again_replaces_its_results(shop):
     assert len(read_jsonl(shop.runs / "eval" / "metrics.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_the_three_scripts(shop):
     """From another folder, at once: each ends with its final line and status 0; a mistake is one line and status 2."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

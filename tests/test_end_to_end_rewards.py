@@ -48,6 +48,7 @@ def excerpt_of(request):
     return asked(request).split("===== excerpt =====\n")[1].split("\n===== end of excerpt")[0]
 
 
+@pytest.mark.slow
 def test_marks_of_a_judge(shop, server):
     server.reply = lambda request: f"\\boxed{{{1 + len(asked(request)) % 10}}}"
     rollouts, metrics = run(shop, f"judge.api={server.url}", "judge.model=judge", NO_EVALUATION)
@@ -94,6 +95,7 @@ def test_a_judge_that_never_answers_leaves_everything_out(shop, server, capsys):
     assert "groups dropped (judge)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_local_judge_and_a_value_model(shop, tmp_path):
     folder = judge_checkpoint(tmp_path / "judge")
     _, metrics = run(
@@ -113,6 +115,7 @@ def small_digits(prompts, completions, **columns):
 """
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_programs_with_a_shaped_reward_beside_the_tests(shop):
     """What the tiny model writes continues a comment, so that every other task passes. The shaped part trains, since

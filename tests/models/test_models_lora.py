@@ -97,6 +97,7 @@ def test_adapters_of_another_base_are_refused(tmp_path):
         load_model(tmp_path / "adapters")
 
 
+@pytest.mark.slow
 def test_the_merge_command(tmp_path):
     tiny_checkpoint(tmp_path / "base", "sdar")
     model = load_model(tmp_path / "base")

@@ -66,6 +66,7 @@ def test_all_true_answers_equal_themselves_when_parsed():
     assert [a for a in answers if not parsed_equal(a, a)] == []
 
 
+@pytest.mark.slow
 def test_bombs_cost_their_own_answer_only():
     with build_reward(data_type="math", workers=2, timeout_seconds=0.5) as reward:
         completions, answers = [], []

@@ -143,6 +143,7 @@ def test_ranks_see_each_other_and_end_well(script):
     assert (status, out.split("\n").count("sum 3")) == (0, 3), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "status", "says"),
     [

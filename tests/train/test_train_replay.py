@@ -75,7 +75,7 @@ def test_a_pad_that_nobody_decided_is_not_trained():
 
 
 @given(rollouts(), st.integers(1, 9), st.one_of(st.none(), st.integers(0, 3)), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
     rollout, b = case
     row = replay_blocks(
@@ -123,6 +123,7 @@ def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
 
 
 @given(rollouts(), st.integers(0, 3))
+@settings(max_examples=40)
 def test_pads_per_round_are_limited_in_each_round(case, post_num):
     rollout, b = case
     row = replay_blocks(rollout, block_size=b, mask_id=MASK, pad_id=PAD, post_num=post_num, per_round=True)
@@ -211,7 +212,7 @@ def seen_through_spans(layout):
 
 @pytest.mark.parametrize("span_tokens", [1, 9, 10_000])
 @given(cases=st.lists(rollouts(block_sizes=(4,)), min_size=1, max_size=4))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_packing_moves_tokens_and_keeps_what_they_see(span_tokens, cases):
     rows = [replay_blocks(rollout, block_size=b, mask_id=MASK) for rollout, b in cases]
     starts = np.cumsum([0] + [row.num_tokens for row in rows]).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from end_to_end import text_checkpoint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainees import make_config
 
@@ -43,6 +43,7 @@ def noise_of(P, R, length, b, settings, seed=0):
     return semi_ar(canvas, settings, np.random.default_rng(seed))
 
 
+@settings(max_examples=50)
 @given(
     st.integers(1, 9),
     st.integers(1, 20),
