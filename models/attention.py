@@ -77,11 +77,13 @@ class Span:
 
     mask_QQ: bool, which of its own tokens each sees; no row is empty. None: all of them. The shared tokens of earlier
     spans are all seen, so that a mask grows with the span and not with the row.
+    rows: so many rows that are one span of this size each, one after another, with a mask each [rows, Q, Q].
     """
 
     num_shared: int
     num_own: int
     mask_QQ: Tensor | None
+    rows: int = 1
 
 
 @dataclass
@@ -94,20 +96,23 @@ class Packed:
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
         spans = [span for row in self.rows for span in row]
-        parts = [count for span in spans for count in (span.num_shared, span.num_own)]
-        queries = iter(query_BHLd.split([span.num_shared + span.num_own for span in spans], dim=2))
+        parts = [count * span.rows for span in spans for count in (span.num_shared, span.num_own)]
+        queries = iter(query_BHLd.split([a + b for a, b in zip(parts[::2], parts[1::2], strict=True)], dim=2))
         keys_values = zip(key_BGLd.split(parts, dim=2), value_BGLd.split(parts, dim=2), strict=True)
         masks = iter(self._masks(query_BHLd))
         outputs = []
         for row in self.rows:
             seen: list[tuple[Tensor, Tensor]] = []
-            for _ in row:
+            for span in row:
                 seen.append(next(keys_values))
                 key, value = (torch.cat(pieces, dim=2) for pieces in zip(*seen, next(keys_values), strict=True))
                 query, mask = next(queries), next(masks)
-                if mask is not None:
+                if span.rows > 1:
+                    query, key, value = (_by_row(x, span.rows) for x in (query, key, value))
+                elif mask is not None:
                     mask = F.pad(mask, (key.shape[2] - query.shape[2], 0))
-                outputs.append(grouped_attention(query, key, value, mask, scale))
+                output = grouped_attention(query, key, value, mask, scale)
+                outputs.append(output.reshape(1, -1, *output.shape[2:]))
         return torch.cat(outputs, dim=1)
 
     def _masks(self, query: Tensor) -> list[Tensor | None]:
@@ -122,7 +127,13 @@ class Packed:
 def _additive(mask_QQ: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask_QQ is None:
         return None
-    return torch.zeros_like(mask_QQ, dtype=dtype).masked_fill_(~mask_QQ, -torch.inf)[None, None]
+    bias = torch.zeros_like(mask_QQ, dtype=dtype).masked_fill_(~mask_QQ, -torch.inf)
+    return bias[:, None] if bias.dim() == 3 else bias[None, None]
+
+
+def _by_row(x_1HLd: Tensor, rows: int) -> Tensor:
+    """[1, H, rows * Q, d] as [rows, H, Q, d]."""
+    return x_1HLd[0].unflatten(1, (rows, -1)).transpose(0, 1)
 
 
 def block_causal_mask(length_tokens: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -9,6 +9,7 @@ stands in the first noisy block as it is.
 Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, b block size.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -266,7 +267,7 @@ def pack(rows: Sequence[Row], which: Sequence[int], device: torch.device) -> Mic
         rows=list(which),
         ids=joined(row.ids[order] for row, order in zip(chosen, orders, strict=True))[None],
         positions=joined(row.positions[order] for row, order in zip(chosen, orders, strict=True))[None],
-        layout=Packed(spans),
+        layout=Packed(_side_by_side(spans)),
         index=joined(
             start + np.argsort(order)[row.index] for row, order, start in zip(chosen, orders, starts, strict=False)
         ),
@@ -290,6 +291,19 @@ def _spans(row: Row, device: torch.device) -> tuple[Ints, list[Span]]:
         own = (torch.from_numpy(x[inside]).to(device) for x in (block, copy))
         spans.append(Span(num_shared, int(inside.sum()) - num_shared, replay_mask(*own)))
     return order, spans
+
+
+def _side_by_side(rows: Sequence[list[Span]]) -> list[list[Span]]:
+    """Neighbouring rows of one span and one size as one entry, so that attention runs over all of them at once."""
+    joined: list[list[Span]] = []
+    for size, group in itertools.groupby(rows, lambda row: row[0].num_shared + row[0].num_own if len(row) == 1 else 0):
+        members = list(group)
+        masks = [row[0].mask_QQ for row in members if row[0].mask_QQ is not None]
+        if size and len(members) > 1 and len(masks) in (0, len(members)):
+            joined.append([Span(0, size, torch.stack(masks) if masks else None, len(members))])
+        else:
+            joined += members
+    return joined
 
 
 def replay_mask(block_S: Tensor, copy_S: Tensor) -> Tensor:

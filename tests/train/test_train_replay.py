@@ -200,14 +200,17 @@ def seen_through_spans(layout):
     for row in layout.rows:
         shared = []
         for span in row:
-            queries = range(start, start + span.num_shared + span.num_own)
-            keys = [*shared, *queries]
-            own = torch.ones(len(queries), len(queries), dtype=torch.bool) if span.mask_QQ is None else span.mask_QQ
-            assert own.shape == (len(queries), len(queries))
-            mask = torch.cat([torch.ones(len(queries), len(shared), dtype=torch.bool), own], dim=1)
-            yield from ((queries[q], keys[k]) for q, k in mask.nonzero().tolist())
+            masks = [span.mask_QQ] if span.rows == 1 else list(span.mask_QQ)
+            assert len(masks) == span.rows and (span.rows == 1 or len(row) == 1)
+            for own in masks:
+                queries = range(start, start + span.num_shared + span.num_own)
+                keys = [*shared, *queries]
+                own = torch.ones(len(queries), len(queries), dtype=torch.bool) if own is None else own
+                assert own.shape == (len(queries), len(queries))
+                mask = torch.cat([torch.ones(len(queries), len(shared), dtype=torch.bool), own], dim=1)
+                yield from ((queries[q], keys[k]) for q, k in mask.nonzero().tolist())
+                start = queries.stop
             shared += queries[: span.num_shared]
-            start = queries.stop
 
 
 @pytest.mark.parametrize("span_tokens", [1, 9, 10_000])
@@ -306,3 +309,17 @@ def test_an_answer_of_eight_thousand_tokens_under_gradient_checkpointing():
         model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets).mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert row.num_tokens > 16_000 and torch.allclose(*gradients, atol=1e-7)
+
+
+def test_rows_of_one_size_side_by_side_are_scored_as_apart():
+    generator = np.random.default_rng(3)
+    rollouts = [random_rollout(generator, prompt_tokens=5, block_size=4, blocks=3) for _ in range(12)]
+    rows = [replay_blocks(rollout, block_size=4, mask_id=MASK) for rollout in rollouts]
+    rows.sort(key=lambda row: -row.num_tokens)
+    model = tiny_model("sdar")
+    together = pack(rows, range(12), CPU)
+    assert any(span.rows > 1 for row in together.layout.rows for span in row)
+    apart = [pack([row], [0], CPU) for row in rows]
+    with torch.no_grad():
+        got, *want = (model(b.ids, b.positions, b.layout, b.index, b.targets) for b in (together, *apart))
+    assert torch.allclose(got, torch.cat(want), atol=1e-5)
