@@ -14,9 +14,9 @@ reference  dLLM-RL's formulation, written well, on the same transformers class w
 
 An update here is rollouts to gradients; the optimizer's step, the same for both, is left out. First it is checked that
 loss and gradients agree. Then both run in turns, each in a process of its own, in the micro-batches that suit it best
-on a CPU (ours all four responses, the reference two rows), and mean times are compared. Memory is the peak of a process's
-resident size above that after loading the model, gradients included: with the whole update in one forward and backward,
-and in those small micro-batches. On a busy machine use `--threads 1 --clock cpu`: processor time instead of wall time.
+on a CPU (ours all four responses, the reference two rows), and mean times are compared. Memory is the peak of a
+process's resident size above that after loading the model, gradients included: with the whole update in one forward and
+backward, and in those micro-batches. On a busy machine use `--threads 1 --clock cpu`: processor time instead of wall time.
 """
 
 import argparse
