@@ -16,7 +16,8 @@ An update here is rollouts to gradients; the optimizer's step, the same for both
 loss and gradients agree. Then both run in turns, each in a process of its own, in the micro-batches that suit it best
 on a CPU (ours all four responses, the reference two rows), and mean times are compared. Memory is the peak of a
 process's resident size above that after loading the model, gradients included: with the whole update in one forward and
-backward, and in those micro-batches. On a busy machine use `--threads 1 --clock cpu`: processor time instead of wall time.
+backward, and in those micro-batches. On a busy machine use `--threads 1 --clock cpu`: processor time instead of wall
+time.
 """
 
 import argparse
