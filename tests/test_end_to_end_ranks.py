@@ -86,6 +86,7 @@ def test_an_evaluation_on_two_processes(shop):
     assert one == two and len(read_jsonl(shop.runs / "two" / "samples.jsonl")) == len(two)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_others_launchers_start_fine_tuning(shop, launcher):
     smooth = (*SMOOTH, "training.rows_per_update=4")
@@ -116,7 +117,9 @@ def rows_in(path):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(shop, number, status):
     words = (*SMOOTH, "experiment.total_step=8", "experiment.save_every=8", "experiment.eval_every=3")
     words = (*words, "training.rows_per_update=8")
@@ -133,6 +136,7 @@ def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(sho
     assert_same_run(folder, shop.runs / "straight")
 
 
+@pytest.mark.long
 def test_fine_tuning_asked_to_stop_saves_within_an_epoch(shop):
     words = (*SMOOTH, "training.num_train_epochs=150", "experiment.save_every=150")
     words = (*words, "training.batch_size_lm=2", "training.max_tokens_per_microbatch=32")

@@ -102,10 +102,10 @@ def test_demo_and_test_pass_arguments_on_from_any_folder(clone):
     assert demo.stdout == "['config=configs/rl_tiny.yaml', 'training.seed=1']\n", demo.stderr
     assert (
         call(clone, "bin/test", "tests/data", "-k", "a b").stdout
-        == "pytest ['-n', 'auto', '--maxprocesses', '4', '-m', 'not slow', 'tests/data', '-k', 'a b']\n"
+        == "pytest ['-n', 'auto', '--maxprocesses', '4', '-m', 'not slow and not long', 'tests/data', '-k', 'a b']\n"
     )
     slow = call(clone, "bin/test", "tests/data", "--slow").stdout
-    assert slow == "pytest ['-n', 'auto', '--maxprocesses', '4', '-m', '', '--timeout', '1200', 'tests/data']\n"
+    assert slow == "pytest ['-n', 'auto', '--maxprocesses', '4', '-m', 'not long', '--timeout', '1200', 'tests/data']\n"
     assert call(clone, "bin/test", "tests/data", CI="true").stdout == slow
 
 

@@ -80,6 +80,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_further_updates_do_not_depend_on_the_number_of_ranks(tmp_path, case):
@@ -155,7 +156,11 @@ SMOOTH = ("optimizer.params.epsilon=1e-4",)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [(), ("model.value_base_model=${model.pretrained_model}",)], ids=["policy", "value"])
+@pytest.mark.parametrize(
+    "extra",
+    [(), pytest.param(("model.value_base_model=${model.pretrained_model}",), marks=pytest.mark.long)],
+    ids=["policy", "value"],
+)
 def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
     shop = Workshop(tmp_path, model_folder)
     words = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.rows_per_update=8")
@@ -181,6 +186,7 @@ def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
         assert sorted(p.name for p in results[world].iterdir()) == sorted(p.name for p in results[1].iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
