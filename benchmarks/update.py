@@ -14,7 +14,7 @@ reference  dLLM-RL's formulation, written well, on the same transformers class w
 
 An update here is rollouts to gradients; the optimizer's step, the same for both, is left out. First it is checked that
 loss and gradients agree. Then both run in turns, each in a process of its own, in the micro-batches that suit it best
-on a CPU (ours all four responses, the reference two rows), and mean times are compared. Memory is the peak of a
+on a CPU (ours two responses, the reference two rows), and mean times are compared. Memory is the peak of a
 process's resident size above that after loading the model, gradients included: with the whole update in one forward and
 backward, and in those micro-batches. On a busy machine use `--threads 1 --clock cpu`: processor time instead of wall
 time.
@@ -61,7 +61,7 @@ class Job:
     rollouts: list[Rollout]
     advantages: list[float]
     dtype: torch.dtype
-    responses_in_flight: int = 4
+    responses_in_flight: int = 2
     rows_in_flight: int = 2
 
     @property
