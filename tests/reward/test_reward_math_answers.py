@@ -96,7 +96,6 @@ def spin():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs_data
-@pytest.mark.long
 def test_a_busy_machine_gives_the_same_verdicts():
     rng = random.Random(0)
     answers = sorted({answer for *_, answer in true_answers() if answer})
