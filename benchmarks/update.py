@@ -10,7 +10,8 @@ ours       what rl.py runs: one packed sequence a response, log-probabilities at
            as the old ones
 reference  dLLM-RL's formulation, written well, on the same transformers class with its usual attention: one row a round
            over [prompt | clean answer | noisy answer], padded to the longest, under a dense mask; logits over the whole
-           vocabulary at prompt and noisy positions; a second forward, without gradients, for the old log-probabilities
+           vocabulary at every position, of which prompt and noisy answer are kept; a second forward, without
+           gradients, for the old log-probabilities
 
 An update here is rollouts to gradients; the optimizer's step, the same for both, is left out. First it is checked that
 loss and gradients agree. Then both run in turns, each in a process of its own, in the micro-batches that suit it best
@@ -201,8 +202,8 @@ def reference_log_probs(model: DiffusionLM, rows: PaddedRows, mask: Tensor, job:
     positions = torch.cat([torch.arange(P + R), torch.arange(P, P + R)])[None]
     with job.autocast():
         output = model.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
-        hidden = output.last_hidden_state
-        logits = model.lm_head(torch.cat([hidden[:, :P], hidden[:, P + R :]], dim=1)).float()
+        logits = model.lm_head(output.last_hidden_state)
+    logits = torch.cat([logits[:, :P], logits[:, P + R :]], dim=1).float()
     labels = torch.cat([rows.prompt_BP, rows.clean_BR], dim=1)
     return logits.log_softmax(-1).gather(-1, labels[..., None])[:, P:, 0]
 
