@@ -24,6 +24,7 @@ MADE_HERE = (
     "config.yaml",
     "metrics.jsonl",
     "rollouts.jsonl",
+    "graded.jsonl",
     "samples.jsonl",
     "results.json",
     "evaluations.json",
@@ -151,6 +152,10 @@ class RunFolder:
         return self.path / "rollouts.jsonl"
 
     @property
+    def graded(self) -> Path:
+        return self.path / "graded.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.json"
 
@@ -158,10 +163,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
-    def drop_after(self, last_step: int) -> None:
-        """Drops the lines of metrics.jsonl and rollouts.jsonl whose `step` comes after `last_step`, and torn ones."""
-        for path in (self.metrics, self.rollouts):
-            truncate_jsonl(path, lambda row: row.get("step", 0) <= last_step)
+    def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
+        """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
+        step that is not `evaluated` to its end, and torn ones."""
+
+        def keep(row: Mapping[str, Any]) -> bool:
+            step = row.get("step", 0)
+            return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
+
+        truncate_jsonl(self.metrics, keep)
 
     def close(self) -> None:
         if self._lock is not None:
