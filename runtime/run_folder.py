@@ -17,6 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.schema import Config
+from runtime import heartbeat
 from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
 
 CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
@@ -30,6 +32,7 @@ MADE_HERE = (
     "evaluations.json",
     "curves.png",
     "ckpt",
+    "heartbeat",
     "trackers",
 )
 UNCOMPARED_KEYS = (
@@ -48,6 +51,16 @@ UNCOMPARED_KEYS = (
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)
+
+
+def run_path(config: Config) -> Path:
+    """The run's folder. ValueError for a project that is not a name inside output_dir."""
+    project = Path(config.experiment.project)
+    if not project.parts or project.is_absolute() or ".." in project.parts:
+        raise ValueError(
+            f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
+        )
+    return Path(config.experiment.output_dir) / project
 
 
 @dataclass
@@ -91,6 +104,7 @@ class RunFolder:
             elif overwrite:
                 logger.warning("%s holds this very run: experiment.overwrite does nothing, the run is resumed", root)
             remove_leftovers(root)
+            shutil.rmtree(root / heartbeat.FOLDER, ignore_errors=True)
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:

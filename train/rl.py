@@ -59,7 +59,11 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
         self.monitor = Monitor(
-            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+            folder.path,
+            trackers=config.tracking.report_to,
+            config=resolved(config),
+            enabled=ranks.is_main(),
+            rank=ranks.rank(),
         )
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
@@ -126,10 +130,12 @@ class Run:
 
     def steps(self) -> None:
         config, timed, G = self.config, self.monitor.timed, self.config.rollout.num_response_per_task
+        self.monitor.begin(self.state["step"])
         if self.evaluation_is_due(self.state["step"]):
             with timed("eval"):
                 self.evaluate(self.state["step"])
         for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
+            self.monitor.begin(step)
             prompts = [self.prompts[i] for i in self.curriculum.draw(step, config.rollout.num_task_per_step)]
             with timed("stored"):
                 graded = self.stored(prompts, step)
