@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
-from runtime.nodes import Gathering, LostNode, Meeting, Node
+from runtime import heartbeat
+from runtime.nodes import BEAT_SECONDS, Gathering, LostNode, Meeting, Node
 from runtime.ranks import STOPPED_ELSEWHERE, STORE_VARIABLE
 
 LAUNCHER_VARIABLE = "DLLM_RL_LAUNCHER"
@@ -36,11 +38,12 @@ def follow_launcher() -> None:
         sys.exit(STOPPED_ELSEWHERE)
 
 
-def launch(processes: int, node: Node, meeting: Meeting) -> int:
+def launch(processes: int, node: Node, meeting: Meeting, folder: Path) -> int:
     """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
-    ended well, 128 + N when signal N asked to stop, else that of the rank that ended first, which is named."""
+    ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
+    last, as the run's `folder` has it."""
     gathering = Gathering.meet(node, processes, meeting)
-    ranks = _Ranks(gathering, processes)
+    ranks = _Ranks(gathering, processes, folder)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ranks.start()
@@ -56,7 +59,8 @@ def launch(processes: int, node: Node, meeting: Meeting) -> int:
 class _Ranks:
     """The child processes of this node, by rank."""
 
-    def __init__(self, gathering: Gathering, processes: int):
+    def __init__(self, gathering: Gathering, processes: int, folder: Path):
+        self.folder = folder
         self.gathering, self.node, self.processes = gathering, gathering.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -94,10 +98,9 @@ class _Ranks:
         left = set(self.children)
         while left:
             try:
-                self.gathering.beat()
+                self.gathering.check()
             except LostNode as error:
-                self._say(f"the job stops: {error}")
-                return self._stopped_status() or 1
+                return self._lost(error)
             try:
                 rank = self.ended.get(timeout=0.2)
             except queue.Empty:
@@ -107,13 +110,29 @@ class _Ranks:
                 return self._failed(rank)
         return self._stopped_status()
 
+    def _lost(self, error: LostNode) -> int:
+        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder)}")
+        return self._stopped_status() or 1
+
+    def _failed_elsewhere(self, seconds: float) -> LostNode | None:
+        """What another node says of a failure, if it does within `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self.node.count > 1 and time.monotonic() < deadline:
+            try:
+                self.gathering.check()
+            except LostNode as error:
+                return error
+            time.sleep(0.1)
+        return None
+
     def _stopped_status(self) -> int:
         if self.asked_to_stop is None:
             return 0
         return 128 + self.asked_to_stop
 
     def _failed(self, first: int) -> int:
-        """The status of the rank that failed by itself, of those that ended in the same moment."""
+        """The status of the rank that failed by itself, of those that ended in the same moment. Where all of those
+        gave up waiting, the ones that run on are what they waited for."""
         deadline, ended = time.monotonic() + 1.0, [first]
         while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE and time.monotonic() < deadline:
             try:
@@ -124,9 +143,17 @@ class _Ranks:
         rank = next((r for r in ended if codes[r] not in (0, STOPPED_ELSEWHERE)), first)
         code = codes[rank]
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        if code == STOPPED_ELSEWHERE:
+            hanging = [r for r, child in self.children.items() if child.poll() is None]
+            if elsewhere := self._failed_elsewhere((1.5 if hanging else 4.0) * BEAT_SECONDS):
+                return self._lost(elsewhere)
+            if hanging:
+                rank, how = hanging[0], "hangs: the others waited for it in vain"
+        seen = heartbeat.last_seen(self.folder, [rank]) if code != 2 else ""
         why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
+        why += f" (last sign of life: {seen})" if seen else ""
         self.gathering.fail(why)
-        again = "" if code == 2 else ". The same command goes on from the newest checkpoint"
+        again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder)}"
         self._say(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code
 

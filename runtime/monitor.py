@@ -30,6 +30,7 @@ from rich.text import Text
 
 from runtime import curves
 from runtime.files import append_jsonl, read_jsonl
+from runtime.heartbeat import Heartbeat
 from runtime.trackers import Trackers
 
 SHOWN = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_per_second")
@@ -72,18 +73,20 @@ def format_seconds(seconds: float) -> str:
 
 
 class Bar:
-    """One running count. `advance` may be called as often as one likes."""
+    """One running count. `advance` may be called as often as one likes; it is a sign of life."""
 
-    def __init__(self, total: int, label: str) -> None:
+    def __init__(self, total: int, label: str, heartbeat: Heartbeat) -> None:
         self.total, self.label, self.done = total, label, 0
+        self._heartbeat = heartbeat
 
     def advance(self, n: int = 1) -> None:
         self.done += n
+        self._heartbeat.beat()
 
 
 class TerminalBar(Bar):
-    def __init__(self, total: int, label: str, progress: Progress) -> None:
-        super().__init__(total, label)
+    def __init__(self, total: int, label: str, heartbeat: Heartbeat, progress: Progress) -> None:
+        super().__init__(total, label, heartbeat)
         self._progress = progress
         self.task: TaskID = progress.add_task(label, total=total)
 
@@ -95,8 +98,8 @@ class TerminalBar(Bar):
 class PlainBar(Bar):
     """A line on stderr every PLAIN_PROGRESS_SECONDS; nothing for what is done sooner."""
 
-    def __init__(self, total: int, label: str) -> None:
-        super().__init__(total, label)
+    def __init__(self, total: int, label: str, heartbeat: Heartbeat) -> None:
+        super().__init__(total, label, heartbeat)
         self._start = self._said = time.monotonic()
 
     def advance(self, n: int = 1) -> None:
@@ -115,7 +118,8 @@ class PlainBar(Bar):
 
 
 class Monitor:
-    """Shows a run and logs it to folder/metrics.jsonl. With `enabled` false (ranks other than 0) it does neither.
+    """Shows a run and logs it to folder/metrics.jsonl. With `enabled` false (ranks other than 0) it does neither. Every
+    rank's says in folder/heartbeat/ where the rank is.
 
     trackers: names of TRACKERS that get every metric too; config: what they are told of the run.
     """
@@ -127,12 +131,15 @@ class Monitor:
         trackers: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         enabled: bool = True,
+        rank: int = 0,
     ) -> None:
         self.folder = Path(folder)
         self.enabled = enabled
         if enabled:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics_path = self.folder / "metrics.jsonl"
+        self._heartbeat = Heartbeat(self.folder, rank)
+        self._heartbeat.enter("start")
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
@@ -157,16 +164,21 @@ class Monitor:
         lines = [title, *(f"  {key:<{width}}  {value}" for key, value in rows.items())]
         print("\n".join(lines), flush=True)
 
+    def begin(self, step: int) -> None:
+        """The work that follows is that of step `step`."""
+        self._heartbeat.step = step
+
     @contextlib.contextmanager
     def progress(self, total: int, label: str) -> Iterator[Bar]:
         """A bar over `total` things while the block runs; yields what counts: `bar.advance(n)`."""
+        self._heartbeat.enter(label)
         if not self.enabled:
-            yield Bar(total, label)
+            yield Bar(total, label, self._heartbeat)
         elif not self._err.is_terminal:
-            yield PlainBar(total, label)
+            yield PlainBar(total, label, self._heartbeat)
         else:
             with self._bars() as progress:
-                bar = TerminalBar(total, label, progress)
+                bar = TerminalBar(total, label, self._heartbeat, progress)
                 try:
                     yield bar
                 finally:
@@ -191,6 +203,7 @@ class Monitor:
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up."""
+        self._heartbeat.enter(name)
         start = time.monotonic()
         if self._step_started is None:
             self._step_started = start
@@ -294,6 +307,7 @@ class Monitor:
 
     def final(self, result: Mapping[str, Any]) -> None:
         """Closes the monitor and prints `final {json}`, the last line on stdout."""
+        self._heartbeat.enter("done")
         self.close()
         if self.enabled:
             print(f"final {json.dumps(_finite(result))}", flush=True)

@@ -118,7 +118,9 @@ class Gathering:
     store: Store
     port: int
     helpers: list[subprocess.Popen[str]] = field(default_factory=list)
-    _beaten: float = 0.0
+    _answered: float = 0.0
+    _lost: LostNode | None = None
+    _left: threading.Event = field(default_factory=threading.Event)
     _heard: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
     @staticmethod
@@ -150,6 +152,9 @@ class Gathering:
         else:
             store.wait(["go"])
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
+        here._answered = time.monotonic()
+        if node.count > 1:
+            threading.Thread(target=here._beat, name="signs of life of the nodes", daemon=True).start()
         return here
 
     def _wait_for_all(self, processes: int, meeting: Meeting) -> None:
@@ -182,27 +187,44 @@ class Gathering:
                 return missing
             time.sleep(0.05)
 
-    def beat(self) -> None:
-        """A sign of life, and a look at the others. LostNode when one failed or is silent."""
-        if self.node.count == 1 or time.monotonic() - self._beaten < BEAT_SECONDS:
-            return
-        self._beaten = now = time.monotonic()
-        try:
-            self.store.set(f"beat/{self.node.index}", str(now))
-            if self.store.check(["failed"]):
-                raise LostNode(self.store.get("failed").decode())
-            for index in range(self.node.count):
-                beat = self.store.get(f"beat/{index}") if self.store.check([f"beat/{index}"]) else b""
-                before, heard = self._heard.get(index, (None, now))
-                self._heard[index] = (beat, now if beat != before else heard)
-                done = self.store.check([f"done/{index}"])
-                if not done and now - self._heard[index][1] > SILENT_SECONDS:
-                    raise LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
-        except (DistError, RuntimeError) as error:
-            raise LostNode(f"node 0's store does not answer: {_first_line(error)}") from None
+    def check(self) -> None:
+        """LostNode when a node failed or is silent."""
+        if self._lost is None and self._is_mute():
+            self._lost = LostNode(f"{self.node.name(0)} gave no sign of life for {SILENT_SECONDS:.0f} s")
+        if self._lost is not None:
+            raise self._lost
+
+    def _is_mute(self) -> bool:
+        """Whether node 0's store, which a call may wait for without end, has not answered for long."""
+        return self.node.count > 1 and time.monotonic() - self._answered > SILENT_SECONDS + BEAT_SECONDS
+
+    def _beat(self) -> None:
+        """Every BEAT_SECONDS a sign of life, and a look at the others."""
+        while self._lost is None and not self._left.wait(BEAT_SECONDS):
+            try:
+                self._look(time.monotonic())
+                self._answered = time.monotonic()
+            except LostNode as lost:
+                self._lost = lost
+            except (DistError, RuntimeError) as error:
+                self._lost = LostNode(f"node 0's store does not answer: {_first_line(error)}")
+
+    def _look(self, now: float) -> None:
+        self.store.set(f"beat/{self.node.index}", str(now))
+        if self.store.check(["failed"]):
+            raise LostNode(self.store.get("failed").decode())
+        for index in range(self.node.count):
+            beat = self.store.get(f"beat/{index}") if self.store.check([f"beat/{index}"]) else b""
+            before, heard = self._heard.get(index, (None, now))
+            self._heard[index] = (beat, now if beat != before else heard)
+            done = self.store.check([f"done/{index}"])
+            if not done and now - self._heard[index][1] > SILENT_SECONDS:
+                raise LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
 
     def fail(self, why: str) -> None:
         """Tells the other nodes."""
+        if self._is_mute():
+            return
         try:
             if not self.store.check(["failed"]):
                 self.store.set("failed", why)
@@ -211,7 +233,8 @@ class Gathering:
 
     def leave(self) -> None:
         """Says that this node is done; node 0, whose store the others read, waits for them a while."""
-        if self.node.count == 1:
+        self._left.set()
+        if self.node.count == 1 or self._is_mute():
             return
         try:
             self.store.set(f"done/{self.node.index}", "")

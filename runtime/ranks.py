@@ -6,9 +6,10 @@ within the time-out is named.
 """
 
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
@@ -24,7 +25,11 @@ STOPPED_ELSEWHERE = 75
 
 
 class FailedElsewhere(Exception):
-    """Another rank failed, or was lost; it says why itself."""
+    """Another rank failed, or was lost; it says why itself. missing: ranks that did not come, where that is known."""
+
+    def __init__(self, why: str, missing: Sequence[int] = ()):
+        super().__init__(why)
+        self.missing = missing
 
 
 class _Job:
@@ -102,8 +107,15 @@ def gather(value: T) -> list[T]:
         dist.all_gather_object(values, value, group=_job.control)
     except RuntimeError as error:
         waited = time.monotonic() - started
-        raise FailedElsewhere(f"after {waited:.0f} s of waiting for the other ranks: {error}") from error
+        why = f"after {waited:.0f} s of waiting for the other ranks: {error}"
+        raise FailedElsewhere(why, _missing(str(error))) from error
     return values
+
+
+def _missing(error: str) -> list[int]:
+    """The ranks that gloo says did not come to a barrier."""
+    named = re.search(r"[Rr]anks? ([\d, ]+) failed to pass|send/recv from rank (\d+)", error)
+    return [int(number) for number in re.findall(r"\d+", named.group())] if named else []
 
 
 def on_main(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:

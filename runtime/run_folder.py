@@ -17,6 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.schema import Config
+from runtime import heartbeat
 from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
 
 CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
@@ -24,11 +26,13 @@ MADE_HERE = (
     "config.yaml",
     "metrics.jsonl",
     "rollouts.jsonl",
+    "graded.jsonl",
     "samples.jsonl",
     "results.json",
     "evaluations.json",
     "curves.png",
     "ckpt",
+    "heartbeat",
     "trackers",
 )
 UNCOMPARED_KEYS = (
@@ -47,6 +51,16 @@ UNCOMPARED_KEYS = (
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)
+
+
+def run_path(config: Config) -> Path:
+    """The run's folder. ValueError for a project that is not a name inside output_dir."""
+    project = Path(config.experiment.project)
+    if not project.parts or project.is_absolute() or ".." in project.parts:
+        raise ValueError(
+            f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
+        )
+    return Path(config.experiment.output_dir) / project
 
 
 @dataclass
@@ -90,6 +104,7 @@ class RunFolder:
             elif overwrite:
                 logger.warning("%s holds this very run: experiment.overwrite does nothing, the run is resumed", root)
             remove_leftovers(root)
+            shutil.rmtree(root / heartbeat.FOLDER, ignore_errors=True)
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
@@ -151,6 +166,10 @@ class RunFolder:
         return self.path / "rollouts.jsonl"
 
     @property
+    def graded(self) -> Path:
+        return self.path / "graded.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.json"
 
@@ -158,10 +177,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
-    def drop_after(self, last_step: int) -> None:
-        """Drops the lines of metrics.jsonl and rollouts.jsonl whose `step` comes after `last_step`, and torn ones."""
-        for path in (self.metrics, self.rollouts):
-            truncate_jsonl(path, lambda row: row.get("step", 0) <= last_step)
+    def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
+        """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
+        step that is not `evaluated` to its end, and torn ones."""
+
+        def keep(row: Mapping[str, Any]) -> bool:
+            step = row.get("step", 0)
+            return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
+
+        truncate_jsonl(self.metrics, keep)
 
     def close(self) -> None:
         if self._lock is not None:

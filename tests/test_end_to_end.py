@@ -236,7 +236,13 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
     assert [row["step"] for row in steps(resumed)] == [1, 2, 3]
     first_lines = (resumed / "metrics.jsonl").read_text().splitlines()[:3]
 
-    run_rl(shop, *words, "experiment.project=resumed")
+    sampled = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            rl.Run, "rollout", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
+        )
+        run_rl(shop, *words, "experiment.project=resumed")
+    assert sampled == [4], "the rollouts of step 3 were on disk"
     assert steps(resumed) == steps(straight) and [row["step"] for row in steps(resumed)] == [1, 2, 3, 4]
     assert (resumed / "metrics.jsonl").read_text().splitlines()[:3] == first_lines
     assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")

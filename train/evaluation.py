@@ -20,7 +20,7 @@ from reward.base import Reward
 from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
@@ -159,7 +159,11 @@ def run(config: Config) -> dict[str, Any] | None:
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
         monitor = Monitor(
-            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+            folder.path,
+            trackers=config.tracking.report_to,
+            config=resolved(config),
+            enabled=ranks.is_main(),
+            rank=ranks.rank(),
         )
         _banner(monitor, config, model, folder_of_model, prompts, ways)
         results = evaluate(
@@ -178,7 +182,7 @@ def check(config: Config) -> Path:
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
     tasks = session.count_tasks(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
-    root = session.run_path(config)
+    root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
     reward_of(config, config.dataset.data_type, evaluating=True).close()
     if config.dry_run:

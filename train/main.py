@@ -47,8 +47,14 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 
 
 def _start(module: str, config: Config, nodes: bool) -> None:
-    from runtime import launch, ranks, stopping  # torch takes seconds to import: a mistake in the words is said before
+    from runtime import (
+        heartbeat,
+        launch,
+        ranks,
+        stopping,
+    )  # torch takes seconds to import: a mistake in the words is said before
     from runtime.nodes import Meeting
+    from runtime.run_folder import run_path
     from train.updater import NotFinite
 
     launch.follow_launcher()
@@ -58,7 +64,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
             experiment = config.experiment
             meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
-            sys.exit(launch.launch(processes, node, meeting))
+            sys.exit(launch.launch(processes, node, meeting, run_path(config)))
         import_module(module).run(config)
     except (ValueError, OSError, NotFinite, RewardError) as error:
         if os.environ.get("DEBUG"):
@@ -72,7 +78,8 @@ def _start(module: str, config: Config, nodes: bool) -> None:
     except ranks.FailedElsewhere as error:
         if os.environ.get("DEBUG"):
             raise
-        print(f"rank {ranks.rank()} stops: {error}", file=sys.stderr)
+        seen = heartbeat.last_seen(run_path(config), error.missing)
+        print(f"rank {ranks.rank()} stops: {error}{f' (last sign of life: {seen})' if seen else ''}", file=sys.stderr)
         sys.exit(ranks.STOPPED_ELSEWHERE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,7 +6,7 @@ from configs import find, resolved
 from configs.schema import Config
 from models import DiffusionLM
 from runtime import ranks
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, run_path
 from train import session
 from train.evaluation import reward_of
 from train.judging import step_judge_of
@@ -52,7 +52,7 @@ def check(config: Config) -> None:
         session.count_tasks(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
     reward_of(config, config.dataset.data_type).close()
     step_judge_of(config)
-    RunFolder.check(session.run_path(config), resolved(config), overwrite=config.experiment.overwrite)
+    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
     if to_be_prepared(config):
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")

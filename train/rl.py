@@ -16,19 +16,21 @@ import numpy as np
 from configs import load_config, resolved
 from configs.schema import Config
 from runtime import ranks, stopping
-from runtime.files import append_jsonl, atomic_write_text
+from runtime.files import atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
+from sample.rollout import Key
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
 from train.checkpoint import VALUE, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.evaluation import evaluate, reward_of
+from train.graded import Graded, GradedSteps
 from train.judging import StepJudge, step_judge_of
 from train.policy import Policy
-from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample
+from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample, weights_digest
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
 
@@ -57,7 +59,11 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
         self.monitor = Monitor(
-            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+            folder.path,
+            trackers=config.tracking.report_to,
+            config=resolved(config),
+            enabled=ranks.is_main(),
+            rank=ranks.rank(),
         )
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
@@ -101,8 +107,8 @@ class Run:
                 keep_rows_per_update(config.training, saved)
                 ranks.on_main(point_to, checkpoint, *self._link_names())
         self.sampler.weights_version = self.state["step"]
-        ranks.on_main(folder.drop_after, self.state["step"] if checkpoint else -1)
-        self.evaluations = ranks.on_main(self._evaluations_until, self.state["step"] if checkpoint else -1)
+        self.evaluations = ranks.on_main(self._logs_until, self.state["step"] if checkpoint else -1)
+        self.graded_steps = GradedSteps(folder, self.state["step"]) if ranks.is_main() else None
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
@@ -123,32 +129,40 @@ class Run:
         return self.finish()
 
     def steps(self) -> None:
-        config, timed = self.config, self.monitor.timed
+        config, timed, G = self.config, self.monitor.timed, self.config.rollout.num_response_per_task
+        self.monitor.begin(self.state["step"])
         if self.evaluation_is_due(self.state["step"]):
             with timed("eval"):
                 self.evaluate(self.state["step"])
         for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
+            self.monitor.begin(step)
             prompts = [self.prompts[i] for i in self.curriculum.draw(step, config.rollout.num_task_per_step)]
-            with timed("rollout"):
-                rollouts = self.rollout(prompts, step)
-            with timed("reward"):
-                texts, rewards = ranks.on_main(self.grade, prompts, rollouts)
-            stopping.check()
-            scored = self.advantages(prompts, rollouts, rewards)
-            if config.judge.mode == "process":
-                with timed("judge"):
-                    scored = ranks.on_main(self.judged, prompts, rollouts, rewards, scored)
+            with timed("stored"):
+                graded = self.stored(prompts, step)
+            if graded is None:
+                with timed("rollout"):
+                    rollouts = self.rollout(prompts, step)
+                with timed("reward"):
+                    texts, rewards = ranks.on_main(self.grade, prompts, rollouts)
+                stopping.check()
+                scored = self.advantages(rollouts, rewards)
+                if config.judge.mode == "process":
+                    with timed("judge"):
+                        scored = ranks.on_main(self.judged, prompts, rollouts, rewards, scored)
+                with timed("stored"):
+                    graded = self.store(step, prompts, rollouts, texts, rewards, scored)
+            self.curriculum.record([prompt.task.id for prompt in prompts], graded.rewards, G)
             with timed("replay"):
-                batch = self.policy.batch(rollouts, scored.advantages)
+                batch = self.policy.batch(graded.rollouts, graded.scored.advantages)
             value_metrics: dict[str, float] = {}
             if self.critic is not None:
                 with timed("value"):
-                    batch, value_metrics = self.critic.step(batch, rollouts, step)
+                    batch, value_metrics = self.critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(self.policy.rows_to_train(batch), "update") as progress:
                 metrics = self.policy.train(batch, step, progress.advance)
             with timed("sync"):
                 self.sampler.update_weights(self.model.named_parameters())
-            ranks.on_main(self.log, step, prompts, rollouts, texts, rewards, scored, metrics | value_metrics)
+            ranks.on_main(self.log, step, graded, metrics | value_metrics)
             self.done = step
             if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
                 with timed("save"):
@@ -158,14 +172,53 @@ class Run:
                     self.evaluate(step)
             stopping.check()
 
-    def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    def keys(self, prompts: Sequence[Prompt], step: int) -> list[Key]:
         G = self.config.rollout.num_response_per_task
         seen: Counter[str] = Counter()
-        keys = []
+        keys: list[Key] = []
         for prompt in prompts:
             first = G * seen[prompt.task.id]  # a task drawn twice in one step goes on counting
             keys += [(step, prompt.task.id, first + j) for j in range(G)]
             seen[prompt.task.id] += 1
+        return keys
+
+    def stored(self, prompts: Sequence[Prompt], step: int) -> Graded | None:
+        """The step's graded rollouts from disk, where an interrupted run left them."""
+        self.weights, G = weights_digest(self.sampled_model), self.config.rollout.num_response_per_task
+
+        def take() -> Graded | None:
+            assert self.graded_steps is not None
+            asked = [prompt.ids for prompt in prompts for _ in range(G)]
+            return self.graded_steps.take(step, self.weights, self.keys(prompts, step), asked)
+
+        found = ranks.on_main(take)
+        if found is not None:
+            self.monitor.event(f"step {step}: rollouts and rewards are those that the interrupted run left")
+        return found
+
+    def store(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        texts: Sequence[str],
+        rewards: Sequence[float | None],
+        scored: Scored,
+    ) -> Graded:
+        """Puts the step on disk before its updates begin."""
+        stats = self.reward.stats if self.reward is not None else {}
+        graded = Graded(rollouts, rewards, scored, stats, self.monitor.seconds("rollout"))
+
+        def put() -> None:
+            assert self.graded_steps is not None and self.sampler.config.block_size is not None
+            tasks = [prompt.task.id for prompt in prompts for _ in range(len(rollouts) // len(prompts))]
+            self.graded_steps.put(step, self.weights, graded, texts, tasks, self.sampler.config.block_size)
+
+        ranks.on_main(put)
+        return graded
+
+    def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        G, keys = self.config.rollout.num_response_per_task, self.keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
             return sample(self.sampler, [p.ids for p in prompts], G, keys, progress.advance)
 
@@ -192,13 +245,8 @@ class Run:
         assert self.step_judge is not None
         return self.step_judge(prompts, rollouts, rewards, scored)
 
-    def advantages(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None]
-    ) -> Scored:
+    def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Scored:
         training, weight = self.config.training, self.config.reward.speed_weight
-        self.curriculum.record(
-            [prompt.task.id for prompt in prompts], rewards, self.config.rollout.num_response_per_task
-        )
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         return group_advantages(
             rewards,
@@ -213,56 +261,31 @@ class Run:
             ],
         )
 
-    def log(
-        self,
-        step: int,
-        prompts: Sequence[Prompt],
-        rollouts: Sequence[Rollout],
-        texts: Sequence[str],
-        rewards: Sequence[float | None],
-        scored: Scored,
-        metrics: dict[str, float],
-    ) -> None:
-        """The step's line, metrics and rollouts; a step whose groups all dropped says why it was skipped."""
-        G, total = self.config.rollout.num_response_per_task, self.config.experiment.total_step
+    def log(self, step: int, graded: Graded, metrics: dict[str, float]) -> None:
+        """The step's line and metrics; a step whose groups all dropped says why it was skipped."""
+        rollouts, rewards, scored = graded.rollouts, graded.rewards, graded.scored
+        groups = len(rollouts) // self.config.rollout.num_response_per_task
         given = [r for r in rewards if r is not None]
         tokens = sum(r.num_response_tokens for r in rollouts)
-        assert self.reward is not None
         measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}
-        metrics = metrics | self.reward.stats | scored.stats | measured | {
+        metrics = metrics | graded.reward_stats | scored.stats | measured | {
             "reward/left_out": float(len(rewards) - len(given)),
             "completion_length": tokens / len(rollouts),
             "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
             "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
-            "tokens_per_second": tokens / self.monitor.seconds("rollout"),
-            "groups": float(len(prompts)),
+            "tokens_per_second": tokens / graded.seconds,
+            "groups": float(groups),
             "weights_version": float(self.sampler.weights_version),
             **{f"groups_dropped/{why}": float(count) for why, count in scored.dropped.items()},
         }  # fmt: skip
-        append_jsonl(
-            self.folder.rollouts,
-            (
-                {
-                    "step": step,
-                    "task": prompts[i // G].task.id,
-                    "text": texts[i],
-                    "reward": rewards[i],
-                    "advantage": scored.advantages[i],
-                    "block_size": self.sampler.config.block_size,
-                }
-                | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
-                | vars(rollout)
-                for i, rollout in enumerate(rollouts)
-            ),
-        )
         if "loss" not in metrics:
-            reasons = [f"{count} of {len(prompts)} groups dropped ({why})" for why, count in scored.dropped.items()]
+            reasons = [f"{count} of {groups} groups dropped ({why})" for why, count in scored.dropped.items()]
             if metrics["rollouts_skipped"]:
                 reasons.append(f"{metrics['rollouts_skipped']:g} rollouts have a non-finite log-probability")
             if self.config.training.truncated == "wrong" and metrics["truncated"]:
                 reasons.append(f"{metrics['truncated']:.0%} of the answers have no stop and count as 0")
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
-        self.monitor.step(step, total, metrics)
+        self.monitor.step(step, self.config.experiment.total_step, metrics)
 
     def evaluation_is_due(self, step: int) -> bool:
         experiment = self.config.experiment
@@ -341,12 +364,16 @@ class Run:
         model = self.config.model
         return model.optimized_name, model.optimized_value_name if model.value_base_model else None
 
-    def _evaluations_until(self, step: int) -> dict[int, dict[str, dict[str, float]]]:
-        """What evaluations.json holds of steps up to `step`."""
-        if not self.folder.evaluations.is_file():
-            return {}
-        found = json.loads(self.folder.evaluations.read_text())
-        return {int(number): entries for number, entries in found.items() if int(number) <= step}
+    def _logs_until(self, step: int) -> dict[int, dict[str, dict[str, float]]]:
+        """Takes out of evaluations.json and metrics.jsonl what came after `step`; what evaluations are left."""
+        path, found = self.folder.evaluations, {}
+        if path.is_file():
+            found = {int(number): entries for number, entries in json.loads(path.read_text()).items()}
+        kept = {number: entries for number, entries in found.items() if number <= step}
+        if kept != found:
+            atomic_write_text(path, json.dumps(kept, indent=1) + "\n")
+        self.folder.drop_after(step, kept)
+        return kept
 
     def _eval_prompts(self) -> list[Prompt]:
         evaluation = self.config.evaluation

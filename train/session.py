@@ -21,7 +21,7 @@ from models.checkpoint import read_json, resolve_folder
 from models.family import Family, find_family
 from models.lora import Adapters
 from runtime import ranks
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, run_path
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +37,6 @@ def prepare_process(config: Config) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
-
-
-def run_path(config: Config) -> Path:
-    """The run's folder. ValueError for a project that is not a name inside output_dir."""
-    project = Path(config.experiment.project)
-    if not project.parts or project.is_absolute() or ".." in project.parts:
-        raise ValueError(
-            f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
-        )
-    return Path(config.experiment.output_dir) / project
 
 
 @contextmanager

@@ -59,7 +59,11 @@ def run(config: Config) -> dict[str, Any] | None:
         return None
     with session.run_folder(config) as folder:
         monitor = Monitor(
-            folder.path, trackers=config.tracking.report_to, config=resolved(config), enabled=ranks.is_main()
+            folder.path,
+            trackers=config.tracking.report_to,
+            config=resolved(config),
+            enabled=ranks.is_main(),
+            rank=ranks.rank(),
         )
         try:
             return _train(config, folder, monitor, examples)
@@ -129,7 +133,8 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
 
     def save() -> dict[str, Any]:
         now = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
-        _save(config, folder, model, updater, now)
+        with monitor.timed("save"):
+            _save(config, folder, model, updater, now)
         return now
 
     for epoch in range(step // updates_per_epoch, training.num_train_epochs):
@@ -138,6 +143,7 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
             stats = UpdateStats()
             chosen = [samples[i] for i in order[first : first + per_update]]
             rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
+            monitor.begin(step + 1)
             with monitor.timed("update"):
                 _update(updater, rows, config, model.attention == "block", step, total, stats)
             step += 1

@@ -1,5 +1,6 @@
 """Work shared by the ranks: rollouts from a common queue, rows of an update by tokens, gradients summed."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -128,15 +129,20 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-@torch.no_grad()
 def require_equal_weights(model: torch.nn.Module, what: str) -> None:
     """RuntimeError where a rank's weights are not rank 0's, compared by sums of their bits, tensor by tensor."""
-    if ranks.world_size() == 1:
-        return
+    if ranks.world_size() > 1:
+        ranks.require_alike(f"the {what}'s weights", weights_digest(model))
+
+
+@torch.no_grad()
+def weights_digest(model: torch.nn.Module) -> str:
+    """A name of the model's weights that changes with any of their bits: a hash of the sums of bits of each tensor."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         tensor.detach().contiguous().view(integers[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in model.state_dict().values()
         if tensor.dim()
     ]
-    ranks.require_alike(f"the {what}'s weights", torch.stack(sums).tolist() if sums else [])
+    numbers = torch.stack(sums).tolist() if sums else []
+    return hashlib.blake2b(repr(numbers).encode(), digest_size=16).hexdigest()

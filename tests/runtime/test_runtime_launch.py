@@ -19,8 +19,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from runtime import launch, ranks, stopping
+from pathlib import Path
+from runtime import launch, nodes, ranks, stopping
+from runtime.heartbeat import Heartbeat
 from runtime.nodes import Meeting, Node, this_node
+
+folder = Path({folder!r})
+nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
 
 def work():
     {work}
@@ -28,14 +33,14 @@ def work():
 if not launch.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
-        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, "me"))
+        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, "me"), folder)
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         status = 2
     sys.exit(status)
 launch.follow_launcher()
 stopping.listen()
-ranks.join("cpu", 30.0)
+ranks.join("cpu", {timeout})
 try:
     work()
 except stopping.Stopped as stop:
@@ -50,12 +55,11 @@ finally:
 
 @pytest.fixture
 def script(tmp_path):
-    def write(work, processes=2, launcher="each_node", wait=20.0, ssh="false"):
+    def write(work, **named):
         path = tmp_path / "script.py"
         body = textwrap.indent(textwrap.dedent(work), "    ").strip()
-        path.write_text(
-            SCRIPT.format(root=str(ROOT), work=body, processes=processes, launcher=launcher, wait=wait, ssh=ssh)
-        )
+        usual = {"processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "timeout": 30.0, "silent": 30.0}
+        path.write_text(SCRIPT.format(root=str(ROOT), work=body, folder=str(tmp_path / "run"), **usual | named))
         return path
 
     return write
@@ -139,8 +143,31 @@ def test_slurms_short_names(text, hosts):
 
 @pytest.mark.slow
 def test_ranks_see_each_other_and_end_well(script):
-    status, out, err = finish(start(script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')", 3)))
+    status, out, err = finish(
+        start(script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')", processes=3))
+    )
     assert (status, out.split("\n").count("sum 3")) == (0, 3), err
+
+
+SIGN = r"""
+sys.stdout.write(f'pid {os.getpid()}\n'); sys.stdout.flush()
+heartbeat = Heartbeat(folder, ranks.rank())
+heartbeat.step = 12
+heartbeat.enter("rollout")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
+    work = (
+        f"{SIGN}ranks.gather(1)\nif ranks.rank() == {who}: time.sleep(60)\nheartbeat.enter('update')\nranks.gather(1)"
+    )
+    got, out, err = finish(start(script(work, timeout=3.0)), 40)
+    assert got == 75 and f"rank {who} of 2 on node 0 hangs" in err
+    assert f"(last sign of life: rank {who} in step 12, rollout, " in err
+    assert f"{tmp_path}/run has no checkpoint yet: the same command begins anew" in err
+    assert gone_in([int(line.split()[1]) for line in out.splitlines()], 1.0)
 
 
 @pytest.mark.slow
@@ -155,10 +182,12 @@ def test_ranks_see_each_other_and_end_well(script):
         ),
     ],
 )
-def test_a_rank_that_dies_is_named_and_ends_the_job(script, work, status, says):
-    work = f"sys.stdout.write(f'pid {{os.getpid()}}\\n'); sys.stdout.flush()\nranks.gather(1)\n{work}\ntime.sleep(60)"
+def test_a_rank_that_dies_is_named_and_ends_the_job(script, tmp_path, work, status, says):
+    (tmp_path / "run" / "ckpt" / "step-000010").mkdir(parents=True)
+    work = f"{SIGN}ranks.gather(1)\n{work}\ntime.sleep(60)"
     got, out, err = finish(start(script(work)), 40)
-    assert got == status and says in err and "goes on from the newest checkpoint" in err
+    assert got == status and f"{says} (last sign of life: rank 1 in step 12, rollout, " in err
+    assert f"The same command goes on from {tmp_path}/run/ckpt/step-000010" in err
     assert gone_in([int(line.split()[1]) for line in out.splitlines()], 1.0)
 
 
@@ -222,6 +251,31 @@ def test_a_failure_on_one_node_ends_the_other(script):
     (first, _, first_err), (second, _, second_err) = map(finish, nodes(path))
     why = "rank 3 of 4 on node 1 ended with status 7"
     assert first == 1 and second == 7 and why in first_err and why in second_err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_node_that_falls_silent_is_named_and_ends_the_job(script, silent):
+    """Its launcher is stopped, as by a machine that freezes; ranks of the other node hear nothing and are ended."""
+    path = script(f"{SIGN}ranks.gather(1)\ntime.sleep(90)", processes=1, silent=4.0)
+    launchers = nodes(path)
+    pids = [pid for launcher in launchers for pid in pids_of(launcher, 1)]
+    launchers[silent].send_signal(signal.SIGSTOP)
+    status, _, err = finish(launchers[1 - silent], 40)
+    assert status == 1 and f"the job stops: node {silent} gave no sign of life for 4 s" in err
+    assert "the same command begins anew" in err
+    assert gone_in([pids[1 - silent]], 1.0)
+    launchers[silent].kill()
+    launchers[silent].communicate()
+    assert gone_in(pids, 10.0)
+
+
+@pytest.mark.slow
+def test_two_nodes_that_wait_for_a_rank_name_it(script):
+    """Node 0, whose ranks gave up waiting, learns from node 1 which one hangs."""
+    work = f"{SIGN}ranks.gather(1)\nif ranks.rank() == 3: time.sleep(60)\nranks.gather(1)"
+    for _, _, err in map(finish, nodes(script(work, timeout=3.0))):
+        assert "rank 3 of 4 on node 1 hangs" in err
 
 
 @pytest.mark.slow

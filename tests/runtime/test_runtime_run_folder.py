@@ -128,7 +128,16 @@ def test_drop_after(tmp_path):
     with RunFolder.open(path, CONFIG, overwrite=False) as run:
         run.drop_after(2)
         assert run.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
-        assert len(run.rollouts.read_text().splitlines()) == 3
+
+
+def test_lines_of_an_evaluation_that_was_broken_off_are_dropped(tmp_path):
+    path = finished_run(tmp_path / "demo")
+    lines = ['{"step": 1}\n', '{"step": 1, "eval/a/accuracy": 0.5}\n', '{"step": 2}\n']
+    broken_off = '{"step": 2, "eval/a/accuracy": 0.5}\n'
+    with RunFolder.open(path, CONFIG, overwrite=False) as run:
+        run.metrics.write_text("".join([*lines, broken_off]))
+        run.drop_after(2, evaluated=[1])
+        assert run.metrics.read_text() == "".join(lines)
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
