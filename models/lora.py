@@ -15,8 +15,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.randomness import hash_uniform
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model.model."
+_MOST_FEATURES = 2**20
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,24 @@ class Adapters:
         return sum(self.rank * (m.in_features + m.out_features) for m in layers if isinstance(m, nn.Linear))
 
 
+class TokenDropout(nn.Module):
+    """Dropout of [B, L, D] whose mask is a function of a seed a token (`dropping`), the layer's number and the feature:
+    neither batch mates nor ranks enter, and a forward that is run again drops the same."""
+
+    def __init__(self, p: float, number: int):
+        super().__init__()
+        self.p, self.number = p, number
+        self.seed_BL: Tensor | None = None
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if not self.training:
+            return x_BLD
+        assert self.seed_BL is not None and self.seed_BL.shape == x_BLD.shape[:-1]
+        place_D = torch.arange(x_BLD.shape[-1], device=x_BLD.device) + self.number * _MOST_FEATURES
+        uniform_BLD = hash_uniform(self.seed_BL[..., None], place_D, torch.zeros_like(place_D), 0)
+        return x_BLD.masked_fill(uniform_BLD < self.p, 0.0) / (1.0 - self.p)
+
+
 def layers(body: nn.Module) -> list[LoraLayer]:
     return [module for module in body.modules() if isinstance(module, LoraLayer)]
 
@@ -59,6 +80,26 @@ def add(body: nn.Module, config: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, body)
+    for number, layer in enumerate(layers(body)):
+        if config.lora_dropout:
+            layer.lora_dropout["default"] = TokenDropout(config.lora_dropout, number)
+
+
+def dropouts(model: nn.Module) -> list[TokenDropout]:
+    return [module for module in model.modules() if isinstance(module, TokenDropout)]
+
+
+@contextmanager
+def dropping(model: nn.Module, seed_BL: Tensor) -> Iterator[None]:
+    """Forward and backward passes of a batch, whose tokens drop by these seeds (int64)."""
+    every = dropouts(model)
+    for dropout in every:
+        dropout.seed_BL = seed_BL
+    try:
+        yield
+    finally:
+        for dropout in every:
+            dropout.seed_BL = None
 
 
 def write(folder: Path, body: nn.Module, config: LoraConfig, carried: Mapping[str, bytes]) -> None:

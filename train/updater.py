@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import Config, OptimizerParams, SchedulerConfig
+from models import lora
 from runtime import ranks
 from train.objectives import Metrics
 from train.replay import MicroBatch, Row, micro_batches
@@ -145,6 +147,7 @@ class Updater:
         self.max_tokens = config.training.max_tokens_per_microbatch
         self.max_grad_norm = config.training.max_grad_norm
         self.max_skipped = config.training.max_skipped_updates
+        self.seed, self.updates = config.training.seed, 0
         self.skipped_in_a_row = 0
         self.rate = 0.0
 
@@ -168,8 +171,9 @@ class Updater:
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for batch in batches:
-            loss, metrics = loss_of(_outputs(self.model, batch), batch)
-            self.accelerator.backward(loss)
+            with self._dropping(rows, batch):
+                loss, metrics = loss_of(_outputs(self.model, batch), batch)
+                self.accelerator.backward(loss)
             loss_sum += loss.detach()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
@@ -198,6 +202,7 @@ class Updater:
         else:
             self._skip(rows, which, loss_of_update, norm, stats)
         self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
 
     def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
         """`outputs` of this updater's model, in the trainer's numerics."""
@@ -205,11 +210,27 @@ class Updater:
         return outputs(self.model, rows, which, self.max_tokens, self.accelerator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "skipped_in_a_row": self.skipped_in_a_row}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+
+    def _dropping(self, rows: Sequence[Row], batch: MicroBatch) -> AbstractContextManager[None]:
+        """The adapters' dropout, by seeds from (seed, update, place of the row, place of the token in it): how rows are
+        packed and shared does not enter."""
+        if not lora.dropouts(self.model):
+            return nullcontext()
+        seeds = [
+            np.random.default_rng([self.seed, self.updates, i]).integers(2**63, size=rows[i].num_tokens)
+            for i in batch.rows
+        ]
+        return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
 
     def _gradient_norm(self) -> float:
         limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf

@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import tiny_checkpoint
 from safetensors import safe_open
+from torch import nn
 
 from configs.load import REPOSITORY
 from models import load_model, lora
-from models.lora import Adapters
+from models.lora import Adapters, TokenDropout
 from models.merge import merge
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
@@ -79,6 +80,22 @@ def test_the_base_is_there_without_the_adapters(adapted):
         assert torch.equal(model.logits(IDS), load_model(base).logits(IDS))
     assert torch.equal(model.logits(IDS), changed)
     assert any(p.requires_grad for p in model.parameters())
+
+
+def test_dropout_drops_its_share_by_seed_layer_and_feature_in_training_alone():
+    dropout, other = TokenDropout(0.25, 0), TokenDropout(0.25, 1)
+    x = torch.ones(2, 300, 64)
+    seeds = torch.randint(2**62, (2, 300), generator=torch.Generator().manual_seed(0))
+    with lora.dropping(nn.ModuleList([dropout, other]), seeds):
+        kept, others = dropout(x), other(x)
+        assert not torch.equal(kept, others) and torch.equal(dropout(x), kept)
+        assert torch.equal(dropout.eval()(x), x)
+    assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
+    for share in ((kept == 0).float().mean(dim) for dim in (0, 1, 2)):
+        assert abs(float(share.mean()) - 0.25) < 0.01
+    assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[:, 0], kept[:, 1])
+    with lora.dropping(dropout.train(), seeds[1:]):
+        assert torch.equal(dropout(x[1:]), kept[1:])
 
 
 def test_layers_that_do_not_exist_are_named(tmp_path):

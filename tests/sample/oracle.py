@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from models.randomness import hash_uniform
 from sample.sampler import hash_key
-from sample.unmask import hash_uniform
 
 
 @dataclass

@@ -9,6 +9,7 @@ from helpers import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.randomness import hash_uniform
 from sample import Sampler, SamplingConfig
 from sample.sampler import hash_key
 from sample.unmask import (
@@ -18,7 +19,6 @@ from sample.unmask import (
     best,
     draw,
     filtered,
-    hash_uniform,
     propose,
     schedule,
     strategy_of,

@@ -8,6 +8,7 @@ from helpers import tiny_model
 from trainees import make_config, sampled, shifted, weights_of
 
 from models import ValueModel
+from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
@@ -95,9 +96,13 @@ def evaluation_run(config_words):
     return evaluation.run(load_config(config_words))
 
 
-def other_weights():
+def other_weights(adapters):
+    """Models, or adapters on one model, from another seed on each rank."""
     join()
-    Updater(tiny_model("sdar", seed=ranks.rank()), make_accelerator("no", CPU), make_config())
+    model = tiny_model("sdar", seed=0 if adapters else ranks.rank())
+    if adapters:
+        model.add_adapters(Adapters(4, 8.0), "base", seed=ranks.rank())
+    Updater(model, make_accelerator("no", CPU), make_config())
 
 
 def fails_on_main():

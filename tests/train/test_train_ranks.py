@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rank_jobs import run_ranks
 
 from models import load_model
+from models.lora import Adapters
 from runtime.ranks import FailedElsewhere
 from train.sharding import deal
 
@@ -135,8 +136,9 @@ def test_collectives(tmp_path):
     assert isinstance(main, ValueError) and isinstance(other, FailedElsewhere)
 
 
-def test_other_weights_on_a_rank_stop_the_job(tmp_path):
-    for error in run_ranks(tmp_path, 2, rank_work.other_weights):
+@pytest.mark.parametrize("adapters", [False, True])
+def test_other_weights_on_a_rank_stop_the_job(tmp_path, adapters):
+    for error in run_ranks(tmp_path, 2, rank_work.other_weights, adapters):
         assert isinstance(error, RuntimeError) and "weights of rank 1 differ" in str(error)
 
 
@@ -232,20 +234,69 @@ def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
     assert_same(dict(weights[0]), dict(weights[1]))
 
 
+ADAPTERS = (*SMOOTH, "lora.rank=4", "lora.dropout=0.2", "training.rows_per_update=8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rl", "sft"])
+def test_adapters_on_one_rank_on_two_and_resumed_on_another_number(tmp_path, model_folder, kind):
+    """What dropout leaves out is no matter of ranks either."""
+    shop, text = Workshop(tmp_path, model_folder), {"rl": RL, "sft": SFT}[kind]
+    limit = ("experiment.total_step=3",) if kind == "rl" else ("training.num_train_epochs=3", "experiment.save_every=1")
+    for project, parts in {"one": ((1, 99),), "two": ((2, 99),), "resumed": ((2, 1), (1, 2), (2, 99))}.items():
+        words = shop.words(text, *ADAPTERS, *limit, f"experiment.project={project}")
+        for world, last in parts:
+            got = run_ranks(tmp_path / "job", world, run_until, words, last, kind)
+            assert last < 99 or not any(isinstance(result, BaseException) for result in got), got
+            assert last == 99 or all(isinstance(result, Stop) for result in got), got
+    one, *others = (shop.runs / name for name in ("one", "two", "resumed"))
+    trained = dict(load_model(one / "ckpt" / "optimized").state_dict())
+    fresh = {name: weight for name, weight in trained.items() if ".lora_B" in name}
+    assert fresh and all(float(weight.abs().max()) > 100 * TOLERANCE for weight in fresh.values())
+    for folder in others:
+        assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(one / "metrics.jsonl"))
+        assert_same(dict(load_model(folder / "ckpt" / "optimized").state_dict()), trained)
+
+
+@pytest.mark.slow
+def test_a_folder_of_adapters_is_evaluated_on_two_ranks_as_on_one(tmp_path, model_folder):
+    shop, adapters = Workshop(tmp_path, model_folder), tmp_path / "adapters"
+    model = load_model(model_folder)
+    model.add_adapters(Adapters(4, 8.0, dropout=0.2), model_folder, seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B" in name:
+                weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    model.save(adapters)
+    samples = []
+    for project, world, folder in (("base", 1, model_folder), ("one", 1, adapters), ("two", 2, adapters)):
+        words = shop.words(EVAL, f"experiment.project={project}", f"model.pretrained_model={folder}")
+        run_ranks(tmp_path / "job", world, rank_work.evaluation_run, words)
+        samples.append(read_jsonl(shop.runs / project / "samples.jsonl"))
+    base, one, two = samples
+    assert_same(two, one)
+    assert [row["completion"] for row in one] != [row["completion"] for row in base]
+
+
 class Stop(Exception):
     pass
 
 
-def run_until(words, last):
-    """An RL run that dies on every rank when step `last` + 1 begins."""
-    from train import rl
+def run_until(words, last, kind="rl"):
+    """A run that dies on every rank when RL step, or update of fine-tuning, `last` + 1 begins."""
+    from train import rl, sft
 
-    rollout = rl.Run.rollout
+    rollout, update = rl.Run.rollout, sft._update
 
     def dies(self, prompts, step):
         if step > last:
             raise Stop
         return rollout(self, prompts, step)
 
-    rl.Run.rollout = dies
-    return rank_work.whole_run("rl", words)
+    def update_dies(updater, rows, config, block, step, *more):
+        if step >= last:
+            raise Stop
+        update(updater, rows, config, block, step, *more)
+
+    rl.Run.rollout, sft._update = dies, update_dies
+    return rank_work.whole_run(kind, words)

@@ -343,3 +343,52 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
         assert metrics["mismatch_abs"] < 1e-5 and (metrics["kl"] > 0) == (step == 2)
     moved = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
     assert moved == {name for name in before if ".lora_" in name}
+
+
+def adapted_policy(folder, dropout=0.3, **training):
+    """A policy with adapters, B not zero, so that what A's input drops shows everywhere."""
+    model = load_model(folder)
+    model.add_adapters(Adapters(4, 8.0, dropout), folder, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    return make_policy(model, **training)
+
+
+def trained_adapters(policy, rollouts, steps=(1, 2)):
+    for step in steps:
+        policy.train(policy.batch(rollouts, [1.0, -1.0, 0.5, 2.0]), step)
+    return weights_of(policy.model)
+
+
+@pytest.mark.parametrize("family", ["sdar", "dream", "sdar_moe"])
+def test_what_adapters_drop_is_the_seeds_and_not_the_packings(tmp_path, family):
+    tiny_checkpoint(tmp_path, family)
+    rollouts = sampled(load_model(tmp_path), LENGTHS)
+    want = trained_adapters(adapted_policy(tmp_path), rollouts)
+    assert_same_weights(trained_adapters(adapted_policy(tmp_path, max_tokens_per_microbatch=1), rollouts), want, 1e-5)
+    for other in ({"dropout": 0.0}, {"seed": 3}):
+        got = trained_adapters(adapted_policy(tmp_path, **other), rollouts)
+        assert any(float((got[name] - want[name]).abs().max()) > 1e-4 for name in want)
+
+
+def test_what_adapters_drop_goes_on_where_it_was(tmp_path):
+    tiny_checkpoint(tmp_path, "sdar")
+    rollouts = sampled(load_model(tmp_path), LENGTHS)
+    straight, stopped, resumed = (adapted_policy(tmp_path) for _ in range(3))
+    want = trained_adapters(straight, rollouts)
+    weights = trained_adapters(stopped, rollouts, (1,))
+    torch.rand(3)
+    resumed.model.load_state_dict(weights)
+    resumed.updater.load_state_dict(copy.deepcopy(stopped.updater.state_dict()))
+    assert_same_weights(trained_adapters(resumed, rollouts, (2,)), want)
+
+
+def test_recomputed_activations_drop_the_same(tmp_path):
+    tiny_checkpoint(tmp_path, "sdar")
+    rollouts = sampled(load_model(tmp_path), LENGTHS)
+    policy = adapted_policy(tmp_path)
+    policy.model.enable_gradient_checkpointing()
+    want = trained_adapters(adapted_policy(tmp_path), rollouts)
+    assert_same_weights(trained_adapters(policy, rollouts), want, 1e-6)
