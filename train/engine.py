@@ -264,6 +264,8 @@ class Zero:
         """As `Whole.state_dict`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if self.stage < 3:
+            self._link_moments()
         steps = [float(state["step"]) for state in self.optimizer.optimizer.optimizer.state.values()]
         state: dict[int, dict[str, Tensor]] = {}
         for i, parameter in enumerate(self.trained) if steps else ():
@@ -281,6 +283,13 @@ class Zero:
         if state["state"]:
             self._fill_moments(state["state"])
 
+    def _link_moments(self) -> None:
+        """Stage 2: lets each parameter find its moments. DeepSpeed does so when its first group of parameters alone has
+        any."""
+        zero = self.optimizer.optimizer
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
     def _fill_moments(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
@@ -295,7 +304,7 @@ class Zero:
                 "exp_avg_sq": torch.zeros_like(part),
             }
         if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+            self._link_moments()
         for i, parameter in enumerate(self.trained):
             for name in ("exp_avg", "exp_avg_sq"):
                 whole = state[i][name]
