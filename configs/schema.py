@@ -52,6 +52,11 @@ class ExperimentConfig:
         0, "CPU threads of torch in each process; 0 = OMP_NUM_THREADS, else as many as there are cores for it", low=0
     )
     processes: int = opt(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
+    deepspeed_file: str | None = opt(
+        None,
+        "a file of accelerate_configs/ (1_node_8_gpus_deepspeed_zero3): nodes, processes and engine, DDP, ZeRO-2 or "
+        "ZeRO-3; null = a process for each GPU, each with the whole model",
+    )
     num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
     launcher: str = opt(
         "auto",
@@ -408,7 +413,6 @@ RETIRED: dict[str, str] = {
     "wandb.resume": "the tracker resumes with the run",
     "experiment.function": "rl.py always trains and evaluates",
     "experiment.current_epoch": "the newest checkpoint is found by itself",
-    "experiment.deepspeed_file": "rl.py starts a process for each GPU by itself (experiment.processes)",
     "experiment.node_index": "it comes from the environment (MLP_ROLE_INDEX)",
     "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
     "system.HF_HOME": "set HF_HOME in the environment",

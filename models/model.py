@@ -150,15 +150,15 @@ class DiffusionLM(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
-    def copy_as(self, dtype: torch.dtype) -> "DiffusionLM":
+    def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the
-        positions)."""
-        twin = copy.deepcopy(self)
-        for parameter in twin.parameters():
-            parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        return twin.eval()
+        positions). device: default the model's."""
+        memo: dict[int, Any] = {}
+        for parameter in self.parameters():
+            weight = parameter.detach().to(device=device or parameter.device, dtype=dtype, copy=True)
+            memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+        twin = copy.deepcopy(self, memo)
+        return twin.to(device=device or self.device).eval()
 
     def checkpoint_weights(self) -> dict[str, Tensor]:
         """Weights under the names of the original layout."""

@@ -12,6 +12,7 @@ from configs.schema import Config
 from reward.base import RewardError
 
 if TYPE_CHECKING:
+    from configs.engine import EngineFile
     from runtime.nodes import Node
 
 
@@ -93,12 +94,14 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     disagree."""
     import torch
 
+    from configs.engine import engine_file
     from runtime import launch
     from runtime.nodes import Node, this_node
 
-    experiment = config.experiment
-    node = this_node(os.environ) if nodes and not launch.is_launched() else Node()
-    if nodes and not launch.is_launched() and experiment.num_node not in (None, node.count):
+    experiment, launched = config.experiment, launch.is_launched()
+    file = engine_file(experiment.deepspeed_file)
+    node = this_node(os.environ) if nodes and not launched else Node()
+    if nodes and not launched and experiment.num_node not in (None, node.count):
         raise ValueError(
             f"experiment.num_node={experiment.num_node}, but the environment names {node.count} nodes: leave it out, "
             "or start the job on that many."
@@ -109,7 +112,25 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
             "multinode_eval.py."
         )
     gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
-    processes = experiment.processes or max(1, gpus)
+    processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
+    if file is not None:
+        _require_as_filed(file, gpus, experiment.processes, None if launched else node.count)
     if processes > gpus > 0:
         raise ValueError(f"experiment.processes={processes}, but this machine has {gpus} GPUs: one process each.")
     return processes, node
+
+
+def _require_as_filed(file: "EngineFile", gpus: int, processes: int, nodes: int | None) -> None:
+    """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
+    another launcher knows."""
+    named = f"experiment.deepspeed_file={file.name}"
+    kind = file.name.split("_gpus_" if not file.cpu else "_cpus_")[-1]
+    if nodes is None and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
+        raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
+    if nodes not in (None, file.nodes):
+        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {nodes}_node_..._{kind}.")
+    if processes not in (0, file.processes_per_node):
+        raise ValueError(f"{named} and experiment.processes={processes} disagree: leave experiment.processes out.")
+    if not file.cpu and gpus < file.processes_per_node:
+        fix = f"{file.nodes}_node_{gpus}_gpus_{kind}" if gpus else "a _cpus_ file, or leave it out"
+        raise ValueError(f"{named} is for {file.processes_per_node} GPUs a node; this machine has {gpus}: take {fix}.")

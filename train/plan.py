@@ -8,6 +8,7 @@ from models import DiffusionLM
 from runtime import ranks
 from runtime.run_folder import RunFolder, run_path
 from train import session
+from train.engine import check_engine, engine_line
 from train.evaluation import reward_of
 from train.judging import step_judge_of
 from train.masking import RL_METHODS
@@ -46,6 +47,7 @@ def check(config: Config) -> None:
             "evaluation.*."
         )
     session.pick_device(config.model.device)
+    check_engine(config)
     dataset, evaluation = config.dataset, config.evaluation
     tasks = session.count_tasks(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
     if evaluation.eval_dataset:
@@ -120,6 +122,7 @@ def banner_rows(
         "steps": f"{steps_done + 1} to {config.experiment.total_step}"
         if steps_done < config.experiment.total_step
         else f"all {steps_done} are done",
+        "engine": engine_line(config),
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }
@@ -142,7 +145,7 @@ def _rows(config: Config) -> str:
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:
-    count = sum(p.numel() for p in model.parameters())
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())  # ds_numel: ZeRO-3's, of all ranks
     start = ", random weights" if config.model.random_init else ""
     return f"{config.model.pretrained_model} ({model.family}, {count:,} parameters{start})"
 

@@ -7,7 +7,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from train.advantages import Scored, group_advantages
 from train.checkpoint import VALUE, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
+from train.engine import shares_weights, zero_stage
 from train.evaluation import evaluate, reward_of
 from train.graded import Graded, GradedSteps
 from train.judging import StepJudge, step_judge_of
@@ -68,11 +70,14 @@ class Run:
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, config.experiment.resume)
-        self.model = session.make_model(config, checkpoint)
+        device = session.pick_device(config.model.device)
+        self.model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
         session.check_block_size(config, self.model)
-        self.precision = session.precision(config, self.model.device)
-        self.updater = Updater(self.model, make_accelerator(self.precision, self.model.device), config)
-        self.sampled_model = inference_model(self.model, config.rollout, self.precision)
+        self.precision = session.precision(config, device)
+        apart_on = device if shares_weights(config) else None
+        self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
+        accelerator = make_accelerator(self.precision, device, zero_stage(config))
+        self.updater = Updater(self.model, accelerator, config)
         seed, deterministic = config.training.seed, config.experiment.deterministic
         (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
         self.sampler = Sampler(self.sampled_model, sampling)
@@ -161,7 +166,7 @@ class Run:
             with timed("update"), self.monitor.progress(self.policy.rows_to_train(batch), "update") as progress:
                 metrics = self.policy.train(batch, step, progress.advance)
             with timed("sync"):
-                self.sampler.update_weights(self.model.named_parameters())
+                self.sampler.update_weights(self.updater.engine.weights())
             ranks.on_main(self.log, step, graded, metrics | value_metrics)
             self.done = step
             if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
@@ -334,7 +339,8 @@ class Run:
             save_checkpoint(self.folder.checkpoints, step, self.model, state, name, value)
             prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last)
 
-        ranks.on_main(write)
+        with self._whole_on_main():
+            ranks.on_main(write)
 
     def finish(self) -> dict[str, Any]:
         total = self.config.experiment.total_step
@@ -359,6 +365,14 @@ class Run:
             return None
         updater = Updater(value, self.updater.accelerator, value_updater_config(self.config))
         return Critic(value, updater, self.config, self.policy)
+
+    @contextmanager
+    def _whole_on_main(self) -> Iterator[None]:
+        """While the block runs, rank 0's models have all their weights."""
+        with ExitStack() as stack:
+            for trained in (self.updater, *([self.critic.updater] if self.critic is not None else [])):
+                stack.enter_context(trained.engine.whole_on_main())
+            yield
 
     def _link_names(self) -> tuple[str, str | None]:
         model = self.config.model
@@ -408,6 +422,11 @@ def prepare_model(config: Config) -> None:
         f"experiment.threads={config.experiment.threads}",
         f"experiment.deterministic={config.experiment.deterministic}",
         f"model.device={config.model.device}",
+        *(
+            [f"experiment.deepspeed_file={config.experiment.deepspeed_file}"]
+            if config.experiment.deepspeed_file
+            else []
+        ),
     ]
     sft.run(load_config(words))
     if plan.to_be_prepared(config):

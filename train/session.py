@@ -22,6 +22,7 @@ from models.family import Family, find_family
 from models.lora import Adapters
 from runtime import ranks
 from runtime.run_folder import RunFolder, run_path
+from train.engine import shares_weights
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,14 @@ def count_tasks(config: Config, name: str, key: str, data_type: str) -> int:
     return len(tasks)
 
 
-def make_model(config: Config, path: Path | None = None, dtype: str = "float32") -> DiffusionLM:
+def make_model(
+    config: Config, path: Path | None = None, dtype: str = "float32", device: torch.device | None = None
+) -> DiffusionLM:
     """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's
-    device."""
+    device where no other is given."""
     seed = config.training.seed if config.model.random_init and path is None else None
-    folder = path or check_model_path(config)
-    model = load_model(folder, dtype, pick_device(config.model.device), config.model.model_base, seed)
+    folder, device = path or check_model_path(config), device or pick_device(config.model.device)
+    model = load_model(folder, dtype, device, config.model.model_base, seed)
     if config.lora.rank and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
@@ -171,14 +174,20 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
     return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
 
 
+def trained_model_device(config: Config) -> torch.device:
+    """Where a model to be trained is loaded: the host, where ZeRO-3 then takes the ranks' shares from it."""
+    return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
+
+
 def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:
-    """The value model from `path` (its folder in a checkpoint of the run) or model.value_base_model; None when the
-    config names none."""
+    """The value model from `path` (its folder in a checkpoint of the run) or model.value_base_model, where it is
+    trained from; None when the config names none."""
     base = check_value_base(config)
     if base is None:
         return None
     seed = config.training.seed if config.model.random_init and path is None else None
-    model = load_value_model(path or base, "float32", pick_device(config.model.device), config.model.model_base, seed)
+    device = trained_model_device(config)
+    model = load_value_model(path or base, "float32", device, config.model.model_base, seed)
     if config.training.gradient_checkpointing_enable:
         model.base.enable_gradient_checkpointing()
     return model

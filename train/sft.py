@@ -29,6 +29,7 @@ from sample import Rollout
 from train import plan, session
 from train.checkpoint import load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.decoding import drop_over_long, tokenizer_of
+from train.engine import check_engine, engine_line, zero_stage
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
@@ -87,6 +88,7 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
+    check_engine(config)
     folder = session.check_model_path(config)
     if training.method == "ar" and not session.model_family(config, folder).logit_shift:
         raise ValueError(
@@ -107,13 +109,14 @@ def check(config: Config) -> list[Example]:
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
     experiment = config.experiment
     checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume)
-    model = session.make_model(config, checkpoint)
+    device = session.pick_device(config.model.device)
+    model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
     config = replace(config, training=for_model(config.training, model))
     training = config.training
     session.adopt_block_size(model, training.block_size or model.block_size)
     samples = tokenise(examples, model, config)
-    precision = session.precision(config, model.device)
-    updater = Updater(model, make_accelerator(precision, model.device), config)
+    precision = session.precision(config, device)
+    updater = Updater(model, make_accelerator(precision, device, zero_stage(config)), config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
         saved = load_state(checkpoint)
@@ -169,7 +172,8 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
 def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Updater, state: dict[str, Any]) -> None:
     more = state | {"updater": updater.state_dict(), "rows_per_update": rows_per_update(config.training)}
     require_equal_weights(model, "model")
-    ranks.on_main(save_checkpoint, folder.checkpoints, state["step"], model, more, config.model.optimized_name)
+    with updater.engine.whole_on_main():
+        ranks.on_main(save_checkpoint, folder.checkpoints, state["step"], model, more, config.model.optimized_name)
     if ranks.is_main():
         prune_checkpoints(folder.checkpoints, config.experiment.keep_last)
 
@@ -319,6 +323,7 @@ def _banner(
             "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{total} updates in {training.num_train_epochs} epochs",
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
+            "engine": engine_line(config),
             "seed": str(training.seed),
             "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
         },

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from runtime import ranks, stopping
 from sample import Rollout, Sampler
 from sample.rollout import Key
 from train.replay import Row, by_response
+
+T = TypeVar("T")
 
 _BUCKET_ELEMENTS = 2**25
 _CHUNKS_PER_RANK = 4
@@ -109,24 +111,24 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    for bucket in _buckets(gradients):
+    for bucket in buckets(gradients, Tensor.numel):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
 
-def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+def buckets(items: Iterable[T], elements_of: Callable[[T], int]) -> list[list[T]]:
     """Neighbours together up to a size, so that few calls carry many small ones."""
-    buckets: list[list[Tensor]] = []
+    found: list[list[T]] = []
     elements = 0
-    for gradient in gradients:
-        elements += gradient.numel()
-        if not buckets or elements > _BUCKET_ELEMENTS:
-            buckets.append([])
-            elements = gradient.numel()
-        buckets[-1].append(gradient)
-    return buckets
+    for item in items:
+        elements += elements_of(item)
+        if not found or elements > _BUCKET_ELEMENTS:
+            found.append([])
+            elements = elements_of(item)
+        found[-1].append(item)
+    return found
 
 
 def require_equal_weights(model: torch.nn.Module, what: str) -> None:

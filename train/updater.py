@@ -18,34 +18,41 @@ from torch import Tensor
 from configs.schema import Config, OptimizerParams, SchedulerConfig
 from models import lora
 from runtime import ranks
+from train.engine import make_engine, zero_accelerator
 from train.objectives import Metrics
-from train.replay import MicroBatch, Row, micro_batches
-from train.sharding import require_equal_weights, share, sum_gradients
+from train.replay import MicroBatch, Row, micro_batches, pack
+from train.sharding import require_equal_weights, share
 
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 
 
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no".
+def make_accelerator(precision: str, device: torch.device, stage: int = 0) -> Accelerator:
+    """accelerate's Accelerator of this run, one process included. precision: "bf16" or "no"; stage: of ZeRO, 0 =
+    without (as on one rank, where there is nothing to share out).
 
     ValueError where accelerate's launcher asks for an engine that is not here; RuntimeError where accelerate sees other
     ranks than this job has.
     """
-    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+    for engine in ("FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(
-                f"accelerate's config asks for {engine}, which is not here: every process holds the whole model. Take "
-                "a config of accelerate_configs/, or start the command without accelerate."
+                f"accelerate's config asks for {engine}, which is not here. Take a config of accelerate_configs/, or "
+                "start the command without accelerate."
             )
-    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if stage and ranks.world_size() > 1:
+        accelerator = zero_accelerator(stage, precision, device)
+    else:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
         raise RuntimeError(
             f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
             f"{ranks.rank()} of {ranks.world_size()}: the launcher's variables do not agree."
         )
-    ranks.require_alike("the engine", f"{accelerator.distributed_type}, {precision}, {accelerator.device.type}")
+    engine = f"{accelerator.distributed_type}, ZeRO stage {stage}, {precision}, {accelerator.device.type}"
+    ranks.require_alike("the engine", engine)
     return accelerator
 
 
@@ -105,18 +112,35 @@ class UpdateStats:
 
 @torch.no_grad()
 def outputs(
-    model: torch.nn.Module, rows: Sequence[Row], which: Sequence[int], max_tokens: int, accelerator: Accelerator
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    which: Sequence[int],
+    max_tokens: int,
+    accelerator: Accelerator,
+    together: bool = False,
 ) -> list[NDArray[np.float32]]:
     """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
-    `which`. The ranks share the rows, and each gets all numbers."""
+    `which`. The ranks share the rows, and each gets all numbers. together: all run as many forwards."""
     found: dict[int, NDArray[np.float32]] = {}
-    for batch in micro_batches(rows, share(rows, which), max_tokens, accelerator.device):
+    for batch, is_filler in _shared_batches(rows, which, max_tokens, accelerator.device, together):
         with accelerator.autocast():
             output_N = _outputs(model, batch).float().cpu().numpy()
+        if is_filler:
+            continue
         for place, i in enumerate(batch.rows):
             found[i] = output_N[batch.row_of_N == place]
     everywhere = {i: output_N for part in ranks.gather(found) for i, output_N in part.items()}
     return [everywhere.get(i, np.empty(0, np.float32)) for i in range(len(rows))]
+
+
+def _shared_batches(
+    rows: Sequence[Row], which: Sequence[int], max_tokens: int, device: torch.device, together: bool
+) -> list[tuple[MicroBatch, bool]]:
+    """This rank's micro-batches of rows[which]; `together`: as many on every rank, those that fill up marked True."""
+    mine = list(micro_batches(rows, share(rows, which), max_tokens, device))
+    missing = max(ranks.gather(len(mine))) - len(mine) if together else 0
+    filler = [pack(rows, [min(which, key=lambda i: rows[i].num_tokens)], device)] if missing else []
+    return [(batch, False) for batch in mine] + [(batch, True) for batch in filler * missing]
 
 
 def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
@@ -140,12 +164,10 @@ class Updater:
         self.accelerator = accelerator
         self.peak_rate = config.optimizer.params.learning_rate
         require_equal_weights(model, type(model).__name__)
-        # evaluation_mode: without accelerate's wrapper for many ranks, whose hooks want every rank and parameter to
-        # take part in each backward pass; `sum_gradients` does without.
-        self.model = accelerator.prepare_model(model, evaluation_mode=True)
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, config.optimizer.params))
+        optimizer = make_optimizer(model, config.optimizer.params)
+        self.engine = make_engine(model, optimizer, accelerator, config.training.max_grad_norm)
+        self.model = self.engine.model
         self.max_tokens = config.training.max_tokens_per_microbatch
-        self.max_grad_norm = config.training.max_grad_norm
         self.max_skipped = config.training.max_skipped_updates
         self.seed, self.updates = config.training.seed, 0
         self.skipped_in_a_row = 0
@@ -153,8 +175,7 @@ class Updater:
 
     def set_rate(self, scale: float) -> None:
         self.rate = self.peak_rate * scale
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+        self.engine.set_rate(self.rate)
 
     def update(
         self,
@@ -167,13 +188,19 @@ class Updater:
         """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
         the loss, sums); progress hears of rows as they are done."""
         self.model.train()
-        batches = list(micro_batches(rows, share(rows, which), self.max_tokens, self.accelerator.device))
+        device, together = self.accelerator.device, self.engine.together
+        shared = _shared_batches(rows, which, self.max_tokens, device, together)
+        batches = [batch for batch, is_filler in shared if not is_filler]
         totals: dict[str, Tensor] = {}
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        for batch in batches:
+        loss_sum = torch.zeros((), device=device)
+        for place, (batch, is_filler) in enumerate(shared):
+            last = place == len(shared) - 1
+            if is_filler:
+                self.engine.backward(0.0 * _outputs(self.model, batch).sum(), last)
+                continue
             with self._dropping(rows, batch):
                 loss, metrics = loss_of(_outputs(self.model, batch), batch)
-                self.accelerator.backward(loss)
+                self.engine.backward(loss, last)
             loss_sum += loss.detach()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
@@ -181,8 +208,6 @@ class Updater:
                 progress(len(batch.rows))
         if progress is not None:
             progress(len(which) - sum(len(batch.rows) for batch in batches))
-        sum_gradients(self.model.parameters())
-        norm = self._gradient_norm()
         parts = {f"metric/{name}": float(value) for name, value in totals.items()} | {
             "loss": float(loss_sum),
             "micro_batches": len(batches),
@@ -192,8 +217,8 @@ class Updater:
         loss_of_update = sums.pop("loss")
         stats.micro_batches += int(sums.pop("micro_batches"))
         stats.packed_tokens += int(sums.pop("packed_tokens"))
+        norm = self.engine.step(loss_of_update)
         if math.isfinite(loss_of_update) and math.isfinite(norm):
-            self.optimizer.step()
             self.skipped_in_a_row = 0
             stats.updates += 1
             stats.grad_norms.append(norm)
@@ -201,23 +226,22 @@ class Updater:
             stats.add(metrics_of_update | {"loss": loss_of_update})
         else:
             self._skip(rows, which, loss_of_update, norm, stats)
-        self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
 
     def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
-        return outputs(self.model, rows, which, self.max_tokens, self.accelerator)
+        return outputs(self.model, rows, which, self.max_tokens, self.accelerator, self.engine.together)
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.engine.state_dict(),
             "updates": self.updates,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
@@ -231,11 +255,6 @@ class Updater:
             for i in batch.rows
         ]
         return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
-
-    def _gradient_norm(self) -> float:
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        return float(norm) if norm is not None else 0.0
 
     def _skip(self, rows: Sequence[Row], which: Sequence[int], loss: float, norm: float, stats: UpdateStats) -> None:
         stats.skipped += 1

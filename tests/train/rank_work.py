@@ -5,7 +5,7 @@ import time
 
 import torch
 from helpers import tiny_model
-from trainees import make_config, sampled, shifted, weights_of
+from trainees import make_config, sampled, shifted
 
 from models import ValueModel
 from models.lora import Adapters
@@ -32,13 +32,13 @@ def sections(**more):
     }
 
 
-def rl_updates(family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, poison=None, **training):
+def rl_updates(family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, poison=None, stage=0, **training):
     """Two steps of updates of one set of rollouts: metrics, weights, and whether ranks agree."""
     join()
     model = tiny_model(family)
     rollouts = shifted(sampled(model, lengths, n=n), 0.3)
     config = make_config(**sections(training=training))
-    updater = Updater(model, make_accelerator("no", CPU), config)
+    updater = Updater(model, make_accelerator("no", CPU, stage), config)
     policy = Policy(model, updater, config, SamplingConfig(max_new_tokens=16).for_model(model))
     critic = None
     if with_value:
@@ -54,8 +54,14 @@ def rl_updates(family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, p
             batch, found = critic.step(batch, rollouts, step)
         metrics.append(policy.train(batch, step) | found)
     require_equal_weights(model, "policy")
-    weights = weights_of(model) | ({f"value {k}": v for k, v in weights_of(value).items()} if with_value else {})
+    weights = whole(updater)
+    if critic is not None:
+        weights |= {f"value {name}": weight for name, weight in whole(critic.updater).items()}
     return metrics, weights
+
+
+def whole(updater):
+    return {name: weight.detach().clone() for name, weight in updater.engine.weights()}
 
 
 def rollouts_of_all(slow_rank=None, max_slots=2, **settings):

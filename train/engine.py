@@ -1,0 +1,328 @@
+"""What a model is trained by: weights, gradients and optimizer whole on every rank, or shared out by DeepSpeed's ZeRO.
+
+Both take one step for the summed gradients of all ranks, and keep the optimizer's state in one form: AdamW's own,
+whole, so that a checkpoint goes on under either, on any number of ranks.
+"""
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from torch import Tensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from configs.engine import engine_file
+from configs.schema import Config
+from runtime import ranks
+from train.sharding import buckets, sum_gradients
+
+_REDUCE_BUCKET_ELEMENTS = 2**26
+
+
+def zero_stage(config: Config) -> int:
+    """0, 2 or 3, from experiment.deepspeed_file or from the config of the `accelerate launch` that started us.
+    ValueError where the two disagree, or where that one asks for what is not here."""
+    file, launched = engine_file(config.experiment.deepspeed_file), _launched_stage()
+    if file is None:
+        return launched or 0
+    if launched not in (None, file.zero_stage):
+        raise ValueError(
+            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given ZeRO-{launched}: "
+            "give both one file, or leave experiment.deepspeed_file out."
+        )
+    return file.zero_stage
+
+
+def _launched_stage() -> int | None:
+    """The stage that accelerate launch was given; None without."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if stage is None:
+        return None
+    for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE"):
+        value = os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", "none")
+        if value != "none":
+            raise ValueError(
+                f"accelerate's config sets deepspeed_{name.lower()}={value}, which is not here: take a config of "
+                "accelerate_configs/."
+            )
+    if stage not in ("2", "3"):
+        raise ValueError(f"accelerate's config asks for ZeRO stage {stage}; there are 2 and 3.")
+    return int(stage)
+
+
+def check_engine(config: Config) -> None:
+    """ValueError where the engine that the config asks for cannot train what it asks for."""
+    stage = zero_stage(config)
+    if stage and find_spec("deepspeed") is None:
+        raise ValueError(
+            f"ZeRO-{stage} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "
+            "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
+            "then holds the whole model."
+        )
+    if stage and config.lora.rank:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} under ZeRO-{stage}: adapters are trained with the whole base on every rank; "
+            "leave experiment.deepspeed_file out, or take a _ddp file."
+        )
+
+
+def shares_weights(config: Config) -> bool:
+    """Whether no rank holds the whole trained model: ZeRO-3 on several ranks."""
+    return zero_stage(config) == 3 and ranks.world_size() > 1
+
+
+def engine_line(config: Config) -> str:
+    """The engine, for people."""
+    stage, world = zero_stage(config), ranks.world_size()
+    if world == 1:
+        return "one process" + (f" (ZeRO-{stage} has nothing to share out)" if stage else "")
+    return f"ZeRO-{stage} over {world} processes" if stage else f"DDP, {world} processes"
+
+
+class _ZeroAccelerator(Accelerator):
+    """accelerate leaves autocast to DeepSpeed's engines; a frozen reference model is run by none."""
+
+    bf16 = False
+
+    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:  # type: ignore[override]
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accelerator:
+    """accelerate's Accelerator under DeepSpeed, on the process group that this job has. Weights stay fp32; precision
+    "bf16" is autocast, as without DeepSpeed."""
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    import deepspeed
+
+    # DeepSpeed would compile this (25 s, needs g++) for inference on CPU alone; a kill meanwhile leaves
+    # torch_extensions/*/deepspeed_shm_comm/lock, on which every later run waits for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    plugin = None
+    if AcceleratorState._shared_state == {} or AcceleratorState().distributed_type != DistributedType.DEEPSPEED:
+        config = {
+            "train_batch_size": ranks.world_size(),
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": _REDUCE_BUCKET_ELEMENTS},
+            "bf16": {"enabled": False},
+        }
+        plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+    backend = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")
+    accelerator = _ZeroAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
+    unset_hf_deepspeed_config()  # or from_pretrained (a judge's, on rank 0) would share out what it loads
+    accelerator.bf16 = precision == "bf16"
+    found = accelerator.deepspeed_plugin.zero_stage
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or found != stage:
+        raise RuntimeError(
+            f"accelerate runs {accelerator.distributed_type}, stage {found}; ZeRO-{stage} was asked for."
+        )
+    return accelerator
+
+
+class Whole:
+    """Every rank holds all of the model, its gradients and its optimizer; gradients are summed over ranks."""
+
+    together = False
+    """Whether every rank must run as many forwards and backwards as the others."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+    ):
+        self.module, self.accelerator = model, accelerator
+        self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else math.inf
+        # evaluation_mode: without accelerate's wrapper for many ranks, whose hooks want every rank and parameter to
+        # take part in each backward pass; `sum_gradients` does without.
+        self.model: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+        self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds a micro-batch's gradients to the update's; `last`: it ends the update."""
+        self.accelerator.backward(loss)
+
+    def step(self, loss: float) -> float:
+        """The optimizer's step for the gradients of all ranks, clipped, unless `loss` (of all ranks) or their norm is
+        not finite; the gradients are gone either way. Returns the norm before clipping."""
+        sum_gradients(self.model.parameters())
+        clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm = float(clipped) if clipped is not None else 0.0
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's named parameters, each whole while it is at hand. Every rank must go through all of them."""
+        yield from self.module.named_parameters()
+
+    def whole_on_main(self) -> AbstractContextManager[None]:
+        """While the block runs, rank 0's model has all its weights (to be read and saved, not run)."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state dict, whole, on rank 0; elsewhere it may be empty. Every rank calls it."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with a state that rank 0 saved; every rank has all of it."""
+        self.optimizer.load_state_dict(copy.deepcopy(state))
+
+
+class Zero:
+    """DeepSpeed's ZeRO: each rank holds its part of the optimizer and of the summed gradients (stage 2), and of the
+    weights, which are gathered module by module as they are used (stage 3). https://arxiv.org/abs/1910.02054"""
+
+    together = True
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+    ):
+        self.module, self.accelerator, self.world = model, accelerator, ranks.world_size()
+        self.stage = accelerator.deepspeed_plugin.zero_stage
+        self.saved_groups = optimizer.state_dict()["param_groups"]
+        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        settings = accelerator.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = max_grad_norm
+        settings["torch_autocast"] = {
+            "enabled": accelerator.bf16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
+        vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        found = self.model.zero_optimization_stage(), self.model.dp_world_size
+        if found != (self.stage, self.world):
+            raise RuntimeError(
+                f"DeepSpeed runs stage {found[0]} on {found[1]} ranks, not {self.stage} on {self.world}."
+            )
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """As `Whole.backward`. DeepSpeed takes means over ranks where sums are meant. A loss that is not finite spoils
+        the gradients, so that DeepSpeed takes no step for them."""
+        factor = torch.where(loss.detach().isfinite(), float(self.world), math.nan)
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss * factor, scale_wrt_gas=False)
+
+    def step(self, loss: float) -> float:
+        """As `Whole.step`."""
+        self.model.step()
+        norm = float(self.model.get_global_grad_norm()) if self.model.was_step_applied() else math.inf
+        assert math.isfinite(loss) or not math.isfinite(norm)
+        return norm
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As `Whole.weights`; under stage 3 a few layers' are gathered at a time."""
+        if self.stage < 3:
+            yield from self.module.named_parameters()
+            return
+        import deepspeed
+
+        named = list(self.module.named_parameters())
+        for bucket in buckets(named, lambda item: item[1].ds_numel):
+            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+                for name, parameter in bucket:
+                    yield name, parameter.data
+
+    @contextmanager
+    def whole_on_main(self) -> Iterator[None]:
+        """As `Whole.whole_on_main`; under stage 3 the weights are gathered into rank 0's host memory."""
+        whole = {}
+        for name, weight in self.weights() if self.stage == 3 else ():
+            if ranks.is_main():
+                whole[name] = weight.to("cpu", copy=True)
+        parameters = {name: p for name, p in self.module.named_parameters() if name in whole}
+        shares = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = whole[name]
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = shares[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Whole.state_dict`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.stage < 3:
+            self._link_moments()
+        steps = [float(state["step"]) for state in self.optimizer.optimizer.optimizer.state.values()]
+        state: dict[int, dict[str, Tensor]] = {}
+        for i, parameter in enumerate(self.trained) if steps else ():
+            moments = {name: safe_get_full_optimizer_state(parameter, name) for name in ("exp_avg", "exp_avg_sq")}
+            if ranks.is_main():
+                state[i] = {name: moment.to("cpu", copy=True) for name, moment in moments.items()}
+                state[i]["step"] = torch.tensor(steps[0])
+        groups = zip(self.saved_groups, self.optimizer.param_groups, strict=True)
+        return {"state": state, "param_groups": [saved | {"lr": group["lr"]} for saved, group in groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Whole.load_state_dict`; a rank keeps its part."""
+        for group, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
+        if state["state"]:
+            self._fill_moments(state["state"])
+
+    def _link_moments(self) -> None:
+        """Stage 2: lets each parameter find its moments. DeepSpeed does so when its first group of parameters alone has
+        any."""
+        zero = self.optimizer.optimizer
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+    def _fill_moments(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        zero = self.optimizer.optimizer
+        parts: Sequence[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        for part in parts:
+            zero.optimizer.state[part] = {
+                "step": state[0]["step"].clone(),
+                "exp_avg": torch.zeros_like(part),
+                "exp_avg_sq": torch.zeros_like(part),
+            }
+        if self.stage < 3:
+            self._link_moments()
+        for i, parameter in enumerate(self.trained):
+            for name in ("exp_avg", "exp_avg_sq"):
+                whole = state[i][name]
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, whole, name)
+                    continue
+                size, first = parameter.ds_tensor.numel(), ranks.rank() * parameter.ds_tensor.numel()
+                mine = torch.zeros(size, dtype=whole.dtype)
+                held = whole.flatten()[first : first + size]
+                mine[: len(held)] = held
+                safe_set_local_optimizer_state(parameter, mine, name)
+
+
+Engine = Whole | Zero
+
+
+def make_engine(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+) -> Engine:
+    kind = Zero if accelerator.distributed_type == DistributedType.DEEPSPEED else Whole
+    return kind(model, optimizer, accelerator, max_grad_norm)
