@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -38,6 +39,13 @@ def prepare_process(config: Config) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
+
+
+def seed_noise(seed: int, step: int) -> None:
+    """torch's random numbers of step `step` (the dropout of adapters) on this rank, so that a step that is done again
+    draws the same."""
+    numbers = np.random.SeedSequence([seed, step, ranks.rank()])
+    torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
 @contextmanager
