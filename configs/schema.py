@@ -36,6 +36,10 @@ class ExperimentConfig:
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
     eval_first: bool = opt(True, "evaluate before the first RL step too")
     keep_last: int = opt(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
+    keep_best: bool = opt(
+        False,
+        "RL: save every step that is evaluated too, and keep the checkpoint of the best accuracy besides (ckpt/best)",
+    )
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
     start_from_scratch: bool = opt(
         True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 STATE = "trainer"
 VALUE = "value"
+BEST = "best"
 
 
 def save_checkpoint(
@@ -107,11 +108,26 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune_checkpoints(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints; 0 = none is removed."""
+def point_to_best(folder: Path, scores: Mapping[int, float]) -> Path | None:
+    """Links `folder`/best to the whole checkpoint with the highest score (by step), the first of equals, and returns
+    it; None, and no link, where no step has both."""
+    found = {step: folder / f"step-{step:06d}" for step in sorted(scores)}
+    whole = [step for step, path in found.items() if path.is_dir() and _problem(path) is None]
+    if not whole:
+        if (folder / BEST).is_symlink():
+            (folder / BEST).unlink()
+        return None
+    best = found[max(whole, key=lambda step: scores[step])]
+    _point(folder / BEST, best.name)
+    return best
+
+
+def prune_checkpoints(folder: Path, keep_last: int, best: Path | None = None) -> None:
+    """Removes all but the newest `keep_last` checkpoints and the best; 0 = none is removed."""
     paths = sorted(folder.glob("step-*"))
     for path in paths[: max(0, len(paths) - keep_last)] if keep_last else []:
-        shutil.rmtree(path)
+        if path != best:
+            shutil.rmtree(path)
 
 
 def _problem(path: Path) -> str | None:

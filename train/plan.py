@@ -8,6 +8,7 @@ from models import DiffusionLM
 from runtime import ranks
 from runtime.run_folder import RunFolder, run_path
 from train import session
+from train.checkpoint import BEST
 from train.engine import check_engine, engine_line
 from train.evaluation import reward_of
 from train.judging import step_judge_of
@@ -46,6 +47,7 @@ def check(config: Config) -> None:
             f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    _check_best(config)
     session.pick_device(config.model.device)
     check_engine(config)
     dataset, evaluation = config.dataset, config.evaluation
@@ -65,6 +67,16 @@ def check(config: Config) -> None:
     session.check_value_base(config)
     if config.dry_run:
         print("\n".join(plan_lines(config, folder, tasks)))
+
+
+def _check_best(config: Config) -> None:
+    if not config.experiment.keep_best:
+        return
+    if not config.evaluation.eval_dataset:
+        raise ValueError("experiment.keep_best needs evaluations to tell the best by: set evaluation.eval_dataset.")
+    for key in ("optimized_name", "optimized_value_name"):
+        if getattr(config.model, key) == BEST:
+            raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
 
 
 def to_be_prepared(config: Config) -> bool:

@@ -24,7 +24,16 @@ from sample import Rollout, Sampler
 from sample.rollout import Key
 from train import plan, session, sft
 from train.advantages import Scored, group_advantages
-from train.checkpoint import VALUE, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
+from train.checkpoint import (
+    BEST,
+    VALUE,
+    load_state,
+    point_to,
+    point_to_best,
+    prune_checkpoints,
+    save_checkpoint,
+    starting_checkpoint,
+)
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.engine import shares_weights, zero_stage
@@ -113,6 +122,7 @@ class Run:
                 ranks.on_main(point_to, checkpoint, *self._link_names())
         self.sampler.weights_version = self.state["step"]
         self.evaluations = ranks.on_main(self._logs_until, self.state["step"] if checkpoint else -1)
+        ranks.on_main(self._best)
         self.graded_steps = GradedSteps(folder, self.state["step"]) if ranks.is_main() else None
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
@@ -170,7 +180,7 @@ class Run:
                 self.sampler.update_weights(self.updater.engine.weights())
             ranks.on_main(self.log, step, graded, metrics | value_metrics)
             self.done = step
-            if step % config.experiment.save_every == 0 or step == config.experiment.total_step:
+            if self.save_is_due(step):
                 with timed("save"):
                     self.save(step)
             if self.evaluation_is_due(step):
@@ -299,6 +309,11 @@ class Run:
         wanted = experiment.eval_first if step == 0 else regular
         return wanted and bool(self.eval_prompts) and step not in self.evaluations
 
+    def save_is_due(self, step: int) -> bool:
+        experiment = self.config.experiment
+        regular = step % experiment.save_every == 0 or step == experiment.total_step
+        return regular or (experiment.keep_best and self.evaluation_is_due(step))
+
     def evaluate(self, step: int) -> None:
         """Every evaluation entry; the first one is the run's headline."""
         evaluation = self.config.evaluation
@@ -322,6 +337,7 @@ class Run:
         self.evaluations[step] = {result.name: result.metrics for result in results}
         if ranks.is_main():
             atomic_write_text(self.folder.evaluations, json.dumps(self.evaluations, indent=1) + "\n")
+            prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last, self._best())
 
     def save(self, step: int) -> None:
         self.state |= {"step": step, "seconds": time.perf_counter() - self.started}
@@ -338,7 +354,7 @@ class Run:
 
         def write() -> None:
             save_checkpoint(self.folder.checkpoints, step, self.model, state, name, value)
-            prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last)
+            prune_checkpoints(self.folder.checkpoints, self.config.experiment.keep_last, self._best())
 
         with self._whole_on_main():
             ranks.on_main(write)
@@ -351,6 +367,8 @@ class Run:
             for name in ("accuracy", "stderr", "reward", "length", "tokens_per_forward"):
                 summary[f"{name}_{when}"] = headline.get(name)
         summary["model"] = str(self.folder.checkpoints / self.config.model.optimized_name)
+        if self.config.experiment.keep_best:
+            summary["best_model"] = str(self.folder.checkpoints / BEST)
         self.monitor.curves()
         self.monitor.final(summary)
         return summary
@@ -374,6 +392,13 @@ class Run:
             for trained in (self.updater, *([self.critic.updater] if self.critic is not None else [])):
                 stack.enter_context(trained.engine.whole_on_main())
             yield
+
+    def _best(self) -> Path | None:
+        """Points ckpt/best to the best checkpoint so far and returns it; None where none is to be kept."""
+        if not self.config.experiment.keep_best:
+            return None
+        accuracy = {step: next(iter(entries.values()))["accuracy"] for step, entries in self.evaluations.items()}
+        return point_to_best(self.folder.checkpoints, accuracy)
 
     def _link_names(self) -> tuple[str, str | None]:
         model = self.config.model

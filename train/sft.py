@@ -85,6 +85,8 @@ def check(config: Config) -> list[Example]:
         raise ValueError(
             f"training.method={training.method!r} is not an SFT method; choose from {', '.join(SFT_METHODS)}."
         )
+    if config.experiment.keep_best:
+        raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)

@@ -9,7 +9,15 @@ from helpers import tiny_model
 from trainees import assert_same_weights, weights_of
 
 from models import ValueModel, load_model, load_value_model
-from train.checkpoint import STATE, VALUE, load_state, newest_checkpoint, prune_checkpoints, save_checkpoint
+from train.checkpoint import (
+    STATE,
+    VALUE,
+    load_state,
+    newest_checkpoint,
+    point_to_best,
+    prune_checkpoints,
+    save_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +115,18 @@ def test_pruning_keeps_the_newest(tmp_path, keep_last, left):
         (tmp_path / f"step-{step:06d}").mkdir()
     prune_checkpoints(tmp_path, keep_last)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:06d}" for step in left]
+
+
+def test_the_best_is_pointed_to_and_outlives_pruning(folder):
+    assert point_to_best(folder, {0: 0.9, 2: 0.5, 4: 0.5, 10: 0.3, 12: 0.8}) == folder / "step-000002"
+    assert (folder / "best").resolve() == folder / "step-000002"
+    prune_checkpoints(folder, 1, folder / "step-000002")
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-000002", "step-000010"]
+    assert point_to_best(folder, {2: 0.5, 10: 0.6}) == folder / "step-000010" == (folder / "best").resolve()
+
+
+def test_a_torn_checkpoint_is_never_the_best(folder):
+    damage(folder / "step-000004", "cut weights")
+    assert point_to_best(folder, {2: 0.1, 4: 0.9}) == folder / "step-000002"
+    damage(folder / "step-000002", "no list")
+    assert point_to_best(folder, {2: 0.1, 4: 0.9}) is None and not (folder / "best").is_symlink()

@@ -1,0 +1,94 @@
+"""RL runs that die and are typed again: nothing twice, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from end_to_end import RL, Workshop, read_jsonl, text_checkpoint
+
+from configs import load_config
+from configs.load import REPOSITORY
+from runtime.monitor import Monitor
+from train import rl
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shop(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    return Workshop(tmp_path, model_folder)
+
+
+def run_rl(shop, *words):
+    return rl.run(load_config(shop.words(RL, *words)))
+
+
+def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
+    """Step 1 is the best; the run dies in the evaluation of step 3, whose checkpoint is written already."""
+    words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
+    words += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
+    given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
+    evaluate, at = rl.evaluate, []
+
+    def with_given_accuracy(*args, **named):
+        (result,) = evaluate(*args, **named)
+        at.append(len(at) + 1)
+        if len(at) == 3 and dying:
+            raise Stop
+        return [SimpleNamespace(name=result.name, metrics=result.metrics | {"accuracy": given[at[-1]]})]
+
+    def checkpoints():
+        return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name
+
+    ckpt, dying = shop.runs / "rl" / "ckpt", True
+    monkeypatch.setattr(rl, "evaluate", with_given_accuracy)
+    with pytest.raises(Stop):
+        run_rl(shop, *words)
+    assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")
+    (ckpt / "best").unlink()
+    dying, at[:] = False, [1, 2]
+    assert run_rl(shop, *words)["best_model"] == str(ckpt / "best")
+    assert checkpoints() == (["best", "optimized", "step-000001", "step-000004"], "step-000001")
+    assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [1, 1, 2, 2, 3, 3, 4, 4]
+    with pytest.raises(ValueError, match="needs evaluations"):
+        run_rl(shop, "experiment.keep_best=true", "evaluation.eval_dataset=''")
+
+
+def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
+    """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
+    write = rl.atomic_write_text
+
+    def dies_after_step_2(path, text):
+        if "2" in json.loads(text):
+            raise Stop
+        write(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(rl, "atomic_write_text", dies_after_step_2)
+        run_rl(shop)
+    assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
+    assert run_rl(shop)["accuracy_after"] is not None
+    assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [0, 0, 1, 2, 2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_killed_at_random_moments_end_as_one_that_never_was():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kill.py", "--kills", "3"],
+        cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kills"] == figures["equal"] == 3
