@@ -12,7 +12,7 @@ import commands
 import local_sshd
 import pytest
 import torch
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, read_jsonl, without_clock
 from rank_jobs import free_port
 
 from models import load_model
@@ -20,11 +20,6 @@ from models import load_model
 SMOOTH = ("optimizer.params.epsilon=1e-4",)
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def shop(tmp_path):
-    return Workshop(tmp_path, text_checkpoint(tmp_path / "model"))
 
 
 def start(words, **named):
@@ -41,13 +36,8 @@ def run(words, **named):
     return out
 
 
-def steps(folder):
-    rows = read_jsonl(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "time/" not in k and "_per_second" not in k} for row in rows]
-
-
 def assert_same_run(folder, other):
-    mine, theirs = steps(folder), steps(other)
+    mine, theirs = (without_clock(read_jsonl(path / "metrics.jsonl")) for path in (folder, other))
     assert [row.keys() for row in mine] == [row.keys() for row in theirs]
     for row, wanted in zip(mine, theirs, strict=True):
         for name in row.keys() - {"micro_batches"}:
