@@ -106,11 +106,14 @@ class _Ranks:
             except queue.Empty:
                 continue
             left.discard(rank)
-            if self.children[rank].returncode != 0 and self.asked_to_stop is None:
+            if self.children[rank].returncode - 128 in (signal.SIGTERM, signal.SIGINT):
+                self.asked_to_stop = self.children[rank].returncode - 128  # the ranks agreed on it: all of them end so
+            elif self.children[rank].returncode != 0 and self.asked_to_stop is None:
                 return self._failed(rank)
         return self._stopped_status()
 
     def _lost(self, error: LostNode) -> int:
+        self.gathering.fail(str(error))
         self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder)}")
         return self._stopped_status() or 1
 

@@ -117,7 +117,7 @@ class Gathering:
     node: Node
     store: Store
     port: int
-    helpers: list[subprocess.Popen[str]] = field(default_factory=list)
+    helpers: dict[int, "Helper"] = field(default_factory=dict)
     _answered: float = 0.0
     _lost: LostNode | None = None
     _left: threading.Event = field(default_factory=threading.Event)
@@ -150,7 +150,10 @@ class Gathering:
         if node.index == 0:
             here._wait_for_all(processes, meeting)
         else:
-            store.wait(["go"])
+            try:
+                store.wait(["go"])
+            except (DistError, RuntimeError):
+                raise ValueError(f"{node}: node 0 left before the job began; what it says tells why.") from None
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
         here._answered = time.monotonic()
         if node.count > 1:
@@ -160,13 +163,15 @@ class Gathering:
     def _wait_for_all(self, processes: int, meeting: Meeting) -> None:
         missing = self._missing(0.0 if meeting.launcher == "ssh" else meeting.wait_seconds)
         if missing and meeting.launcher != "each_node" and self.node.hosts:
-            self.helpers += [_start_over_ssh(self.node, index, meeting) for index in missing]
+            self.helpers = {index: _start_over_ssh(self.node, index, meeting) for index in missing}
             missing = self._missing(max(meeting.wait_seconds, STORE_SECONDS))
         if missing:
+            ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
             self.end_helpers()
             names = ", ".join(self.node.name(index) for index in missing)
+            why = "; ".join(ended) if ended else f"after {meeting.wait_seconds:.0f} s"
             raise ValueError(
-                f"{names} did not join {self.node.host}:{self.port} in {meeting.wait_seconds:.0f} s. Run the same "
+                f"{names} did not join {self.node.host}:{self.port} ({why}). Run the same "
                 "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
                 "set, ssh without a password); experiment.join_seconds is how long to wait."
             )
@@ -182,10 +187,14 @@ class Gathering:
         deadline = time.monotonic() + seconds
         while True:
             missing = [i for i in range(self.node.count) if not self.store.check([f"node/{i}"])]
-            ended = [helper for helper in self.helpers if helper.poll() is not None]
-            if not missing or ended or time.monotonic() > deadline:
+            if not missing or self._ended() or time.monotonic() > deadline:
                 return missing
             time.sleep(0.05)
+
+    def _ended(self) -> dict[int, int]:
+        """Exit status of each ssh that has ended, by node."""
+        statuses = {index: helper.process.poll() for index, helper in self.helpers.items()}
+        return {index: status for index, status in statuses.items() if status is not None}
 
     def check(self) -> None:
         """LostNode when a node failed or is silent."""
@@ -211,6 +220,7 @@ class Gathering:
 
     def _look(self, now: float) -> None:
         self.store.set(f"beat/{self.node.index}", str(now))
+        ended = self._ended()
         if self.store.check(["failed"]):
             raise LostNode(self.store.get("failed").decode())
         for index in range(self.node.count):
@@ -218,6 +228,8 @@ class Gathering:
             before, heard = self._heard.get(index, (None, now))
             self._heard[index] = (beat, now if beat != before else heard)
             done = self.store.check([f"done/{index}"])
+            if not done and index in ended:
+                raise LostNode(f"ssh to {self.node.name(index)} ended with status {ended[index]}")
             if not done and now - self._heard[index][1] > SILENT_SECONDS:
                 raise LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
 
@@ -239,26 +251,45 @@ class Gathering:
         try:
             self.store.set(f"done/{self.node.index}", "")
             if self.node.index == 0:
-                self.store.wait([f"done/{i}" for i in range(self.node.count)])
+                self._wait_until_done()
         except (DistError, RuntimeError):
             pass
         self.end_helpers()
 
+    def _wait_until_done(self) -> None:
+        deadline = time.monotonic() + STORE_SECONDS
+        while time.monotonic() < deadline:
+            ended = self._ended()
+            if all(self.store.check([f"done/{i}"]) or i in ended for i in range(self.node.count)):
+                return
+            time.sleep(0.05)
+
     def end_helpers(self) -> None:
-        for helper in self.helpers:
-            if helper.poll() is None:
-                try:
-                    helper.wait(5.0)
-                except subprocess.TimeoutExpired:
-                    helper.terminate()
+        for helper in self.helpers.values():
+            helper.end()
 
 
-def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> subprocess.Popen[str]:
+@dataclass
+class Helper:
+    """An ssh that runs this command on another node, and the thread that prints what it says."""
+
+    process: subprocess.Popen[str]
+    printer: threading.Thread
+
+    def end(self) -> None:
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+        self.printer.join(5.0)
+
+
+def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> Helper:
     """This command on another node. What it needs of the environment goes over standard input, not the command line."""
     passed = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
     exports.append(f"export MLP_ROLE_INDEX={index}")
-    command = shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:], "experiment.launcher=each_node"])
+    command = shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     script = "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} && exec {command} < /dev/null", ""])
     words = [*shlex.split(meeting.ssh), f"{meeting.ssh_user}@{node.hosts[index]}", "exec sh -s"]
     print(f"starting {node.name(index)} over ssh: {shlex.join(words)}", flush=True)
@@ -272,13 +303,14 @@ def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> subprocess.Pope
         start_new_session=True,
     )
     assert helper.stdin is not None and helper.stdout is not None
-    threading.Thread(target=_prefixed, args=(helper.stdout, f"[node {index}] "), daemon=True).start()
+    printer = threading.Thread(target=_prefixed, args=(helper.stdout, f"[node {index}] "), daemon=True)
+    printer.start()
     try:
         helper.stdin.write(script)
         helper.stdin.close()
     except BrokenPipeError:
         pass
-    return helper
+    return Helper(helper, printer)
 
 
 def _prefixed(stream: TextIO, prefix: str) -> None:

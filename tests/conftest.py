@@ -22,3 +22,21 @@ def golden(request):
     from models import load_model
 
     return GOLDEN / request.param, load_model(GOLDEN / request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny checkpoint that reads and writes text: tests that change it make their own."""
+    from end_to_end import text_checkpoint
+
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shop(tmp_path, model_folder, monkeypatch):
+    from end_to_end import Workshop
+
+    from runtime.monitor import Monitor
+
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    return Workshop(tmp_path, model_folder)

@@ -80,6 +80,11 @@ def read_jsonl(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def without_clock(rows):
+    """Rows of metrics without what a clock measures."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and "per_second" not in k} for row in rows]
+
+
 RL = """
 experiment: {project: rl, total_step: 2, save_every: 1, eval_every: 2, threads: 1}
 dataset: {data_type: general, template: plain}

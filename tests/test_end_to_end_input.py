@@ -6,26 +6,14 @@ import warnings
 
 import pytest
 import torch
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, write_json
+from end_to_end import EVAL, RL, SFT, read_jsonl, text_checkpoint, write_json
 from helpers import tiny_checkpoint
 
 from configs import load_config
 from models import load_model
-from runtime.monitor import Monitor
 from train import evaluation, rl, session, sft
 
 QUICK = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return text_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def shop(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
-    return Workshop(tmp_path, model_folder)
 
 
 @pytest.fixture

@@ -1,46 +1,33 @@
 """Whole commands on several processes and nodes of this machine, as typed: same results, stops, resumes."""
 
+import getpass
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import commands
+import local_sshd
 import pytest
 import torch
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, read_jsonl, without_clock
 from rank_jobs import free_port
 
 from models import load_model
 
-ROOT = Path(__file__).parents[1]
 SMOOTH = ("optimizer.params.epsilon=1e-4",)
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def shop(tmp_path):
-    return Workshop(tmp_path, text_checkpoint(tmp_path / "model"))
+def start(words, **named):
+    return commands.start(words, stderr=subprocess.STDOUT, **named)
 
 
-def start(words, program=(sys.executable,), **environment):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command = [*program, *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, env=clean | environment, start_new_session=True, **pipes)
-
-
-def finish(process, timeout=150):
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"still running after {timeout} s:\n{process.communicate()[0]}")
-    return process.returncode, out
+def finish(process):
+    return commands.finish(process, 150)
 
 
 def run(words, **named):
@@ -49,13 +36,8 @@ def run(words, **named):
     return out
 
 
-def steps(folder):
-    rows = read_jsonl(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "time/" not in k and "_per_second" not in k} for row in rows]
-
-
 def assert_same_run(folder, other):
-    mine, theirs = steps(folder), steps(other)
+    mine, theirs = (without_clock(read_jsonl(path / "metrics.jsonl")) for path in (folder, other))
     assert [row.keys() for row in mine] == [row.keys() for row in theirs]
     for row, wanted in zip(mine, theirs, strict=True):
         for name in row.keys() - {"micro_batches"}:
@@ -73,6 +55,21 @@ def test_two_nodes_on_loopback_do_as_one_process(shop):
     nodes = [start(["multinode_rl.py", *typed], MLP_ROLE_INDEX=str(i), **place) for i in range(2)]
     for status, out in map(finish, nodes):
         assert status == 0, out
+    assert_same_run(shop.runs / "nodes", shop.runs / "one")
+
+
+def test_two_nodes_over_ssh_do_as_one_process(shop):
+    """As dLLM-RL's entry script has it: node 0 alone runs the command."""
+    (shop.folder / "sshd").mkdir()
+    words = (*SMOOTH, "training.rows_per_update=16", "evaluation.eval_dataset=''")
+    run(["rl.py", *shop.words(RL, *words, "experiment.project=one")])
+    hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
+    place = {"MLP_WORKER_NUM": "2", "MLP_ROLE_INDEX": "0", "MLP_WORKER_0_PORT": str(free_port())}
+    with local_sshd.serving(shop.folder / "sshd") as ssh:
+        over_ssh = (f"experiment.ssh={ssh}", f"experiment.ssh_user={getpass.getuser()}", "experiment.join_seconds=1")
+        typed = shop.words(RL, *words, *over_ssh, "experiment.project=nodes", "experiment.num_node=2")
+        out = run(["multinode_rl.py", *typed], **hosts, **place)
+    assert out.count("starting node 1 (127.0.0.1) over ssh") == 1
     assert_same_run(shop.runs / "nodes", shop.runs / "one")
 
 

@@ -2,28 +2,16 @@
 
 import numpy as np
 import pytest
-from end_to_end import RL, Workshop, read_jsonl, text_checkpoint, write_json
+from end_to_end import RL, read_jsonl, write_json
 from judge_server import judge_checkpoint, serving
 
 from configs import load_config
 from reward.sandbox import INSTALL_HINT, find_isolation
-from runtime.monitor import Monitor
 from train import rl
 from train.advantages import step_gae
 
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 NO_EVALUATION = "evaluation.eval_dataset=''"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return text_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def shop(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
-    return Workshop(tmp_path, model_folder)
 
 
 @pytest.fixture

@@ -3,103 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 
 import pytest
+from commands import finish, gone_in, start
 from rank_jobs import free_port
 
 from runtime.nodes import Node, host_list, this_node
-
-ROOT = Path(__file__).parents[2]
-
-SCRIPT = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-from pathlib import Path
-from runtime import launch, nodes, ranks, stopping
-from runtime.heartbeat import Heartbeat
-from runtime.nodes import Meeting, Node, this_node
-
-folder = Path({folder!r})
-nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
-
-def work():
-    {work}
-
-if not launch.is_launched():
-    node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
-    try:
-        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, "me"), folder)
-    except ValueError as error:
-        print("error:", error, file=sys.stderr)
-        status = 2
-    sys.exit(status)
-launch.follow_launcher()
-stopping.listen()
-ranks.join("cpu", {timeout})
-try:
-    work()
-except stopping.Stopped as stop:
-    sys.stdout.write(f"saved {{ranks.rank()}}\\n")
-    sys.exit(128 + stop.number)
-except ranks.FailedElsewhere:
-    sys.exit(ranks.STOPPED_ELSEWHERE)
-finally:
-    ranks.leave()
-"""
-
-
-@pytest.fixture
-def script(tmp_path):
-    def write(work, **named):
-        path = tmp_path / "script.py"
-        body = textwrap.indent(textwrap.dedent(work), "    ").strip()
-        usual = {"processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "timeout": 30.0, "silent": 30.0}
-        path.write_text(SCRIPT.format(root=str(ROOT), work=body, folder=str(tmp_path / "run"), **usual | named))
-        return path
-
-    return write
-
-
-def start(path, **environment):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return subprocess.Popen(
-        [sys.executable, str(path)],
-        env=clean | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process, timeout=60):
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"still running after {timeout} s:\n{out}\n{err}")
-    return process.returncode, out, err
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def gone_in(pids, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(map(alive, pids)):
-        time.sleep(0.1)
-    return not any(map(alive, pids))
-
 
 MLP = {"MLP_WORKER_NUM": "3", "MLP_ROLE_INDEX": "1", "MLP_WORKER_0_HOST": "a", "MLP_WORKER_0_PORT": "99"}
 
@@ -239,9 +148,11 @@ def nodes(path, count=2, **more):
 
 
 @pytest.mark.slow
-def test_two_nodes_make_one_job(script):
-    path = script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')")
-    for status, out, err in map(finish, nodes(path)):
+@pytest.mark.parametrize("launcher", ["each_node", "auto"])
+def test_two_nodes_make_one_job(script, launcher):
+    """auto: nodes that come by themselves are not started over ssh (which would fail here)."""
+    path = script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')", launcher=launcher)
+    for status, out, err in map(finish, nodes(path, MLP_WORKER_1_HOST="127.0.0.1")):
         assert (status, out.split("\n").count("sum 6")) == (0, 2), err
 
 
@@ -279,11 +190,23 @@ def test_two_nodes_that_wait_for_a_rank_name_it(script):
 
 
 @pytest.mark.slow
-def test_a_node_that_does_not_come_is_named_with_the_fix(script):
-    path = script("pass", wait=2.0)
+@pytest.mark.parametrize("launcher", ["each_node", "auto"])
+def test_a_node_that_does_not_come_is_named_with_the_fix(script, launcher):
+    """auto: where the other nodes' hosts are not known."""
+    path = script("pass", launcher=launcher, wait=2.0)
     env = {"MLP_WORKER_NUM": "2", "MLP_ROLE_INDEX": "0", "MLP_WORKER_0_HOST": "127.0.0.1"}
     status, _, err = finish(start(path, MLP_WORKER_0_PORT=str(free_port()), **env))
     assert status == 2 and "node 1 did not join 127.0.0.1:" in err and "experiment.launcher=ssh" in err
+    assert "after 2 s" in err
+
+
+@pytest.mark.slow
+def test_an_ssh_that_fails_is_named_at_once(script):
+    hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
+    path, port = script("pass", launcher="ssh", wait=50.0, ssh="false"), str(free_port())
+    process = start(path, MLP_WORKER_NUM="2", MLP_ROLE_INDEX="0", MLP_WORKER_0_PORT=port, **hosts)
+    status, _, err = finish(process, 40)
+    assert status == 2 and "ssh to node 1 (127.0.0.1) ended with status 1" in err and "without a password" in err
 
 
 @pytest.mark.slow

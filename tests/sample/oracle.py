@@ -5,6 +5,7 @@ attention). Only the hash is the sampler's own."""
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -232,3 +233,11 @@ def select(found, masked, k, config, equal_passes=False):
             break
         chosen.append(i)
     return chosen
+
+
+def same(got, want):
+    assert got.canvas_ids == want.canvas_ids
+    assert got.canvas_step_map == want.canvas_step_map
+    assert got.canvas_logprobs == pytest.approx(want.canvas_logprobs, abs=1e-5)
+    for name in ("num_response_tokens", "finish_reason", "num_steps"):
+        assert getattr(got, name) == getattr(want, name)

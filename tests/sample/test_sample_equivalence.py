@@ -8,6 +8,7 @@ import random
 import oracle
 import pytest
 from helpers import random_prompts, tiny_model
+from oracle import same
 
 from sample import Sampler, SamplingConfig
 from sample.unmask import STRATEGIES, TARGETS
@@ -41,14 +42,6 @@ def make(case, **changes):
 def pairs_of(model, case):
     """Two answers to each prompt, made the usual way: what the variants are compared with."""
     return Sampler(model, make(case)).generate(PROMPTS, n=2)
-
-
-def same(got, want):
-    assert got.canvas_ids == want.canvas_ids
-    assert got.canvas_step_map == want.canvas_step_map
-    assert got.canvas_logprobs == pytest.approx(want.canvas_logprobs, abs=1e-5)
-    for name in ("num_response_tokens", "finish_reason", "num_steps"):
-        assert getattr(got, name) == getattr(want, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join([*c[:3], f"b{c[3][0]}"]))

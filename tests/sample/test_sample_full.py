@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from helpers import random_prompts, tiny_model
+from oracle import same
 
 from sample import Sampler, SamplingConfig
 from sample.unmask import STRATEGIES, TARGETS
@@ -45,14 +46,6 @@ def make(case, **changes):
     settings = {"strategy": strategy, "target": target, "block_size": block_size, "steps_per_block": steps}
     settings |= {"max_new_tokens": tokens, "threshold": 0.5, "entropy_bound": 1.5, "stop_ids": STOPS, "seed": 7}
     return SamplingConfig(**settings | DRAWS[draw] | CACHES[cache] | changes)
-
-
-def same(got, want):
-    assert got.canvas_ids == want.canvas_ids
-    assert got.canvas_step_map == want.canvas_step_map
-    assert got.canvas_logprobs == pytest.approx(want.canvas_logprobs, abs=1e-5)
-    for name in ("num_response_tokens", "finish_reason", "num_steps"):
-        assert getattr(got, name) == getattr(want, name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import rank_work
 import torch
 import yaml
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import run_ranks
@@ -147,11 +147,6 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
     with pytest.raises(AssertionError, match="ranks \\[1\\] of 2 ended without a result") as failure:
         run_ranks(tmp_path, 2, rank_work.a_rank_never_comes, timeout=20)
     assert "rank 1" in str(failure.value).lower() or "Ranks 1" in str(failure.value)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return text_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 SMOOTH = ("optimizer.params.epsilon=1e-4",)

@@ -1,0 +1,57 @@
+"""A script that launches itself, for tests of launchers."""
+
+import textwrap
+
+import pytest
+from commands import ROOT
+
+SCRIPT = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from runtime import launch, nodes, ranks, stopping
+from runtime.heartbeat import Heartbeat
+from runtime.nodes import Meeting, Node, this_node
+
+folder = Path({folder!r})
+nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
+
+def work():
+    {work}
+
+if not launch.is_launched():
+    node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
+    try:
+        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder)
+    except ValueError as error:
+        print("error:", error, file=sys.stderr)
+        status = 2
+    sys.exit(status)
+launch.follow_launcher()
+stopping.listen()
+ranks.join("cpu", {timeout})
+try:
+    work()
+except stopping.Stopped as stop:
+    sys.stdout.write(f"saved {{ranks.rank()}}\\n")
+    sys.exit(128 + stop.number)
+except ranks.FailedElsewhere:
+    sys.exit(ranks.STOPPED_ELSEWHERE)
+finally:
+    ranks.leave()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script(work, ...) -> the words that start it."""
+
+    def write(work, **named):
+        path = tmp_path / "script.py"
+        work = textwrap.indent(textwrap.dedent(work), "    ").strip()
+        usual = {"processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "user": "me"}
+        usual |= {"timeout": 30.0, "silent": 30.0, "folder": str(tmp_path / "run")}
+        path.write_text(SCRIPT.format(root=str(ROOT), work=work, **usual | named))
+        return [path]
+
+    return write
