@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import commands
 import local_sshd
@@ -20,6 +21,9 @@ from models import load_model
 SMOOTH = ("optimizer.params.epsilon=1e-4",)
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.slow
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="deepspeed is not installed (requirements-extras.txt)"
+)
 
 
 def start(words, **named):
@@ -46,12 +50,21 @@ def assert_same_run(folder, other):
     assert all(float((weights[name] - wanted[name]).abs().max()) <= TOLERANCE for name in wanted)
 
 
-def test_two_nodes_on_loopback_do_as_one_process(shop):
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "ddp",
+        pytest.param("deepspeed_zero2", marks=[pytest.mark.long, needs_deepspeed]),
+        pytest.param("deepspeed_zero3", marks=[pytest.mark.long, needs_deepspeed]),
+    ],
+)
+def test_two_nodes_on_loopback_do_as_one_process(shop, engine):
     """2 nodes x 2 processes, 3 steps."""
     words = (*SMOOTH, "experiment.total_step=3", "training.rows_per_update=16")
     run(["rl.py", *shop.words(RL, *words, "experiment.project=one")])
     place = {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": str(free_port())}
-    typed = shop.words(RL, *words, "experiment.project=nodes", "experiment.processes=2", "experiment.num_node=2")
+    file = f"experiment.deepspeed_file=2_node_2_cpus_{engine}"
+    typed = shop.words(RL, *words, "experiment.project=nodes", file, "experiment.num_node=2")
     nodes = [start(["multinode_rl.py", *typed], MLP_ROLE_INDEX=str(i), **place) for i in range(2)]
     for status, out in map(finish, nodes):
         assert status == 0, out
@@ -83,23 +96,26 @@ def test_an_evaluation_on_two_processes(shop):
     assert one == two and len(read_jsonl(shop.runs / "two" / "samples.jsonl")) == len(two)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_others_launchers_start_fine_tuning(shop, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "engine"),
+    [
+        pytest.param("torchrun", "ddp", marks=pytest.mark.long),
+        pytest.param("accelerate", "ddp", marks=pytest.mark.long),
+        pytest.param("accelerate", "deepspeed_zero3", marks=needs_deepspeed),
+    ],
+)
+def test_others_launchers_start_fine_tuning(shop, launcher, engine):
     smooth = (*SMOOTH, "training.rows_per_update=4")
     run(["train/sft.py", *shop.words(SFT, *smooth, "experiment.project=one")])
-    port = f"{free_port()}"
-    config = shop.folder / "accelerate.yaml"
-    config.write_text(
-        "{compute_environment: LOCAL_MACHINE, distributed_type: MULTI_GPU, mixed_precision: 'no', num_machines: 1, "
-        "machine_rank: 0, num_processes: 2, use_cpu: false}"
-    )
+    port, file = f"{free_port()}", f"accelerate_configs/1_node_2_cpus_{engine}.yaml"
     module, options = {
         "torchrun": ("torch.distributed.run", ["--nproc_per_node=2", f"--master_port={port}"]),
-        "accelerate": ("accelerate.commands.launch", [f"--config_file={config}", f"--main_process_port={port}"]),
+        "accelerate": ("accelerate.commands.launch", [f"--config_file={file}", f"--main_process_port={port}"]),
     }[launcher]
     words = shop.words(SFT, *smooth, "experiment.project=two")
-    run([*options, "train/sft.py", *words], program=(sys.executable, "-m", module), ACCELERATE_USE_CPU="true")
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if engine == "ddp" else {}
+    out = run([*options, "train/sft.py", *words], program=(sys.executable, "-m", module), **on_cpu)
+    assert {"ddp": "DDP, 2 processes", "deepspeed_zero3": "ZeRO-3 over 2 processes"}[engine] in out
     assert_same_run(shop.runs / "two", shop.runs / "one")
 
 

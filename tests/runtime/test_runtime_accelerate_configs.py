@@ -1,17 +1,24 @@
-"""The shipped configs for `accelerate launch` are those of the template, and accelerate reads them as meant."""
+"""The shipped configs for `accelerate launch` are those of the template, and accelerate and we read them alike."""
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from accelerate_configs.generate import FOLDER, NODES_AND_GPUS, configs
+from accelerate_configs.generate import FOLDER, configs
+from configs.engine import engine_file
 
 
 def test_the_files_are_the_templates():
     assert {path.name: path.read_text() for path in FOLDER.glob("*.yaml")} == configs()
 
 
-@pytest.mark.parametrize(("nodes", "gpus"), NODES_AND_GPUS)
-def test_accelerate_reads_them(nodes, gpus):
-    config = load_config_from_file(str(FOLDER / f"{nodes}_node_{gpus}_gpus_ddp.yaml"))
-    assert (config.num_machines, config.num_processes, config.use_cpu) == (nodes, nodes * gpus, False)
-    assert str(config.distributed_type).rpartition(".")[2] == ("MULTI_GPU" if nodes * gpus > 1 else "NO")
+@pytest.mark.parametrize("name", sorted(configs()))
+def test_accelerate_reads_them(name):
+    config, file = load_config_from_file(str(FOLDER / name)), engine_file(name)
+    places, engine = name.removesuffix(".yaml").split("_node_")[0], name.removesuffix(".yaml").split("pus_")[1]
+    nodes, each = int(places), int(name.split("_")[2])
+    assert (config.num_machines, config.num_processes, config.use_cpu) == (nodes, nodes * each, False)
+    assert (file.nodes, file.processes, file.cpu) == (nodes, nodes * each, "_cpus_" in name)
+    kind = str(config.distributed_type).rpartition(".")[2]
+    assert kind == ("DEEPSPEED" if "zero" in engine else "MULTI_GPU" if nodes * each > 1 else "NO")
+    stage = (getattr(config, "deepspeed_config", None) or {}).get("zero_stage", 0)
+    assert stage == file.zero_stage == {"ddp": 0, "deepspeed_zero2": 2, "deepspeed_zero3": 3}[engine]

@@ -7,6 +7,7 @@ import torch
 from helpers import tiny_model
 from trainees import make_config, sampled, shifted
 
+import models.model
 from models import ValueModel
 from models.lora import Adapters
 from runtime import ranks
@@ -102,13 +103,29 @@ def evaluation_run(config_words):
     return evaluation.run(load_config(config_words))
 
 
-def other_weights(adapters):
+def other_weights(adapters=False, stage=0):
     """Models, or adapters on one model, from another seed on each rank."""
     join()
     model = tiny_model("sdar", seed=0 if adapters else ranks.rank())
     if adapters:
         model.add_adapters(Adapters(4, 8.0), "base", seed=ranks.rank())
-    Updater(model, make_accelerator("no", CPU), make_config())
+    Updater(model, make_accelerator("no", CPU, stage), make_config())
+
+
+def recomputing_updates(recomputed, stage):
+    """`rl_updates` with layers, or chunks of logits, computed anew in the backward pass."""
+    made = tiny_model
+
+    def recomputing(*given, **named):
+        model = made(*given, **named)
+        model.enable_gradient_checkpointing()
+        return model
+
+    if recomputed == "layers":
+        globals()["tiny_model"] = recomputing
+    else:
+        models.model._LOGITS_CHUNK_ELEMENTS = 320
+    return rl_updates(stage=stage)
 
 
 def fails_on_main():

@@ -26,7 +26,7 @@ def scale(step, total=100, shape="cosine", warmup=10, min_scale=0.1):
     return learning_rate_scale(step, total, shape=shape, warmup=warmup, min_scale=min_scale)
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+@pytest.mark.parametrize("engine", ["FSDP", "MEGATRON_LM"])
 def test_an_engine_that_is_not_here_is_refused(monkeypatch, engine):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(ValueError, match=engine):

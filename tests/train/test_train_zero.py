@@ -1,0 +1,176 @@
+"""DeepSpeed's ZeRO trains as one process does: updates, runs, checkpoints that any engine and number of ranks goes on
+with. Real processes with gloo."""
+
+from importlib.util import find_spec
+
+import pytest
+import rank_work
+import torch
+from accelerate.utils import DeepSpeedPlugin
+from end_to_end import RL, SFT, Workshop, read_jsonl, text_checkpoint
+from rank_jobs import run_ranks
+from test_train_ranks import SMOOTH, assert_same, call_rl_updates, one_process, run_until
+from trainees import make_config
+
+from configs import load_config
+from configs.engine import FOLDER, engine_file
+from models import load_model
+from train import engine, plan, sft
+from train.engine import check_engine, zero_stage
+from train.main import placement
+
+ZERO_2, ZERO_3 = (f"experiment.deepspeed_file=1_node_2_cpus_deepspeed_zero{stage}" for stage in (2, 3))
+
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="deepspeed is not installed (requirements-extras.txt)",
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def with_file(name, **sections):
+    return make_config(**sections | {"experiment": {"deepspeed_file": name} | sections.get("experiment", {})})
+
+
+def test_a_file_says_nodes_processes_and_engine():
+    file = engine_file("4_node_8_gpus_deepspeed_zero3.yaml")
+    assert (file.nodes, file.processes, file.processes_per_node, file.zero_stage, file.cpu) == (4, 32, 8, 3, False)
+    assert engine_file("1_node_2_cpus_ddp").engine == "DDP" and engine_file(None) is None
+    with pytest.raises(ValueError, match="choose from .*1_node_8_gpus_ddp.*Did you mean 1_node_8_gpus_deepspeed_zero3"):
+        engine_file("1_node_8_gpu_deepspeed_zero3")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("zero_stage: 3", "zero_stage: 1", "zero_stage 1"),
+        ("offload_param_device: none", "offload_param_device: cpu", "offload_param_device=cpu"),
+        ("type: DEEPSPEED", "type: FSDP", "FSDP"),
+    ],
+)
+def test_a_file_that_asks_for_what_is_not_here_is_refused(monkeypatch, tmp_path, before, after, said):
+    monkeypatch.setattr("configs.engine.FOLDER", tmp_path)
+    text = (FOLDER / "1_node_8_gpus_deepspeed_zero3.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace(before, after))
+    with pytest.raises(ValueError, match=said):
+        engine_file("own")
+
+
+def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
+    assert zero_stage(with_file(None)) == zero_stage(with_file("1_node_8_gpus_ddp")) == 0
+    assert zero_stage(with_file("1_node_8_gpus_deepspeed_zero3")) == 3
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    assert zero_stage(with_file(None)) == zero_stage(with_file("1_node_8_gpus_deepspeed_zero2")) == 2
+    with pytest.raises(ValueError, match="ZeRO-3, but accelerate launch was given ZeRO-2"):
+        zero_stage(with_file("1_node_8_gpus_deepspeed_zero3"))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    with pytest.raises(ValueError, match="deepspeed_offload_optimizer_device=cpu"):
+        zero_stage(with_file(None))
+    assert DeepSpeedPlugin(hf_ds_config=None).offload_optimizer_device == "cpu"
+
+
+def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
+    shop = Workshop(tmp_path, model_folder)
+    for check, text in ((plan.check, RL), (sft.check, SFT)):
+        with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
+            check(load_config(shop.words(text, ZERO_2, "lora.rank=4", "dry_run=true")))
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    for check, text in ((plan.check, RL), (sft.check, SFT)):
+        with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
+            check(load_config(shop.words(text, ZERO_3, "dry_run=true")))
+    check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "processes", "said"),
+    [
+        (8, "1_node_8_gpus_deepspeed_zero3", 0, None),
+        (4, "1_node_8_gpus_deepspeed_zero3", 0, "this machine has 4: take 1_node_4_gpus_deepspeed_zero3"),
+        (0, "1_node_8_gpus_ddp", 0, "this machine has 0: take a _cpus_ file"),
+        (8, "1_node_8_gpus_deepspeed_zero2", 4, "experiment.processes=4 disagree"),
+        (8, "2_node_8_gpus_deepspeed_zero2", 0, "this job has 1: take 1_node_"),
+    ],
+)
+def test_a_file_that_does_not_fit_the_machine_is_refused(monkeypatch, gpus, name, processes, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = with_file(name, experiment={"deepspeed_file": name, "processes": processes})
+    if said is None:
+        assert placement(config, nodes=False)[0] == 8
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        said = "is for 8 processes; 4 were started"
+    with pytest.raises(ValueError, match=said):
+        placement(config, nodes=False)
+
+
+CASES = {
+    "value": {"with_value": True, "max_grad_norm": 1.0},
+    "poison": {"poison": 3},
+    "experts": {"family": "sdar_moe"},
+    "full": {"family": "dream", "logp_old": "recompute", "num_train_epochs": 2},
+    "one response": {"lengths": (5,), "n": 1},
+}
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    ("case", "world"),
+    [
+        ("value", 2),
+        *(pytest.param(case, world, marks=pytest.mark.long) for case, world in (("poison", 2), ("experts", 2))),
+        *(pytest.param(case, world, marks=pytest.mark.long) for case, world in (("full", 2), ("one response", 3))),
+    ],
+)
+def test_updates_are_those_of_one_process(tmp_path, stage, case, world):
+    """Ranks with fewer micro-batches, or none, take part; what is not finite is skipped by all."""
+    want = one_process(tmp_path, call_rl_updates, CASES[case])
+    for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case] | {"stage": stage}, timeout=200):
+        assert_same(got, want)
+
+
+@needs_deepspeed
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("recomputed", ["layers", "logits"])
+def test_recomputed_activations_change_nothing(tmp_path, stage, recomputed):
+    want = one_process(tmp_path, call_rl_updates, {})
+    for got in run_ranks(tmp_path / "many", 2, rank_work.recomputing_updates, recomputed, stage, timeout=200):
+        assert_same(got, want)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder):
+    """Checkpoints of ZeRO-3, ZeRO-2 and one process, each gone on with by another engine on another number of ranks, in
+    the end on three that share nothing evenly: as one process throughout."""
+    shop = Workshop(tmp_path, model_folder)
+    words = (*SMOOTH, "experiment.total_step=5", "experiment.eval_every=5", "training.rows_per_update=8")
+    words = (*words, "optimizer.params.weight_decay=0.1", "lr_scheduler.params.warmup_steps=2")
+    one = shop.words(RL, *words, "experiment.project=straight")
+    (failure,) = run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", one)
+    assert not isinstance(failure, BaseException), failure
+    resumed = shop.words(RL, *words, "experiment.project=resumed")
+    for last, world, *engine_words in ((1, 2, ZERO_3), (2, 2, ZERO_2), (3, 1), (4, 3, ZERO_2), (5, 3, ZERO_3)):
+        run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_words], last, timeout=200)
+    straight, folder = shop.runs / "straight", shop.runs / "resumed"
+    assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
+    for step in (1, 2, 4, 5):
+        path, other = (run / "ckpt" / f"step-{step:06d}" for run in (folder, straight))
+        assert_same(dict(load_model(path).state_dict()), dict(load_model(other).state_dict()))
+        mine, theirs = (torch.load(p / "trainer" / "state.pt")["updater"]["optimizer"] for p in (path, other))
+        assert_same(mine, theirs)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_other_weights_or_another_engine_on_a_rank_stop_the_job(tmp_path):
+    for error in run_ranks(tmp_path, 2, rank_work.other_weights, False, 3):
+        assert isinstance(error, RuntimeError) and "weights of rank 1 differ" in str(error)
