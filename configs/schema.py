@@ -52,6 +52,11 @@ class ExperimentConfig:
         0, "CPU threads of torch in each process; 0 = OMP_NUM_THREADS, else as many as there are cores for it", low=0
     )
     processes: int = opt(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
+    gpu_memory_gib: float = opt(
+        0.0,
+        "plan the memory (dry_run) for GPUs of so much, wherever it is typed; 0 = for the device that is here",
+        low=0.0,
+    )
     num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
     launcher: str = opt(
         "auto",

@@ -3,7 +3,7 @@
 What autograd keeps of a decoder layer is counted from the operations of transformers' Qwen and Llama classes with the
 attention of `models.attention`; tests compare it with the storages that real runs allocate.
 
-Shapes: T packed tokens, N trained tokens, D hidden size, I inner size of the MLP, H query heads, G key-value heads, d
+Shapes: T packed tokens, N trained tokens, D hidden size, F inner size of the MLP, H query heads, G key-value heads, d
 head size, V vocabulary, b block size.
 """
 
@@ -22,7 +22,8 @@ from train.replay import MicroBatch
 FP64, FP32, BF16 = 8, 4, 2
 ADAM_BYTES = 8
 """Of a trained parameter: two moments in fp32."""
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers that may have an adapter."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Precision:
 def layer_bytes(net: Network, packing: Packing, how: Precision) -> float:
     """What autograd keeps of one decoder layer, with its input."""
     a, T = how.width, packing.tokens
-    D, I, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
+    D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
     normed = 0 if how.adapted is not None else 1  # a trained norm keeps what it scales
     norms = 2 * (FP32 * D + normed * FP32 * D)
     attention = (
@@ -158,10 +159,10 @@ def layer_bytes(net: Network, packing: Packing, how: Precision) -> float:
         attention += (H + G) * d * (FP32 + normed * a)
     if net.experts:  # in the type of their weights, under autocast too
         k = net.experts_per_token
-        mlp = FP32 * net.experts + how.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * I)
+        mlp = FP32 * net.experts + how.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * F)
     else:
-        mlp = how.inputs(D, "gate_proj", "up_proj") + 3 * a * I + how.inputs(I, "down_proj", ready=True)
-    ranks = a * how.rank * how.count(*_LINEAR) if how.adapted is not None else 0
+        mlp = how.inputs(D, "gate_proj", "up_proj") + 3 * a * F + how.inputs(F, "down_proj", ready=True)
+    ranks = a * how.rank * how.count(*ADAPTED) if how.adapted is not None else 0
     key_heads = H if how.repeated_keys and H != G else G
     return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys + a * packing.wide_masks
 
@@ -192,12 +193,12 @@ def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:
 
 def _layer_gradient_bytes(net: Network, packing: Packing, how: Precision) -> float:
     """What the backward pass of a layer makes for itself, at the end of its MLP."""
-    a, T, D, I = how.width, packing.tokens, net.hidden, net.inner
+    a, T, D, F = how.width, packing.tokens, net.hidden, net.inner
     weight = 0 if how.adapted is not None else net.largest * (FP32 + (BF16 if how.half and not net.experts else 0))
     if net.experts:
-        return T * FP32 * (D + net.experts_per_token * (D + I)) + weight
-    made = 2 * a * I + (0 if how.count("down_proj") else a * I)
-    copies = FP32 * I if how.half and how.adapted is not None and how.count("down_proj") else 0
+        return T * FP32 * (D + net.experts_per_token * (D + F)) + weight
+    made = 2 * a * F + (0 if how.count("down_proj") else a * F)
+    copies = FP32 * F if how.half and how.adapted is not None and how.count("down_proj") else 0
     return T * (FP32 * D + made + copies) + weight
 
 
@@ -209,7 +210,7 @@ def _head_bytes(net: Network, packing: Packing, how: Precision) -> tuple[float, 
     if not how.head:
         return hidden, hidden
     chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
-    rows, several = min(N, chunk), N > chunk
+    rows, several = min(N, chunk), chunk < N
     cast = BF16 * V * D if how.half else 0
     logits = a * rows * V
     piece = FP32 * min(rows * V, PIECE_ELEMENTS)
@@ -229,16 +230,16 @@ def cache_bytes(net: Network, slots: int, capacity_tokens: int, width: int) -> i
 
 
 def state_bytes(slots: int, capacity_tokens: int) -> int:
-    """Where each slot's decoding stands (`sample.slots.StepState`): ids, steps and log-probabilities of its tokens, nine
-    numbers and two flags."""
+    """Where each slot's decoding stands (`sample.slots.StepState`): ids, steps and log-probabilities of its tokens,
+    nine numbers and two flags."""
     return slots * (capacity_tokens * (8 + 4 + 4) + 9 * 8 + 2)
 
 
 def forward_bytes(net: Network, tokens: float, width: int, seen_tokens: float = 0.0) -> float:
     """The most that a forward pass without gradients holds, in its MLP or in its attention. seen_tokens: keys that the
     mask of a step over a cache spans, for each query of each head that shares a key."""
-    D, I, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
-    mlp = net.experts_per_token * (D + 4 * I) if net.experts else 3 * I
+    D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
+    mlp = net.experts_per_token * (D + 4 * F) if net.experts else 3 * F
     attention = 5 * H * d + 2 * G * d
     mask = (width + 1) * H / G * seen_tokens
     return tokens * (width * (2 * D + max(D + mlp, attention)) + 2 * FP32 * d + mask)
@@ -255,4 +256,5 @@ def choice_bytes(net: Network, positions: float, width: int, choices: Choices) -
     elif net.vocab % CHUNK or choices.target == "neg_entropy" or choices.strategy == "entropy_bounded":
         held = 3 * FP32
     drawing = 0 if choices.greedy else CHUNK * (FP32 + 2 * FP64)
-    return positions * max(net.vocab * held, net.vocab * 2 * FP32 + drawing)
+    weights = (3 if net.vocab % CHUNK else 2) * FP32
+    return positions * max(net.vocab * held, net.vocab * weights + drawing)

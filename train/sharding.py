@@ -15,7 +15,7 @@ from sample import Rollout, Sampler
 from sample.rollout import Key
 from train.replay import Row, by_response
 
-_BUCKET_ELEMENTS = 2**25
+BUCKET_ELEMENTS = 2**25
 _CHUNKS_PER_RANK = 4
 _calls = itertools.count()
 
@@ -121,7 +121,7 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
     elements = 0
     for gradient in gradients:
         elements += gradient.numel()
-        if not buckets or elements > _BUCKET_ELEMENTS:
+        if not buckets or elements > BUCKET_ELEMENTS:
             buckets.append([])
             elements = gradient.numel()
         buckets[-1].append(gradient)
