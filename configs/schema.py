@@ -61,6 +61,11 @@ class ExperimentConfig:
         "a file of accelerate_configs/ (1_node_8_gpus_deepspeed_zero3): nodes, processes and engine, DDP, ZeRO-2 or "
         "ZeRO-3; null = a process for each GPU, each with the whole model",
     )
+    gpu_memory_gib: float = opt(
+        0.0,
+        "plan the memory (dry_run) for GPUs of so much, wherever it is typed; 0 = for the device that is here",
+        low=0.0,
+    )
     num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
     launcher: str = opt(
         "auto",

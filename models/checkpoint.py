@@ -1,6 +1,7 @@
 """Checkpoint folders in their original layout, in and out. Code found in a folder is carried along and never run."""
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -208,6 +209,17 @@ def stored_tensor(folder: Path, name: str) -> Tensor | None:
                 if name in file.keys():  # noqa: SIM118
                     return file.get_tensor(name)
     return None
+
+
+def stored_elements(folder: Path) -> int:
+    """Elements of all weights in the folder's files, from headers alone where they are safetensors."""
+    total = 0
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            return sum(tensor.numel() for _, tensor in stored_tensors(folder))
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def weight_files(folder: Path) -> list[Path]:

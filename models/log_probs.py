@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PIECE_ELEMENTS = 2**20
+PIECE_ELEMENTS = 2**20
 
 
 def token_log_probs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def token_log_probs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def _pieces(logits_NV: Tensor) -> int:
-    return max(1, _PIECE_ELEMENTS // logits_NV.shape[-1])
+    return max(1, PIECE_ELEMENTS // logits_NV.shape[-1])
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -21,7 +21,7 @@ from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.family import Decoding, Family, find_family
 from models.log_probs import token_log_probs
 
-_LOGITS_CHUNK_ELEMENTS = 2**25
+LOGITS_CHUNK_ELEMENTS = 2**25
 
 
 class DiffusionLM(nn.Module):
@@ -119,7 +119,7 @@ class DiffusionLM(nn.Module):
         several.
         """
         hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
-        chunk = max(1, _LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
+        chunk = max(1, LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
         if len(index_N) <= chunk:
             return self._token_logps(hidden_ND, targets_N)
         pieces = [

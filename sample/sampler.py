@@ -19,7 +19,7 @@ from sample.slots import Seat, SlotKV, StepState
 from sample.spans import Bounds, CachePolicy, ExactBlockCache, cache_policy, first_true
 from sample.unmask import SCHEDULES, propose, strategy_of
 
-_PREFILL_MAX_TOKENS = 16384
+PREFILL_MAX_TOKENS = 16384
 _PREFILL_MAX_PADDING = 1.25
 _VIEW_MULTIPLE_TOKENS = 32
 _CUDA_STEPS_BETWEEN_POLLS = 8
@@ -330,7 +330,7 @@ class _Batch:
         for slot in slots:
             length = len(self.occupant[slot].prompt_ids)
             padded = length * (len(batch) + 1)
-            wasteful = padded > _PREFILL_MAX_TOKENS or padded > _PREFILL_MAX_PADDING * (tokens + length)
+            wasteful = padded > PREFILL_MAX_TOKENS or padded > _PREFILL_MAX_PADDING * (tokens + length)
             if batch and (wasteful or self.config.deterministic):
                 self.policy.prefill([self.occupant[s].prompt_ids for s in batch], batch)
                 batch, tokens = [], 0

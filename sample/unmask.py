@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.randomness import hash_uniform
 
-_CHUNK = 128
+CHUNK = 128
 _TOKEN_STREAM, _ORDER_STREAM = 0, 1
 
 
@@ -100,25 +100,25 @@ def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
     chunks = _chunked(weight_NV, fill=0.0)
     chunk, fraction = _pick(chunks.sum(-1).double(), uniform_N)
     token, _ = _pick(_chunk_at(chunks, chunk).double(), fraction)
-    return (chunk * _CHUNK + token).clamp_max(weight_NV.shape[-1] - 1)
+    return (chunk * CHUNK + token).clamp_max(weight_NV.shape[-1] - 1)
 
 
 def argmax(value_NV: Tensor) -> Tensor:
     """Index [N] of the largest value, the leftmost of equal ones: chunk, then token, which is faster on a CPU."""
     chunks = _chunked(value_NV, fill=-math.inf)
     chunk = chunks.amax(-1).argmax(-1)
-    return (chunk * _CHUNK + _chunk_at(chunks, chunk).argmax(-1)).clamp_max(value_NV.shape[-1] - 1)
+    return (chunk * CHUNK + _chunk_at(chunks, chunk).argmax(-1)).clamp_max(value_NV.shape[-1] - 1)
 
 
 def _chunked(value_NV: Tensor, fill: float) -> Tensor:
     """[N, V / 128, 128], padded where 128 does not divide V."""
-    if rest := value_NV.shape[-1] % _CHUNK:
-        value_NV = torch.nn.functional.pad(value_NV, (0, _CHUNK - rest), value=fill)
-    return value_NV.view(len(value_NV), -1, _CHUNK)
+    if rest := value_NV.shape[-1] % CHUNK:
+        value_NV = torch.nn.functional.pad(value_NV, (0, CHUNK - rest), value=fill)
+    return value_NV.view(len(value_NV), -1, CHUNK)
 
 
 def _chunk_at(chunks: Tensor, chunk_N: Tensor) -> Tensor:
-    return chunks.gather(1, chunk_N[:, None, None].expand(-1, 1, _CHUNK))[:, 0]
+    return chunks.gather(1, chunk_N[:, None, None].expand(-1, 1, CHUNK))[:, 0]
 
 
 def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
+from train.fitting import check_memory
 from train.judging import judge_of, prompt_tokens
 from train.sharding import require_equal_weights, sample
 
@@ -194,6 +195,7 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
+    check_memory(config, folder_of_model, "eval")
     return folder_of_model
 
 

@@ -66,6 +66,8 @@ def _start(module: str, config: Config, nodes: bool) -> None:
             experiment = config.experiment
             meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
             sys.exit(launch.launch(processes, node, meeting, run_path(config)))
+        if config.dry_run:
+            config.experiment.processes, config.experiment.num_node = processes, node.count
         import_module(module).run(config)
     except (ValueError, OSError, NotFinite, RewardError) as error:
         if os.environ.get("DEBUG"):

@@ -5,15 +5,15 @@ from pathlib import Path
 from configs import find, resolved
 from configs.schema import Config
 from models import DiffusionLM
-from runtime import ranks
 from runtime.run_folder import RunFolder, run_path
 from train import session
+from train.budget import world_size
 from train.checkpoint import BEST
 from train.engine import check_engine, engine_line
 from train.evaluation import reward_of
+from train.fitting import check_memory
 from train.judging import step_judge_of
 from train.masking import RL_METHODS
-from train.sharding import rows_per_update
 
 
 def check(config: Config) -> None:
@@ -60,13 +60,14 @@ def check(config: Config) -> None:
     if to_be_prepared(config):
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
-            print("\n".join(plan_lines(config, None, tasks)))
+            print("\n".join(plan_lines(config, tasks)))
         return
     folder = session.check_model_path(config)
     session.check_blocks(config, folder)
     session.check_value_base(config)
     if config.dry_run:
-        print("\n".join(plan_lines(config, folder, tasks)))
+        print("\n".join(plan_lines(config, tasks)))
+    check_memory(config, folder)
 
 
 def _check_best(config: Config) -> None:
@@ -88,15 +89,9 @@ def to_be_prepared(config: Config) -> bool:
     return not (find(config.model.pretrained_model) / "config.json").is_file()
 
 
-def plan_lines(config: Config, folder: Path | None, tasks: int) -> list[str]:
-    """The arithmetic of a step and, where the model is there, the memory by part, for a dry run."""
+def plan_lines(config: Config, tasks: int) -> list[str]:
+    """The arithmetic of a step, for a dry run."""
     rollout = config.rollout
-    responses = rollout.num_task_per_step * rollout.num_response_per_task
-    memory = []
-    if folder is not None:
-        parts = session.memory_estimate_gib(config, folder, min(rollout.slots, responses), rollout.max_new_tokens)
-        named = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        memory = [f"  memory  {sum(parts.values()):.2f} GiB without activations: {named}"]
     return [
         f"dry run of {config.experiment.project}: everything named exists and fits together",
         f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
@@ -104,7 +99,6 @@ def plan_lines(config: Config, folder: Path | None, tasks: int) -> list[str]:
         f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
         f"  update  {_rows(config)}",
         *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
-        *memory,
     ]
 
 
@@ -149,11 +143,12 @@ def value_line(config: Config) -> str:
 
 
 def _rows(config: Config) -> str:
-    training, rows = config.training, rows_per_update(config.training)
+    training, processes = config.training, world_size(config)
     if training.rows_per_update is not None:
-        return f"{rows} rows"
+        return f"{training.rows_per_update} rows"
+    rows = training.gradient_accumulation_steps * training.batch_size_lm
     each = f"{training.gradient_accumulation_steps} x {training.batch_size_lm}"
-    return f"{each} x {ranks.world_size()} = {rows} rows" if ranks.world_size() > 1 else f"{each} = {rows} rows"
+    return f"{each} x {processes} = {rows * processes} rows" if processes > 1 else f"{each} = {rows} rows"
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:

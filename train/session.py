@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from configs import find, resolved
@@ -240,45 +239,3 @@ def warn_of_block_size(block_size: int, model: DiffusionLM) -> None:
             block_size,
             model.block_size,
         )
-
-
-def _meta_network(folder: Path, model_base: str | None) -> PreTrainedModel:
-    """A checkpoint's network without memory, from its config.json alone."""
-    raw_config = read_json(folder / "config.json")
-    family = find_family(raw_config, model_base, str(folder))
-    with torch.device("meta"):
-        return family.model_class(family.hf_config(raw_config))
-
-
-def parameter_count(folder: Path, model_base: str | None) -> int:
-    return sum(p.numel() for p in _meta_network(folder, model_base).parameters())
-
-
-def adapter_count(config: Config, folder: Path) -> int:
-    """Parameters of the adapters that the lora section asks for."""
-    return adapters_of(config).count(_meta_network(folder, config.model.model_base).model)
-
-
-def memory_estimate_gib(config: Config, folder: Path, slots: int, new_tokens: int) -> dict[str, float]:
-    """GiB by part: fp32 weights, gradients and Adam moments, the sampler's copy, its slots. Activations are not
-    counted."""
-    raw_config = read_json(folder / "config.json")
-    parameters = parameter_count(folder, config.model.model_base)
-    bf16 = precision(config, pick_device(config.model.device)) == "bf16"
-    hf_config = find_family(raw_config, config.model.model_base, str(folder)).hf_config(raw_config)
-    head = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
-    per_token = 2 * hf_config.num_hidden_layers * hf_config.num_key_value_heads * head * (2 if bf16 else 4)
-    tokens = slots * (config.training.max_prompt_len + new_tokens)
-    trained = adapter_count(config, folder) if config.lora.rank else parameters
-    shared = config.training.kl_to != "reference" or config.lora.rank
-    parts = {
-        "weights": 4 * (parameters + trained if config.lora.rank else parameters),
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "sampler weights": 2 * parameters if bf16 else 0,
-        "frozen reference": 0 if shared else (2 if bf16 else 4) * parameters,
-        "sampler slots": per_token * tokens,
-    }
-    if value_base := check_value_base(config):
-        parts["value model with gradients and optimizer"] = 16 * parameter_count(value_base, config.model.model_base)
-    return {name: size / 2**30 for name, size in parts.items()}

@@ -30,6 +30,7 @@ from train import plan, session
 from train.checkpoint import load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.decoding import drop_over_long, tokenizer_of
 from train.engine import check_engine, engine_line, zero_stage
+from train.fitting import check_memory
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.replay import MicroBatch, Replayer, Row, replay
@@ -105,7 +106,14 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
+    check_memory(config, folder, "sft", _answer_tokens(training, examples))
     return examples
+
+
+def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
+    """The longest answer, before any is tokenised: about three characters a token."""
+    longest = 1 + max((len(example.response) for example in examples), default=0) // 3
+    return min(longest, training.max_gen_length or longest)
 
 
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from train.replay import Row, by_response
 
 T = TypeVar("T")
 
-_BUCKET_ELEMENTS = 2**25
+BUCKET_ELEMENTS = 2**25
 _CHUNKS_PER_RANK = 4
 _calls = itertools.count()
 
@@ -124,7 +124,7 @@ def buckets(items: Iterable[T], elements_of: Callable[[T], int]) -> list[list[T]
     elements = 0
     for item in items:
         elements += elements_of(item)
-        if not found or elements > _BUCKET_ELEMENTS:
+        if not found or elements > BUCKET_ELEMENTS:
             found.append([])
             elements = elements_of(item)
         found[-1].append(item)

@@ -1,0 +1,79 @@
+"""Whether a config fits the memory that there is: said in a dry run by part, and in a warning with the fix."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from configs.schema import Config
+from train.budget import Budget, host_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def check_memory(config: Config, folder: Path, kind: str = "rl", answer_tokens: int | None = None) -> None:
+    """Warns, with the fix, of phases that do not fit; a dry run prints all parts."""
+    budget = Budget(config, folder, kind, answer_tokens=answer_tokens)
+    if config.dry_run:
+        print("\n".join(memory_lines(budget)))
+    for name in budget.too_large():
+        need = _gib(budget.total(budget.phases()[name]))
+        logger.warning(
+            "%s needs about %s GiB on each device, %s of %s GiB are usable: %s",
+            name, need, _gib(budget.usable), _gib(budget.machine.memory_bytes), _fix(budget, name),
+        )  # fmt: skip
+
+
+def memory_lines(budget: Budget) -> list[str]:
+    """All parts in GiB, as a dry run prints them."""
+    engine = f"ZeRO-{budget.stage}" if budget.stage and budget.processes > 1 else "each holds all"
+    where = "GPU" if budget.machine.kind == "cuda" else "CPU"
+    whole = f"{budget.processes} processes, {engine}" if budget.processes > 1 else "one process"
+    kept = budget.always
+    lines = [
+        f"  memory  GiB a process ({whole}); {_gib(budget.usable)} usable of {_gib(budget.machine.memory_bytes)} on a "
+        f"{where}",
+        f"    always      {_gib(sum(kept.values()))} = {_named(kept)}",
+    ]
+    for name, parts in budget.phases().items():
+        over = "" if budget.total(parts) <= budget.usable else "  DOES NOT FIT"
+        lines.append(f"    {name:<12}{_gib(budget.total(parts))} = always, {_named(parts)}{over}")
+    if budget.kind != "eval":
+        longest = f"the longest response is {budget.row.num_tokens:,}" if budget.row else ""
+        tokens = budget.largest_tokens()
+        said = f"{tokens:,} tokens" if tokens else "none"
+        lines.append(f"    largest     micro-batch {said} (training.max_tokens_per_microbatch; {longest})")
+    if budget.kind != "sft":
+        slots = budget.largest_slots()
+        most = f", all answers of a step on {budget.processes} processes" if slots == budget.most_slots else ""
+        lines.append(f"    largest     {slots:,} slots (rollout.max_active{most})")
+    host = budget.host()
+    if host:
+        lines.append(
+            f"    host        {_gib(sum(host.values()))} = {_named(host)}; {_gib(host_memory_bytes())} free here"
+        )
+    return lines
+
+
+def _fix(budget: Budget, phase: str) -> str:
+    """What to set so that a phase fits."""
+    slots, training = budget.largest_slots(), budget.config.training
+    if phase == "evaluation":
+        return "lower evaluation.max_active or evaluation.max_token."
+    if phase in ("sampling", "judging") and slots:
+        return f"set rollout.max_active={slots} or less."
+    if "update" in phase:
+        if tokens := budget.largest_tokens():
+            return f"set training.max_tokens_per_microbatch={tokens} or less."
+        if not training.gradient_checkpointing_enable:
+            return "set training.gradient_checkpointing_enable=true."
+        if slots:
+            return f"set rollout.max_active={slots} or less."
+    return "a larger device, more processes under ZeRO, or lora.rank=16."
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _named(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
