@@ -48,12 +48,8 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 
 
 def _start(module: str, config: Config, nodes: bool) -> None:
-    from runtime import (
-        heartbeat,
-        launch,
-        ranks,
-        stopping,
-    )  # torch takes seconds to import: a mistake in the words is said before
+    # torch takes seconds to import: a mistake in the words is said before
+    from runtime import heartbeat, launch, ranks, stopping
     from runtime.nodes import Meeting
     from runtime.run_folder import run_path
     from train.updater import NotFinite
@@ -102,6 +98,10 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
 
     experiment, launched = config.experiment, launch.is_launched()
     file = engine_file(experiment.deepspeed_file)
+    if config.dry_run and experiment.gpu_memory_gib:  # a plan for machines that this one is not
+        if file is not None:
+            return file.processes_per_node, Node(count=file.nodes)
+        return experiment.processes or 1, Node(count=experiment.num_node or 1)
     node = this_node(os.environ) if nodes and not launched else Node()
     if nodes and not launched and experiment.num_node not in (None, node.count):
         raise ValueError(

@@ -108,6 +108,15 @@ def test_a_file_that_does_not_fit_the_machine_is_refused(monkeypatch, gpus, name
         placement(config, nodes=False)
 
 
+def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    name = "2_node_8_gpus_deepspeed_zero3"
+    config = with_file(name, experiment={"deepspeed_file": name, "gpu_memory_gib": 80.0})
+    config.dry_run = True
+    processes, node = placement(config, nodes=False)
+    assert (processes, node.count) == (8, 2)
+
+
 CASES = {
     "value": {"with_value": True, "max_grad_norm": 1.0},
     "poison": {"poison": 3},
