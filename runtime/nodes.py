@@ -1,5 +1,6 @@
 """The machines of a job: which one this is, and how they meet before their ranks start."""
 
+import math
 import os
 import re
 import shlex
@@ -118,7 +119,7 @@ class Gathering:
     store: Store
     port: int
     helpers: dict[int, "Helper"] = field(default_factory=dict)
-    _answered: float = 0.0
+    _answered: float = math.inf
     _lost: LostNode | None = None
     _left: threading.Event = field(default_factory=threading.Event)
     _heard: dict[int, tuple[bytes, float]] = field(default_factory=dict)
@@ -204,7 +205,7 @@ class Gathering:
             raise self._lost
 
     def _is_mute(self) -> bool:
-        """Whether node 0's store, which a call may wait for without end, has not answered for long."""
+        """Whether node 0's store, which a call may wait for without end, has not answered for long since the start."""
         return self.node.count > 1 and time.monotonic() - self._answered > SILENT_SECONDS + BEAT_SECONDS
 
     def _beat(self) -> None:
@@ -246,14 +247,15 @@ class Gathering:
     def leave(self) -> None:
         """Says that this node is done; node 0, whose store the others read, waits for them a while."""
         self._left.set()
-        if self.node.count == 1 or self._is_mute():
+        if self.node.count == 1:
             return
-        try:
-            self.store.set(f"done/{self.node.index}", "")
-            if self.node.index == 0:
-                self._wait_until_done()
-        except (DistError, RuntimeError):
-            pass
+        if not self._is_mute():
+            try:
+                self.store.set(f"done/{self.node.index}", "")
+                if self.node.index == 0:
+                    self._wait_until_done()
+            except (DistError, RuntimeError):
+                pass
         self.end_helpers()
 
     def _wait_until_done(self) -> None:

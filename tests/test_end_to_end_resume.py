@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from configs import load_config
 from configs.load import REPOSITORY
 from runtime.monitor import Monitor
 from train import rl
+from train.policy import Policy
 
 
 class Stop(Exception):
@@ -80,6 +82,28 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
     assert run_rl(shop)["accuracy_after"] is not None
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [0, 0, 1, 2, 2, 2]
+
+
+def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
+    words = ["lora.rank=4", "lora.dropout=0.5", "training.num_train_epochs=2", "evaluation.eval_dataset=''"]
+    run_rl(shop, *words, "experiment.project=straight")
+    train = Policy.train
+
+    def dies_after_step_2(self, batch, step, progress):
+        train(self, batch, step, progress)
+        raise Stop
+
+    run_rl(shop, *words, "experiment.project=again")
+    shutil.rmtree(shop.runs / "again" / "ckpt" / "step-000002")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Policy, "train", dies_after_step_2)
+        run_rl(shop, *words, "experiment.project=again")
+    run_rl(shop, *words, "experiment.project=again")
+    straight, again = (
+        (shop.runs / name / "ckpt" / "optimized" / "adapter_model.safetensors").read_bytes()
+        for name in ("straight", "again")
+    )
+    assert straight == again
 
 
 @pytest.mark.slow

@@ -151,7 +151,6 @@ class Run:
                 self.evaluate(self.state["step"])
         for step in range(self.state["step"] + 1, config.experiment.total_step + 1):
             self.monitor.begin(step)
-            session.seed_noise(config.training.seed, step)
             prompts = [self.prompts[i] for i in self.curriculum.draw(step, config.rollout.num_task_per_step)]
             with timed("stored"):
                 graded = self.stored(prompts, step)

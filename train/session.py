@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -28,23 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_process(config: Config) -> None:
-    """Process group, threads, kernels and log lines of this process."""
+    """Process group, threads, random numbers, kernels and log lines of this process."""
     experiment, tf32 = config.experiment, config.training.enable_tf32
     ranks.join(pick_device(config.model.device).type, 60.0 * experiment.timeout_minutes)
     ranks.require_alike("the configuration", resolved(config))
     torch.set_num_threads(experiment.threads or int(os.environ["OMP_NUM_THREADS"]))
+    torch.manual_seed(config.training.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(experiment.deterministic, warn_only=True)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
-
-
-def seed_noise(seed: int, step: int) -> None:
-    """torch's random numbers of step `step` (the dropout of adapters) on this rank, so that a step that is done again
-    draws the same."""
-    numbers = np.random.SeedSequence([seed, step, ranks.rank()])
-    torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
 @contextmanager

@@ -157,7 +157,6 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
             chosen = [samples[i] for i in order[first : first + per_update]]
             rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
             monitor.begin(step + 1)
-            session.seed_noise(training.seed, step + 1)
             with monitor.timed("update"):
                 _update(updater, rows, config, model.attention == "block", step, total, stats)
             step += 1

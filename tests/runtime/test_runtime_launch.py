@@ -210,6 +210,14 @@ def test_an_ssh_that_fails_is_named_at_once(script):
 
 
 @pytest.mark.slow
+def test_nodes_with_other_numbers_of_processes_are_refused(script):
+    path = script("ranks.gather(1)", processes="1 + int(os.environ['MLP_ROLE_INDEX'])")
+    (first, _, first_err), (second, _, second_err) = map(finish, nodes(path))
+    assert first == 2 and "nodes run [1, 2] processes" in first_err
+    assert second == 1 and "the job stops: " in second_err
+
+
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_an_error(script):
     with socket.socket() as taken:
         taken.bind(("", 0))

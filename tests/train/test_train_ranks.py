@@ -295,3 +295,57 @@ def run_until(words, last, kind="rl"):
 
     rl.Run.rollout, sft._update = dies, update_dies
     return rank_work.whole_run(kind, words)
+
+
+def run_that_dies_in_the_updates_of(words, step):
+    from train.policy import Policy
+
+    train = Policy.train
+    Policy.train = lambda self, batch, at, progress: _stop() if at == step else train(self, batch, at, progress)
+    return rank_work.whole_run("rl", words)
+
+
+def _stop():
+    raise Stop
+
+
+def run_that_samples_only(words, allowed):
+    from train import rl
+
+    rollout = rl.Run.rollout
+
+    def checked(self, prompts, step):
+        assert step in allowed, f"step {step} is sampled again"
+        return rollout(self, prompts, step)
+
+    rl.Run.rollout = checked
+    return rank_work.whole_run("rl", words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.long)])
+def test_a_step_that_died_in_its_updates_goes_on_from_its_rollouts(tmp_path, model_folder, world):
+    """On 2 ranks step 2, right after a checkpoint, and step 3, whose weights came of the same updates again, bit for
+    bit; another number of ranks takes step 2."""
+    shop = Workshop(tmp_path, model_folder)
+    words = (*SMOOTH, "experiment.total_step=3", "experiment.save_every=1", "training.rows_per_update=8")
+    words = (*words, "experiment.deterministic=true", "evaluation.eval_dataset=''")
+    run_ranks(tmp_path / "job", 2, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
+    typed, died = shop.words(RL, *words, "experiment.project=died"), 2 if world == 1 else 3
+    if world == 2:  # the checkpoint of step 2 is lost
+        run_ranks(tmp_path / "job", 2, run_that_dies_in_the_updates_of, typed, 3)
+        (shop.runs / "died" / "ckpt" / "step-000002" / "model.safetensors").unlink()
+    else:
+        run_ranks(tmp_path / "job", 2, run_that_dies_in_the_updates_of, typed, 2)
+    before = read_jsonl(shop.runs / "died" / "rollouts.jsonl")
+    assert {row["step"] for row in before} == set(range(1, died + 1))
+    got = run_ranks(tmp_path / "job", world, run_that_samples_only, typed, [3] if world == 1 else [])
+    assert not any(isinstance(result, BaseException) for result in got), got
+    straight, resumed = shop.runs / "straight", shop.runs / "died"
+    assert_same(read_jsonl(resumed / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
+    rollouts = read_jsonl(resumed / "rollouts.jsonl")
+    assert rollouts[: len(before)] == before and [row["step"] for row in rollouts] == [1] * 16 + [2] * 16 + [3] * 16
+    weights = [load_model(folder / "ckpt" / "optimized").state_dict() for folder in (resumed, straight)]
+    assert_same(dict(weights[0]), dict(weights[1]))
+    if world == 2:
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
