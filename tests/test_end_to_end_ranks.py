@@ -97,26 +97,32 @@ def test_an_evaluation_on_two_processes(shop):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "engine"),
+    ("launcher", "engine", "script"),
     [
-        pytest.param("torchrun", "ddp", marks=pytest.mark.long),
-        pytest.param("accelerate", "ddp", marks=pytest.mark.long),
-        pytest.param("accelerate", "deepspeed_zero3", marks=needs_deepspeed),
+        pytest.param("torchrun", "ddp", "train/sft.py", marks=pytest.mark.long),
+        ("accelerate", "ddp", "train/sft.py"),
+        pytest.param("accelerate", "ddp", "rl.py", marks=pytest.mark.long),
+        pytest.param("accelerate", "deepspeed_zero3", "train/sft.py", marks=needs_deepspeed),
     ],
 )
-def test_others_launchers_start_fine_tuning(shop, launcher, engine):
-    smooth = (*SMOOTH, "training.rows_per_update=4")
-    run(["train/sft.py", *shop.words(SFT, *smooth, "experiment.project=one")])
+def test_others_launchers_start_two_ranks(shop, launcher, engine, script):
+    """An update has as many rows as one process is told for two: with any other number of ranks it would not."""
+    text = {"rl.py": RL, "train/sft.py": SFT}[script]
+    words = (*SMOOTH, "training.gradient_accumulation_steps=1", "training.batch_size_lm=2")
+    words = (*words, *(("training.num_train_epochs=3",) if text is SFT else ()))
+    run([script, *shop.words(text, *words, "training.rows_per_update=4", "experiment.project=one")])
     port, file = f"{free_port()}", f"accelerate_configs/1_node_2_cpus_{engine}.yaml"
     module, options = {
         "torchrun": ("torch.distributed.run", ["--nproc_per_node=2", f"--master_port={port}"]),
         "accelerate": ("accelerate.commands.launch", [f"--config_file={file}", f"--main_process_port={port}"]),
     }[launcher]
-    words = shop.words(SFT, *smooth, "experiment.project=two")
+    typed = [*options, script, *shop.words(text, *words, "experiment.project=two")]
     on_cpu = {"ACCELERATE_USE_CPU": "true"} if engine == "ddp" else {}
-    out = run([*options, "train/sft.py", *words], program=(sys.executable, "-m", module), **on_cpu)
+    out = run(typed, program=(sys.executable, "-m", module), **on_cpu)
     assert {"ddp": "DDP, 2 processes", "deepspeed_zero3": "ZeRO-3 over 2 processes"}[engine] in out
     assert_same_run(shop.runs / "two", shop.runs / "one")
+    state = torch.load(shop.runs / "two" / "ckpt" / "optimized" / "trainer" / "state.pt", weights_only=True)
+    assert state["rows_per_update"] == 2 * 2
 
 
 def wait_for(process, condition, seconds=90):

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def join():
-    ranks.join("cpu", 30.0)
+    ranks.join("cpu", 60.0)
 
 
 def sections(**more):

@@ -362,7 +362,7 @@ def trained_adapters(policy, rollouts, steps=(1, 2)):
     return weights_of(policy.model)
 
 
-@pytest.mark.parametrize("family", ["sdar", "dream", "sdar_moe"])
+@pytest.mark.parametrize("family", ["sdar", *(pytest.param(f, marks=pytest.mark.slow) for f in ("dream", "sdar_moe"))])
 def test_what_adapters_drop_is_the_seeds_and_not_the_packings(tmp_path, family):
     tiny_checkpoint(tmp_path, family)
     rollouts = sampled(load_model(tmp_path), LENGTHS)
