@@ -88,12 +88,17 @@ def engine_line(config: Config) -> str:
     return f"ZeRO-{stage} over {world} processes" if stage else f"DDP, {world} processes"
 
 
+def elements(parameter: torch.nn.Parameter) -> int:
+    """Numbers in a parameter, in all shares of it under ZeRO-3."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 class _ZeroAccelerator(Accelerator):
     """accelerate leaves autocast to DeepSpeed's engines; a frozen reference model is run by none."""
 
     bf16 = False
 
-    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:  # type: ignore[override]
+    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
@@ -111,14 +116,13 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     plugin = None
     if AcceleratorState._shared_state == {} or AcceleratorState().distributed_type != DistributedType.DEEPSPEED:
-        config = {
+        plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=1, zero3_init_flag=False)
+        plugin.deepspeed_config |= {
             "train_batch_size": ranks.world_size(),
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": _REDUCE_BUCKET_ELEMENTS},
             "bf16": {"enabled": False},
         }
-        plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = _REDUCE_BUCKET_ELEMENTS
     backend = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")
     accelerator = _ZeroAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
     unset_hf_deepspeed_config()  # or from_pretrained (a judge's, on rank 0) would share out what it loads
@@ -238,7 +242,7 @@ class Zero:
         import deepspeed
 
         named = list(self.module.named_parameters())
-        for bucket in buckets(named, lambda item: item[1].ds_numel):
+        for bucket in buckets(named, lambda item: elements(item[1])):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.data

@@ -9,7 +9,7 @@ from runtime.run_folder import RunFolder, run_path
 from train import session
 from train.budget import world_size
 from train.checkpoint import BEST
-from train.engine import check_engine, engine_line
+from train.engine import check_engine, elements, engine_line
 from train.evaluation import reward_of
 from train.fitting import check_memory
 from train.judging import step_judge_of
@@ -152,7 +152,7 @@ def _rows(config: Config) -> str:
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:
-    count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())  # ds_numel: ZeRO-3's, of all ranks
+    count = sum(map(elements, model.parameters()))
     start = ", random weights" if config.model.random_init else ""
     return f"{config.model.pretrained_model} ({model.family}, {count:,} parameters{start})"
 

@@ -20,8 +20,6 @@ from train.engine import check_engine, zero_stage
 from train.main import placement
 
 ZERO_2, ZERO_3 = (f"experiment.deepspeed_file=1_node_2_cpus_deepspeed_zero{stage}" for stage in (2, 3))
-
-
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
     reason="deepspeed is not installed (requirements-extras.txt)",
@@ -158,20 +156,20 @@ def test_recomputed_activations_change_nothing(tmp_path, stage, recomputed):
 @needs_deepspeed
 @pytest.mark.slow
 def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder):
-    """Checkpoints of ZeRO-3, ZeRO-2 and one process, each gone on with by another engine on another number of ranks, in
-    the end on three that share nothing evenly: as one process throughout."""
+    """Checkpoints of ZeRO-3, of one process and of ZeRO-2, each gone on with by another engine, in the end on three
+    ranks that share nothing evenly: as one process throughout."""
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=5", "experiment.eval_every=5", "training.rows_per_update=8")
+    words = (*SMOOTH, "experiment.total_step=4", "experiment.eval_every=4", "training.rows_per_update=8")
     words = (*words, "optimizer.params.weight_decay=0.1", "lr_scheduler.params.warmup_steps=2")
     one = shop.words(RL, *words, "experiment.project=straight")
     (failure,) = run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", one)
     assert not isinstance(failure, BaseException), failure
     resumed = shop.words(RL, *words, "experiment.project=resumed")
-    for last, world, *engine_words in ((1, 2, ZERO_3), (2, 2, ZERO_2), (3, 1), (4, 3, ZERO_2), (5, 3, ZERO_3)):
+    for last, world, *engine_words in ((1, 2, ZERO_3), (2, 1), (3, 2, ZERO_2), (4, 3, ZERO_3)):
         run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_words], last, timeout=200)
     straight, folder = shop.runs / "straight", shop.runs / "resumed"
     assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
-    for step in (1, 2, 4, 5):
+    for step in (1, 3, 4):
         path, other = (run / "ckpt" / f"step-{step:06d}" for run in (folder, straight))
         assert_same(dict(load_model(path).state_dict()), dict(load_model(other).state_dict()))
         mine, theirs = (torch.load(p / "trainer" / "state.pt")["updater"]["optimizer"] for p in (path, other))
