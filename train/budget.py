@@ -356,7 +356,7 @@ class Budget:
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}
 
     def _forward(self, tokens: float, seen_tokens: float = 0.0) -> float:
-        return forward_bytes(self.net, tokens, self.sampler_width, seen_tokens, adapted=self.adapted is not None)
+        return forward_bytes(self.net, tokens, self.sampler_width, seen_tokens, self.adapted or ())
 
     def _updates(self, whose: str, net: Network, trained: int, tokens: int, held: Parts) -> dict[str, Parts]:
         """An update's micro-batches and its optimizer's step."""

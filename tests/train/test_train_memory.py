@@ -45,7 +45,7 @@ def settings(folder, **sections):
             "early_stop": False,
         }
         | sections.pop("rollout", {}),
-        "training": {"max_prompt_len": P, "max_tokens_per_microbatch": 512} | sections.pop("training", {}),
+        "training": {"max_prompt_len": P, "max_tokens_per_microbatch": 330} | sections.pop("training", {}),
     }
     return make_config(**given, **sections)
 
@@ -221,7 +221,7 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
     fitting = Budget(config, folder, machine=machine(gib=0.05))
     assert not fitting.too_large()
     slots, tokens = fitting.largest_slots(), fitting.largest_tokens()
-    assert slots >= 64 and tokens >= 512
+    assert slots >= 64 and tokens >= 330
     for largest, named in ((slots, "slots"), (tokens, "tokens")):
         for size, fits in ((largest, True), (largest + 1, False)):
             phases = fitting.phases(**{named: size}).values()
