@@ -278,21 +278,25 @@ class Budget:
         return found if self.row is not None and found >= self.row.num_tokens else 0
 
     def host(self) -> Parts:
-        """On the host of rank 0, beside what Python and its libraries take: while a checkpoint is written, and of the
-        rollouts of a step (each process has them)."""
+        """On the host of rank 0, beside what Python and its libraries take: weights on their way to or from the disk, and
+        the rollouts of a step (each process has them)."""
         on_gpu = self.machine.kind == "cuda"
         zero = self.stage > 0 and self.processes > 1
         saved = (self.adapter_parameters or self.net.parameters) + self._value_parameters()
         trained = self.trained + self._value_trained()
+        local = max(1, self.processes // (self.config.experiment.num_node or 1))
+        whole_first = self.stage == 3 and zero  # on the host, where the ranks' shares are taken from it
         parts: Parts = {}
         if self.kind != "eval":
-            parts["checkpoint being written"] = (FP32 * saved if on_gpu or zero else 0) + (ADAM_BYTES * trained * zero)
+            loading = local * FP32 * (self.net.parameters + self._value_parameters()) if whole_first else 0
+            saving = (FP32 * saved if on_gpu or zero else 0) + (ADAM_BYTES * trained if zero else 0)
+            name = "weights being loaded" if loading > saving else "checkpoint being written"
+            parts[name] = max(loading, saving)
         if self.kind == "rl":
             rollout = self.config.rollout
             responses = rollout.num_task_per_step * rollout.num_response_per_task
             prompt, answer = _ROLLOUT_BYTES_A_TOKEN
             tokens = self.config.training.max_prompt_len * prompt + rollout.max_new_tokens * answer
-            local = max(1, self.processes // (self.config.experiment.num_node or 1))
             parts |= {"rollouts": local * responses * tokens, "rows": local * responses * rows_bytes(self.rows)}
         return _present(parts)
 

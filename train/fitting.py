@@ -73,7 +73,11 @@ def _fix(budget: Budget, phase: str) -> str:
 
 def _less(budget: Budget) -> str:
     """What makes less of it stay on a device."""
-    ways = ["lora.rank=16"] if budget.kind != "eval" and not budget.config.lora.rank else []
+    ways = []
+    if budget.kind != "eval" and not budget.config.lora.rank:
+        ways.append("lora.rank=16")
+        if budget.processes > 1 and budget.stage < 3:
+            ways.append("ZeRO-3 (experiment.deepspeed_file)")
     return f"try {' or '.join([*ways, 'larger devices'])}."
 
 
