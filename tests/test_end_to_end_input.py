@@ -312,11 +312,12 @@ def test_eval_of_one_task_with_one_answer(shop):
     assert values["tasks"] == 1 and values["stderr"] == 0.0 and values["pass@1"] == values["accuracy"]
 
 
-def test_eval_of_answers_that_no_reward_wants(shop):
+def test_eval_of_answers_that_no_reward_wants(shop, caplog):
     with pytest.warns(UserWarning):
         metrics = evaluation.run(load_config(shop.words(EVAL, reward="raises")))
     (values,) = metrics.values()
-    assert values["left_out"] == 6 and values["accuracy"] == 0.0
+    assert values["left_out"] == 6 and "accuracy" not in values and "reward" not in values
+    assert "no answer has a reward" in caplog.text
 
 
 def test_a_stop_text_of_several_tokens_is_an_error(shop):

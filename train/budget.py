@@ -34,7 +34,7 @@ from train.memory import (
     micro_batch_bytes,
     state_bytes,
 )
-from train.replay import Replayer, Row, pack, replay
+from train.replay import Replayer, Row, pack, replay, span_tokens
 from train.sharding import BUCKET_ELEMENTS
 
 USABLE = 0.9
@@ -174,10 +174,10 @@ class Budget:
         return min(size, self.config.rollout.max_new_tokens) if self.family.attention == "full" else size
 
     def _packing(self) -> Packing | None:
-        """Of a micro-batch of one row; on a GPU rows are cut into longer spans."""
+        """Of a micro-batch of one row."""
         if self.row is None:
             return None
-        return Packing.of(pack([self.row], [0], torch.device("cpu" if self.machine.kind == "cpu" else "meta")))
+        return Packing.of(pack([self.row], [0], torch.device("meta"), span_tokens(self.machine.kind)))
 
     @property
     def slots(self) -> int:
@@ -234,15 +234,14 @@ class Budget:
         if self.kind == "eval":
             return {"sampling": self._sampling(rollout, slots)}
         if self.kind == "sft":
-            return {"update": self._update(self.net, self.trained, tokens, head=True)}
+            return self._updates("", self.net, self.trained, tokens, {})
         held = {"slots": self._slots(rollout, slots)}
         phases = {"sampling": self._sampling(rollout, slots)}
         if self.config.judge.local:
             phases["judging"] = _present(held | {"judge at work": self._judge_work})
         if self.value is not None:
-            value = self._update(self.value, self._value_trained(), tokens, head=False)
-            phases["value update"] = _present(held | value)
-        phases["update"] = _present(held | self._update(self.net, self.trained, tokens, head=True))
+            phases |= self._updates("value ", self.value, self._value_trained(), tokens, held)
+        phases |= self._updates("", self.net, self.trained, tokens, held)
         if evaluation.eval_dataset:
             phases["evaluation"] = self._sampling(evaluation, evaluation.slots)
         return phases
@@ -258,11 +257,12 @@ class Budget:
         """Names of the phases that do not fit."""
         return [name for name, parts in self.phases().items() if self.total(parts) > self.usable]
 
-    def largest_slots(self) -> int:
-        """The most slots with which sampling fits, and the updates while the slots are held; 0 if none do."""
+    def largest_slots(self, tokens: int | None = None) -> int:
+        """The most slots with which sampling fits, and the updates while the slots are held, of so many tokens a
+        micro-batch; 0 if none do."""
 
         def fits(slots: int) -> bool:
-            phases = self.phases(slots=slots)
+            phases = self.phases(slots, tokens)
             return all(self.total(parts) <= self.usable for name, parts in phases.items() if name != "evaluation")
 
         return _largest(fits, self.most_slots)
@@ -278,21 +278,25 @@ class Budget:
         return found if self.row is not None and found >= self.row.num_tokens else 0
 
     def host(self) -> Parts:
-        """On the host of rank 0, beside what Python and its libraries take: while a checkpoint is written, and of the
-        rollouts of a step (each process has them)."""
+        """On the host of rank 0, beside what Python and its libraries take: weights on their way to or from the disk, and
+        the rollouts of a step (each process has them)."""
         on_gpu = self.machine.kind == "cuda"
         zero = self.stage > 0 and self.processes > 1
         saved = (self.adapter_parameters or self.net.parameters) + self._value_parameters()
         trained = self.trained + self._value_trained()
+        local = max(1, self.processes // (self.config.experiment.num_node or 1))
+        whole_first = self.stage == 3 and zero  # on the host, where the ranks' shares are taken from it
         parts: Parts = {}
         if self.kind != "eval":
-            parts["checkpoint being written"] = (FP32 * saved if on_gpu or zero else 0) + (ADAM_BYTES * trained * zero)
+            loading = local * FP32 * (self.net.parameters + self._value_parameters()) if whole_first else 0
+            saving = (FP32 * saved if on_gpu or zero else 0) + (ADAM_BYTES * trained if zero else 0)
+            name = "weights being loaded" if loading > saving else "checkpoint being written"
+            parts[name] = max(loading, saving)
         if self.kind == "rl":
             rollout = self.config.rollout
             responses = rollout.num_task_per_step * rollout.num_response_per_task
             prompt, answer = _ROLLOUT_BYTES_A_TOKEN
             tokens = self.config.training.max_prompt_len * prompt + rollout.max_new_tokens * answer
-            local = max(1, self.processes // (self.config.experiment.num_node or 1))
             parts |= {"rollouts": local * responses * tokens, "rows": local * responses * rows_bytes(self.rows)}
         return _present(parts)
 
@@ -332,10 +336,10 @@ class Budget:
         capacity = self._capacity(decode, widest)
         prompt, positions = self.config.training.max_prompt_len, slots * widest
         if self.family.attention == "block":
-            prefill = forward_bytes(self.net, max(prompt, min(slots * prompt, PREFILL_MAX_TOKENS)), width)
-            forward = max(prefill, forward_bytes(self.net, 2 * positions, width, capacity))
+            prefill = self._forward(max(prompt, min(slots * prompt, PREFILL_MAX_TOKENS)))
+            forward = max(prefill, self._forward(2 * positions, capacity))
         else:
-            forward = forward_bytes(self.net, slots * capacity, width)
+            forward = self._forward(slots * capacity)
         ways = [
             choice_bytes(
                 self.net,
@@ -355,9 +359,12 @@ class Budget:
         choosing = width * positions * self.net.hidden + max(ways)
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}
 
-    def _update(self, net: Network, trained: int, tokens: int, head: bool) -> Parts:
-        """Gradients, and the larger of a micro-batch's activations and what the optimizer's step takes."""
-        training = self.config.training
+    def _forward(self, tokens: float, seen_tokens: float = 0.0) -> float:
+        return forward_bytes(self.net, tokens, self.sampler_width, seen_tokens, self.adapted or ())
+
+    def _updates(self, whose: str, net: Network, trained: int, tokens: int, held: Parts) -> dict[str, Parts]:
+        """An update's micro-batches and its optimizer's step."""
+        training, head = self.config.training, not whose
         adapted = self.adapted if head else None
         how = Precision(
             half=self.machine.half,
@@ -368,18 +375,22 @@ class Budget:
             head=head,
         )
         assert self.packing is not None
-        activations = micro_batch_bytes(net, self.packing.scaled(tokens), how)
         mine = self._shared(trained, from_stage=2)
-        step = FP32 * (mine if self.machine.kind == "cuda" else min(mine, 2 * net.largest))
         gathered = FP32 * max(net.vocab * net.hidden, net.body / net.layers) if self.stage == 3 else 0
         bucket = FP32 * min(BUCKET_ELEMENTS, trained) if self.processes > 1 else 0
-        return _present(
-            {
-                "gradients": self._shared(FP32 * trained, from_stage=2),
-                "micro-batch" if activations > step else "optimizer step": max(activations, step),
-                "between processes": bucket + gathered,
-            }
-        )
+        held = held | {"gradients": FP32 * mine}
+        return {
+            f"{whose}update": _present(
+                held
+                | {
+                    "micro-batch": micro_batch_bytes(net, self.packing.scaled(tokens), how),
+                    "between processes": bucket + gathered,
+                }
+            ),
+            f"{whose}optimizer": _present(
+                held | {"its step": FP32 * (mine if self.machine.kind == "cuda" else min(mine, 2 * net.largest))}
+            ),
+        }
 
     def _judge_folder(self) -> Path:
         return resolve_folder(find(str(self.config.judge.local)))

@@ -1,6 +1,7 @@
 """Accuracy and speed of a model on a set of tasks, for each way of decoding: inside RL, and as eval.py."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -28,6 +29,8 @@ from train.fitting import check_memory
 from train.judging import judge_of, prompt_tokens
 from train.sharding import require_equal_weights, sample
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -45,28 +48,32 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """accuracy (reward >= 1) with its standard error over tasks, pass@k and avg@k, mean reward, lengths and speed.
 
-        A reward of None (left out) counts in no average.
+        A reward of None (left out) counts in no average; what would be an average of nothing is absent.
         """
-        n = len(self.rollouts) // len(self.prompts)
-        by_task = [[r for r in self.rewards[i : i + n] if r is not None] for i in range(0, len(self.rewards), n)]
-        by_task = [rewards for rewards in by_task if rewards]
-        share = np.array([np.mean([r >= 1.0 for r in rewards]) for rewards in by_task])
-        passed = np.array([any(r >= 1.0 for r in rewards) for rewards in by_task])
         tokens = sum(r.num_response_tokens for r in self.rollouts)
-        graded = [r for rewards in by_task for r in rewards]
-        accuracy = float(share.mean()) if len(share) else 0.0
-        return {
-            "accuracy": accuracy,
-            "stderr": float(share.std(ddof=1) / math.sqrt(len(share))) if len(share) > 1 else 0.0,
-            f"pass@{n}": float(passed.mean()) if len(passed) else 0.0,
-            f"avg@{n}": accuracy,
-            "reward": float(np.mean(graded)) if graded else 0.0,
+        return self._graded() | {
             "length": tokens / len(self.rollouts),
             "truncated": float(np.mean([r.finish_reason == "length" for r in self.rollouts])),
             "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in self.rollouts)),
             "tokens_per_second": tokens / max(1e-9, self.seconds),
             "tasks": float(len(self.prompts)),
             "left_out": float(sum(r is None for r in self.rewards)),
+        }
+
+    def _graded(self) -> dict[str, float]:
+        n = len(self.rollouts) // len(self.prompts)
+        by_task = [[r for r in self.rewards[i : i + n] if r is not None] for i in range(0, len(self.rewards), n)]
+        by_task = [rewards for rewards in by_task if rewards]
+        if not by_task:
+            return {}
+        share = np.array([np.mean([r >= 1.0 for r in rewards]) for rewards in by_task])
+        accuracy = float(share.mean())
+        return {
+            "accuracy": accuracy,
+            "stderr": float(share.std(ddof=1) / math.sqrt(len(share))) if len(share) > 1 else 0.0,
+            f"pass@{n}": float(np.mean([any(r >= 1.0 for r in rewards) for rewards in by_task])),
+            f"avg@{n}": accuracy,
+            "reward": float(np.mean([r for rewards in by_task for r in rewards])),
         }
 
     def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
@@ -118,12 +125,16 @@ def evaluate(
             seconds = time.perf_counter() - start
         completions = [answer_text(rollout, model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(responses_per_task)]
-        rewards = ranks.on_main(_graded, reward, texts, completions, reward_columns(prompts, rollouts))
+        rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
+        if all(reward is None for reward in rewards):
+            logger.warning(
+                "eval %s: no answer has a reward (%d are left out): no accuracy is given", name, len(rewards)
+            )
         results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size))
     return results
 
 
-def _graded(
+def _grade(
     reward: Reward | None, texts: list[str], completions: list[str], columns: dict[str, list[Any]]
 ) -> list[float | None]:
     assert reward is not None
@@ -242,9 +253,12 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequen
 
 
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """Entries by metrics, aligned."""
-    names = list(next(iter(metrics.values())))
-    rows = [["", *metrics], *([name, *(f"{entry[name]:.4g}" for entry in metrics.values())] for name in names)]
+    """Entries by metrics, aligned; "-" where an entry has no such number."""
+    names = list(max(metrics.values(), key=lambda entry: len(entry)))
+    rows = [
+        ["", *metrics],
+        *([name, *(f"{entry[name]:.4g}" if name in entry else "-" for entry in metrics.values())] for name in names),
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 

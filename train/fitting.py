@@ -15,12 +15,14 @@ def check_memory(config: Config, folder: Path, kind: str = "rl", answer_tokens: 
     budget = Budget(config, folder, kind, answer_tokens=answer_tokens)
     if config.dry_run:
         print("\n".join(memory_lines(budget)))
+    usable = f"{_gib(budget.usable)} of {_gib(budget.machine.memory_bytes)} GiB are usable"
+    if sum(budget.always.values()) > budget.usable:
+        need = _gib(sum(budget.always.values()))
+        logger.warning("memory: what stays on each device is about %s GiB, %s: %s", need, usable, _less(budget))
+        return
     for name in budget.too_large():
         need = _gib(budget.total(budget.phases()[name]))
-        logger.warning(
-            "%s needs about %s GiB on each device, %s of %s GiB are usable: %s",
-            name, need, _gib(budget.usable), _gib(budget.machine.memory_bytes), _fix(budget, name),
-        )  # fmt: skip
+        logger.warning("memory: %s takes about %s GiB on each device, %s: %s", name, need, usable, _fix(budget, name))
 
 
 def memory_lines(budget: Budget) -> list[str]:
@@ -37,15 +39,14 @@ def memory_lines(budget: Budget) -> list[str]:
     for name, parts in budget.phases().items():
         over = "" if budget.total(parts) <= budget.usable else "  DOES NOT FIT"
         lines.append(f"    {name:<12}{_gib(budget.total(parts))} = always, {_named(parts)}{over}")
-    if budget.kind != "eval":
-        longest = f"the longest response is {budget.row.num_tokens:,}" if budget.row else ""
-        tokens = budget.largest_tokens()
-        said = f"{tokens:,} tokens" if tokens else "none"
-        lines.append(f"    largest     micro-batch {said} (training.max_tokens_per_microbatch; {longest})")
+    if budget.row is not None:
+        tokens, row = budget.largest_tokens(), f"the longest response is {budget.row.num_tokens:,}"
+        said = f"{tokens:,} tokens a micro-batch" if tokens else "no micro-batch fits"
+        lines.append(f"    largest     {said} (training.max_tokens_per_microbatch; {row})")
     if budget.kind != "sft":
         slots = budget.largest_slots()
-        most = f", all answers of a step on {budget.processes} processes" if slots == budget.most_slots else ""
-        lines.append(f"    largest     {slots:,} slots (rollout.max_active{most})")
+        most = "; all answers of a step" if slots == budget.most_slots else ""
+        lines.append(f"    largest     {f'{slots:,} slots' if slots else 'no slot fits'} (rollout.max_active{most})")
     host = budget.host()
     if host:
         lines.append(
@@ -56,19 +57,28 @@ def memory_lines(budget: Budget) -> list[str]:
 
 def _fix(budget: Budget, phase: str) -> str:
     """What to set so that a phase fits."""
-    slots, training = budget.largest_slots(), budget.config.training
+    training = budget.config.training
     if phase == "evaluation":
         return "lower evaluation.max_active or evaluation.max_token."
-    if phase in ("sampling", "judging") and slots:
-        return f"set rollout.max_active={slots} or less."
-    if "update" in phase:
-        if tokens := budget.largest_tokens():
-            return f"set training.max_tokens_per_microbatch={tokens} or less."
-        if not training.gradient_checkpointing_enable:
-            return "set training.gradient_checkpointing_enable=true."
-        if slots:
-            return f"set rollout.max_active={slots} or less."
-    return "a larger device, more processes under ZeRO, or lora.rank=16."
+    if "update" in phase and (tokens := budget.largest_tokens()):
+        return f"set training.max_tokens_per_microbatch={tokens}."
+    if "update" in phase and not training.gradient_checkpointing_enable:
+        return "set training.gradient_checkpointing_enable=true."
+    if budget.kind != "sft" and (slots := budget.largest_slots()):
+        return f"set rollout.max_active={slots}."
+    if budget.row is not None and budget.kind == "rl" and (slots := budget.largest_slots(budget.row.num_tokens)):
+        return f"set training.max_tokens_per_microbatch={budget.row.num_tokens} and rollout.max_active={slots}."
+    return _less(budget)
+
+
+def _less(budget: Budget) -> str:
+    """What makes less of it stay on a device."""
+    ways = []
+    if budget.kind != "eval" and not budget.config.lora.rank:
+        ways.append("lora.rank=16")
+        if budget.processes > 1 and budget.stage < 3:
+            ways.append("ZeRO-3 (experiment.deepspeed_file)")
+    return f"try {' or '.join([*ways, 'larger devices'])}."
 
 
 def _gib(size: float) -> str:

@@ -175,6 +175,8 @@ def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:
     between = layers * (FP32 * T * D if how.checkpointing else kept)
     casts = BF16 * (net.body - net.expert_parameters) if how.half else 0
     casts_left = casts // layers if how.checkpointing else casts
+    if how.checkpointing and how.adapted is not None:
+        casts = casts_left  # autocast keeps copies of weights that learn alone
     rest = how.width * packing.masks + 2 * FP32 * T * net.head_size
     last_norm = 2 * FP32 * T * D
     inside = kept - FP32 * T * D if how.checkpointing else 0.0
@@ -235,12 +237,15 @@ def state_bytes(slots: int, capacity_tokens: int) -> int:
     return slots * (capacity_tokens * (8 + 4 + 4) + 9 * 8 + 2)
 
 
-def forward_bytes(net: Network, tokens: float, width: int, seen_tokens: float = 0.0) -> float:
+def forward_bytes(
+    net: Network, tokens: float, width: int, seen_tokens: float = 0.0, adapted: Collection[str] = ()
+) -> float:
     """The most that a forward pass without gradients holds, in its MLP or in its attention. seen_tokens: keys that the
-    mask of a step over a cache spans, for each query of each head that shares a key."""
+    mask of a step over a cache spans, for each query of each head that shares a key. adapted: linear layers that add
+    what an adapter puts out."""
     D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
-    mlp = net.experts_per_token * (D + 4 * F) if net.experts else 3 * F
-    attention = 5 * H * d + 2 * G * d
+    mlp = net.experts_per_token * (D + 4 * F) if net.experts else (3 + ("up_proj" in adapted)) * F
+    attention = (5 + ("q_proj" in adapted)) * H * d + 2 * G * d
     mask = (width + 1) * H / G * seen_tokens
     return tokens * (width * (2 * D + max(D + mlp, attention)) + 2 * FP32 * d + mask)
 

@@ -254,10 +254,18 @@ def micro_batches(
         yield pack(rows, batch, device)
 
 
-def pack(rows: Sequence[Row], which: Sequence[int], device: torch.device) -> MicroBatch:
-    """One packed micro-batch of the rows named by `which`."""
+def span_tokens(device_type: str) -> int:
+    """How long a span of a packed row is about."""
+    return _SPAN_TOKENS_CPU if device_type == "cpu" else _SPAN_TOKENS
+
+
+def pack(
+    rows: Sequence[Row], which: Sequence[int], device: torch.device, tokens_a_span: int | None = None
+) -> MicroBatch:
+    """One packed micro-batch of the rows named by `which`; tokens_a_span: None = what suits the device."""
     chosen = [rows[i] for i in which]
-    orders, spans = zip(*(_spans(row, device) for row in chosen), strict=True)
+    length = tokens_a_span or span_tokens(device.type)
+    orders, spans = zip(*(_spans(row, device, length) for row in chosen), strict=True)
     starts = np.cumsum([0] + [row.num_tokens for row in chosen])
 
     def joined(arrays: Iterable[Ints]) -> Tensor:
@@ -276,11 +284,11 @@ def pack(rows: Sequence[Row], which: Sequence[int], device: torch.device) -> Mic
     )
 
 
-def _spans(row: Row, device: torch.device) -> tuple[Ints, list[Span]]:
+def _spans(row: Row, device: torch.device, tokens_a_span: int) -> tuple[Ints, list[Span]]:
     """Order of the row's tokens [S] on the packed axis, and its spans: consecutive blocks, clean tokens first."""
     if not row.block.any() and not row.copy.any():
         return np.arange(row.num_tokens), [Span(0, row.num_tokens, None)]
-    num_spans = -(-row.num_tokens // (_SPAN_TOKENS_CPU if device.type == "cpu" else _SPAN_TOKENS))
+    num_spans = -(-row.num_tokens // tokens_a_span)
     span_of_block = (np.cumsum(np.bincount(row.block)) - 1) * num_spans // row.num_tokens
     order = np.lexsort((row.copy > 0, span_of_block[row.block]))
     span, block, copy = span_of_block[row.block[order]], row.block[order], row.copy[order]

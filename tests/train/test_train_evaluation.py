@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from train.evaluation import Evaluation
+from train.evaluation import Evaluation, table
 
 
 def evaluation(rewards, answers_a_task, tokens=6, steps=3):
@@ -30,3 +30,10 @@ def test_what_is_left_out_counts_in_no_average():
 
 def test_one_task_has_no_standard_error():
     assert evaluation([1.0, 0.0], 2)["stderr"] == 0.0
+
+
+def test_an_evaluation_without_any_reward_has_no_accuracy():
+    none, some = evaluation([None, None], 2), evaluation([1.0, None], 2)
+    assert set(some) - set(none) == {"accuracy", "stderr", "pass@2", "avg@2", "reward"}
+    assert none["left_out"] == 2 and none["length"] == 6.0
+    assert [line.split() for line in table({"a": none, "b": some}).splitlines()][1] == ["accuracy", "-", "1"]
