@@ -1,4 +1,5 @@
-"""What methods, value model, shrink and KL change on the tiny task: RL runs over seeds, read into one table.
+"""What methods, value model, shrink, KL, adapters and larger blocks change on the tiny task: RL runs over seeds, read
+into one table.
 
     python benchmarks/study.py [--seeds 1 2 3] [--steps 50] [--variants trace coupled ...] [--output runs/study]
 
@@ -9,8 +10,11 @@ test questions, 8 each, after the last step. Compute is counted in packed tokens
 metrics.jsonl): the tokens that the policy's forward and backward passes run over. Not in it: sampling, the forward pass
 without gradients that random masks and shrink need for the old log-probabilities, the reference model's, and the value
 model's training, which runs over the same tokens again. A pair of coupled masks, or two random ones, of an answer take
-about the tokens that its denoising steps take under TraceRL: at as many updates these have about equal compute (what it
-was is in the table), while one random mask has less.
+about the tokens that its denoising steps take under TraceRL; what a run trains also depends on how many groups have
+something to teach, so "random2_wide" draws more questions a step. What the compute was is in the table.
+
+"block8" starts from the same model, trained in blocks of 4, and is sampled, trained and evaluated in blocks of 8; its
+accuracy before the first step is measured in its own run.
 
 Finished runs are read from their folders and not run again; an interrupted one is resumed. Two calls with different
 `--seeds` may run side by side; a last call with all seeds prints the table. Ends with one line of JSON.
@@ -47,25 +51,33 @@ class Variant:
 
 
 RANDOM, VALUE = "training.method=random_masking", "model.value_base_model=${model.pretrained_model}"
+TWO_MASKS = (RANDOM, "training.mask_times_per_sample=2")
+BLOCK8 = tuple(f"{s}.{key}=8" for s in ("rollout", "evaluation") for key in ("block_size", "denoising_steps_per_block"))
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("trace", "TraceRL"),
         Variant("coupled", "coupled, one pair of masks", ("training.method=coupled",)),
         Variant("random", "random masking, one mask", (RANDOM,)),
-        Variant("random2", "random masking, two masks", (RANDOM, "training.mask_times_per_sample=2")),
+        Variant("random2", "random masking, two masks", TWO_MASKS),
+        Variant("random2_wide", "the same, 40 questions", (*TWO_MASKS, "rollout.num_task_per_step=40")),
+        Variant("random3", "random masking, three masks", (RANDOM, "training.mask_times_per_sample=3")),
         Variant("value", "TraceRL, value model", (VALUE, "optimizer.params.value_learning_rate=1.0e-3")),
         Variant("shrink", "TraceRL, shrink 2", ("training.shrink=2",)),
         Variant("kl", "TraceRL, KL to the frozen first model", ("training.kl_to=reference", "training.beta=0.1")),
+        Variant("lora", "TraceRL, LoRA of rank 16", ("lora.rank=16", "optimizer.params.learning_rate=2.0e-3")),
+        Variant("block8", "TraceRL in blocks of 8", (*BLOCK8, "experiment.eval_first=true")),
     )
 }
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: accuracy of the last evaluation with its standard error over questions, and what it took."""
+    """A finished run: accuracy of the last evaluation with its standard error over questions, and what it took.
+    before: accuracy before the first step, the run's own or that of the seed's SFT model."""
 
     seed: int
+    before: float
     accuracy: float
     stderr: float
     tokens_per_forward: float
@@ -105,7 +117,7 @@ class Study:
     def run(self, variant: Variant, seed: int) -> Result:
         """The variant's run of this seed, run now unless it is finished."""
         name = f"{variant.name}-{seed}"
-        if not self._evaluation(name):
+        if not self._evaluation(name, self.steps):
             started = time.perf_counter()
             words = (
                 f"experiment.project={name}",
@@ -117,11 +129,12 @@ class Study:
             self.prepare(seed)
             self._call("rl.py", "rl_tiny", (*COMMON, *words, *variant.words), name)
             print(f"{name}: {self.steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
-        evaluation = self._evaluation(name)
+        first, evaluation = (self._evaluation(name, step) for step in (0, self.steps))
         lines = (self.output / name / "metrics.jsonl").read_text().splitlines()
         metrics = [row for row in map(json.loads, lines) if "updates" in row]
         return Result(
             seed,
+            first["accuracy"] if first else self.start(seed),
             evaluation["accuracy"],
             evaluation["stderr"],
             evaluation["tokens_per_forward"],
@@ -130,11 +143,11 @@ class Study:
             sum(row["time/update_seconds"] for row in metrics),
         )
 
-    def _evaluation(self, name: str) -> dict[str, float]:
-        """The run's evaluation after its last step; empty for a run that is not finished."""
+    def _evaluation(self, name: str, step: int) -> dict[str, float]:
+        """The run's evaluation after a step; empty where there is none."""
         path = self.output / name / "evaluations.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
-        return next(iter(found.get(str(self.steps), {}).values()), {})
+        return next(iter(found.get(str(step), {}).values()), {})
 
     def _call(self, script: str, recipe: str, words: Sequence[str], name: str) -> None:
         """Runs a script of this project; what it prints goes to a file."""
@@ -169,23 +182,23 @@ def main() -> None:
     results: dict[str, list[Result]] = {}
     for name in args.variants:
         results[name] = [study.run(VARIANTS[name], seed) for seed in args.seeds]
-    report([study.start(seed) for seed in args.seeds], results)
+    report(results)
 
 
-def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
+def report(results: dict[str, list[Result]]) -> None:
     """The table; differences are to TraceRL's run of the same seed, with their standard error over seeds."""
     base = {run.seed: run.accuracy for run in results.get("trace", [])}
-    columns = ("updates", 9), ("M tokens", 10), ("accuracy", 10), ("sd", 7), ("against TraceRL", 18)
+    columns = ("updates", 9), ("M tokens", 10), ("before", 8), ("accuracy", 10), ("sd", 7), ("against TraceRL", 18)
     print(" " * 40 + "".join(f"{name:>{width}}" for name, width in (*columns, ("tok/fwd", 9))))
-    mean, spread = mean_and_spread(starts)
-    print(f"{'before RL':40}{'':19}{mean:10.3f}{spread:7.3f}")
     rows: dict[str, dict[str, object]] = {}
     for name, runs in results.items():
+        before = [run.before for run in runs]
         mean, spread = mean_and_spread([run.accuracy for run in runs])
         row: dict[str, object] = {
             "updates": statistics.mean(run.updates for run in runs),
             "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
             "update_seconds": statistics.mean(run.update_seconds for run in runs),
+            "before_by_seed": before,
             "accuracy": mean,
             "accuracy_sd": spread,
             "accuracy_by_seed": [run.accuracy for run in runs],
@@ -201,12 +214,11 @@ def report(starts: Sequence[float], results: dict[str, list[Result]]) -> None:
             against = f"{gap:+.3f} +- {error:.3f}"
         tokens = statistics.mean(run.packed_tokens for run in runs) / 1e6
         print(
-            f"{VARIANTS[name].label:40}{row['updates']:9.0f}{tokens:10.2f}"
+            f"{VARIANTS[name].label:40}{row['updates']:9.0f}{tokens:10.3f}{statistics.mean(before):8.3f}"
             f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
         )
         rows[name] = row
-    before = {"accuracy_by_seed": list(starts)}
-    print(json.dumps({"benchmark": "study", "before": before, "variants": rows}))
+    print(json.dumps({"benchmark": "study", "variants": rows}))
 
 
 if __name__ == "__main__":
