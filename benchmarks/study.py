@@ -13,8 +13,8 @@ model's training, which runs over the same tokens again. A pair of coupled masks
 about the tokens that its denoising steps take under TraceRL; what a run trains also depends on how many groups have
 something to teach, so "random2_wide" draws more questions a step. What the compute was is in the table.
 
-"block8" starts from the same model, trained in blocks of 4, and is sampled, trained and evaluated in blocks of 8; its
-accuracy before the first step is measured in its own run.
+"block8" takes the same model, trained in blocks of 4, through a short SFT on the same examples to blocks of 8, and is
+sampled, trained and evaluated at 8; its "before" is after that SFT.
 
 Finished runs are read from their folders and not run again; an interrupted one is resumed. Two calls with different
 `--seeds` may run side by side; a last call with all seeds prints the table. Ends with one line of JSON.
@@ -30,6 +30,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = (
@@ -43,16 +46,23 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of run; words: what is set besides."""
+    """One kind of run; words: what is set besides. Blocks of 8 begin with a short SFT at 8 of the seed's model."""
 
     name: str
     label: str
     words: tuple[str, ...] = ()
+    block_size: int = 4
 
 
 RANDOM, VALUE = "training.method=random_masking", "model.value_base_model=${model.pretrained_model}"
 TWO_MASKS = (RANDOM, "training.mask_times_per_sample=2")
-BLOCK8 = tuple(f"{s}.{key}=8" for s in ("rollout", "evaluation") for key in ("block_size", "denoising_steps_per_block"))
+SFT_AT_8 = (
+    "model.random_init=false",
+    "training.block_size=8",
+    "training.num_train_epochs=10",
+    "optimizer.params.learning_rate=1.0e-3",
+    "lr_scheduler.params.warmup_steps=3",
+)
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -66,7 +76,7 @@ VARIANTS = {
         Variant("shrink", "TraceRL, shrink 2", ("training.shrink=2",)),
         Variant("kl", "TraceRL, KL to the frozen first model", ("training.kl_to=reference", "training.beta=0.1")),
         Variant("lora", "TraceRL, LoRA of rank 16", ("lora.rank=16", "optimizer.params.learning_rate=2.0e-3")),
-        Variant("block8", "TraceRL in blocks of 8", (*BLOCK8, "experiment.eval_first=true")),
+        Variant("block8", "TraceRL in blocks of 8", ("experiment.eval_first=true",), 8),
     )
 }
 
@@ -74,9 +84,12 @@ VARIANTS = {
 @dataclass(frozen=True)
 class Result:
     """A finished run: accuracy of the last evaluation with its standard error over questions, and what it took.
-    before: accuracy before the first step, the run's own or that of the seed's SFT model."""
+    start: accuracy of the seed's SFT model in blocks of the run's size, before: that of the model the run began with,
+    which is another one in blocks of 8. explained, visible: of a run
+    with a value model, its explained variance over the last ten steps, and `visible_errors`."""
 
     seed: int
+    start: float
     before: float
     accuracy: float
     stderr: float
@@ -84,6 +97,41 @@ class Result:
     updates: int
     packed_tokens: int
     update_seconds: float
+    explained: float | None
+    visible: float | None
+
+
+def suffix(block_size: int) -> str:
+    """What the names of models and evaluations in such blocks end with."""
+    return "" if block_size == 4 else f"_block{block_size}"
+
+
+def blocks_of(size: int, section: str) -> tuple[str, str]:
+    """Words that set a section's blocks to this size, one step a token at most."""
+    return f"{section}.block_size={size}", f"{section}.denoising_steps_per_block={size}"
+
+
+def visible_errors(folder: Path) -> float:
+    """Share of the variance of a run's advantages, over trained tokens, that goes with one bit: whether what the answer
+    showed before the token's step was already wrong. Right is what the group's rewarded answers say."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for line in (folder / "rollouts.jsonl").read_text().splitlines():
+        rollout = json.loads(line)
+        if rollout["advantage"] is not None:
+            groups.setdefault((rollout["step"], rollout["task"]), []).append(rollout)
+    wrong, advantage = [], []
+    for group in groups.values():
+        model = next(rollout for rollout in group if rollout["reward"] == 1.0)
+        right = np.array(model["canvas_ids"][: model["num_response_tokens"]])
+        for rollout in group:
+            R = rollout["num_response_tokens"]
+            ids, step = np.array(rollout["canvas_ids"][:R]), np.array(rollout["canvas_step_map"][:R])
+            error = np.arange(R) >= len(right)
+            error[: len(right)] |= ids[: len(right)] != right[:R]
+            wrong += [bool(error[step < now].any()) for now in step]
+            advantage += [rollout["advantage"]] * R
+    told, given = np.array(wrong), np.array(advantage)
+    return sum(part.mean() * (given[part].mean() - given.mean()) ** 2 for part in (told, ~told)) / float(given.var())
 
 
 class Study:
@@ -92,26 +140,31 @@ class Study:
     def __init__(self, output: Path, steps: int):
         self.output, self.steps = output, steps
 
-    def prepare(self, seed: int) -> Path:
-        """The seed's SFT model, made if absent."""
-        folder = self.output / f"sft_tiny-{seed}" / "ckpt" / "optimized"
+    def prepare(self, seed: int, block_size: int = 4) -> Path:
+        """The seed's SFT model, in blocks of 8 the one trained further at 8; made if absent."""
+        name = f"sft_tiny{suffix(block_size)}-{seed}"
+        folder = self.output / name / "ckpt" / "optimized"
         if not (folder / "config.json").is_file():
-            words = (f"training.seed={seed}", f"dataset.seed={seed}")
-            self._call("train/sft.py", "sft_tiny", words, f"sft_tiny-{seed}")
+            words: tuple[str, ...] = (f"experiment.project={name}", f"training.seed={seed}", f"dataset.seed={seed}")
+            if block_size == 8:
+                words += (f"model.pretrained_model={self.prepare(seed)}", *SFT_AT_8)
+            self._call("train/sft.py", "sft_tiny", words, name)
         return folder
 
-    def start(self, seed: int) -> float:
-        """Accuracy of the seed's SFT model."""
-        found = self.output / f"start-{seed}" / "results.json"
+    def start(self, seed: int, block_size: int) -> float:
+        """Accuracy of the seed's SFT model in blocks of this size; it was trained at 4."""
+        name = f"start{suffix(block_size)}-{seed}"
+        found = self.output / name / "results.json"
         if not found.is_file():
             words = (
-                f"experiment.project=start-{seed}",
+                f"experiment.project={name}",
                 f"model.pretrained_model={self.prepare(seed)}",
                 f"training.seed={seed}",
                 "rollout.num_response_per_task=8",
                 "rollout.remasking_strategy=low_confidence_dynamic",
+                *blocks_of(block_size, "rollout"),
             )
-            self._call("eval.py", "tiny_eval", words, f"start-{seed}")
+            self._call("eval.py", "tiny_eval", words, name)
         return next(iter(json.loads(found.read_text()).values()))["accuracy"]
 
     def run(self, variant: Variant, seed: int) -> Result:
@@ -119,28 +172,37 @@ class Study:
         name = f"{variant.name}-{seed}"
         if not self._evaluation(name, self.steps):
             started = time.perf_counter()
-            words = (
+            words: tuple[str, ...] = (
                 f"experiment.project={name}",
                 f"experiment.total_step={self.steps}",
                 f"experiment.save_every={self.steps}",
                 f"experiment.eval_every={self.steps}",
                 f"training.seed={seed}",
             )
-            self.prepare(seed)
+            words += (
+                f"model.pretrained_model={self.prepare(seed, variant.block_size)}",
+                *blocks_of(variant.block_size, "rollout"),
+                *blocks_of(variant.block_size, "evaluation"),
+            )
             self._call("rl.py", "rl_tiny", (*COMMON, *words, *variant.words), name)
             print(f"{name}: {self.steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
         first, evaluation = (self._evaluation(name, step) for step in (0, self.steps))
         lines = (self.output / name / "metrics.jsonl").read_text().splitlines()
         metrics = [row for row in map(json.loads, lines) if "updates" in row]
+        explained = [row["value/explained_variance"] for row in metrics if "value/explained_variance" in row][-10:]
+        start = self.start(seed, variant.block_size)
         return Result(
             seed,
-            first["accuracy"] if first else self.start(seed),
+            start,
+            first["accuracy"] if first else start,
             evaluation["accuracy"],
             evaluation["stderr"],
             evaluation["tokens_per_forward"],
             int(sum(row["updates"] for row in metrics)),
             int(sum(row["packed_tokens"] for row in metrics)),
             sum(row["time/update_seconds"] for row in metrics),
+            statistics.mean(explained) if explained else None,
+            visible_errors(self.output / name) if explained else None,
         )
 
     def _evaluation(self, name: str, step: int) -> dict[str, float]:
@@ -198,6 +260,7 @@ def report(results: dict[str, list[Result]]) -> None:
             "updates": statistics.mean(run.updates for run in runs),
             "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
             "update_seconds": statistics.mean(run.update_seconds for run in runs),
+            "start_by_seed": [run.start for run in runs],
             "before_by_seed": before,
             "accuracy": mean,
             "accuracy_sd": spread,
@@ -217,6 +280,8 @@ def report(results: dict[str, list[Result]]) -> None:
             f"{VARIANTS[name].label:40}{row['updates']:9.0f}{tokens:10.3f}{statistics.mean(before):8.3f}"
             f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
         )
+        if runs[0].explained is not None:
+            row |= {"explained_variance": [run.explained for run in runs], "visible": [run.visible for run in runs]}
         rows[name] = row
     print(json.dumps({"benchmark": "study", "variants": rows}))
 
