@@ -278,8 +278,8 @@ class Budget:
         return found if self.row is not None and found >= self.row.num_tokens else 0
 
     def host(self) -> Parts:
-        """On the host of rank 0, beside what Python and its libraries take: weights on their way to or from the disk, and
-        the rollouts of a step (each process has them)."""
+        """On the host of rank 0, beside what Python and its libraries take: weights on their way to or from the disk,
+        and the rollouts of a step (each process has them)."""
         on_gpu = self.machine.kind == "cuda"
         zero = self.stage > 0 and self.processes > 1
         saved = (self.adapter_parameters or self.net.parameters) + self._value_parameters()

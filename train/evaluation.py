@@ -254,7 +254,7 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequen
 
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """Entries by metrics, aligned; "-" where an entry has no such number."""
-    names = list(max(metrics.values(), key=lambda entry: len(entry)))
+    names = max((list(entry) for entry in metrics.values()), key=len)
     rows = [
         ["", *metrics],
         *([name, *(f"{entry[name]:.4g}" if name in entry else "-" for entry in metrics.values())] for name in names),
