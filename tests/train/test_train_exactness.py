@@ -197,8 +197,8 @@ def test_batch_mates_do_not_enter_a_response(moved):
         model = tiny_model("sdar")
         policy = make_policy(model, normalization=normalization, max_gen_length=32)
         batch = policy.batch(rollouts, [1.0] * len(rollouts))
-        policy.updater.optimizer.step = lambda: None
-        policy.updater.optimizer.zero_grad = lambda set_to_none: None
+        policy.updater.engine.optimizer.step = lambda: None
+        policy.updater.engine.optimizer.zero_grad = lambda set_to_none: None
         policy.train(batch, 1)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 

@@ -113,8 +113,8 @@ def test_gradients_are_clipped_to_their_limit():
         model = tiny_model("sdar")
         policy = make_policy(model, max_grad_norm=limit)
         seen = []
-        step = policy.updater.optimizer.step
-        policy.updater.optimizer.step = lambda m=model, seen=seen, step=step: (
+        step = policy.updater.engine.optimizer.step
+        policy.updater.engine.optimizer.step = lambda m=model, seen=seen, step=step: (
             seen.append(torch.cat([p.grad.flatten() for p in m.parameters()]).norm().item()),
             step(),
         )
@@ -148,7 +148,7 @@ class Guarded:
         self.weights, self.optimizer = weights_of(self.model), self.optimizer_state()
 
     def optimizer_state(self):
-        return copy.deepcopy(self.policy.updater.optimizer.state_dict()["state"])
+        return copy.deepcopy(self.policy.updater.engine.optimizer.state_dict()["state"])
 
     def assert_untouched(self):
         assert_same_weights(weights_of(self.model), self.weights)
