@@ -82,7 +82,8 @@ def _less(budget: Budget) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f}"
+    gib = size / 2**30
+    return f"{gib:.2f}" if gib >= 0.1 or not gib else f"{gib:.1g}"
 
 
 def _named(parts: Mapping[str, float]) -> str:

@@ -234,7 +234,7 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
         ({"rollout": {"num_task_per_step": 4096, "max_active": 4000}}, "set rollout.max_active="),
         ({"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
         ({"training": {"max_prompt_len": 9000}}, "gradient_checkpointing_enable=true"),
-        ({"experiment": {"gpu_memory_gib": 0.002}}, "what stays on each device"),
+        ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),
     ],
 )
 def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
