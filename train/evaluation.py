@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from configs import find, resolved
+from configs import resolved
 from configs.schema import Config
 from models import DiffusionLM
-from reward import build_reward
 from reward.base import Reward
 from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
@@ -26,7 +24,7 @@ from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
 from train.fitting import check_memory
-from train.judging import judge_of, prompt_tokens
+from train.rewards import reward_of
 from train.sharding import require_equal_weights, sample
 
 logger = logging.getLogger(__name__)
@@ -208,33 +206,6 @@ def check(config: Config) -> Path:
         )
     check_memory(config, folder_of_model, "eval")
     return folder_of_model
-
-
-def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Reward:
-    """The reward that a config names, for tasks of this type. A function beside the verifier has no part in
-    evaluating. ValueError, before anything starts, for what cannot work."""
-    reward, execute = config.reward, config.execute
-    function = None if evaluating and reward.beside_verifier else reward.function
-    if function is not None and ":" in function:
-        path, name = function.rsplit(":", 1)
-        function = f"{find(path)}:{name}"
-    cores = len(os.sched_getaffinity(0))
-    return build_reward(
-        function=function,
-        beside_verifier=reward.beside_verifier and not evaluating,
-        data_type=data_type,
-        workers=min(execute.num_chunk, cores) if data_type == "code" else reward.workers,
-        timeout_seconds=reward.timeout_seconds,
-        function_timeout_seconds=reward.function_timeout_seconds,
-        all_or_nothing=execute.all_or_nothing,
-        memory_gib=execute.memory_gib,
-        allow_unsafe=execute.allow_unsafe,
-        allow_forgeable=execute.allow_forgeable,
-        judge=None if config.judge.mode == "process" else judge_of(config),
-        judge_mode=config.judge.mode,  # type: ignore[arg-type]
-        judge_samples=config.judge.samples,
-        judge_prompt_tokens=prompt_tokens(config.judge),
-    )
 
 
 def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:

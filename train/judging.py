@@ -20,46 +20,11 @@ from configs import find
 from configs.schema import Config, JudgeConfig
 from models import DiffusionLM
 from models.checkpoint import resolve_folder
-from reward.judge import CachedJudge, Question, build_judge
+from reward.judge import CachedJudge, Question
 from reward.process import ProcessReward, Response
 from sample import Rollout
 from train.advantages import Scored, step_gae
 from train.decoding import Prompt, tokenizer_of
-from train.session import pick_device
-
-
-def judge_of(config: Config) -> CachedJudge | None:
-    """The judge that a config names, None where it names none. ValueError, before any model is loaded, for an endpoint
-    that does not answer or a folder that is not there."""
-    judge = config.judge
-    if judge.api and judge.local:
-        raise ValueError(f"judge.api={judge.api} and judge.local={judge.local} are both set: keep one.")
-    if judge.mode == "process" and not (judge.api or judge.local):
-        raise ValueError("judge.mode=process needs a judge: set judge.api, a URL, or judge.local, a model.")
-    if judge.api:
-        return build_judge(
-            api=judge.api,
-            model=judge.model,
-            temperature=judge.temperature,
-            top_p=judge.top_p,
-            max_tokens=judge.max_tokens,
-            timeout_seconds=judge.timeout_seconds,
-            attempts=judge.attempts,
-            parallel=judge.parallel,
-            api_key_variable=judge.api_key_variable,
-        )
-    if judge.local:
-        return build_judge(LocalJudge(judge.local, judge, pick_device(config.model.device)))
-    return None
-
-
-def step_judge_of(config: Config) -> CachedJudge | None:
-    """The judge of process rewards, None where the config asks for none."""
-    if config.judge.mode != "process":
-        return None
-    if config.reward.speed_weight:
-        raise ValueError("reward.speed_weight has no part in process rewards: set it to 0, or judge.mode=score.")
-    return judge_of(config)
 
 
 def prompt_tokens(judge: JudgeConfig) -> int:

@@ -10,10 +10,9 @@ from train import session
 from train.budget import world_size
 from train.checkpoint import BEST
 from train.engine import check_engine, elements, engine_line
-from train.evaluation import reward_of
 from train.fitting import check_memory
-from train.judging import step_judge_of
 from train.masking import RL_METHODS
+from train.rewards import reward_of, step_judge_of
 
 
 def check(config: Config) -> None:

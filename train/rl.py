@@ -37,10 +37,11 @@ from train.checkpoint import (
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.engine import shares_weights, zero_stage
-from train.evaluation import evaluate, reward_of
+from train.evaluation import evaluate
 from train.graded import Graded, GradedSteps
-from train.judging import StepJudge, step_judge_of
+from train.judging import StepJudge
 from train.policy import Policy
+from train.rewards import reward_of, step_judge_of
 from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample, weights_digest
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
