@@ -9,6 +9,7 @@ Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -109,25 +110,29 @@ class Packed:
                 query, mask = next(queries), next(masks)
                 if span.rows > 1:
                     query, key, value = (_by_row(x, span.rows) for x in (query, key, value))
-                elif mask is not None:
-                    mask = F.pad(mask, (key.shape[2] - query.shape[2], 0))
                 output = grouped_attention(query, key, value, mask, scale)
                 outputs.append(output.reshape(1, -1, *output.shape[2:]))
         return torch.cat(outputs, dim=1)
 
     def _masks(self, query: Tensor) -> list[Tensor | None]:
-        """Additive masks in the type that attention computes in, made once for all layers."""
+        """Of each span over all keys that it sees, additive, in the type that attention computes in; made once for all
+        layers."""
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         if dtype not in self._additive:
-            self._additive[dtype] = [_additive(span.mask_QQ, dtype) for row in self.rows for span in row]
+            self._additive[dtype] = [
+                _additive(span.mask_QQ, seen, dtype)
+                for row in self.rows
+                for span, seen in zip(row, accumulate((span.num_shared for span in row), initial=0), strict=False)
+            ]
         return self._additive[dtype]
 
 
-def _additive(mask_QQ: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _additive(mask_QQ: Tensor | None, seen: int, dtype: torch.dtype) -> Tensor | None:
+    """The mask as a bias, after zeros for the `seen` tokens of earlier spans."""
     if mask_QQ is None:
         return None
-    bias = torch.zeros_like(mask_QQ, dtype=dtype).masked_fill_(~mask_QQ, -torch.inf)
+    bias = F.pad(torch.zeros_like(mask_QQ, dtype=dtype).masked_fill_(~mask_QQ, -torch.inf), (seen, 0))
     return bias[:, None] if bias.dim() == 3 else bias[None, None]
 
 

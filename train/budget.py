@@ -18,7 +18,7 @@ from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train import session
-from train.engine import zero_stage
+from train.engine import REDUCE_BUCKET_ELEMENTS, zero_stage
 from train.masking import RL_METHODS, SFT_METHODS
 from train.memory import (
     ADAM_BYTES,
@@ -234,14 +234,13 @@ class Budget:
         if self.kind == "eval":
             return {"sampling": self._sampling(rollout, slots)}
         if self.kind == "sft":
-            return self._updates("", self.net, self.trained, tokens, {})
-        held = {"slots": self._slots(rollout, slots)}
+            return self._updates("", self.net, self.trained, tokens)
         phases = {"sampling": self._sampling(rollout, slots)}
         if self.config.judge.local:
-            phases["judging"] = _present(held | {"judge at work": self._judge_work})
+            phases["judging"] = _present({"judge at work": self._judge_work})
         if self.value is not None:
-            phases |= self._updates("value ", self.value, self._value_trained(), tokens, held)
-        phases |= self._updates("", self.net, self.trained, tokens, held)
+            phases |= self._updates("value ", self.value, self._value_trained(), tokens)
+        phases |= self._updates("", self.net, self.trained, tokens)
         if evaluation.eval_dataset:
             phases["evaluation"] = self._sampling(evaluation, evaluation.slots)
         return phases
@@ -257,15 +256,9 @@ class Budget:
         """Names of the phases that do not fit."""
         return [name for name, parts in self.phases().items() if self.total(parts) > self.usable]
 
-    def largest_slots(self, tokens: int | None = None) -> int:
-        """The most slots with which sampling fits, and the updates while the slots are held, of so many tokens a
-        micro-batch; 0 if none do."""
-
-        def fits(slots: int) -> bool:
-            phases = self.phases(slots, tokens)
-            return all(self.total(parts) <= self.usable for name, parts in phases.items() if name != "evaluation")
-
-        return _largest(fits, self.most_slots)
+    def largest_slots(self) -> int:
+        """The most slots with which sampling fits; 0 if none do."""
+        return _largest(lambda slots: self.total(self.phases(slots)["sampling"]) <= self.usable, self.most_slots)
 
     def largest_tokens(self) -> int:
         """The largest micro-batch with which the updates fit, in tokens; 0 if not even the longest row does."""
@@ -362,7 +355,7 @@ class Budget:
     def _forward(self, tokens: float, seen_tokens: float = 0.0) -> float:
         return forward_bytes(self.net, tokens, self.sampler_width, seen_tokens, self.adapted or ())
 
-    def _updates(self, whose: str, net: Network, trained: int, tokens: int, held: Parts) -> dict[str, Parts]:
+    def _updates(self, whose: str, net: Network, trained: int, tokens: int) -> dict[str, Parts]:
         """An update's micro-batches and its optimizer's step."""
         training, head = self.config.training, not whose
         adapted = self.adapted if head else None
@@ -377,14 +370,16 @@ class Budget:
         assert self.packing is not None
         mine = self._shared(trained, from_stage=2)
         gathered = FP32 * max(net.vocab * net.hidden, net.body / net.layers) if self.stage == 3 else 0
-        bucket = FP32 * min(BUCKET_ELEMENTS, trained) if self.processes > 1 else 0
-        held = held | {"gradients": FP32 * mine}
+        bucket = (
+            FP32 * min(REDUCE_BUCKET_ELEMENTS if self.stage else BUCKET_ELEMENTS, trained) if self.processes > 1 else 0
+        )
+        held = {"gradients": FP32 * mine}
         return {
             f"{whose}update": _present(
                 held
                 | {
                     "micro-batch": micro_batch_bytes(net, self.packing.scaled(tokens), how),
-                    "between processes": bucket + gathered,
+                    "between processes": bucket + gathered if self.processes > 1 else 0,
                 }
             ),
             f"{whose}optimizer": _present(

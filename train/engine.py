@@ -25,7 +25,7 @@ from configs.schema import Config
 from runtime import ranks
 from train.sharding import buckets, sum_gradients
 
-_REDUCE_BUCKET_ELEMENTS = 2**26
+REDUCE_BUCKET_ELEMENTS = 2**26
 
 
 def zero_stage(config: Config) -> int:
@@ -122,7 +122,7 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": False},
         }
-        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = _REDUCE_BUCKET_ELEMENTS
+        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
     backend = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")
     accelerator = _ZeroAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
     unset_hf_deepspeed_config()  # or from_pretrained (a judge's, on rank 0) would share out what it loads

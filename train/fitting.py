@@ -64,10 +64,8 @@ def _fix(budget: Budget, phase: str) -> str:
         return f"set training.max_tokens_per_microbatch={tokens}."
     if "update" in phase and not training.gradient_checkpointing_enable:
         return "set training.gradient_checkpointing_enable=true."
-    if budget.kind != "sft" and (slots := budget.largest_slots()):
+    if phase == "sampling" and (slots := budget.largest_slots()):
         return f"set rollout.max_active={slots}."
-    if budget.row is not None and budget.kind == "rl" and (slots := budget.largest_slots(budget.row.num_tokens)):
-        return f"set training.max_tokens_per_microbatch={budget.row.num_tokens} and rollout.max_active={slots}."
     return _less(budget)
 
 

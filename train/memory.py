@@ -86,28 +86,26 @@ class Network:
 @dataclass(frozen=True)
 class Packing:
     """Sizes of a micro-batch: packed tokens, trained tokens, keys (positions that spans attend to, each counted once
-    a span), elements of the spans' own masks, and of those widened by the keys of earlier spans."""
+    a span), and elements of the spans' masks over them."""
 
     tokens: float
     trained: float
     keys: float
     masks: float
-    wide_masks: float
 
     @staticmethod
     def of(batch: MicroBatch) -> "Packing":
         layout: Packed = batch.layout
-        keys = masks = wide = 0
+        keys = masks = 0
         for row in layout.rows:
             seen = 0
             for span in row:
                 own = span.num_shared + span.num_own
                 keys += (seen + own) * span.rows
                 if span.mask_QQ is not None:
-                    masks += own * own * span.rows
-                    wide += own * (seen + own) if span.rows == 1 else 0
+                    masks += own * (seen + own) * span.rows
                 seen += span.num_shared
-        return Packing(batch.ids.numel(), len(batch.targets), keys, masks, wide)
+        return Packing(batch.ids.numel(), len(batch.targets), keys, masks)
 
     def scaled(self, tokens: float) -> "Packing":
         """A micro-batch of so many tokens of rows like these."""
@@ -164,7 +162,7 @@ def layer_bytes(net: Network, packing: Packing, how: Precision) -> float:
         mlp = how.inputs(D, "gate_proj", "up_proj") + 3 * a * F + how.inputs(F, "down_proj", ready=True)
     ranks = a * how.rank * how.count(*ADAPTED) if how.adapted is not None else 0
     key_heads = H if how.repeated_keys and H != G else G
-    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys + a * packing.wide_masks
+    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
 
 
 def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:

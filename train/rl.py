@@ -236,7 +236,9 @@ class Run:
     def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         G, keys = self.config.rollout.num_response_per_task, self.keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
-            return sample(self.sampler, [p.ids for p in prompts], G, keys, progress.advance)
+            rollouts = sample(self.sampler, [p.ids for p in prompts], G, keys, progress.advance)
+        self.sampler.release()  # the updates need the memory
+        return rollouts
 
     def grade(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[float | None]]:
         G = self.config.rollout.num_response_per_task

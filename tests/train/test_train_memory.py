@@ -165,7 +165,7 @@ def compare(config, folder, half):
     near(always["weights"], weights, 0.02)
     near(always["optimizer"], moments, 0.02)
     near(phases["update"]["gradients"], gradients, 0.02)
-    near(phases["update"]["slots"], slots, 0.05)
+    near(phases["sampling"]["slots"], slots, 0.05)
     assert bool(copy) == ("sampler weights" in always) and bool(reference) == ("frozen reference" in always)
     if copy:
         near(always["sampler weights"], copy, 0.02)
@@ -173,7 +173,7 @@ def compare(config, folder, half):
         near(always["frozen reference"], reference, 0.02)
     near(sum(phases["sampling"].values()), sampling)
     near(phases["update"]["micro-batch"], peak - gradients)
-    near(budget.total(phases["update"]), weights + moments + copy + reference + slots + peak)
+    near(budget.total(phases["update"]), weights + moments + copy + reference + peak)
     near(budget.total(phases["sampling"]), weights + moments + copy + reference + sampling)
 
 
