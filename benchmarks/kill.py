@@ -246,14 +246,14 @@ def main() -> None:
         bench.finish("straight")
         spent, rng = bench.spent(), random.Random(args.seed)
         offset = rng.randrange(len(PHASES))
-        print(f"{'kill':>4}  {'aimed at':10}{'hit':20}{'step':>5}{'redone':>8}{'from disk':>11}  equal", flush=True)
+        print(f"{'kill':>4}  {'aimed at':10}{'hit':24}{'step':>5}{'redone':>8}{'from disk':>11}  equal", flush=True)
         kills = []
         for number in range(1, args.kills + 1):
             kill = bench.kill(number, PHASES[(number + offset) % len(PHASES)], rng, spent)
             kills.append(kill)
             same = "yes" if not kill.differs else f"no: {kill.differs}"
             print(
-                f"{number:>4}  {kill.wanted:10}{kill.hit:20}{kill.step:>5}{kill.redone:>8}{kill.from_disk:>11}  {same}",
+                f"{number:>4}  {kill.wanted:10}{kill.hit:24}{kill.step:>5}{kill.redone:>8}{kill.from_disk:>11}  {same}",
                 flush=True,
             )
         report(kills, time.perf_counter() - started)
