@@ -102,8 +102,8 @@ def starting_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint; restores torch's random generator."""
-    state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True)
+    """The trainer's state of a checkpoint, left on disk until it is read; restores torch's random generator."""
+    state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True, mmap=True)
     torch.set_rng_state(state["torch_rng"])
     return state
 

@@ -210,6 +210,7 @@ class Zero:
         vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.deepspeed_engine_wrapped = None  # accelerate's own backward, which serves one model, is not used
         found = self.model.zero_optimization_stage(), self.model.dp_world_size
         if found != (self.stage, self.world):
             raise RuntimeError(

@@ -12,7 +12,7 @@ from models import ValueModel
 from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
-from train import rl, sft
+from train import engine, rl, sft, sharding
 from train.policy import Policy
 from train.sharding import require_equal_weights, sample
 from train.updater import Updater, UpdateStats, make_accelerator
@@ -112,8 +112,14 @@ def other_weights(adapters=False, stage=0):
     Updater(model, make_accelerator("no", CPU, stage), make_config())
 
 
-def recomputing_updates(recomputed, stage):
-    """`rl_updates` with layers, or chunks of logits, computed anew in the backward pass."""
+def other_engines():
+    join()
+    make_accelerator("no", CPU, 2 + ranks.rank())
+
+
+def sparing_updates(what, stage):
+    """`rl_updates` with layers or chunks of logits computed anew in the backward pass, or with parameters that are
+    larger than the buckets that gradients are summed in."""
     made = tiny_model
 
     def recomputing(*given, **named):
@@ -121,10 +127,12 @@ def recomputing_updates(recomputed, stage):
         model.enable_gradient_checkpointing()
         return model
 
-    if recomputed == "layers":
+    if what == "layers":
         globals()["tiny_model"] = recomputing
-    else:
+    elif what == "logits":
         models.model._LOGITS_CHUNK_ELEMENTS = 320
+    else:
+        engine._REDUCE_BUCKET_ELEMENTS = sharding._BUCKET_ELEMENTS = 500
     return rl_updates(stage=stage)
 
 

@@ -74,6 +74,7 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
 
 def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
+    monkeypatch.setattr(engine, "find_spec", lambda name: name)
     for check, text in ((plan.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
             check(load_config(shop.words(text, ZERO_2, "lora.rank=4", "dry_run=true")))
@@ -146,10 +147,10 @@ def test_updates_are_those_of_one_process(tmp_path, stage, case, world):
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("recomputed", ["layers", "logits"])
-def test_recomputed_activations_change_nothing(tmp_path, stage, recomputed):
+@pytest.mark.parametrize("what", ["layers", "logits", "buckets"])
+def test_what_spares_memory_changes_nothing(tmp_path, stage, what):
     want = one_process(tmp_path, call_rl_updates, {})
-    for got in run_ranks(tmp_path / "many", 2, rank_work.recomputing_updates, recomputed, stage, timeout=200):
+    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, stage, timeout=200):
         assert_same(got, want)
 
 
@@ -181,3 +182,5 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder):
 def test_other_weights_or_another_engine_on_a_rank_stop_the_job(tmp_path):
     for error in run_ranks(tmp_path, 2, rank_work.other_weights, False, 3):
         assert isinstance(error, RuntimeError) and "weights of rank 1 differ" in str(error)
+    for error in run_ranks(tmp_path, 2, rank_work.other_engines):
+        assert isinstance(error, RuntimeError) and "the engine of rank 1 differs" in str(error)
