@@ -187,6 +187,17 @@ class Whole:
         self.optimizer.load_state_dict(copy.deepcopy(state))
 
 
+def _share_out(model: torch.nn.Module, settings: dict[str, Any], device: torch.device) -> None:
+    """Leaves each rank its share of a model that may be on the host, one parameter at a time: `prepare` would move all
+    of it to the device first."""
+    import deepspeed
+
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=torch.float32)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+
 class Zero:
     """DeepSpeed's ZeRO: each rank holds its part of the optimizer and of the summed gradients (stage 2), and of the
     weights, which are gathered module by module as they are used (stage 3). https://arxiv.org/abs/1910.02054"""
@@ -209,6 +220,8 @@ class Zero:
         }
         vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        if self.stage == 3:
+            _share_out(model, settings, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.deepspeed_engine_wrapped = None  # accelerate's own backward, which serves one model, is not used
         found = self.model.zero_optimization_stage(), self.model.dp_world_size

@@ -33,13 +33,15 @@ def sections(**more):
     }
 
 
-def rl_updates(family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, poison=None, stage=0, **training):
+def rl_updates(
+    family="sdar", lengths=(5, 8, 3, 10, 6), n=2, with_value=False, poison=None, stage=0, precision="no", **training
+):
     """Two steps of updates of one set of rollouts: metrics, weights, and whether ranks agree."""
     join()
     model = tiny_model(family)
     rollouts = shifted(sampled(model, lengths, n=n), 0.3)
     config = make_config(**sections(training=training))
-    updater = Updater(model, make_accelerator("no", CPU, stage), config)
+    updater = Updater(model, make_accelerator(precision, CPU, stage), config)
     policy = Policy(model, updater, config, SamplingConfig(max_new_tokens=16).for_model(model))
     critic = None
     if with_value:
@@ -110,6 +112,16 @@ def other_weights(adapters=False, stage=0):
     if adapters:
         model.add_adapters(Adapters(4, 8.0), "base", seed=ranks.rank())
     Updater(model, make_accelerator("no", CPU, stage), make_config())
+
+
+def held(stage):
+    """Numbers that this rank holds of weights and of each of Adam's moments, and the model's numbers in all."""
+    join()
+    model = tiny_model("sdar")
+    total = sum(p.numel() for p in model.parameters())
+    zero = Updater(model, make_accelerator("no", CPU, stage), make_config()).engine.optimizer.optimizer
+    parts = zero.single_partition_of_fp32_groups if stage == 2 else zero.fp32_partitioned_groups_flat
+    return sum(p.numel() for p in model.parameters()), sum(map(torch.numel, parts)), total
 
 
 def other_engines():

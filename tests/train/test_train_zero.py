@@ -147,6 +147,29 @@ def test_updates_are_those_of_one_process(tmp_path, stage, case, world):
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
+def test_autocast_is_that_of_ranks_that_hold_all(tmp_path, stage):
+    """bf16, on the same two ranks, whose micro-batches are the same."""
+    exact, want, got = (
+        run_ranks(tmp_path / str(i), 2, call_rl_updates, named, timeout=200)[0]
+        for i, named in enumerate(({}, {"precision": "bf16"}, {"precision": "bf16", "stage": stage}))
+    )
+    assert_same(got, want)
+    assert abs(want[0][0]["grad_norm"] - exact[0][0]["grad_norm"]) > 1e-4
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
+def test_ranks_hold_shares(tmp_path, stage):
+    for weights, moments, total in run_ranks(tmp_path, 2, rank_work.held, stage):
+        assert weights == total if stage == 2 else weights < total / 20
+        assert moments < total * 0.51
+
+
+@needs_deepspeed
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("what", ["layers", "logits", "buckets"])
 def test_what_spares_memory_changes_nothing(tmp_path, stage, what):
     want = one_process(tmp_path, call_rl_updates, {})
