@@ -18,7 +18,7 @@ from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train import session
-from train.engine import REDUCE_BUCKET_ELEMENTS, zero_stage
+from train.engine import REDUCE_BUCKET_ELEMENTS, world_size, zero_stage
 from train.masking import RL_METHODS, SFT_METHODS
 from train.memory import (
     ADAM_BYTES,
@@ -81,14 +81,6 @@ def host_memory_bytes() -> float:
     if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
         free = min(free, float(limit.read_text()) - float(used.read_text()))
     return free
-
-
-def world_size(config: Config) -> int:
-    """Processes of the run: those of this job, or those that a command typed here would start."""
-    if ranks.world_size() > 1:
-        return ranks.world_size()
-    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
-    return (config.experiment.processes or max(1, gpus)) * (config.experiment.num_node or 1)
 
 
 def network_of(folder: Path, model_base: str | None) -> Network:

@@ -59,9 +59,17 @@ def _launched_stage() -> int | None:
     return int(stage)
 
 
+def world_size(config: Config) -> int:
+    """Processes of the run: those of this job, or those that a command typed here would start."""
+    if ranks.world_size() > 1:
+        return ranks.world_size()
+    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    return (config.experiment.processes or max(1, gpus)) * (config.experiment.num_node or 1)
+
+
 def check_engine(config: Config) -> None:
     """ValueError where the engine that the config asks for cannot train what it asks for."""
-    stage = zero_stage(config)
+    stage = zero_stage(config) if world_size(config) > 1 else 0
     if stage and find_spec("deepspeed") is None:
         raise ValueError(
             f"ZeRO-{stage} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "

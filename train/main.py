@@ -115,24 +115,32 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
         )
     gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
     processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
+    if file is not None and not file.cpu and not experiment.processes and gpus < processes:
+        processes = max(1, gpus)
+        if not launched:
+            logging.getLogger(__name__).warning(
+                "experiment.deepspeed_file=%s is for %d GPUs a node and this machine has %d: %s, and an update has as "
+                "many times fewer rows (training.rows_per_update sets them)",
+                *(file.name, file.processes_per_node, gpus, f"{processes} processes" if gpus > 1 else "one process"),
+            )
     if file is not None:
-        _require_as_filed(file, gpus, experiment.processes, None if launched else node.count)
+        _require_as_filed(file, experiment.processes, None if launched else node.count)
     if processes > gpus > 0:
         raise ValueError(f"experiment.processes={processes}, but this machine has {gpus} GPUs: one process each.")
     return processes, node
 
 
-def _require_as_filed(file: "EngineFile", gpus: int, processes: int, nodes: int | None) -> None:
+def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> None:
     """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
-    another launcher knows."""
+    a launcher has started this process."""
+    from runtime.ranks import STORE_VARIABLE
+
     named = f"experiment.deepspeed_file={file.name}"
     kind = file.name.split("_gpus_" if not file.cpu else "_cpus_")[-1]
-    if nodes is None and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
+    other_launcher = nodes is None and STORE_VARIABLE not in os.environ
+    if other_launcher and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
         raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
     if nodes not in (None, file.nodes):
         raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {nodes}_node_..._{kind}.")
     if processes not in (0, file.processes_per_node):
         raise ValueError(f"{named} and experiment.processes={processes} disagree: leave experiment.processes out.")
-    if not file.cpu and gpus < file.processes_per_node:
-        fix = f"{file.nodes}_node_{gpus}_gpus_{kind}" if gpus else "a _cpus_ file, or leave it out"
-        raise ValueError(f"{named} is for {file.processes_per_node} GPUs a node; this machine has {gpus}: take {fix}.")

@@ -7,9 +7,8 @@ from configs.schema import Config
 from models import DiffusionLM
 from runtime.run_folder import RunFolder, run_path
 from train import session
-from train.budget import world_size
 from train.checkpoint import BEST
-from train.engine import check_engine, elements, engine_line
+from train.engine import check_engine, elements, engine_line, world_size
 from train.fitting import check_memory
 from train.masking import RL_METHODS
 from train.rewards import reward_of, step_judge_of

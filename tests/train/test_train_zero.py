@@ -15,6 +15,7 @@ from trainees import make_config
 from configs import load_config
 from configs.engine import FOLDER, engine_file
 from models import load_model
+from runtime import ranks
 from train import engine, plan, sft
 from train.engine import check_engine, zero_stage
 from train.main import placement
@@ -89,8 +90,6 @@ def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, 
     ("gpus", "name", "processes", "said"),
     [
         (8, "1_node_8_gpus_deepspeed_zero3", 0, None),
-        (4, "1_node_8_gpus_deepspeed_zero3", 0, "this machine has 4: take 1_node_4_gpus_deepspeed_zero3"),
-        (0, "1_node_8_gpus_ddp", 0, "this machine has 0: take a _cpus_ file"),
         (8, "1_node_8_gpus_deepspeed_zero2", 4, "experiment.processes=4 disagree"),
         (8, "2_node_8_gpus_deepspeed_zero2", 0, "this job has 1: take 1_node_"),
     ],
@@ -105,6 +104,18 @@ def test_a_file_that_does_not_fit_the_machine_is_refused(monkeypatch, gpus, name
         said = "is for 8 processes; 4 were started"
     with pytest.raises(ValueError, match=said):
         placement(config, nodes=False)
+
+
+@pytest.mark.parametrize(("gpus", "started"), [(4, 4), (1, 1), (0, 1)])
+def test_a_file_for_more_gpus_than_there_are_takes_those_and_says_so(monkeypatch, caplog, gpus, started):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = with_file("1_node_8_gpus_deepspeed_zero3")
+    assert placement(config, nodes=False)[0] == started
+    assert f"is for 8 GPUs a node and this machine has {gpus}" in caplog.text
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    monkeypatch.setenv(ranks.STORE_VARIABLE, "127.0.0.1:1")
+    placement(config, nodes=False)
 
 
 def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
