@@ -11,7 +11,7 @@ metrics.jsonl): the tokens that the policy's forward and backward passes run ove
 without gradients that random masks and shrink need for the old log-probabilities, the reference model's, and the value
 model's training, which runs over the same tokens again. A pair of coupled masks, or two random ones, of an answer take
 about the tokens that its denoising steps take under TraceRL; what a run trains also depends on how many groups have
-something to teach, so "random2_wide" draws more questions a step. What the compute was is in the table.
+something to teach, so "random2_q35", "_q36" and "_q40" draw more questions a step. The table says what the compute was.
 
 "block8" takes the same model, trained in blocks of 4, through a short SFT on the same examples to blocks of 8, and is
 sampled, trained and evaluated at 8; its "before" is after that SFT.
@@ -70,7 +70,10 @@ VARIANTS = {
         Variant("coupled", "coupled, one pair of masks", ("training.method=coupled",)),
         Variant("random", "random masking, one mask", (RANDOM,)),
         Variant("random2", "random masking, two masks", TWO_MASKS),
-        Variant("random2_wide", "the same, 40 questions", (*TWO_MASKS, "rollout.num_task_per_step=40")),
+        *(
+            Variant(f"random2_q{n}", f"the same, {n} questions", (*TWO_MASKS, f"rollout.num_task_per_step={n}"))
+            for n in (35, 36, 40)
+        ),
         Variant("random3", "random masking, three masks", (RANDOM, "training.mask_times_per_sample=3")),
         Variant("value", "TraceRL, value model", (VALUE, "optimizer.params.value_learning_rate=1.0e-3")),
         Variant("shrink", "TraceRL, shrink 2", ("training.shrink=2",)),
