@@ -63,8 +63,11 @@ def world_size(config: Config) -> int:
     """Processes of the run: those of this job, or those that a command typed here would start."""
     if ranks.world_size() > 1:
         return ranks.world_size()
-    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
-    return (config.experiment.processes or max(1, gpus)) * (config.experiment.num_node or 1)
+    file = engine_file(config.experiment.deepspeed_file)
+    here = max(1, torch.cuda.device_count() if config.model.device != "cpu" else 0)
+    if file is not None:
+        here = file.processes_per_node if file.cpu else min(here, file.processes_per_node)
+    return (config.experiment.processes or here) * (config.experiment.num_node or 1)
 
 
 def check_engine(config: Config) -> None:
