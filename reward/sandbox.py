@@ -73,6 +73,8 @@ class Isolation:
         """What to run, up to and including the interpreter.
 
         With --as-pid-1 bubblewrap waits for its child; otherwise it leaves an orphan for the init process to reap.
+        --die-with-parent reaches only processes of bubblewrap's own user: where that is another one than the program's,
+        a shell that is left as it is waits for the program.
         """
         if not self.isolated:
             return [self.python]
@@ -82,7 +84,8 @@ class Isolation:
         bwrap += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1", *mounts(self.python)]
         if self.mounts_as_root:
             bwrap += [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
-            return [*bwrap, *drop, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", self.python]
+            shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
+            return [*bwrap, *shell, *drop, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", self.python]
         return [*([] if self.user == "same" else drop), *bwrap, "--unshare-user", "--cap-drop", "ALL", self.python]
 
 
@@ -291,8 +294,8 @@ for name, code in {codes!r}.items():
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
+    with suppress(OSError):  # it may end at any moment
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
             found += map(int, children.read_text().split())
     return found
 
