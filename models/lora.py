@@ -32,6 +32,16 @@ class Adapters:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
 
+    @staticmethod
+    def of(folder: Path) -> "Adapters | None":
+        """Those that the folder's adapter_config.json describes; None where it has none."""
+        if not (folder / CONFIG).is_file():
+            return None
+        config = LoraConfig.from_pretrained(str(folder))
+        names = [] if isinstance(config.target_modules, str) else config.target_modules or []
+        targets = sorted({name.rpartition(".")[2] for name in names})
+        return Adapters(config.r, float(config.lora_alpha), config.lora_dropout, tuple(targets))
+
     def config(self, body: nn.Module, base: str) -> LoraConfig:
         linear = sorted({name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, nn.Linear)})
         unknown = sorted(set(self.targets) - set(linear))

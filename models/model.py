@@ -12,16 +12,13 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.family import Decoding, Family, find_family
-from models.log_probs import token_log_probs
-
-LOGITS_CHUNK_ELEMENTS = 2**25
+from models.head import OutputHead
 
 
 class DiffusionLM(nn.Module):
@@ -44,7 +41,7 @@ class DiffusionLM(nn.Module):
     ):
         super().__init__()
         self.model: nn.Module = network.model
-        self.lm_head: nn.Module = network.lm_head
+        self.lm_head = OutputHead(network.lm_head)
         self.hf_config = network.config
         self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
         self.tokenizer = tokenizer
@@ -114,22 +111,9 @@ class DiffusionLM(nn.Module):
         self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
     ) -> Tensor:
         """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L].
-
-        Logits exist only for these positions, in chunks that are recomputed in the backward pass when there are
-        several.
-        """
+        Logits exist only for these positions (`OutputHead`)."""
         hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
-        chunk = max(1, LOGITS_CHUNK_ELEMENTS // int(self.hf_config.vocab_size))
-        if len(index_N) <= chunk:
-            return self._token_logps(hidden_ND, targets_N)
-        pieces = [
-            checkpoint(self._token_logps, hidden, targets, use_reentrant=False)
-            for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
-        ]
-        return torch.cat(pieces)
-
-    def _token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return token_log_probs(self.lm_head(hidden_ND), targets_N)
+        return self.lm_head(hidden_ND, targets_N)
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:

@@ -41,6 +41,7 @@ UNCOMPARED_KEYS = (
     "experiment.start_from_scratch",
     "experiment.processes",
     "experiment.num_node",
+    "experiment.deepspeed_file",
     "experiment.gpu_memory_gib",
     "experiment.launcher",
     "experiment.join_seconds",

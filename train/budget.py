@@ -89,11 +89,6 @@ def network_of(folder: Path, model_base: str | None) -> Network:
     return Network.of(network, network.config)
 
 
-def adapter_count(config: Config, folder: Path) -> int:
-    """Parameters of the adapters that the lora section asks for."""
-    return session.adapters_of(config).count(_empty(folder, config.model.model_base).model)
-
-
 def _empty(folder: Path, model_base: str | None) -> PreTrainedModel:
     raw_config = read_json(folder / "config.json")
     return empty_network(find_family(raw_config, model_base, str(folder)), raw_config)
@@ -149,9 +144,9 @@ class Budget:
         self.family = session.model_family(config, folder)
         self.net = network_of(folder, config.model.model_base)
         self.block_size = self._block_size(folder, config.training.block_size or config.rollout.block_size)
-        adapters = session.adapters_of(config) if config.lora.rank else None
+        self.adapters = adapters = session.adapters_of(config, folder)
         self.adapted = frozenset(adapters.targets or ADAPTED) if adapters else None
-        self.adapter_parameters = adapter_count(config, folder) if adapters else 0
+        self.adapter_parameters = adapters.count(_empty(folder, config.model.model_base).model) if adapters else 0
         self.trained = self.adapter_parameters or self.net.parameters
         value_base = session.check_value_base(config) if kind == "rl" else None
         self.value = network_of(value_base, config.model.model_base) if value_base else None
@@ -208,7 +203,7 @@ class Budget:
         if self.kind == "rl":
             copied = self.sampler_width != FP32 or (self.stage == 3 and self.processes > 1)
             training = self.config.training
-            frozen = training.kl_to == "reference" and training.beta > 0 and not self.config.lora.rank
+            frozen = training.kl_to == "reference" and training.beta > 0 and self.adapters is None
             parts |= {
                 "sampler weights": self.sampler_width * weights if copied else 0,
                 "frozen reference": (BF16 if self.machine.half else FP32) * self.net.parameters if frozen else 0,
@@ -350,12 +345,12 @@ class Budget:
     def _updates(self, whose: str, net: Network, trained: int, tokens: int) -> dict[str, Parts]:
         """An update's micro-batches and its optimizer's step."""
         training, head = self.config.training, not whose
-        adapted = self.adapted if head else None
+        adapters, adapted = (self.adapters, self.adapted) if head else (None, None)
         how = Precision(
             half=self.machine.half,
             checkpointing=training.gradient_checkpointing_enable,
             adapted=adapted,
-            rank=self.config.lora.rank if adapted is not None else 0,
+            rank=adapters.rank if adapters else 0,
             repeated_keys=self.machine.kind != "cpu",
             head=head,
         )

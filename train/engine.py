@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from configs.engine import engine_file
 from configs.schema import Config
+from models import lora
 from runtime import ranks
 from train.sharding import buckets, sum_gradients
 
@@ -70,8 +72,9 @@ def world_size(config: Config) -> int:
     return (config.experiment.processes or here) * (config.experiment.num_node or 1)
 
 
-def check_engine(config: Config) -> None:
-    """ValueError where the engine that the config asks for cannot train what it asks for."""
+def check_engine(config: Config, folder: Path | None) -> None:
+    """ValueError where the engine that the config asks for cannot train what it asks for. folder: the model's; None
+    where it is yet to be made."""
     stage = zero_stage(config) if world_size(config) > 1 else 0
     if stage and find_spec("deepspeed") is None:
         raise ValueError(
@@ -79,10 +82,13 @@ def check_engine(config: Config) -> None:
             "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
             "then holds the whole model."
         )
-    if stage and config.lora.rank:
+    adapters = f"lora.rank={config.lora.rank}" if config.lora.rank else ""
+    if folder is not None and (folder / lora.CONFIG).is_file():
+        adapters = f"model.pretrained_model={config.model.pretrained_model} (a folder of adapters)"
+    if stage and adapters:
         raise ValueError(
-            f"lora.rank={config.lora.rank} under ZeRO-{stage}: adapters are trained with the whole base on every rank; "
-            "leave experiment.deepspeed_file out, or take a _ddp file."
+            f"{adapters} under ZeRO-{stage}: adapters are trained with the whole base on every rank; leave "
+            "experiment.deepspeed_file out, or take a _ddp file."
         )
 
 

@@ -72,7 +72,7 @@ def _fix(budget: Budget, phase: str) -> str:
 def _less(budget: Budget) -> str:
     """What makes less of it stay on a device."""
     ways = []
-    if budget.kind != "eval" and not budget.config.lora.rank:
+    if budget.kind != "eval" and budget.adapters is None:
         ways.append("lora.rank=16")
         if budget.processes > 1 and budget.stage < 3:
             ways.append("ZeRO-3 (experiment.deepspeed_file)")

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from models.attention import Packed
+from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
-from models.model import LOGITS_CHUNK_ELEMENTS
 from sample.unmask import CHUNK, Choices
 from train.replay import MicroBatch
 

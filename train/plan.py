@@ -47,7 +47,8 @@ def check(config: Config) -> None:
         )
     _check_best(config)
     session.pick_device(config.model.device)
-    check_engine(config)
+    folder = None if to_be_prepared(config) else session.check_model_path(config)
+    check_engine(config, folder)
     dataset, evaluation = config.dataset, config.evaluation
     tasks = session.count_tasks(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
     if evaluation.eval_dataset:
@@ -55,12 +56,11 @@ def check(config: Config) -> None:
     reward_of(config, config.dataset.data_type).close()
     step_judge_of(config)
     RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
-    if to_be_prepared(config):
+    if folder is None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
         return
-    folder = session.check_model_path(config)
     session.check_blocks(config, folder)
     session.check_value_base(config)
     if config.dry_run:

@@ -438,8 +438,8 @@ class Run:
 
 
 def prepare_model(config: Config) -> None:
-    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds, folders and precision (a
-    process has one) of this run are passed on."""
+    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds, folders, precision and engine
+    (a process has one of each) of this run are passed on."""
     words = [
         f"config={config.model.prepare_with}",
         f"training.seed={config.training.seed}",
@@ -450,11 +450,7 @@ def prepare_model(config: Config) -> None:
         f"experiment.threads={config.experiment.threads}",
         f"experiment.deterministic={config.experiment.deterministic}",
         f"model.device={config.model.device}",
-        *(
-            [f"experiment.deepspeed_file={config.experiment.deepspeed_file}"]
-            if config.experiment.deepspeed_file
-            else []
-        ),
+        f"experiment.deepspeed_file={config.experiment.deepspeed_file or 'null'}",
     ]
     sft.run(load_config(words))
     if plan.to_be_prepared(config):

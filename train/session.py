@@ -138,18 +138,21 @@ def make_model(
     seed = config.training.seed if config.model.random_init and path is None else None
     folder, device = path or check_model_path(config), device or pick_device(config.model.device)
     model = load_model(folder, dtype, device, config.model.model_base, seed)
-    if config.lora.rank and model.adapters is None:
+    adapters = adapters_of(config, folder)
+    if adapters is not None and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
-        model.add_adapters(adapters_of(config), folder.absolute(), config.training.seed)
+        model.add_adapters(adapters, folder.absolute(), config.training.seed)
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
 
 
-def adapters_of(config: Config) -> Adapters:
+def adapters_of(config: Config, folder: Path) -> Adapters | None:
+    """The adapters that a model from `folder` is trained with: the folder's, else the lora section's; None without."""
     section = config.lora
-    return Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
+    asked = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
+    return Adapters.of(folder) or (asked if section.rank else None)
 
 
 class _WithoutAdapters(torch.nn.Module):

@@ -91,8 +91,8 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     session.pick_device(config.model.device)
-    check_engine(config)
     folder = session.check_model_path(config)
+    check_engine(config, folder)
     if training.method == "ar" and not session.model_family(config, folder).logit_shift:
         raise ValueError(
             "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "

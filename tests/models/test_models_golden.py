@@ -91,7 +91,7 @@ def test_log_probabilities_at_chosen_positions(vectors, monkeypatch):
     whole.sum().backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr("models.model.LOGITS_CHUNK_ELEMENTS", 5 * 256)
+    monkeypatch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 5 * 256)
     pieces = model(ids, positions, layout, index, targets)
     close(pieces.double(), want)
     pieces.sum().backward()

@@ -78,6 +78,12 @@ def test_other_config_is_refused_with_the_difference(tmp_path):
     assert RunFolder.open(path, CONFIG, overwrite=False).resumed
 
 
+def test_where_and_by_which_engine_it_runs_is_not_compared(tmp_path):
+    path = finished_run(tmp_path / "demo")
+    elsewhere = changed(experiment__deepspeed_file="1_node_2_cpus_deepspeed_zero3", experiment__processes=2)
+    assert RunFolder.open(path, elsewhere, overwrite=False).resumed
+
+
 def test_overwrite_deletes_the_run_and_nothing_else(tmp_path):
     path = finished_run(tmp_path / "demo")
     (path / "notes.txt").write_text("mine")

@@ -3,16 +3,16 @@
 import os
 import time
 
+import pytest
 import torch
 from helpers import tiny_model
 from trainees import make_config, sampled, shifted
 
-import models.model
 from models import ValueModel
 from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
-from train import engine, rl, sft, sharding
+from train import rl, sft
 from train.policy import Policy
 from train.sharding import require_equal_weights, sample
 from train.updater import Updater, UpdateStats, make_accelerator
@@ -132,7 +132,7 @@ def other_engines():
 def sparing_updates(what, stage):
     """`rl_updates` with layers or chunks of logits computed anew in the backward pass, or with parameters that are
     larger than the buckets that gradients are summed in."""
-    made = tiny_model
+    patch, made = pytest.MonkeyPatch(), tiny_model
 
     def recomputing(*given, **named):
         model = made(*given, **named)
@@ -140,11 +140,12 @@ def sparing_updates(what, stage):
         return model
 
     if what == "layers":
-        globals()["tiny_model"] = recomputing
+        patch.setitem(globals(), "tiny_model", recomputing)
     elif what == "logits":
-        models.model._LOGITS_CHUNK_ELEMENTS = 320
+        patch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 40)
     else:
-        engine._REDUCE_BUCKET_ELEMENTS = sharding._BUCKET_ELEMENTS = 500
+        patch.setattr("train.engine.REDUCE_BUCKET_ELEMENTS", 500)
+        patch.setattr("train.sharding.BUCKET_ELEMENTS", 500)
     return rl_updates(stage=stage)
 
 

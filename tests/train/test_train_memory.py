@@ -153,6 +153,16 @@ def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
     compare(settings(folder, **sections), folder, half=False)
 
 
+def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
+    folder, adapters = checkpoint(tmp_path), tmp_path / "adapters"
+    fresh = settings(folder, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, training={"kl_to": "reference"})
+    session.make_model(fresh).save(adapters)
+    further = settings(adapters, training={"kl_to": "reference"})
+    want, got = (Budget(config, path, machine=machine()) for config, path in ((fresh, folder), (further, adapters)))
+    assert (got.always, got.phases(), got.host()) == (want.always, want.phases(), want.host())
+    assert got.always["optimizer"] < got.always["weights"] / 10
+
+
 def compare(config, folder, half):
     budget, run = Budget(config, folder, machine=machine(half)), Trainee(config, half)
     always, phases = budget.always, budget.phases()

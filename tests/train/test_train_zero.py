@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO trains as one process does: updates, runs, checkpoints that any engine and number of ranks goes on
 with. Real processes with gloo."""
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -9,14 +10,15 @@ import torch
 from accelerate.utils import DeepSpeedPlugin
 from end_to_end import RL, SFT, Workshop, read_jsonl, text_checkpoint
 from rank_jobs import run_ranks
-from test_train_ranks import SMOOTH, assert_same, call_rl_updates, one_process, run_until
+from test_train_ranks import SMOOTH, Stop, assert_same, call_rl_updates, one_process, run_until
 from trainees import make_config
 
 from configs import load_config
 from configs.engine import FOLDER, engine_file
 from models import load_model
+from models.lora import Adapters
 from runtime import ranks
-from train import engine, plan, sft
+from train import engine, plan, rl, sft
 from train.engine import check_engine, zero_stage
 from train.main import placement
 
@@ -83,7 +85,38 @@ def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, 
     for check, text in ((plan.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
             check(load_config(shop.words(text, ZERO_3, "dry_run=true")))
-    check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}))
+    check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}), model_folder)
+
+
+def test_a_folder_of_adapters_under_zero_is_refused(monkeypatch, tmp_path, model_folder):
+    monkeypatch.setattr(engine, "find_spec", lambda name: name)
+    shop, adapters = Workshop(tmp_path, model_folder), tmp_path / "adapters"
+    model = load_model(model_folder)
+    model.add_adapters(Adapters(4, 8.0), model_folder, seed=0)
+    model.save(adapters)
+    for check, text in ((plan.check, RL), (sft.check, SFT)):
+        words = shop.words(text, f"model.pretrained_model={adapters}", "dry_run=true")
+        with pytest.raises(ValueError, match=r"adapters \(a folder of adapters\) under ZeRO-2"):
+            check(load_config([*words, ZERO_2]))
+        check(load_config([*words, ZERO_2, "experiment.processes=1"]))
+        check(load_config(words))
+
+
+@pytest.mark.parametrize("word", [None, ZERO_2])
+def test_the_first_model_is_made_by_the_engine_of_the_run(monkeypatch, tmp_path, model_folder, word):
+    """A process has one."""
+    shop, made, prepared = Workshop(tmp_path, model_folder), tmp_path / "made", []
+    shop.words(SFT)
+    text = (shop.folder / "sft.yaml").read_text()
+    named = "experiment: {deepspeed_file: 1_node_2_cpus_deepspeed_zero3, "
+    (shop.folder / "first.yaml").write_text(text.replace("experiment: {", named))
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    config = load_config(shop.words(RL, *words, *([word] if word else [])))
+    monkeypatch.setattr(sft, "run", lambda config: (prepared.append(config), shutil.copytree(model_folder, made)))
+    rl.prepare_model(config)
+    (first,) = prepared
+    assert first.experiment.project == "sft"
+    assert first.experiment.deepspeed_file == config.experiment.deepspeed_file == (word and word.split("=")[1])
 
 
 @pytest.mark.parametrize(
@@ -178,11 +211,19 @@ def test_ranks_hold_shares(tmp_path, stage):
 
 
 @needs_deepspeed
-@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("what", ["layers", "logits", "buckets"])
-def test_what_spares_memory_changes_nothing(tmp_path, stage, what):
+@pytest.mark.parametrize(
+    ("what", "stage"),
+    [
+        ("logits", 3),
+        *(
+            pytest.param(what, stage, marks=pytest.mark.long)
+            for what, stage in (("logits", 2), ("layers", 2), ("layers", 3), ("buckets", 2), ("buckets", 3))
+        ),
+    ],
+)
+def test_what_spares_memory_changes_nothing(tmp_path, what, stage):
+    """Also where the ranks' micro-batches have other numbers of chunks of logits."""
     want = one_process(tmp_path, call_rl_updates, {})
     for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, stage, timeout=200):
         assert_same(got, want)
@@ -201,7 +242,8 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder):
     assert not isinstance(failure, BaseException), failure
     resumed = shop.words(RL, *words, "experiment.project=resumed")
     for last, world, *engine_words in ((1, 2, ZERO_3), (2, 1), (3, 2, ZERO_2), (4, 3, ZERO_3)):
-        run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_words], last, timeout=200)
+        got = run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_words], last, timeout=200)
+        assert all(isinstance(result, Stop if last < 4 else dict) for result in got), got
     straight, folder = shop.runs / "straight", shop.runs / "resumed"
     assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
     for step in (1, 3, 4):
