@@ -65,6 +65,7 @@ class _Ranks:
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.asked_to_stop: int | None = None
+        self.passed_on: set[int] = set()
 
     def start(self) -> None:
         node = self.node
@@ -91,7 +92,9 @@ class _Ranks:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Passes a request to stop on; the second one ends the ranks at once."""
         again, self.asked_to_stop = self.asked_to_stop is not None, number
-        self._send(signal.SIGKILL if again else number)
+        passed_on = signal.SIGKILL if again else number
+        self.passed_on.add(passed_on)
+        self._send(passed_on)
 
     def watch(self) -> int:
         """Until all ranks have ended, or one has failed anywhere."""
@@ -106,16 +109,22 @@ class _Ranks:
             except queue.Empty:
                 continue
             left.discard(rank)
-            if self.children[rank].returncode - 128 in (signal.SIGTERM, signal.SIGINT):
-                self.asked_to_stop = self.children[rank].returncode - 128  # the ranks agreed on it: all of them end so
-            elif self.children[rank].returncode != 0 and self.asked_to_stop is None:
+            code = self.children[rank].returncode
+            if code - 128 in (signal.SIGTERM, signal.SIGINT):
+                self.asked_to_stop = code - 128  # the ranks agreed on it: all of them end so
+            elif code != 0 and not self._is_asked_for(code):
                 return self._failed(rank)
-        return self._stopped_status()
+        return 0 if self.asked_to_stop is None else 128 + self.asked_to_stop
+
+    def _is_asked_for(self, code: int) -> bool:
+        """Whether a request to stop, rather than a failure, can end a rank so: by the agreement of all, or by a signal
+        that was passed on."""
+        return self.asked_to_stop is not None and (code == STOPPED_ELSEWHERE or -code in self.passed_on)
 
     def _lost(self, error: LostNode) -> int:
         self.gathering.fail(str(error))
         self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder)}")
-        return self._stopped_status() or 1
+        return 1
 
     def _failed_elsewhere(self, seconds: float) -> LostNode | None:
         """What another node says of a failure, if it does within `seconds`."""
@@ -127,11 +136,6 @@ class _Ranks:
                 return error
             time.sleep(0.1)
         return None
-
-    def _stopped_status(self) -> int:
-        if self.asked_to_stop is None:
-            return 0
-        return 128 + self.asked_to_stop
 
     def _failed(self, first: int) -> int:
         """The status of the rank that failed by itself, of those that ended in the same moment. Where all of those

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 
 import pytest
 from commands import finish, gone_in, start
@@ -121,6 +122,38 @@ def test_a_request_to_stop_reaches_all_ranks(script, number):
     status, out, err = finish(process, 30)
     assert (status, sorted(out.split("\n"))) == (128 + number, ["", "saved 0", "saved 1"]), err
     assert gone_in(pids, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_that_fails_while_it_stops_is_named(script, who):
+    work = f"""
+    sys.stdout.write('pid 0\\n'); sys.stdout.flush()
+    try:
+        while True:
+            stopping.check()
+            time.sleep(0.05)
+    except stopping.Stopped:
+        if ranks.rank() == {who}: sys.exit(9)
+        raise
+    """
+    process = start(script(work))
+    pids_of(process, 2)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = finish(process, 30)
+    assert status == 9 and f"rank {who} of 2 on node 0 ended with status 9; the job stops" in err
+    assert "the same command begins anew" in err
+
+
+@pytest.mark.slow
+def test_ranks_that_end_at_a_second_request_have_not_failed(script):
+    process = start(script("sys.stdout.write('pid 0\\n'); sys.stdout.flush(); time.sleep(60)"))
+    pids_of(process, 2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process, 30)
+    assert (status, err) == (143, "")
 
 
 @pytest.mark.slow
