@@ -70,6 +70,12 @@ def last_seen(folder: Path, ranks: Collection[int]) -> str:
     return "; ".join(f"rank {rank} {_place(signs[rank])}" for rank in sorted(ranks) if rank in signs)
 
 
+def longest_silent(folder: Path, ranks: Collection[int]) -> int:
+    """Which of these ranks gave its last sign before the others; one that gave none comes first."""
+    times = {rank: datetime.fromisoformat(sign["time"]).timestamp() for rank, sign in read(folder).items()}
+    return min(sorted(ranks), key=lambda rank: times.get(rank, 0.0))
+
+
 def _place(sign: dict[str, Any]) -> str:
     ago = (datetime.now().astimezone() - datetime.fromisoformat(sign["time"])).total_seconds()
     return f"in step {sign['step']}, {sign['phase']}, {max(0.0, ago):.0f} s ago"

@@ -139,9 +139,12 @@ class _Ranks:
 
     def _failed(self, first: int) -> int:
         """The status of the rank that failed by itself, of those that ended in the same moment. Where all of those
-        gave up waiting, the ones that run on are what they waited for."""
-        deadline, ended = time.monotonic() + 1.0, [first]
-        while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE and time.monotonic() < deadline:
+        gave up waiting, one that runs on is what they waited for: the last one, or else the one that was silent
+        longest."""
+        started, ended = time.monotonic(), [first]
+        while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE:
+            if time.monotonic() - started > (GRACE_SECONDS if len(self._running()) > 1 else 1.0):
+                break
             try:
                 ended.append(self.ended.get(timeout=0.1))
             except queue.Empty:
@@ -151,11 +154,12 @@ class _Ranks:
         code = codes[rank]
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         if code == STOPPED_ELSEWHERE:
-            hanging = [r for r, child in self.children.items() if child.poll() is None]
+            hanging = self._running()
             if elsewhere := self._failed_elsewhere((1.5 if hanging else 4.0) * BEAT_SECONDS):
                 return self._lost(elsewhere)
             if hanging:
-                rank, how = hanging[0], "hangs: the others waited for it in vain"
+                rank = heartbeat.longest_silent(self.folder, hanging)
+                how = "hangs: the others waited for it in vain"
         seen = heartbeat.last_seen(self.folder, [rank]) if code != 2 else ""
         why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
         why += f" (last sign of life: {seen})" if seen else ""
@@ -163,6 +167,9 @@ class _Ranks:
         again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder)}"
         self._say(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code
+
+    def _running(self) -> list[int]:
+        return [rank for rank, child in self.children.items() if child.poll() is None]
 
     def end(self) -> None:
         """Ends what still runs: asked first, then killed."""
@@ -176,9 +183,8 @@ class _Ranks:
                 child.wait()
 
     def _send(self, number: int) -> None:
-        for child in self.children.values():
-            if child.poll() is None:
-                child.send_signal(number)
+        for rank in self._running():
+            self.children[rank].send_signal(number)
 
     def _say(self, text: str) -> None:
         print(f"error: {text}", file=sys.stderr, flush=True)

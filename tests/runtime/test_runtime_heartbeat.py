@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 
 from runtime import heartbeat
 from runtime.heartbeat import Heartbeat
@@ -47,6 +48,14 @@ def test_where_ranks_were_last(tmp_path):
         beats.enter("update")
     said = heartbeat.last_seen(tmp_path, [2, 1, 0])
     assert re.fullmatch(r"rank 0 in step 4, update, \d s ago; rank 2 in step 6, update, \d s ago", said)
+
+
+def test_who_was_silent_longest(tmp_path):
+    for rank in (2, 0):
+        Heartbeat(tmp_path, rank).enter("update")
+        time.sleep(0.01)
+    assert heartbeat.longest_silent(tmp_path, [0, 2]) == 2
+    assert heartbeat.longest_silent(tmp_path, [0, 1, 2]) == 1
 
 
 def test_where_to_resume(tmp_path):

@@ -81,6 +81,24 @@ def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 20])
+def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
+    """Rank 0 takes long to end: less than the launcher waits for it, or more."""
+    work = f"""{SIGN}
+    ranks.gather(1)
+    if ranks.rank() == 2: time.sleep(60)
+    heartbeat.enter('update')
+    try:
+        ranks.gather(1)
+    except ranks.FailedElsewhere:
+        if ranks.rank() == 0: time.sleep({seconds})
+        raise
+    """
+    got, _, err = finish(start(script(work.replace("\n    ", "\n"), processes=3, timeout=3.0)), 50)
+    assert got == 75 and "rank 2 of 3 on node 0 hangs" in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "status", "says"),
     [
