@@ -81,9 +81,13 @@ def _place(sign: dict[str, Any]) -> str:
     return f"in step {sign['step']}, {sign['phase']}, {max(0.0, ago):.0f} s ago"
 
 
-def where_to_resume(folder: Path) -> str:
-    """What typing the same command again does."""
-    newest = max((Path(folder) / "ckpt").glob("step-*"), default=None)
-    if newest is None:
-        return f"{folder} has no checkpoint yet: the same command begins anew"
-    return f"The same command goes on from {newest}"
+def where_to_resume(folder: Path, resume: str) -> str:
+    """What typing the same command again does, with experiment.resume as given: auto, never or a path."""
+    whole = (path for path in (Path(folder) / "ckpt").glob("step-*") if (path / "trainer" / "files.json").is_file())
+    newest = max(whole, default=None)
+    if newest is not None and resume == "never":
+        return f"With experiment.resume=auto the same command goes on from {newest}"
+    if newest is not None:
+        return f"The same command goes on from {newest}"
+    start = "begins anew" if resume in ("auto", "never") else f"begins with {resume} again"
+    return f"{folder} has no checkpoint yet: the same command {start}"

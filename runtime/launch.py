@@ -38,12 +38,12 @@ def follow_launcher() -> None:
         sys.exit(STOPPED_ELSEWHERE)
 
 
-def launch(processes: int, node: Node, meeting: Meeting, folder: Path) -> int:
+def launch(processes: int, node: Node, meeting: Meeting, folder: Path, resume: str) -> int:
     """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
     ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
-    last, as the run's `folder` has it."""
+    last, as the run's `folder` has it, and with what the same command, whose experiment.resume is given, would do."""
     gathering = Gathering.meet(node, processes, meeting)
-    ranks = _Ranks(gathering, processes, folder)
+    ranks = _Ranks(gathering, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ranks.start()
@@ -59,8 +59,8 @@ def launch(processes: int, node: Node, meeting: Meeting, folder: Path) -> int:
 class _Ranks:
     """The child processes of this node, by rank."""
 
-    def __init__(self, gathering: Gathering, processes: int, folder: Path):
-        self.folder = folder
+    def __init__(self, gathering: Gathering, processes: int, folder: Path, resume: str):
+        self.folder, self.resume = folder, resume
         self.gathering, self.node, self.processes = gathering, gathering.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -123,7 +123,7 @@ class _Ranks:
 
     def _lost(self, error: LostNode) -> int:
         self.gathering.fail(str(error))
-        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder)}")
+        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder, self.resume)}")
         return 1
 
     def _failed_elsewhere(self, seconds: float) -> LostNode | None:
@@ -164,7 +164,7 @@ class _Ranks:
         why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
         why += f" (last sign of life: {seen})" if seen else ""
         self.gathering.fail(why)
-        again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder)}"
+        again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder, self.resume)}"
         self._say(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code
 

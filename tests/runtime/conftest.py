@@ -22,7 +22,7 @@ def work():
 if not launch.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
-        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder)
+        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder, "auto")
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         status = 2

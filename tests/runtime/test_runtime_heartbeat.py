@@ -59,10 +59,18 @@ def test_who_was_silent_longest(tmp_path):
 
 
 def test_where_to_resume(tmp_path):
-    assert "no checkpoint yet" in heartbeat.where_to_resume(tmp_path)
+    nothing = f"{tmp_path} has no checkpoint yet: the same command "
+    torn = tmp_path / "ckpt" / "step-000012"
+    torn.mkdir(parents=True)
+    assert heartbeat.where_to_resume(tmp_path, "auto") == nothing + "begins anew"
+    assert heartbeat.where_to_resume(tmp_path, "/other/step-000004") == nothing + "begins with /other/step-000004 again"
     for step in (2, 10):
-        (tmp_path / "ckpt" / f"step-{step:06d}").mkdir(parents=True)
-    assert heartbeat.where_to_resume(tmp_path).endswith("goes on from " + str(tmp_path / "ckpt" / "step-000010"))
+        path = tmp_path / "ckpt" / f"step-{step:06d}"
+        (path / "trainer").mkdir(parents=True)
+        (path / "trainer" / "files.json").touch()
+    for resume in ("auto", "/other/step-000004"):
+        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command goes on from {path}"
+    assert heartbeat.where_to_resume(tmp_path, "never").startswith("With experiment.resume=auto the same command")
 
 
 def test_a_monitors_phases_are_signs(tmp_path, monkeypatch, capsys):

@@ -111,7 +111,8 @@ def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
     ],
 )
 def test_a_rank_that_dies_is_named_and_ends_the_job(script, tmp_path, work, status, says):
-    (tmp_path / "run" / "ckpt" / "step-000010").mkdir(parents=True)
+    (tmp_path / "run" / "ckpt" / "step-000010" / "trainer").mkdir(parents=True)
+    (tmp_path / "run" / "ckpt" / "step-000010" / "trainer" / "files.json").touch()
     work = f"{SIGN}ranks.gather(1)\n{work}\ntime.sleep(60)"
     got, out, err = finish(start(script(work)), 40)
     assert got == status and f"{says} (last sign of life: rank 1 in step 12, rollout, " in err
