@@ -50,6 +50,15 @@ def test_where_ranks_were_last(tmp_path):
     assert re.fullmatch(r"rank 0 in step 4, update, \d s ago; rank 2 in step 6, update, \d s ago", said)
 
 
+def test_signs_of_an_earlier_job_are_left_out(tmp_path):
+    Heartbeat(tmp_path, 0).enter("update")
+    Heartbeat(tmp_path, 1).enter("update")
+    path = tmp_path / "heartbeat" / "rank-1.json"
+    path.write_text(json.dumps(sign_of(tmp_path, 1) | {"time": "2026-01-01T00:00:00.000+00:00"}))
+    assert heartbeat.last_seen(tmp_path, [1]) == "" and heartbeat.longest_silent(tmp_path, [0, 1]) == 1
+    assert heartbeat.last_seen(tmp_path, [0, 1]).startswith("rank 0 in step 0, update, ")
+
+
 def test_who_was_silent_longest(tmp_path):
     for rank in (2, 0):
         Heartbeat(tmp_path, rank).enter("update")
