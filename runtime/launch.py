@@ -41,11 +41,13 @@ def follow_launcher() -> None:
 def launch(processes: int, node: Node, meeting: Meeting, folder: Path, resume: str) -> int:
     """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
     ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
-    last, as the run's `folder` has it, and with what the same command, whose experiment.resume is given, would do."""
+    last, as the run's `folder` has it, and with what the same command, with `resume` as in its config, would do.
+    Stopped when a signal asked for it before the ranks began."""
     gathering = Gathering.meet(node, processes, meeting)
     ranks = _Ranks(gathering, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        gathering.check_stopping()
         ranks.start()
         status = ranks.watch()
     finally:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TextIO
 
-from torch.distributed import DistError, Store, TCPStore
+from torch.distributed import DistError, DistStoreError, Store, TCPStore
+
+from runtime import stopping
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 60.0
@@ -127,7 +129,7 @@ class Gathering:
     @staticmethod
     def meet(node: Node, processes: int, meeting: Meeting) -> "Gathering":
         """Waits for all nodes, or has node 0 start the others. ValueError with the fix where some do not come, or where
-        nodes run different numbers of processes."""
+        nodes run different numbers of processes; Stopped when asked to."""
         seconds = 2 * max(meeting.wait_seconds, STORE_SECONDS)
         try:
             store = TCPStore(
@@ -152,7 +154,7 @@ class Gathering:
             here._wait_for_all(processes, meeting)
         else:
             try:
-                store.wait(["go"])
+                here._wait_for_go(seconds)
             except (DistError, RuntimeError):
                 raise ValueError(f"{node}: node 0 left before the job began; what it says tells why.") from None
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
@@ -183,10 +185,31 @@ class Gathering:
             raise ValueError(f"nodes run {numbers} processes: set experiment.processes to one number for all.")
         self.store.set("go", "")
 
+    def _wait_for_go(self, seconds: float) -> None:
+        """Until node 0 says that all are there, or that the job failed. DistError when it does not."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.store.wait(["go"], timedelta(seconds=0.5))
+            except DistStoreError:
+                self.check_stopping()
+                if time.monotonic() > deadline:
+                    raise
+
+    def check_stopping(self) -> None:
+        """Stopped when a signal asked for it; the other nodes hear of that."""
+        if stopping.is_asked():
+            self.fail(f"{self.node} was asked to stop before the job began")
+            if self.node.index == 0:
+                self.store.set("go", "")
+            self.end_helpers()
+        stopping.check()
+
     def _missing(self, seconds: float) -> list[int]:
         """Nodes that have not come after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
+            self.check_stopping()
             missing = [i for i in range(self.node.count) if not self.store.check([f"node/{i}"])]
             if not missing or self._ended() or time.monotonic() > deadline:
                 return missing

@@ -193,10 +193,10 @@ def test_no_rank_outlives_a_launcher_that_is_killed(script):
     process.communicate()
 
 
-def nodes(path, count=2, **more):
+def nodes(path, count=2, come=None, **more):
     port = str(free_port())
     env = {"MLP_WORKER_NUM": str(count), "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": port, **more}
-    return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(count)]
+    return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(come or count)]
 
 
 @pytest.mark.slow
@@ -231,6 +231,19 @@ def test_a_node_that_falls_silent_is_named_and_ends_the_job(script, silent):
     launchers[silent].kill()
     launchers[silent].communicate()
     assert gone_in(pids, 10.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_while_nodes_meet(script, tmp_path, asked):
+    """Of three nodes two have come. The other one of them hears of it; node 0 goes on waiting for the third."""
+    path = script(f"open('{tmp_path}/began', 'w')", processes=1, wait=8.0)
+    launchers = nodes(path, 3, come=2)
+    time.sleep(6.0)
+    launchers[asked].send_signal(signal.SIGTERM)
+    status, _, err = finish(launchers[asked], 15)
+    other, *_ = finish(launchers[1 - asked], 40)
+    assert status == 143 and other in (1, 2) and not (tmp_path / "began").exists(), err
 
 
 @pytest.mark.slow
