@@ -11,12 +11,11 @@ sign said when the run was dead is the phase that was hit.
 
 "redone" counts the steps after the newest checkpoint that had begun, "from disk" those of them whose rollouts and
 rewards were not made again. "equal" asks for the same bits: final weights, optimizer state, every line of
-metrics.jsonl and evaluations.json (what a clock measures aside) and every line of rollouts.jsonl. Exit status 1 where a
-run is not equal. Ends with one line of JSON.
+metrics.jsonl, graded.jsonl and evaluations.json (what a clock measures aside) and every line of rollouts.jsonl. Exit
+status 1 where a run is not equal. Ends with one line of JSON.
 """
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -41,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("rollout", "update", "eval", "save")
 SAVE_EVERY, EVAL_EVERY = 2, 3
 PATIENCE_SECONDS = 300.0
+ATTEMPTS = 10
 CONFIG = f"""
 experiment: {{save_every: {SAVE_EVERY}, eval_every: {EVAL_EVERY}, deterministic: true, threads: 1}}
 dataset: {{train_dataset: tiny_train, data_type: general, template: plain, max_tasks: 64}}
@@ -117,10 +117,11 @@ class Bench:
 
     def kill(self, number: int, wanted: str, rng: random.Random, spent: dict[str, float]) -> Kill:
         """Kills run `number` in the phase `wanted` of a step that is drawn, resumes it and compares it with the first
-        run. spent: seconds of a phase of one step in the first run."""
+        run. spent: seconds of a phase of one step in the first run. SystemExit where the run is over too soon ATTEMPTS
+        times."""
         every = {"eval": EVAL_EVERY, "save": SAVE_EVERY}.get(wanted, 1)
         step = rng.choice([s for s in range(1, self.steps + 1) if s % every == 0 or s == self.steps])
-        for attempt in itertools.count():
+        for attempt in range(ATTEMPTS):
             project = f"killed-{number}-{attempt}"
             process = self.start(project)
             self._wait_for(project, process, step, wanted)
@@ -128,6 +129,8 @@ class Bench:
             self._kill_all(project, process)
             if process.returncode != 0:  # it was not over before
                 break
+        else:
+            raise SystemExit(f"run {number} was over {ATTEMPTS} times before its {wanted} of step {step} was killed")
         sign = heartbeat.read(self.folder / project)[0]
         newest = max((self.folder / project / "ckpt").glob("step-*"), default=Path("step-0"))
         before = len(self._log(project).read_bytes())
@@ -183,13 +186,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def without_clock(value: Any) -> Any:
     """`value` without what a clock measures."""
     if isinstance(value, dict):
-        return {k: without_clock(v) for k, v in value.items() if not k.startswith("time/") and "per_second" not in k}
+        kept = (k for k in value if k != "seconds" and not k.startswith("time/") and "per_second" not in k)
+        return {k: without_clock(value[k]) for k in kept}
     return [without_clock(inner) for inner in value] if isinstance(value, list) else value
 
 
 def difference(one: Path, other: Path) -> str:
     """The first thing of two runs that is not equal; empty when all is."""
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
+    for name in ("metrics.jsonl", "rollouts.jsonl", "graded.jsonl"):
         if without_clock(read_rows(one / name)) != without_clock(read_rows(other / name)):
             return name
     evaluations = [json.loads((run / "evaluations.json").read_text()) for run in (one, other)]

@@ -13,6 +13,7 @@ from typing import Any
 
 FOLDER = "heartbeat"
 INTERVAL_SECONDS = 1.0
+_STARTED = datetime.now().astimezone()
 
 
 class Heartbeat:
@@ -64,20 +65,39 @@ def read(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
+def _of_this_job(folder: Path) -> dict[int, dict[str, Any]]:
+    """Signs since this process, a launcher or a rank, started: those of a job before it are left out."""
+    return {rank: sign for rank, sign in read(folder).items() if _time(sign) >= _STARTED}
+
+
+def _time(sign: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(sign["time"])
+
+
 def last_seen(folder: Path, ranks: Collection[int]) -> str:
     """Where these ranks gave their last sign: "rank 1 in step 7, update, 12 s ago"; empty without any."""
-    signs = read(folder)
+    signs = _of_this_job(folder)
     return "; ".join(f"rank {rank} {_place(signs[rank])}" for rank in sorted(ranks) if rank in signs)
 
 
+def longest_silent(folder: Path, ranks: Collection[int]) -> int:
+    """Which of these ranks gave its last sign before the others; one that gave none comes first."""
+    times = {rank: _time(sign).timestamp() for rank, sign in _of_this_job(folder).items()}
+    return min(sorted(ranks), key=lambda rank: times.get(rank, 0.0))
+
+
 def _place(sign: dict[str, Any]) -> str:
-    ago = (datetime.now().astimezone() - datetime.fromisoformat(sign["time"])).total_seconds()
+    ago = (datetime.now().astimezone() - _time(sign)).total_seconds()
     return f"in step {sign['step']}, {sign['phase']}, {max(0.0, ago):.0f} s ago"
 
 
-def where_to_resume(folder: Path) -> str:
-    """What typing the same command again does."""
-    newest = max((Path(folder) / "ckpt").glob("step-*"), default=None)
-    if newest is None:
-        return f"{folder} has no checkpoint yet: the same command begins anew"
-    return f"The same command goes on from {newest}"
+def where_to_resume(folder: Path, resume: str) -> str:
+    """What typing the same command again does, with experiment.resume as given: auto, never or a path."""
+    whole = (path for path in (Path(folder) / "ckpt").glob("step-*") if (path / "trainer" / "files.json").is_file())
+    newest = max(whole, default=None)
+    if newest is not None and resume == "never":
+        return f"With experiment.resume=auto the same command goes on from {newest}"
+    if newest is not None:
+        return f"The same command goes on from {newest}"
+    start = "begins anew" if resume in ("auto", "never") else f"begins with {resume} again"
+    return f"{folder} has no checkpoint yet: the same command {start}"

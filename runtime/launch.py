@@ -38,14 +38,16 @@ def follow_launcher() -> None:
         sys.exit(STOPPED_ELSEWHERE)
 
 
-def launch(processes: int, node: Node, meeting: Meeting, folder: Path) -> int:
+def launch(processes: int, node: Node, meeting: Meeting, folder: Path, resume: str) -> int:
     """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
     ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
-    last, as the run's `folder` has it."""
+    last, as the run's `folder` has it, and with what the same command, with `resume` as in its config, would do.
+    Stopped when a signal asked for it before the ranks began."""
     gathering = Gathering.meet(node, processes, meeting)
-    ranks = _Ranks(gathering, processes, folder)
+    ranks = _Ranks(gathering, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        gathering.check_stopping()
         ranks.start()
         status = ranks.watch()
     finally:
@@ -59,12 +61,13 @@ def launch(processes: int, node: Node, meeting: Meeting, folder: Path) -> int:
 class _Ranks:
     """The child processes of this node, by rank."""
 
-    def __init__(self, gathering: Gathering, processes: int, folder: Path):
-        self.folder = folder
+    def __init__(self, gathering: Gathering, processes: int, folder: Path, resume: str):
+        self.folder, self.resume = folder, resume
         self.gathering, self.node, self.processes = gathering, gathering.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.asked_to_stop: int | None = None
+        self.passed_on: set[int] = set()
 
     def start(self) -> None:
         node = self.node
@@ -91,7 +94,9 @@ class _Ranks:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Passes a request to stop on; the second one ends the ranks at once."""
         again, self.asked_to_stop = self.asked_to_stop is not None, number
-        self._send(signal.SIGKILL if again else number)
+        passed_on = signal.SIGKILL if again else number
+        self.passed_on.add(passed_on)
+        self._send(passed_on)
 
     def watch(self) -> int:
         """Until all ranks have ended, or one has failed anywhere."""
@@ -106,16 +111,22 @@ class _Ranks:
             except queue.Empty:
                 continue
             left.discard(rank)
-            if self.children[rank].returncode - 128 in (signal.SIGTERM, signal.SIGINT):
-                self.asked_to_stop = self.children[rank].returncode - 128  # the ranks agreed on it: all of them end so
-            elif self.children[rank].returncode != 0 and self.asked_to_stop is None:
+            code = self.children[rank].returncode
+            if code - 128 in (signal.SIGTERM, signal.SIGINT):
+                self.asked_to_stop = code - 128  # the ranks agreed on it: all of them end so
+            elif code != 0 and not self._is_asked_for(code):
                 return self._failed(rank)
-        return self._stopped_status()
+        return 0 if self.asked_to_stop is None else 128 + self.asked_to_stop
+
+    def _is_asked_for(self, code: int) -> bool:
+        """Whether a request to stop, rather than a failure, can end a rank so: by the agreement of all, or by a signal
+        that was passed on."""
+        return self.asked_to_stop is not None and (code == STOPPED_ELSEWHERE or -code in self.passed_on)
 
     def _lost(self, error: LostNode) -> int:
         self.gathering.fail(str(error))
-        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder)}")
-        return self._stopped_status() or 1
+        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder, self.resume)}")
+        return 1
 
     def _failed_elsewhere(self, seconds: float) -> LostNode | None:
         """What another node says of a failure, if it does within `seconds`."""
@@ -128,16 +139,14 @@ class _Ranks:
             time.sleep(0.1)
         return None
 
-    def _stopped_status(self) -> int:
-        if self.asked_to_stop is None:
-            return 0
-        return 128 + self.asked_to_stop
-
     def _failed(self, first: int) -> int:
         """The status of the rank that failed by itself, of those that ended in the same moment. Where all of those
-        gave up waiting, the ones that run on are what they waited for."""
-        deadline, ended = time.monotonic() + 1.0, [first]
-        while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE and time.monotonic() < deadline:
+        gave up waiting, one that runs on is what they waited for: the last one, or else the one that was silent
+        longest."""
+        started, ended = time.monotonic(), [first]
+        while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE:
+            if time.monotonic() - started > (GRACE_SECONDS if len(self._running()) > 1 else 1.0):
+                break
             try:
                 ended.append(self.ended.get(timeout=0.1))
             except queue.Empty:
@@ -147,18 +156,22 @@ class _Ranks:
         code = codes[rank]
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         if code == STOPPED_ELSEWHERE:
-            hanging = [r for r, child in self.children.items() if child.poll() is None]
+            hanging = self._running()
             if elsewhere := self._failed_elsewhere((1.5 if hanging else 4.0) * BEAT_SECONDS):
                 return self._lost(elsewhere)
             if hanging:
-                rank, how = hanging[0], "hangs: the others waited for it in vain"
+                rank = heartbeat.longest_silent(self.folder, hanging)
+                how = "hangs: the others waited for it in vain"
         seen = heartbeat.last_seen(self.folder, [rank]) if code != 2 else ""
         why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
         why += f" (last sign of life: {seen})" if seen else ""
         self.gathering.fail(why)
-        again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder)}"
+        again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder, self.resume)}"
         self._say(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code
+
+    def _running(self) -> list[int]:
+        return [rank for rank, child in self.children.items() if child.poll() is None]
 
     def end(self) -> None:
         """Ends what still runs: asked first, then killed."""
@@ -172,9 +185,8 @@ class _Ranks:
                 child.wait()
 
     def _send(self, number: int) -> None:
-        for child in self.children.values():
-            if child.poll() is None:
-                child.send_signal(number)
+        for rank in self._running():
+            self.children[rank].send_signal(number)
 
     def _say(self, text: str) -> None:
         print(f"error: {text}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -15,9 +16,12 @@ from typing import TextIO
 
 from torch.distributed import DistError, Store, TCPStore
 
+from runtime import stopping
+
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 60.0
 STORE_SECONDS = 30.0
+CAME_BY_VARIABLE = "DLLM_RL_CAME_BY"
 PASSED_ON = re.compile(
     "(MLP|HF|HUGGINGFACE|WANDB|NCCL|GLOO|OMP|MKL|CUDA|TORCH|PYTHON)_.*|(LD_LIBRARY_)?PATH|PYTHONPATH|VIRTUAL_ENV|"
     ".*_proxy|.*_PROXY"
@@ -127,7 +131,7 @@ class Gathering:
     @staticmethod
     def meet(node: Node, processes: int, meeting: Meeting) -> "Gathering":
         """Waits for all nodes, or has node 0 start the others. ValueError with the fix where some do not come, or where
-        nodes run different numbers of processes."""
+        nodes run different numbers of processes; Stopped when asked to."""
         seconds = 2 * max(meeting.wait_seconds, STORE_SECONDS)
         try:
             store = TCPStore(
@@ -145,14 +149,15 @@ class Gathering:
                 "running there?"
             ) from None
         here = Gathering(node, store, store.port)
-        if store.add(f"claim/{node.index}", 1) > 1:
+        mine = f"{os.environ.get(CAME_BY_VARIABLE, 'itself')} {socket.gethostname()} {os.getpid()}"
+        if store.compare_set(f"claim/{node.index}", "", mine).decode() != mine:
             raise ValueError(f"{node} has joined this job already: MLP_ROLE_INDEX must differ on every node.")
         store.set(f"node/{node.index}", str(processes))
         if node.index == 0:
             here._wait_for_all(processes, meeting)
         else:
             try:
-                store.wait(["go"])
+                here._wait_for_go(seconds)
             except (DistError, RuntimeError):
                 raise ValueError(f"{node}: node 0 left before the job began; what it says tells why.") from None
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
@@ -178,24 +183,48 @@ class Gathering:
             )
         numbers = [int(self.store.get(f"node/{i}")) for i in range(self.node.count)]
         if set(numbers) != {processes}:
-            self.fail("the nodes do not agree")
-            self.store.set("go", "")
-            raise ValueError(f"nodes run {numbers} processes: set experiment.processes to one number for all.")
+            why = f"nodes run {numbers} processes: set experiment.processes to one number for all."
+            self.fail(why)
+            raise ValueError(why)
         self.store.set("go", "")
+
+    def _wait_for_go(self, seconds: float) -> None:
+        """Until node 0 says that all are there. ValueError when it says that the job failed, DistError when nothing."""
+        deadline = time.monotonic() + seconds
+        while not self.store.check(["go"]):
+            if self.store.check(["failed"]):
+                raise ValueError(f"the job does not begin: {self.store.get('failed').decode()}")
+            self.check_stopping()
+            if time.monotonic() > deadline:
+                raise DistError(f"node 0 did not begin in {seconds:.0f} s")
+            time.sleep(0.05)
+
+    def check_stopping(self) -> None:
+        """Stopped when a signal asked for it; the other nodes hear of that."""
+        if stopping.is_asked():
+            self.fail(f"{self.node} was asked to stop before the job began")
+            self.end_helpers()
+        stopping.check()
 
     def _missing(self, seconds: float) -> list[int]:
         """Nodes that have not come after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
+            self.check_stopping()
             missing = [i for i in range(self.node.count) if not self.store.check([f"node/{i}"])]
             if not missing or self._ended() or time.monotonic() > deadline:
                 return missing
             time.sleep(0.05)
 
     def _ended(self) -> dict[int, int]:
-        """Exit status of each ssh that has ended, by node."""
+        """Exit status of each ssh that has ended, by node; without those whose node came by itself meanwhile."""
         statuses = {index: helper.process.poll() for index, helper in self.helpers.items()}
-        return {index: status for index, status in statuses.items() if status is not None}
+        ended = {index: status for index, status in statuses.items() if status is not None}
+        return {index: status for index, status in ended.items() if not self._came_by_itself(index)}
+
+    def _came_by_itself(self, index: int) -> bool:
+        claim = f"claim/{index}"
+        return self.store.check([claim]) and self.store.get(claim).startswith(b"itself ")
 
     def check(self) -> None:
         """LostNode when a node failed or is silent."""
@@ -290,7 +319,7 @@ def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> Helper:
     """This command on another node. What it needs of the environment goes over standard input, not the command line."""
     passed = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
-    exports.append(f"export MLP_ROLE_INDEX={index}")
+    exports += [f"export MLP_ROLE_INDEX={index}", f"export {CAME_BY_VARIABLE}=ssh"]
     command = shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     script = "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} && exec {command} < /dev/null", ""])
     words = [*shlex.split(meeting.ssh), f"{meeting.ssh_user}@{node.hosts[index]}", "exec sh -s"]

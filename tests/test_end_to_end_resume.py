@@ -67,6 +67,15 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         run_rl(shop, "experiment.keep_best=true", "evaluation.eval_dataset=''")
 
 
+def test_an_evaluation_without_rewards_is_never_the_best(shop):
+    words = shop.words(
+        RL, "experiment.total_step=1", "experiment.keep_best=true", "experiment.eval_first=false", reward="raises"
+    )
+    for _ in range(2):
+        summary = rl.run(load_config([*words, "evaluation.top_k=0"]))
+        assert summary["accuracy_after"] is None and "best_model" not in summary
+
+
 def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
     write = rl.atomic_write_text

@@ -61,7 +61,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
             experiment = config.experiment
             meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
-            sys.exit(launch.launch(processes, node, meeting, run_path(config)))
+            sys.exit(launch.launch(processes, node, meeting, run_path(config), experiment.resume))
         if config.dry_run:
             config.experiment.processes, config.experiment.num_node = processes, node.count
         import_module(module).run(config)

@@ -369,8 +369,9 @@ class Run:
             for name in ("accuracy", "stderr", "reward", "length", "tokens_per_forward"):
                 summary[f"{name}_{when}"] = headline.get(name)
         summary["model"] = str(self.folder.checkpoints / self.config.model.optimized_name)
-        if self.config.experiment.keep_best:
-            summary["best_model"] = str(self.folder.checkpoints / BEST)
+        best = self.folder.checkpoints / BEST
+        if self.config.experiment.keep_best and best.is_symlink():
+            summary["best_model"] = str(best)
         self.monitor.curves()
         self.monitor.final(summary)
         return summary
@@ -399,7 +400,8 @@ class Run:
         """Points ckpt/best to the best checkpoint so far and returns it; None where none is to be kept."""
         if not self.config.experiment.keep_best:
             return None
-        accuracy = {step: next(iter(entries.values()))["accuracy"] for step, entries in self.evaluations.items()}
+        headlines = {step: next(iter(entries.values())) for step, entries in self.evaluations.items()}
+        accuracy = {step: metrics["accuracy"] for step, metrics in headlines.items() if "accuracy" in metrics}
         return point_to_best(self.folder.checkpoints, accuracy)
 
     def _link_names(self) -> tuple[str, str | None]:

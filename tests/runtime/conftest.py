@@ -19,16 +19,18 @@ nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silen
 def work():
     {work}
 
+launch.follow_launcher()
+stopping.listen()
 if not launch.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
-        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder)
+        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder, "auto")
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         status = 2
+    except stopping.Stopped as stop:
+        status = 128 + stop.number
     sys.exit(status)
-launch.follow_launcher()
-stopping.listen()
 ranks.join("cpu", {timeout})
 try:
     work()

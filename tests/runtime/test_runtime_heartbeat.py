@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 
 from runtime import heartbeat
 from runtime.heartbeat import Heartbeat
@@ -49,11 +50,36 @@ def test_where_ranks_were_last(tmp_path):
     assert re.fullmatch(r"rank 0 in step 4, update, \d s ago; rank 2 in step 6, update, \d s ago", said)
 
 
+def test_signs_of_an_earlier_job_are_left_out(tmp_path):
+    Heartbeat(tmp_path, 0).enter("update")
+    Heartbeat(tmp_path, 1).enter("update")
+    path = tmp_path / "heartbeat" / "rank-1.json"
+    path.write_text(json.dumps(sign_of(tmp_path, 1) | {"time": "2026-01-01T00:00:00.000+00:00"}))
+    assert heartbeat.last_seen(tmp_path, [1]) == "" and heartbeat.longest_silent(tmp_path, [0, 1]) == 1
+    assert heartbeat.last_seen(tmp_path, [0, 1]).startswith("rank 0 in step 0, update, ")
+
+
+def test_who_was_silent_longest(tmp_path):
+    for rank in (2, 0):
+        Heartbeat(tmp_path, rank).enter("update")
+        time.sleep(0.01)
+    assert heartbeat.longest_silent(tmp_path, [0, 2]) == 2
+    assert heartbeat.longest_silent(tmp_path, [0, 1, 2]) == 1
+
+
 def test_where_to_resume(tmp_path):
-    assert "no checkpoint yet" in heartbeat.where_to_resume(tmp_path)
+    nothing = f"{tmp_path} has no checkpoint yet: the same command "
+    torn = tmp_path / "ckpt" / "step-000012"
+    torn.mkdir(parents=True)
+    assert heartbeat.where_to_resume(tmp_path, "auto") == nothing + "begins anew"
+    assert heartbeat.where_to_resume(tmp_path, "/other/step-000004") == nothing + "begins with /other/step-000004 again"
     for step in (2, 10):
-        (tmp_path / "ckpt" / f"step-{step:06d}").mkdir(parents=True)
-    assert heartbeat.where_to_resume(tmp_path).endswith("goes on from " + str(tmp_path / "ckpt" / "step-000010"))
+        path = tmp_path / "ckpt" / f"step-{step:06d}"
+        (path / "trainer").mkdir(parents=True)
+        (path / "trainer" / "files.json").touch()
+    for resume in ("auto", "/other/step-000004"):
+        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command goes on from {path}"
+    assert heartbeat.where_to_resume(tmp_path, "never").startswith("With experiment.resume=auto the same command")
 
 
 def test_a_monitors_phases_are_signs(tmp_path, monkeypatch, capsys):

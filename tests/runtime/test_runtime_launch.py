@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 
 import pytest
 from commands import finish, gone_in, start
@@ -80,6 +81,24 @@ def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 20])
+def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
+    """Rank 0 takes long to end: less than the launcher waits for it, or more."""
+    work = f"""{SIGN}
+    ranks.gather(1)
+    if ranks.rank() == 2: time.sleep(60)
+    heartbeat.enter('update')
+    try:
+        ranks.gather(1)
+    except ranks.FailedElsewhere:
+        if ranks.rank() == 0: time.sleep({seconds})
+        raise
+    """
+    got, _, err = finish(start(script(work.replace("\n    ", "\n"), processes=3, timeout=3.0)), 50)
+    assert got == 75 and "rank 2 of 3 on node 0 hangs" in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "status", "says"),
     [
@@ -92,7 +111,8 @@ def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
     ],
 )
 def test_a_rank_that_dies_is_named_and_ends_the_job(script, tmp_path, work, status, says):
-    (tmp_path / "run" / "ckpt" / "step-000010").mkdir(parents=True)
+    (tmp_path / "run" / "ckpt" / "step-000010" / "trainer").mkdir(parents=True)
+    (tmp_path / "run" / "ckpt" / "step-000010" / "trainer" / "files.json").touch()
     work = f"{SIGN}ranks.gather(1)\n{work}\ntime.sleep(60)"
     got, out, err = finish(start(script(work)), 40)
     assert got == status and f"{says} (last sign of life: rank 1 in step 12, rollout, " in err
@@ -124,6 +144,38 @@ def test_a_request_to_stop_reaches_all_ranks(script, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_that_fails_while_it_stops_is_named(script, who):
+    work = f"""
+    sys.stdout.write('pid 0\\n'); sys.stdout.flush()
+    try:
+        while True:
+            stopping.check()
+            time.sleep(0.05)
+    except stopping.Stopped:
+        if ranks.rank() == {who}: sys.exit(9)
+        raise
+    """
+    process = start(script(work))
+    pids_of(process, 2)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = finish(process, 30)
+    assert status == 9 and f"rank {who} of 2 on node 0 ended with status 9; the job stops" in err
+    assert "the same command begins anew" in err
+
+
+@pytest.mark.slow
+def test_ranks_that_end_at_a_second_request_have_not_failed(script):
+    process = start(script("sys.stdout.write('pid 0\\n'); sys.stdout.flush(); time.sleep(60)"))
+    pids_of(process, 2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process, 30)
+    assert (status, err) == (143, "")
+
+
+@pytest.mark.slow
 def test_one_rank_asked_to_stop_stops_all(script):
     process = start(script(WAITS))
     os.kill(pids_of(process, 2)[1], signal.SIGTERM)
@@ -141,10 +193,10 @@ def test_no_rank_outlives_a_launcher_that_is_killed(script):
     process.communicate()
 
 
-def nodes(path, count=2, **more):
+def nodes(path, count=2, come=None, **more):
     port = str(free_port())
     env = {"MLP_WORKER_NUM": str(count), "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": port, **more}
-    return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(count)]
+    return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(come or count)]
 
 
 @pytest.mark.slow
@@ -182,6 +234,19 @@ def test_a_node_that_falls_silent_is_named_and_ends_the_job(script, silent):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_while_nodes_meet(script, tmp_path, asked):
+    """Of three nodes two have come. The other one of them hears of it; node 0 goes on waiting for the third."""
+    path = script(f"open('{tmp_path}/began', 'w')", processes=1, wait=8.0)
+    launchers = nodes(path, 3, come=2)
+    time.sleep(6.0)
+    launchers[asked].send_signal(signal.SIGTERM)
+    status, _, err = finish(launchers[asked], 15)
+    other, *_ = finish(launchers[1 - asked], 40)
+    assert status == 143 and other == 2 and not (tmp_path / "began").exists(), err
+
+
+@pytest.mark.slow
 def test_two_nodes_that_wait_for_a_rank_name_it(script):
     """Node 0, whose ranks gave up waiting, learns from node 1 which one hangs."""
     work = f"{SIGN}ranks.gather(1)\nif ranks.rank() == 3: time.sleep(60)\nranks.gather(1)"
@@ -214,7 +279,7 @@ def test_nodes_with_other_numbers_of_processes_are_refused(script):
     path = script("ranks.gather(1)", processes="1 + int(os.environ['MLP_ROLE_INDEX'])")
     (first, _, first_err), (second, _, second_err) = map(finish, nodes(path))
     assert first == 2 and "nodes run [1, 2] processes" in first_err
-    assert second == 1 and "the job stops: " in second_err
+    assert second == 2 and ("nodes run [1, 2]" in second_err or "node 0 left before the job began" in second_err)
 
 
 @pytest.mark.slow
@@ -251,3 +316,29 @@ def test_node_0_starts_the_others_over_ssh(script, tmp_path, launcher):
     assert status == 0, err
     assert (tmp_path / "asked").read_text() == "-p 22 me@127.0.0.1 exec sh -s\n"
     assert out.split("\n").count("sum 6 it's here") == 2 and out.split("\n").count("[node 1] sum 6 it's here") == 2
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_after_ssh_was_asked_for_it(script, tmp_path):
+    """The stand-in for ssh takes so long that node 1 comes by itself first; its copy is refused while the job runs."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\nwhile [ ! -e {tmp_path}/began ]; do sleep 0.1; done\nsh -c "$2"\necho $? > {tmp_path}/ended\n'
+        "exit 2\n"
+    )
+    ssh.chmod(0o755)
+    work = f"""
+    open('{tmp_path}/began', 'w').close()
+    while not os.path.exists('{tmp_path}/ended'): time.sleep(0.1)
+    time.sleep(2.0)
+    sys.stdout.write(f'sum {{sum(ranks.gather(ranks.rank()))}}\\n')
+    """
+    path = script(work, launcher="auto", processes=1, wait=1.0, ssh=str(ssh))
+    hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
+    place = hosts | {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_PORT": str(free_port())}
+    first = start(path, MLP_ROLE_INDEX="0", **place)
+    assert first.stdout.readline().startswith("starting node 1 (127.0.0.1) over ssh")
+    second = start(path, MLP_ROLE_INDEX="1", **place)
+    for status, out, err in map(finish, [first, second]):
+        assert status == 0 and "sum 1" in out.split("\n"), (out, err)
+    assert (tmp_path / "ended").read_text() == "2\n"
