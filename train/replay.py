@@ -242,16 +242,21 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Packs rows[which] up to a token budget, rows of like length together. How rows are split never changes a
     result."""
-    batch: list[int] = []
+    for group in within_budget(rows, which, max_tokens):
+        yield pack(rows, group, device)
+
+
+def within_budget(rows: Sequence[Row], which: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The rows of each micro-batch; a row that is longer than the budget is one of its own."""
+    groups: list[list[int]] = []
     total = 0
     for i in sorted(which, key=lambda i: (-rows[i].num_tokens, i)):
-        if batch and total + rows[i].num_tokens > max_tokens:
-            yield pack(rows, batch, device)
-            batch, total = [], 0
-        batch.append(i)
         total += rows[i].num_tokens
-    if batch:
-        yield pack(rows, batch, device)
+        if not groups or total > max_tokens:
+            groups.append([])
+            total = rows[i].num_tokens
+        groups[-1].append(i)
+    return groups
 
 
 def span_tokens(device_type: str) -> int:

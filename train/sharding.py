@@ -139,12 +139,14 @@ def require_equal_weights(model: torch.nn.Module, what: str) -> None:
 
 @torch.no_grad()
 def weights_digest(model: torch.nn.Module) -> str:
-    """A name of the model's weights that changes with any of their bits: a hash of the sums of bits of each tensor."""
+    """A name of the model's weights that changes when an update changes them: a hash of the sums of bits of each
+    tensor, in pieces that take little memory."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
-        tensor.detach().contiguous().view(integers[tensor.element_size()]).sum(dtype=torch.int64)
+        piece.view(integers[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in model.state_dict().values()
         if tensor.dim()
+        for piece in tensor.detach().flatten().split(BUCKET_ELEMENTS)
     ]
     numbers = torch.stack(sums).tolist() if sums else []
     return hashlib.blake2b(repr(numbers).encode(), digest_size=16).hexdigest()

@@ -20,7 +20,7 @@ from models import lora
 from runtime import ranks
 from train.engine import make_engine, zero_accelerator
 from train.objectives import Metrics
-from train.replay import MicroBatch, Row, micro_batches, pack
+from train.replay import MicroBatch, Row, pack, within_budget
 from train.sharding import require_equal_weights, share
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ def outputs(
     """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
     `which`. The ranks share the rows, and each gets all numbers. together: all run as many forwards."""
     found: dict[int, NDArray[np.float32]] = {}
-    for batch, is_filler in _shared_batches(rows, which, max_tokens, accelerator.device, together):
+    for group, is_filler in _shared_groups(rows, which, max_tokens, together):
+        batch = pack(rows, group, accelerator.device)
         with accelerator.autocast():
             output_N = _outputs(model, batch).float().cpu().numpy()
         if is_filler:
@@ -133,14 +134,15 @@ def outputs(
     return [everywhere.get(i, np.empty(0, np.float32)) for i in range(len(rows))]
 
 
-def _shared_batches(
-    rows: Sequence[Row], which: Sequence[int], max_tokens: int, device: torch.device, together: bool
-) -> list[tuple[MicroBatch, bool]]:
-    """This rank's micro-batches of rows[which]; `together`: as many on every rank, those that fill up marked True."""
-    mine = list(micro_batches(rows, share(rows, which), max_tokens, device))
+def _shared_groups(
+    rows: Sequence[Row], which: Sequence[int], max_tokens: int, together: bool
+) -> list[tuple[list[int], bool]]:
+    """The rows of this rank's micro-batches of rows[which]; `together`: as many on every rank, those that fill up
+    marked True."""
+    mine = within_budget(rows, share(rows, which), max_tokens)
     missing = max(ranks.gather(len(mine))) - len(mine) if together else 0
-    filler = [pack(rows, [min(which, key=lambda i: rows[i].num_tokens)], device)] if missing else []
-    return [(batch, False) for batch in mine] + [(batch, True) for batch in filler * missing]
+    shortest = [min(which, key=lambda i: rows[i].num_tokens)] if missing else []
+    return [(group, False) for group in mine] + [(shortest, True)] * missing
 
 
 def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
@@ -189,12 +191,12 @@ class Updater:
         the loss, sums); progress hears of rows as they are done."""
         self.model.train()
         device, together = self.accelerator.device, self.engine.together
-        shared = _shared_batches(rows, which, self.max_tokens, device, together)
-        batches = [batch for batch, is_filler in shared if not is_filler]
+        groups = _shared_groups(rows, which, self.max_tokens, together)
+        done, packed_tokens = 0, 0
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=device)
-        for place, (batch, is_filler) in enumerate(shared):
-            last = place == len(shared) - 1
+        for place, (group, is_filler) in enumerate(groups):
+            batch, last = pack(rows, group, device), place == len(groups) - 1
             if is_filler:
                 self.engine.backward(0.0 * _outputs(self.model, batch).sum(), last)
                 continue
@@ -204,14 +206,15 @@ class Updater:
             loss_sum += loss.detach()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
+            done, packed_tokens = done + len(group), packed_tokens + batch.ids.numel()
             if progress is not None:
-                progress(len(batch.rows))
+                progress(len(group))
         if progress is not None:
-            progress(len(which) - sum(len(batch.rows) for batch in batches))
+            progress(len(which) - done)
         parts = {f"metric/{name}": float(value) for name, value in totals.items()} | {
             "loss": float(loss_sum),
-            "micro_batches": len(batches),
-            "packed_tokens": sum(batch.ids.numel() for batch in batches),
+            "micro_batches": sum(not is_filler for _, is_filler in groups),
+            "packed_tokens": packed_tokens,
         }
         sums = ranks.summed(parts)
         loss_of_update = sums.pop("loss")
