@@ -71,6 +71,7 @@ def test_two_nodes_on_loopback_do_as_one_process(shop, engine):
     assert_same_run(shop.runs / "nodes", shop.runs / "one")
 
 
+@pytest.mark.long
 def test_two_nodes_over_ssh_do_as_one_process(shop):
     """As dLLM-RL's entry script has it: node 0 alone runs the command."""
     (shop.folder / "sshd").mkdir()

@@ -80,6 +80,7 @@ def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
     assert gone_in([int(line.split()[1]) for line in out.splitlines()], 1.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [2, 20])
 def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
@@ -233,6 +234,7 @@ def test_a_node_that_falls_silent_is_named_and_ends_the_job(script, silent):
     assert gone_in(pids, 10.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_request_to_stop_while_nodes_meet(script, tmp_path, asked):
@@ -246,6 +248,7 @@ def test_a_request_to_stop_while_nodes_meet(script, tmp_path, asked):
     assert status == 143 and other == 2 and not (tmp_path / "began").exists(), err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_nodes_that_wait_for_a_rank_name_it(script):
     """Node 0, whose ranks gave up waiting, learns from node 1 which one hangs."""

@@ -83,6 +83,7 @@ def test_what_the_other_node_says_is_streamed_and_prefixed(launched, tmp_path):
     assert {"sum 2", "[node 1] sum 2", "x" * 100000, "[node 1] " + "x" * 100000} <= set(out.split("\n"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_failure_on_either_node_stops_both(launched, rank):
     work = f"{SAYS_WHO}\nranks.gather(1)\nif ranks.rank() == {rank}: sys.exit(7)\ntime.sleep(60)"
@@ -103,6 +104,7 @@ def test_a_request_to_stop_reaches_both(launched):
     assert gone_in(itertools.chain(*pids), 5.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["launcher", "other launcher", "connection"])
 def test_nothing_is_left_over_when_a_part_is_killed(launched, victim):
     process = launched(WAITS)
