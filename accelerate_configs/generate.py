@@ -6,13 +6,13 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 NODES_AND_GPUS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 4), (4, 8), (8, 8), (16, 8))
 NODES_AND_CPUS = ((1, 2), (2, 2))
-ENGINES = {"ddp": 0, "deepspeed_zero2": 2, "deepspeed_zero3": 3}
+ENGINES = ("ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 TEMPLATE = """\
 # Made by generate.py.
-# {before}accelerate launch --config_file accelerate_configs/{name}.yaml train/sft.py config=...{more}
+# {start}
 compute_environment: LOCAL_MACHINE
 {deepspeed}distributed_type: {kind}
-machine_rank: 0
+{fsdp}machine_rank: 0
 main_training_function: main
 mixed_precision: 'no'
 num_machines: {nodes}
@@ -30,6 +30,13 @@ deepspeed_config:
   zero3_init_flag: false
   zero_stage: {stage}
 """
+FSDP = """\
+fsdp_config:
+  fsdp_version: 2
+"""
+LAUNCH = "accelerate launch --config_file accelerate_configs/{name}.yaml train/sft.py config=..."
+OUR_OWN = "python train/sft.py config=... experiment.deepspeed_file={name} (not for `accelerate launch`)"
+ON_EVERY_NODE = "\n# On every node, with --machine_rank, --main_process_ip and --main_process_port."
 
 
 def configs() -> dict[str, str]:
@@ -37,22 +44,28 @@ def configs() -> dict[str, str]:
     found = {}
     for device, places in (("gpus", NODES_AND_GPUS), ("cpus", NODES_AND_CPUS)):
         for nodes, processes in places:
-            for engine, stage in ENGINES.items():
+            for engine in ENGINES:
                 name = f"{nodes}_node_{processes}_{device}_{engine}"
-                found[f"{name}.yaml"] = _config(name, nodes, nodes * processes, stage, device)
+                found[f"{name}.yaml"] = _config(name, nodes, nodes * processes, engine, device)
     return found
 
 
-def _config(name: str, nodes: int, processes: int, stage: int, device: str) -> str:
-    kind = "DEEPSPEED" if stage else ("MULTI_GPU" if processes > 1 else "'NO'")
+def _config(name: str, nodes: int, processes: int, engine: str, device: str) -> str:
+    kind = "MULTI_GPU" if processes > 1 else "'NO'"
+    kind = {"deepspeed": "DEEPSPEED", "fsdp2": "FSDP"}.get(engine.split("_")[0], kind)
+    start = LAUNCH.format(name=name) + (ON_EVERY_NODE if nodes > 1 else "")
+    if kind == "FSDP":
+        start = OUR_OWN.format(name=name).replace("train/sft.py", "multinode_rl.py" if nodes > 1 else "train/sft.py")
+    elif device == "cpus" and kind != "DEEPSPEED":
+        start = f"ACCELERATE_USE_CPU=true {start}"
     return TEMPLATE.format(
         name=name,
         nodes=nodes,
         processes=processes,
         kind=kind,
-        deepspeed=DEEPSPEED.format(stage=stage) if stage else "",
-        before="ACCELERATE_USE_CPU=true " if device == "cpus" and not stage else "",
-        more="\n# On every node, with --machine_rank, --main_process_ip and --main_process_port." if nodes > 1 else "",
+        deepspeed=DEEPSPEED.format(stage=engine[-1]) if kind == "DEEPSPEED" else "",
+        fsdp=FSDP if kind == "FSDP" else "",
+        start=start,
     )
 
 

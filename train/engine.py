@@ -1,6 +1,7 @@
-"""What a model is trained by: weights, gradients and optimizer whole on every rank, or shared out by DeepSpeed's ZeRO.
+"""What a model is trained by: weights, gradients and optimizer whole on every rank, or shared out by DeepSpeed's ZeRO
+or by torch's FSDP2.
 
-Both take one step for the summed gradients of all ranks, and keep the optimizer's state in one form: AdamW's own,
+All take one step for the summed gradients of all ranks, and keep the optimizer's state in one form: AdamW's own,
 whole, so that a checkpoint goes on under either, on any number of ranks.
 """
 
@@ -19,33 +20,44 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from configs.engine import engine_file
+from configs.engine import STAGES, TITLES, Kind, engine_file
 from configs.schema import Config
 from models import lora
+from models.head import OutputHead
 from runtime import ranks
 from train.sharding import buckets, sum_gradients
 
 REDUCE_BUCKET_ELEMENTS = 2**26
 
 
-def zero_stage(config: Config) -> int:
-    """0, 2 or 3, from experiment.deepspeed_file or from the config of the `accelerate launch` that started us.
-    ValueError where the two disagree, or where that one asks for what is not here."""
-    file, launched = engine_file(config.experiment.deepspeed_file), _launched_stage()
+def engine_kind(config: Config) -> Kind:
+    """From experiment.deepspeed_file or from the config of the `accelerate launch` that started us. ValueError where
+    the two disagree, or where that one asks for what is not here."""
+    file, launched = engine_file(config.experiment.deepspeed_file), _launched_kind()
     if file is None:
-        return launched or 0
-    if launched not in (None, file.zero_stage):
+        return launched or "ddp"
+    if launched not in (None, file.kind):
         raise ValueError(
-            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given ZeRO-{launched}: "
-            "give both one file, or leave experiment.deepspeed_file out."
+            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given "
+            f"{TITLES[launched]}: give both one file, or leave experiment.deepspeed_file out."
         )
-    return file.zero_stage
+    return file.kind
 
 
-def _launched_stage() -> int | None:
-    """The stage that accelerate launch was given; None without."""
+def zero_stage(config: Config) -> int:
+    """What is shared out, as ZeRO counts: nothing (0), gradients and optimizer (2), or weights too (3, and FSDP2).
+    ValueError as `engine_kind`."""
+    return STAGES[engine_kind(config)]
+
+
+def _launched_kind() -> Kind | None:
+    """The ZeRO that accelerate launch was given; None without."""
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is None:
         return None
@@ -58,7 +70,7 @@ def _launched_stage() -> int | None:
             )
     if stage not in ("2", "3"):
         raise ValueError(f"accelerate's config asks for ZeRO stage {stage}; there are 2 and 3.")
-    return int(stage)
+    return "zero2" if stage == "2" else "zero3"
 
 
 def world_size(config: Config) -> int:
@@ -75,39 +87,43 @@ def world_size(config: Config) -> int:
 def check_engine(config: Config, folder: Path | None) -> None:
     """ValueError where the engine that the config asks for cannot train what it asks for. folder: the model's; None
     where it is yet to be made."""
-    stage = zero_stage(config) if world_size(config) > 1 else 0
-    if stage and find_spec("deepspeed") is None:
+    kind: Kind = engine_kind(config) if world_size(config) > 1 else "ddp"
+    if kind.startswith("zero") and find_spec("deepspeed") is None:
         raise ValueError(
-            f"ZeRO-{stage} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "
+            f"{TITLES[kind]} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "
             "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
             "then holds the whole model."
         )
     adapters = f"lora.rank={config.lora.rank}" if config.lora.rank else ""
     if folder is not None and (folder / lora.CONFIG).is_file():
         adapters = f"model.pretrained_model={config.model.pretrained_model} (a folder of adapters)"
-    if stage and adapters:
+    if kind != "ddp" and adapters:
         raise ValueError(
-            f"{adapters} under ZeRO-{stage}: adapters are trained with the whole base on every rank; leave "
+            f"{adapters} under {TITLES[kind]}: adapters are trained with the whole base on every rank; leave "
             "experiment.deepspeed_file out, or take a _ddp file."
         )
 
 
 def shares_weights(config: Config) -> bool:
-    """Whether no rank holds the whole trained model: ZeRO-3 on several ranks."""
+    """Whether no rank holds the whole trained model: ZeRO-3 or FSDP2 on several ranks."""
     return zero_stage(config) == 3 and ranks.world_size() > 1
 
 
 def engine_line(config: Config) -> str:
     """The engine, for people."""
-    stage, world = zero_stage(config), ranks.world_size()
+    kind, world = engine_kind(config), ranks.world_size()
     if world == 1:
-        return "one process" + (f" (ZeRO-{stage} has nothing to share out)" if stage else "")
-    return f"ZeRO-{stage} over {world} processes" if stage else f"DDP, {world} processes"
+        return "one process" + (f" ({TITLES[kind]} has nothing to share out)" if kind != "ddp" else "")
+    return f"{TITLES[kind]} over {world} processes" if kind != "ddp" else f"DDP, {world} processes"
 
 
 def elements(parameter: torch.nn.Parameter) -> int:
-    """Numbers in a parameter, in all shares of it under ZeRO-3."""
+    """Numbers in a parameter, in all shares of it where ranks share it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+class FsdpAccelerator(Accelerator):
+    """accelerate as without FSDP (which it leaves out on CPU, silently): its models are for `Fsdp`."""
 
 
 class _ZeroAccelerator(Accelerator):
@@ -179,13 +195,17 @@ class Whole:
     def step(self, loss: float) -> float:
         """The optimizer's step for the gradients of all ranks, clipped, unless `loss` (of all ranks) or their norm is
         not finite; the gradients are gone either way. Returns the norm before clipping."""
-        sum_gradients(self.model.parameters())
-        clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        norm = float(clipped) if clipped is not None else 0.0
+        norm = self._clip()
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _clip(self) -> float:
+        """Sums the gradients of all ranks and clips them. Returns their norm before."""
+        sum_gradients(self.model.parameters())
+        clipped = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        return float(clipped) if clipped is not None else 0.0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The model's named parameters, each whole while it is at hand. Every rank must go through all of them."""
@@ -353,11 +373,115 @@ class Zero:
                 safe_set_local_optimizer_state(parameter, mine, name)
 
 
+class Fsdp(Whole):
+    """torch's FSDP2: each rank holds its part of weights, gradients and optimizer; the weights are gathered layer by
+    layer as they are used. https://arxiv.org/abs/2304.11277"""
+
+    together = True
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+    ):
+        self.module, self.accelerator, self.optimizer = model, accelerator, optimizer
+        self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else math.inf
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        trained = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        names.clear()
+        for group in optimizer.param_groups:
+            group["params"] = []  # lets go of the whole weights, which are shared out one layer at a time
+        self._share_out()
+        parameters = dict(model.named_parameters())
+        for group, own in zip(optimizer.param_groups, trained, strict=True):
+            group["params"] = [parameters[name] for name in own]
+        self.model: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+
+    def _share_out(self) -> None:
+        mesh = init_device_mesh(self.accelerator.device.type, (ranks.world_size(),))
+        embedding = {id(p) for m in self.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+        for part in reversed([*self.module.modules()]):
+            tied = any(id(parameter) in embedding for parameter in part.parameters())  # such a head goes with the root
+            if isinstance(part, GradientCheckpointingLayer) or (isinstance(part, OutputHead) and not tied):
+                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        # The root too: it would else keep the weights of a forward without a backward, and use them after a step.
+        fully_shard(self.module, mesh=mesh, reshard_after_forward=True)
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+                part.set_reduce_scatter_unused_params(True, recurse=False)
+
+    def _clip(self) -> float:
+        """As `Whole._clip`; each micro-batch's backward pass has summed its gradients, of which a rank keeps its
+        part."""
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        return float(_gathered(norm))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As `Whole.weights`; one is gathered at a time."""
+        for name, parameter in self.module.named_parameters():
+            yield name, _gathered(parameter.detach())
+
+    @contextmanager
+    def whole_on_main(self) -> Iterator[None]:
+        """As `Whole.whole_on_main`; the weights are gathered into rank 0's host memory."""
+        whole = {}
+        for name, weight in self.weights():
+            if ranks.is_main():
+                whole[name] = torch.nn.Parameter(weight.to("cpu", copy=True), requires_grad=False)
+        shares = {parameter: whole[name] for name, parameter in self.module.named_parameters() if name in whole}
+        held = [
+            (module, name, parameter)
+            for module in self.module.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter in shares
+        ]
+        try:
+            for module, name, parameter in held:
+                module._parameters[name] = shares[parameter]
+            yield
+        finally:
+            for module, name, parameter in held:
+                module._parameters[name] = parameter
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Whole.state_dict`."""
+        state: dict[str, Any] = self.optimizer.state_dict()
+        whole: dict[int, dict[str, Tensor]] = {}
+        for i, values in state["state"].items():
+            gathered = {name: _gathered(value) for name, value in values.items()}
+            if ranks.is_main():
+                whole[i] = {name: value.to("cpu", copy=True) for name, value in gathered.items()}
+        return state | {"state": whole}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Whole.load_state_dict`; a rank keeps its part."""
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        shares = {
+            i: {name: _share_of(value, trained[i]) if value.dim() else value.clone() for name, value in values.items()}
+            for i, values in state["state"].items()
+        }
+        self.optimizer.load_state_dict(state | {"state": shares})
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor that ranks may share; all of them call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _share_of(whole: Tensor, parameter: DTensor) -> Tensor:
+    """This rank's part of a whole tensor, shared as the parameter is, in memory of its own."""
+    share = torch.zeros_like(parameter, requires_grad=False)
+    whole = whole.to(parameter.device)
+    return share.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
+
+
 Engine = Whole | Zero
 
 
 def make_engine(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
 ) -> Engine:
-    kind = Zero if accelerator.distributed_type == DistributedType.DEEPSPEED else Whole
+    kind: type[Engine] = Zero if accelerator.distributed_type == DistributedType.DEEPSPEED else Whole
+    if isinstance(accelerator, FsdpAccelerator):
+        kind = Fsdp
     return kind(model, optimizer, accelerator, max_grad_norm)

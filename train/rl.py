@@ -36,7 +36,7 @@ from train.checkpoint import (
 )
 from train.curriculum import Curriculum
 from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
-from train.engine import shares_weights, zero_stage
+from train.engine import engine_kind, shares_weights
 from train.evaluation import evaluate
 from train.graded import Graded, GradedSteps
 from train.judging import StepJudge
@@ -86,7 +86,7 @@ class Run:
         self.precision = session.precision(config, device)
         apart_on = device if shares_weights(config) else None
         self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
-        accelerator = make_accelerator(self.precision, device, zero_stage(config))
+        accelerator = make_accelerator(self.precision, device, engine_kind(config))
         self.updater = Updater(self.model, accelerator, config)
         seed, deterministic = config.training.seed, config.experiment.deterministic
         (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()

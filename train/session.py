@@ -178,7 +178,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
 
 
 def trained_model_device(config: Config) -> torch.device:
-    """Where a model to be trained is loaded: the host, where ZeRO-3 then takes the ranks' shares from it."""
+    """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shares from it."""
     return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
 
 

@@ -29,7 +29,7 @@ from sample import Rollout
 from train import plan, session
 from train.checkpoint import load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.decoding import drop_over_long, tokenizer_of
-from train.engine import check_engine, engine_line, zero_stage
+from train.engine import check_engine, engine_kind, engine_line
 from train.fitting import check_memory
 from train.masking import SFT_METHODS
 from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
@@ -126,7 +126,7 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     session.adopt_block_size(model, training.block_size or model.block_size)
     samples = tokenise(examples, model, config)
     precision = session.precision(config, device)
-    updater = Updater(model, make_accelerator(precision, device, zero_stage(config)), config)
+    updater = Updater(model, make_accelerator(precision, device, engine_kind(config)), config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
         saved = load_state(checkpoint)

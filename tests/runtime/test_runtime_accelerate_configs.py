@@ -19,6 +19,10 @@ def test_accelerate_reads_them(name):
     assert (config.num_machines, config.num_processes, config.use_cpu) == (nodes, nodes * each, False)
     assert (file.nodes, file.processes, file.cpu) == (nodes, nodes * each, "_cpus_" in name)
     kind = str(config.distributed_type).rpartition(".")[2]
-    assert kind == ("DEEPSPEED" if "zero" in engine else "MULTI_GPU" if nodes * each > 1 else "NO")
+    assert kind == (
+        "DEEPSPEED" if "zero" in engine else "FSDP" if engine == "fsdp2" else "MULTI_GPU" if nodes * each > 1 else "NO"
+    )
     stage = (getattr(config, "deepspeed_config", None) or {}).get("zero_stage", 0)
-    assert stage == file.zero_stage == {"ddp": 0, "deepspeed_zero2": 2, "deepspeed_zero3": 3}[engine]
+    assert stage == {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(engine, 0)
+    assert file.kind == engine.removeprefix("deepspeed_")
+    assert (getattr(config, "fsdp_config", None) or {}).get("fsdp_version") == (2 if engine == "fsdp2" else None)

@@ -1,5 +1,5 @@
-"""DeepSpeed's ZeRO trains as one process does: updates, runs, checkpoints that any engine and number of ranks goes on
-with. Real processes with gloo."""
+"""DeepSpeed's ZeRO and torch's FSDP2 train as one process does: updates, runs, checkpoints that any engine and number
+of ranks goes on with. Real processes with gloo."""
 
 import shutil
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from train.engine import check_engine, zero_stage
 from train.main import placement
 
 ZERO_2, ZERO_3 = (f"experiment.deepspeed_file=1_node_2_cpus_deepspeed_zero{stage}" for stage in (2, 3))
+FSDP_2 = "experiment.deepspeed_file=1_node_2_cpus_fsdp2"
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
     reason="deepspeed is not installed (requirements-extras.txt)",
@@ -42,6 +43,8 @@ def test_a_file_says_nodes_processes_and_engine():
     file = engine_file("4_node_8_gpus_deepspeed_zero3.yaml")
     assert (file.nodes, file.processes, file.processes_per_node, file.zero_stage, file.cpu) == (4, 32, 8, 3, False)
     assert engine_file("1_node_2_cpus_ddp").engine == "DDP" and engine_file(None) is None
+    file = engine_file("1_node_2_cpus_fsdp2")
+    assert (file.kind, file.engine, file.zero_stage, file.cpu) == ("fsdp2", "FSDP2", 3, True)
     with pytest.raises(ValueError, match="choose from .*1_node_8_gpus_ddp.*Did you mean 1_node_8_gpus_deepspeed_zero3"):
         engine_file("1_node_8_gpu_deepspeed_zero3")
 
@@ -51,7 +54,7 @@ def test_a_file_says_nodes_processes_and_engine():
     [
         ("zero_stage: 3", "zero_stage: 1", "zero_stage 1"),
         ("offload_param_device: none", "offload_param_device: cpu", "offload_param_device=cpu"),
-        ("type: DEEPSPEED", "type: FSDP", "FSDP"),
+        ("type: DEEPSPEED", "type: FSDP\nfsdp_config: {fsdp_version: 1}", "FSDP with fsdp_version 1"),
     ],
 )
 def test_a_file_that_asks_for_what_is_not_here_is_refused(monkeypatch, tmp_path, before, after, said):
@@ -67,8 +70,9 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
     assert zero_stage(with_file("1_node_8_gpus_deepspeed_zero3")) == 3
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     assert zero_stage(with_file(None)) == zero_stage(with_file("1_node_8_gpus_deepspeed_zero2")) == 2
-    with pytest.raises(ValueError, match="ZeRO-3, but accelerate launch was given ZeRO-2"):
-        zero_stage(with_file("1_node_8_gpus_deepspeed_zero3"))
+    for name, engine_name in (("deepspeed_zero3", "ZeRO-3"), ("fsdp2", "FSDP2")):
+        with pytest.raises(ValueError, match=f"{engine_name}, but accelerate launch was given ZeRO-2"):
+            zero_stage(with_file(f"1_node_8_gpus_{name}"))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
     with pytest.raises(ValueError, match="deepspeed_offload_optimizer_device=cpu"):
         zero_stage(with_file(None))
@@ -81,10 +85,13 @@ def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, 
     for check, text in ((plan.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
             check(load_config(shop.words(text, ZERO_2, "lora.rank=4", "dry_run=true")))
+        with pytest.raises(ValueError, match="lora.rank=4 under FSDP2"):
+            check(load_config(shop.words(text, FSDP_2, "lora.rank=4", "dry_run=true")))
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     for check, text in ((plan.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
             check(load_config(shop.words(text, ZERO_3, "dry_run=true")))
+        check(load_config(shop.words(text, FSDP_2, "dry_run=true")))
     check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}), model_folder)
 
 
@@ -169,9 +176,11 @@ CASES = {
 }
 
 
-@needs_deepspeed
+SHARING = [*(pytest.param(kind, marks=needs_deepspeed) for kind in ("zero2", "zero3")), "fsdp2"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("engine", SHARING)
 @pytest.mark.parametrize(
     ("case", "world"),
     [
@@ -180,22 +189,21 @@ CASES = {
         *(pytest.param(case, world, marks=pytest.mark.long) for case, world in (("full", 2), ("one response", 3))),
     ],
 )
-def test_updates_are_those_of_one_process(tmp_path, stage, case, world):
+def test_updates_are_those_of_one_process(tmp_path, engine, case, world):
     """Ranks with fewer micro-batches, or none, take part; what is not finite is skipped by all."""
     want = one_process(tmp_path, call_rl_updates, CASES[case])
-    for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case] | {"stage": stage}, timeout=200):
+    for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case] | {"engine": engine}, timeout=200):
         assert_same(got, want)
 
 
-@needs_deepspeed
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_autocast_is_that_of_ranks_that_hold_all(tmp_path, stage):
+@pytest.mark.parametrize("engine", SHARING)
+def test_autocast_is_that_of_ranks_that_hold_all(tmp_path, engine):
     """bf16, on the same two ranks, whose micro-batches are the same."""
     exact, want, got = (
         run_ranks(tmp_path / str(i), 2, call_rl_updates, named, timeout=200)[0]
-        for i, named in enumerate(({}, {"precision": "bf16"}, {"precision": "bf16", "stage": stage}))
+        for i, named in enumerate(({}, {"precision": "bf16"}, {"precision": "bf16", "engine": engine}))
     )
     assert_same(got, want)
     assert abs(want[0][0]["grad_norm"] - exact[0][0]["grad_norm"]) > 1e-4
@@ -208,6 +216,15 @@ def test_ranks_hold_shares(tmp_path, stage):
     for weights, moments, total in run_ranks(tmp_path, 2, rank_work.held, stage):
         assert weights == total if stage == 2 else weights < total / 20
         assert moments < total * 0.51
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["layers", "logits"])
+def test_what_spares_memory_changes_nothing_under_fsdp2(tmp_path, what):
+    want = one_process(tmp_path, call_rl_updates, {})
+    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, "fsdp2", timeout=200):
+        assert_same(got, want)
 
 
 @needs_deepspeed
@@ -225,7 +242,7 @@ def test_ranks_hold_shares(tmp_path, stage):
 def test_what_spares_memory_changes_nothing(tmp_path, what, stage):
     """Also where the ranks' micro-batches have other numbers of chunks of logits."""
     want = one_process(tmp_path, call_rl_updates, {})
-    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, stage, timeout=200):
+    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, f"zero{stage}", timeout=200):
         assert_same(got, want)
 
 
@@ -256,7 +273,7 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder):
 @needs_deepspeed
 @pytest.mark.slow
 def test_other_weights_or_another_engine_on_a_rank_stop_the_job(tmp_path):
-    for error in run_ranks(tmp_path, 2, rank_work.other_weights, False, 3):
+    for error in run_ranks(tmp_path, 2, rank_work.other_weights, False, "zero3"):
         assert isinstance(error, RuntimeError) and "weights of rank 1 differ" in str(error)
     for error in run_ranks(tmp_path, 2, rank_work.other_engines):
         assert isinstance(error, RuntimeError) and "the engine of rank 1 differs" in str(error)
