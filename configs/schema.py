@@ -58,8 +58,8 @@ class ExperimentConfig:
     processes: int = opt(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
     deepspeed_file: str | None = opt(
         None,
-        "a file of accelerate_configs/ (1_node_8_gpus_deepspeed_zero3): nodes, processes and engine, DDP, ZeRO-2 or "
-        "ZeRO-3; null = a process for each GPU, each with the whole model",
+        "a file of accelerate_configs/ (1_node_8_gpus_deepspeed_zero3): nodes, processes and engine, DDP, ZeRO-2, "
+        "ZeRO-3 or FSDP2; null = a process for each GPU, each with the whole model",
     )
     gpu_memory_gib: float = opt(
         0.0,

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from configs import find
+from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
 from models.checkpoint import empty_network, read_json, resolve_folder, stored_elements
 from models.family import Family, find_family
@@ -18,7 +19,7 @@ from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train import session
-from train.engine import REDUCE_BUCKET_ELEMENTS, world_size, zero_stage
+from train.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
 from train.masking import RL_METHODS, SFT_METHODS
 from train.memory import (
     ADAM_BYTES,
@@ -139,6 +140,7 @@ class Budget:
     ):
         self.config, self.kind = config, kind
         self.stage = zero_stage(config) if stage is None else stage
+        self.engine = TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}"
         self.processes = processes or world_size(config)
         self.machine = machine or Machine.of(config)
         self.family = session.model_family(config, folder)

@@ -27,7 +27,7 @@ def check_memory(config: Config, folder: Path, kind: str = "rl", answer_tokens: 
 
 def memory_lines(budget: Budget) -> list[str]:
     """All parts in GiB, as a dry run prints them."""
-    engine = f"ZeRO-{budget.stage}" if budget.stage and budget.processes > 1 else "each holds all"
+    engine = budget.engine if budget.stage and budget.processes > 1 else "each holds all"
     where = "GPU" if budget.machine.kind == "cuda" else "CPU"
     whole = f"{budget.processes} processes, {engine}" if budget.processes > 1 else "one process"
     kept = budget.always
@@ -75,7 +75,7 @@ def _less(budget: Budget) -> str:
     if budget.kind != "eval" and budget.adapters is None:
         ways.append("lora.rank=16")
         if budget.processes > 1 and budget.stage < 3:
-            ways.append("ZeRO-3 (experiment.deepspeed_file)")
+            ways.append("ZeRO-3 or FSDP2 (experiment.deepspeed_file)")
     return f"try {' or '.join([*ways, 'larger devices'])}."
 
 

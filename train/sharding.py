@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from configs.schema import TrainingConfig
 from runtime import ranks, stopping
@@ -140,12 +141,12 @@ def require_equal_weights(model: torch.nn.Module, what: str) -> None:
 @torch.no_grad()
 def weights_digest(model: torch.nn.Module) -> str:
     """A name of the model's weights that changes when an update changes them: a hash of the sums of bits of each
-    tensor, in pieces that take little memory."""
+    tensor, in pieces that take little memory. What ranks share is left out: none has it to compare."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         piece.view(integers[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in model.state_dict().values()
-        if tensor.dim()
+        if tensor.dim() and not isinstance(tensor, DTensor)
         for piece in tensor.detach().flatten().split(BUCKET_ELEMENTS)
     ]
     numbers = torch.stack(sums).tolist() if sums else []

@@ -41,18 +41,19 @@ def rl_updates(
     poison=None,
     engine="ddp",
     precision="no",
+    model_config=None,
     **training,
 ):
     """Two steps of updates of one set of rollouts: metrics, weights, and whether ranks agree."""
     join()
-    model = tiny_model(family)
+    model = tiny_model(family, **(model_config or {}))
     rollouts = shifted(sampled(model, lengths, n=n), 0.3)
     config = make_config(**sections(training=training))
     updater = Updater(model, make_accelerator(precision, CPU, engine), config)
     policy = Policy(model, updater, config, SamplingConfig(max_new_tokens=16).for_model(model))
     critic = None
     if with_value:
-        value = ValueModel(tiny_model(family))
+        value = ValueModel(tiny_model(family, **(model_config or {})))
         critic = Critic(value, Updater(value, updater.accelerator, value_updater_config(config)), config, policy)
     advantages = [(-1.0) ** i * (1 + i / 7) for i in range(len(rollouts))]
     if poison is not None:
@@ -63,8 +64,7 @@ def rl_updates(
         if critic is not None:
             batch, found = critic.step(batch, rollouts, step)
         metrics.append(policy.train(batch, step) | found)
-    if engine != "fsdp2":
-        require_equal_weights(model, "policy")
+    require_equal_weights(model, "policy")
     weights = whole(updater)
     if critic is not None:
         weights |= {f"value {name}": weight for name, weight in whole(critic.updater).items()}
@@ -122,13 +122,17 @@ def other_weights(adapters=False, engine="ddp"):
     Updater(model, make_accelerator("no", CPU, engine), make_config())
 
 
-def held(stage):
+def held(kind):
     """Numbers that this rank holds of weights and of each of Adam's moments, and the model's numbers in all."""
     join()
     model = tiny_model("sdar")
     total = sum(p.numel() for p in model.parameters())
-    zero = Updater(model, make_accelerator("no", CPU, f"zero{stage}"), make_config()).engine.optimizer.optimizer
-    parts = zero.single_partition_of_fp32_groups if stage == 2 else zero.fp32_partitioned_groups_flat
+    engine = Updater(model, make_accelerator("no", CPU, kind), make_config()).engine
+    if kind == "fsdp2":
+        parts = [p.to_local() for group in engine.optimizer.param_groups for p in group["params"]]
+        return sum(p.to_local().numel() for p in model.parameters()), sum(map(torch.numel, parts)), total
+    zero = engine.optimizer.optimizer
+    parts = zero.single_partition_of_fp32_groups if kind == "zero2" else zero.fp32_partitioned_groups_flat
     return sum(p.numel() for p in model.parameters()), sum(map(torch.numel, parts)), total
 
 
