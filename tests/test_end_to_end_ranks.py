@@ -87,6 +87,7 @@ def test_two_nodes_over_ssh_do_as_one_process(shop):
     assert_same_run(shop.runs / "nodes", shop.runs / "one")
 
 
+@pytest.mark.long
 def test_an_evaluation_on_two_processes(shop):
     for project, processes in (("one", 1), ("two", 2)):
         run(["eval.py", *shop.words(EVAL, f"experiment.project={project}", f"experiment.processes={processes}")])
@@ -101,7 +102,7 @@ def test_an_evaluation_on_two_processes(shop):
     ("launcher", "engine", "script"),
     [
         pytest.param("torchrun", "ddp", "train/sft.py", marks=pytest.mark.long),
-        ("accelerate", "ddp", "train/sft.py"),
+        pytest.param("accelerate", "ddp", "train/sft.py", marks=pytest.mark.long),
         pytest.param("accelerate", "ddp", "rl.py", marks=pytest.mark.long),
         pytest.param("accelerate", "deepspeed_zero3", "train/sft.py", marks=needs_deepspeed),
     ],
@@ -170,11 +171,13 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch(shop):
     assert_same_run(folder, shop.runs / "straight")
 
 
+@pytest.mark.long
 def test_a_reward_that_fails_ends_every_rank_with_one_message(shop):
     status, out = finish(start(["rl.py", *shop.words(RL, "experiment.processes=2", reward="nowhere")]))
     assert status == 2 and out.count("'nowhere'") + out.count(":nowhere") == 1 and "Traceback" not in out, out
 
 
+@pytest.mark.long
 def test_resume_says_what_a_run_begins_with(shop):
     words = (*SMOOTH, "experiment.total_step=2", "evaluation.eval_dataset=''")
     run(["rl.py", *shop.words(RL, *words, "experiment.project=first")])

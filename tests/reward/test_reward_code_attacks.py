@@ -199,7 +199,7 @@ def descendants(pid):
     return children + [below for child in children for below in descendants(child)]
 
 
-@pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.long)])
 def test_59_many_in_parallel_leave_nothing(count, outside):
     programs = [f"def f(x): return {EXPECTED} + x - 2", "def f(x): return 0", "import os\nos._exit(0)", "def f(x:"]
     verdicts = CodeGrader().grade([(program, FUNCTION_TASK) for program in programs * (count // 4)])

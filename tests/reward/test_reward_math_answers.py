@@ -59,6 +59,7 @@ def test_true_answers_equal_themselves_when_parsed():
     assert [a for a in random.Random(0).sample(answers, 60) if not parsed_equal(a, a)] == []
 
 
+@pytest.mark.long
 @needs_data
 @pytest.mark.slow
 def test_all_true_answers_equal_themselves_when_parsed():
@@ -93,6 +94,7 @@ def spin():
         pass
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs_data

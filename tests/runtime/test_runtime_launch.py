@@ -67,6 +67,7 @@ heartbeat.enter("rollout")
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_rank_that_hangs_is_named_with_its_last_phase(script, tmp_path, who):
@@ -200,6 +201,7 @@ def nodes(path, count=2, come=None, **more):
     return [start(path, MLP_ROLE_INDEX=str(i), **env) for i in range(come or count)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["each_node", "auto"])
 def test_two_nodes_make_one_job(script, launcher):
@@ -209,6 +211,7 @@ def test_two_nodes_make_one_job(script, launcher):
         assert (status, out.split("\n").count("sum 6")) == (0, 2), err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_failure_on_one_node_ends_the_other(script):
     path = script("ranks.gather(1)\nif ranks.rank() == 3: sys.exit(7)\ntime.sleep(60)")
@@ -217,6 +220,7 @@ def test_a_failure_on_one_node_ends_the_other(script):
     assert first == 1 and second == 7 and why in first_err and why in second_err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_node_that_falls_silent_is_named_and_ends_the_job(script, silent):
@@ -301,6 +305,7 @@ def test_a_port_that_is_taken_is_an_error(script):
     assert status == 2 and f"port {port} cannot be listened on" in err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ssh", "auto"])
 def test_node_0_starts_the_others_over_ssh(script, tmp_path, launcher):
@@ -321,6 +326,7 @@ def test_node_0_starts_the_others_over_ssh(script, tmp_path, launcher):
     assert out.split("\n").count("sum 6 it's here") == 2 and out.split("\n").count("[node 1] sum 6 it's here") == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_node_that_comes_after_ssh_was_asked_for_it(script, tmp_path):
     """The stand-in for ssh takes so long that node 1 comes by itself first; its copy is refused while the job runs."""

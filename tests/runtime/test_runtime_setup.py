@@ -126,6 +126,7 @@ def test_killed_set_up_is_repaired_by_the_next_call(clone):
     assert not unfinished.exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_failed_installation_says_so_and_is_repaired(clone):
     (clone / "requirements.txt").write_text("torch==2.13.0\nabsent==1.0\n")

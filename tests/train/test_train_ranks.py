@@ -214,6 +214,7 @@ def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_fol
         assert_same(result, results[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
     """Updates keep the size that they had on the first."""
@@ -232,6 +233,7 @@ def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
 ADAPTERS = (*SMOOTH, "lora.rank=4", "lora.dropout=0.2", "training.rows_per_update=8")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rl", "sft"])
 def test_adapters_on_one_rank_on_two_and_resumed_on_another_number(tmp_path, model_folder, kind):

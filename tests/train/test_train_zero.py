@@ -254,6 +254,7 @@ def test_what_spares_memory_changes_nothing(tmp_path, what, stage):
         assert_same(got, want)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "engines",
