@@ -8,28 +8,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from end_to_end import RL, Workshop, read_jsonl, text_checkpoint
+from end_to_end import RL, read_jsonl
 
 from configs import load_config
 from configs.load import REPOSITORY
-from runtime.monitor import Monitor
 from train import rl
 from train.policy import Policy
 
 
 class Stop(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return text_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def shop(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
-    return Workshop(tmp_path, model_folder)
 
 
 def run_rl(shop, *words):

@@ -200,10 +200,10 @@ class Run:
 
     def stored(self, prompts: Sequence[Prompt], step: int) -> Graded | None:
         """The step's graded rollouts from disk, where an interrupted run left them."""
-        self.weights, G = weights_digest(self.sampled_model), self.config.rollout.num_response_per_task
 
         def take() -> Graded | None:
             assert self.graded_steps is not None
+            self.weights, G = weights_digest(self.sampled_model), self.config.rollout.num_response_per_task
             asked = [prompt.ids for prompt in prompts for _ in range(G)]
             return self.graded_steps.take(step, self.weights, self.keys(prompts, step), asked)
 
@@ -323,7 +323,6 @@ class Run:
         reward = self.reward
         if ranks.is_main() and not same:
             reward = reward_of(self.config, evaluation.data_type, evaluating=True)
-        self.sampler.release()
         results = evaluate(
             self.sampled_model,
             self.eval_entries,
