@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.randomness import hash_uniform
+
+if TYPE_CHECKING:  # peft takes seconds to import, and only models with adapters need it
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model.model."
@@ -37,12 +40,16 @@ class Adapters:
         """Those that the folder's adapter_config.json describes; None where it has none."""
         if not (folder / CONFIG).is_file():
             return None
+        from peft import LoraConfig
+
         config = LoraConfig.from_pretrained(str(folder))
         names = [] if isinstance(config.target_modules, str) else config.target_modules or []
         targets = sorted({name.rpartition(".")[2] for name in names})
         return Adapters(config.r, float(config.lora_alpha), config.lora_dropout, tuple(targets))
 
-    def config(self, body: nn.Module, base: str) -> LoraConfig:
+    def config(self, body: nn.Module, base: str) -> "LoraConfig":
+        from peft import LoraConfig
+
         linear = sorted({name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, nn.Linear)})
         unknown = sorted(set(self.targets) - set(linear))
         if unknown:
@@ -80,17 +87,22 @@ class TokenDropout(nn.Module):
         return x_BLD.masked_fill(uniform_BLD < self.p, 0.0) / (1.0 - self.p)
 
 
-def layers(body: nn.Module) -> list[LoraLayer]:
-    return [module for module in body.modules() if isinstance(module, LoraLayer)]
+def layers(body: nn.Module) -> "dict[str, LoraLayer]":
+    """The layers with adapters, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in body.named_modules() if isinstance(module, LoraLayer)}
 
 
-def add(body: nn.Module, config: LoraConfig, seed: int) -> None:
+def add(body: nn.Module, config: "LoraConfig", seed: int) -> None:
     """Adapters that change nothing yet (B = 0), drawn from `seed`; only they are trained from here on."""
+    from peft import inject_adapter_in_model
+
     body.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, body)
-    for number, layer in enumerate(layers(body)):
+    for number, layer in enumerate(layers(body).values()):
         if config.lora_dropout:
             layer.lora_dropout["default"] = TokenDropout(config.lora_dropout, number)
 
@@ -112,7 +124,7 @@ def dropping(model: nn.Module, seed_BL: Tensor) -> Iterator[None]:
             dropout.seed_BL = None
 
 
-def write(folder: Path, body: nn.Module, config: LoraConfig, carried: Mapping[str, bytes]) -> None:
+def write(folder: Path, body: nn.Module, config: "LoraConfig", carried: Mapping[str, bytes]) -> None:
     """The adapters alone, as peft writes them, and the base's `carried` files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
@@ -121,8 +133,10 @@ def write(folder: Path, body: nn.Module, config: LoraConfig, carried: Mapping[st
     config.save_pretrained(str(folder))
 
 
-def read(folder: Path, body: nn.Module) -> LoraConfig:
+def read(folder: Path, body: nn.Module) -> "LoraConfig":
     """Adds the folder's adapters to the body they were trained on. ValueError where they do not fit it."""
+    from peft import LoraConfig
+
     config = LoraConfig.from_pretrained(str(folder))
     add(body, config, seed=0)
     weights, own = load_file(folder / WEIGHTS), stored(body)
@@ -147,18 +161,17 @@ def stored(body: nn.Module) -> dict[str, Tensor]:
 
 def merge(body: nn.Module) -> None:
     """Folds the adapters into the weights and takes them out."""
-    for name, module in list(body.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(body.get_submodule(parent), last, module.get_base_layer())
+    for name, layer in layers(body).items():
+        layer.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(body.get_submodule(parent), last, layer.get_base_layer())
     body.requires_grad_(True)
 
 
 @contextmanager
 def without(body: nn.Module) -> Iterator[None]:
     """The base alone, while the block runs."""
-    every = layers(body)
+    every = layers(body).values()
     for layer in every:
         layer.enable_adapters(False)
     try:

@@ -7,10 +7,9 @@ import copy
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,9 @@ from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.family import Decoding, Family, find_family
 from models.head import OutputHead
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class DiffusionLM(nn.Module):

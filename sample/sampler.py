@@ -289,7 +289,11 @@ class _Batch:
 
     def _admit(self) -> None:
         """Fills free slots from the queue. A prompt is run once: siblings copy it, or follow in its slot."""
-        free = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
+        empty = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
+        free = dict.fromkeys(empty)
+        homes: dict[int | None, list[int]] = {}
+        for slot in reversed(empty):
+            homes.setdefault(self.resident.get(slot), []).append(slot)
         holder = {request.group: slot for slot, request in self.occupant.items()}
         seats: list[Seat] = []
         fresh: list[int] = []
@@ -301,13 +305,16 @@ class _Batch:
                 break
             request = self.queue.popleft()
             group, P = request.group, len(request.prompt_ids)
-            slot = next((slot for slot in free if self.resident.get(slot) == group), free[0])
+            home = homes.get(group, [])
+            while home and home[-1] not in free:
+                home.pop()
+            slot = home.pop() if home else next(iter(free))
             if self.resident.get(slot) != group:
                 if group in holder:
                     copies.append((holder[group], slot, P))
                 else:
                     fresh.append(slot)
-            free.remove(slot)
+            del free[slot]
             holder.setdefault(group, slot)
             self.occupant[slot], self.resident[slot] = request, group
             first, end = self.policy.first_block(P), self.policy.end(P, self.config.max_new_tokens)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -118,9 +119,9 @@ class StepState:
         `start` next."""
         device, T = self.ids.device, self.ids.shape[1]
         slot = torch.tensor([seat.slot for seat in seats], device=device)
-        ids = torch.full((len(seats), T), mask_id)
+        ids = np.full((len(seats), T), mask_id)
         for row, seat in zip(ids, seats, strict=True):
-            row[: len(seat.prompt_ids)] = torch.as_tensor(seat.prompt_ids)
+            row[: len(seat.prompt_ids)] = seat.prompt_ids
             row[seat.end :] = seat.prompt_ids[0]
         numbers = {
             "start": [seat.start for seat in seats],
@@ -132,7 +133,7 @@ class StepState:
         }
         for field in fields(self):
             getattr(self, field.name)[slot] = 0
-        self.ids[slot] = ids.to(device)
+        self.ids[slot] = torch.from_numpy(ids).to(device)
         self.live[slot] = True
         for name, values in numbers.items():
             getattr(self, name)[slot] = torch.tensor(values, device=device)

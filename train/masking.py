@@ -1,6 +1,6 @@
 """Which positions of a response are masked and trained: one small function a training method.
 
-Shapes: C canvas tokens.
+Shapes: C canvas tokens, K noisy copies.
 """
 
 from collections.abc import Callable
@@ -66,15 +66,16 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
     """TraceRL (arXiv:2509.06949): each token is trained in the state that the sampler decided it from, once. Masked is
     what was decided at that (shrunk) step or later, or never."""
     step_C = shrink_steps(canvas.step_C, canvas.unit_C, training.shrink)
-    decided_C = np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
-    copies = []
-    for unit in np.unique(canvas.unit_C[canvas.trained_C]):
-        inside_C = canvas.unit_C == unit
-        for rank, step in enumerate(np.unique(step_C[inside_C & (step_C > 0)])):
-            trained_C = inside_C & canvas.trained_C & (step_C == step)
-            if trained_C.any():
-                copies.append(NoisyCopy(int(unit), rank, inside_C & (decided_C >= step), trained_C))
-    return copies
+    distinct = np.unique(np.stack([canvas.unit_C, step_C], axis=1)[step_C > 0], axis=0)
+    unit_K, step_K = distinct.T[:, :, None]
+    inside_KC, decided_C = canvas.unit_C == unit_K, np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
+    masked_KC = inside_KC & (decided_C >= step_K)
+    trained_KC = inside_KC & canvas.trained_C & (step_C == step_K)
+    rank_K = np.arange(len(distinct)) - np.searchsorted(distinct[:, 0], distinct[:, 0])
+    return [
+        NoisyCopy(int(distinct[k, 0]), int(rank_K[k]), masked_KC[k], trained_KC[k])
+        for k in trained_KC.any(1).nonzero()[0]
+    ]
 
 
 def random_masking(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:

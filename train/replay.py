@@ -6,7 +6,7 @@ and itself; it holds what the sampler held at that step: earlier tokens in place
 decided at that step or later, or never. Blocks lie on the absolute grid from position 0, so the prompt's tail
 stands in the first noisy block as it is.
 
-Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, b block size.
+Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, K noisy copies, b block size.
 """
 
 import itertools
@@ -172,39 +172,35 @@ def pack_row(
         return None
     b, P = block_size, len(prompt)
     whole = np.concatenate([prompt, canvas])
-    clean = max(copy.unit for copy in noisy) * b
-    ids, positions, copies = [whole[:clean]], [np.arange(clean)], [np.zeros(clean, dtype=np.int64)]
-    index, targets, canvas_index, rounds, weights = [], [], [], [], []
-    offset = clean
-    for number, copy in enumerate(noisy, start=1):
-        span = np.arange(copy.unit * b, min(copy.unit * b + b, len(whole)))
-        place = span - P
-        in_canvas = place >= 0
-        masked = in_canvas & copy.masked_C[np.maximum(place, 0)]
-        trained = np.flatnonzero(in_canvas & copy.trained_C[np.maximum(place, 0)])
-        ids.append(np.where(masked, mask_id, whole[span]))
-        positions.append(span)
-        copies.append(np.full(len(span), number))
-        index.append(offset + trained)
-        targets.append(whole[span[trained]])
-        canvas_index.append(place[trained])
-        rounds.append(np.full(len(trained), copy.round))
-        weights.append(np.full(len(trained), copy.weight))
-        offset += len(span)
-    position = np.concatenate(positions)
-    round_index = np.concatenate(rounds)
+    unit_K = np.array([copy.unit for copy in noisy])
+    rounds_K = np.array([copy.round for copy in noisy])
+    weight_K = np.array([copy.weight for copy in noisy])
+    position_Kb = unit_K[:, None] * b + np.arange(b)
+    exists_Kb = position_Kb < len(whole)
+    place_Kb = np.clip(position_Kb - P, 0, len(canvas) - 1)
+    in_canvas_Kb = exists_Kb & (position_Kb >= P)
+    there = list(zip(noisy, place_Kb, strict=True))
+    masked_Kb = in_canvas_Kb & np.array([copy.masked_C[place_b] for copy, place_b in there])
+    trained_Kb = in_canvas_Kb & np.array([copy.trained_C[place_b] for copy, place_b in there])
+    clean = int(unit_K.max()) * b
+    offset_Kb = clean + np.cumsum(exists_Kb).reshape(exists_Kb.shape) - 1
+    number_Kb = np.broadcast_to(np.arange(1, len(noisy) + 1)[:, None], exists_Kb.shape)
+    copy_N = trained_Kb.nonzero()[0]
+    position_S = np.concatenate([np.arange(clean), position_Kb[exists_Kb]])
+    ids_S = whole[position_S]
+    ids_S[clean:][masked_Kb[exists_Kb]] = mask_id
     return Row(
         key=key,
-        ids=np.concatenate(ids),
-        positions=position,
-        block=position // b,
-        copy=np.concatenate(copies),
-        index=np.concatenate(index),
-        targets=np.concatenate(targets),
-        canvas_index=np.concatenate(canvas_index),
-        round_index=round_index,
-        num_rounds=len(np.unique(round_index)),
-        weight=np.concatenate(weights),
+        ids=ids_S,
+        positions=position_S,
+        block=position_S // b,
+        copy=np.concatenate([np.zeros(clean, dtype=np.int64), number_Kb[exists_Kb]]),
+        index=offset_Kb[trained_Kb],
+        targets=whole[position_Kb[trained_Kb]],
+        canvas_index=place_Kb[trained_Kb],
+        round_index=rounds_K[copy_N],
+        num_rounds=len(set(rounds_K[copy_N].tolist())),
+        weight=weight_K[copy_N],
     )
 
 
