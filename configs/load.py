@@ -1,8 +1,10 @@
 """YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
 stops here."""
 
+import copy
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import typing
@@ -72,12 +74,17 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
     return [*_read(path, (*above, file.resolve())), _as_tree(from_file, str(file))]
 
 
+@functools.cache
+def _defaults() -> DictConfig:
+    return typing.cast(DictConfig, OmegaConf.structured(Config))
+
+
 def merge(*trees: dict[str, Any]) -> Config:
     """Defaults overlaid with nested dicts, in order; every check of `load_config` applies."""
-    merged = OmegaConf.structured(Config)
+    merged = copy.deepcopy(_defaults())
     for tree in trees:
         try:
-            merged = OmegaConf.merge(merged, tree)
+            merged.merge_with(tree)
         except OmegaConfBaseException as error:
             raise ValueError(_wrong_type(error, tree)) from error
         except TypeError as error:

@@ -71,7 +71,7 @@ class Family:
     pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
     mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. end_of_turn: the chat's token
     that ends an answer. tokenizer_class: stands in for the remote code that the tokenizer's files ask for.
-    text_vocab_size: config.json -> ids from here on are never sampled; None = all are text.
+    text_vocab_size: config.json -> ids from here on are never sampled; None = those that the tokenizer has no name for.
     decoding: how answers are unmasked.
     """
 

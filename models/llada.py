@@ -211,7 +211,7 @@ LLADA = Family(
     mask_id=126336,
     end_of_turn="<|eot_id|>",
     tokenizer_class=PreTrainedTokenizerFast,
-    text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),
+    text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),  # the embedding may be larger
     decoding=Decoding(dynamic_at_least_one=True, threshold_passes=True, block_size=32),
 )
 

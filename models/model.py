@@ -256,10 +256,9 @@ def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTraine
 def _text_vocab_size(
     family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> int:
-    if family.text_vocab_size is None:
-        return vocab_size
-    known = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
-    return min(vocab_size, known, family.text_vocab_size(raw_config))
+    text = vocab_size if family.text_vocab_size is None else family.text_vocab_size(raw_config)
+    named = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+    return min(vocab_size, text, named)
 
 
 def _eos_ids(

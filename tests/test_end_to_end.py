@@ -98,6 +98,7 @@ def test_two_rl_steps(tmp_path, model_folder, capsys):
         assert (folder / "ckpt" / "optimized" / name).read_bytes() == (shop.model / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
     words = ["lora.rank=4", "training.kl_to=reference", "experiment.total_step=2", "evaluation.eval_dataset=''"]
     rl.run(load_config(shop.words(RL, *words, "dry_run=true")))
@@ -111,7 +112,7 @@ def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
     assert run_rl(shop, *words)["steps"] == 2
 
 
-@pytest.mark.parametrize("block", [8, 16])
+@pytest.mark.parametrize("block", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     """By config alone: sampled and replayed alike at the new size, which what is saved names."""
     words = [f"rollout.block_size={block}", "rollout.max_token=20", "experiment.total_step=1"]
@@ -179,7 +180,7 @@ def test_two_rl_steps_with_a_value_model(shop, capsys):
         assert (shared == pytest.approx(without, rel=1e-5, abs=1e-9)) == same
 
 
-@pytest.mark.parametrize("family", ["sdar", "dream"])
+@pytest.mark.parametrize("family", ["sdar", pytest.param("dream", marks=pytest.mark.slow)])
 def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))

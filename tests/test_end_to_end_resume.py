@@ -81,6 +81,7 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [0, 0, 1, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
     words = ["lora.rank=4", "lora.dropout=0.5", "training.num_train_epochs=2", "evaluation.eval_dataset=''"]
     run_rl(shop, *words, "experiment.project=straight")

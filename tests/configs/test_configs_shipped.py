@@ -147,7 +147,15 @@ def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, cap
     assert "configs/sft_tiny.yaml would make it first" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("rl_sdar.yaml", "sft_dream.yaml", "llada_eval.yaml")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in SHIPPED
+    ],
+)
 @pytest.mark.parametrize("what", ["model.pretrained_model", "data"])
 def test_a_missing_path_is_said_before_any_model_is_loaded(name, what, model_folder, tmp_path, no_model_work):
     if what == "data":

@@ -67,6 +67,7 @@ def test_runs_from_the_data_folder_by_its_bare_name(hub, tmp_path):
     assert done.returncode == 0 and (tmp_path / "out" / "MATH500.json").is_file(), done.stderr
 
 
+@pytest.mark.slow
 def test_all_fetches_every_name_and_list_says_so(hub, tmp_path):
     for name, source in CATALOG.items():
         rows = {"sft": SFT_ROWS, "code": CODE_ROWS}.get(source.data_type, ROWS)
@@ -161,6 +162,7 @@ def test_a_spoilt_part_is_fetched_anew(hub, tmp_path, extra_bytes):
     assert (tmp_path / "out" / "MATH500.json").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_name_keeps_meaning_the_commit_that_was_fetched(hub, tmp_path):
     put(hub)
     target = tmp_path / "out" / "MATH500.json"

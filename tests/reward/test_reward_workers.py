@@ -54,6 +54,7 @@ def test_a_bad_job_costs_only_its_own_answer(pool):
     assert [r.value for r in replies if r.status == "ok"] == [i for i in range(20) if i not in (3, 9, 12)]
 
 
+@pytest.mark.slow
 def test_waiting_costs_no_processor_time_but_has_a_wall_limit(pool):
     assert pool.run("sleep", 0.7).status == "ok"
     assert pool.run("sleep", 60.0).status == "stalled"

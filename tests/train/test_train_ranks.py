@@ -61,7 +61,8 @@ def one_process(tmp_path, function, *arguments):
     return run_ranks(tmp_path / "one", 1, function, *arguments)[0]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_updates_do_not_depend_on_the_number_of_ranks(tmp_path, world):
     """10 responses in updates of about 3: the last is smaller, and on 4 ranks some ranks have no row."""
     want = one_process(tmp_path, rank_work.rl_updates)
@@ -103,6 +104,7 @@ def test_ranks_skip_an_update_that_is_not_finite_together(tmp_path):
         assert_same(got, want)
 
 
+@pytest.mark.slow
 def test_rollouts_come_from_a_common_queue(tmp_path):
     """The slow rank takes fewer; who took what does not enter."""
     want, _, told = one_process(tmp_path, rank_work.rollouts_of_all)
