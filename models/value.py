@@ -55,11 +55,14 @@ def load_value_model(
     random_init_seed: int | None = None,
 ) -> ValueModel:
     """A value model from any checkpoint that `load_model` reads, with the same arguments and errors. Its head is the
-    folder's where that holds one (a saved value model), else zero."""
-    model = ValueModel(load_model(path, dtype, device, model_base, random_init_seed, besides=(HEAD_NAME,)))
+    folder's where that holds one (a saved value model), else zero. Adapters are merged: all of it is trained."""
+    base = load_model(path, dtype, device, model_base, random_init_seed, besides=(HEAD_NAME,))
     stored = None
-    if random_init_seed is None:
+    if base.adapters is not None:
+        base.merge_adapters()
+    elif random_init_seed is None:
         stored = layout_io.stored_tensor(layout_io.resolve_folder(path), HEAD_NAME)
+    model = ValueModel(base)
     if stored is not None:
         with torch.no_grad():
             model.value_head.weight.copy_(stored)

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from models import ValueModel, load_model, load_value_model
 from models.attention import Masked
+from models.lora import Adapters
 
 
 def values_of(model, ids, index):
@@ -73,6 +74,26 @@ def test_the_head_stays_in_its_type_under_autocast():
         values = values_of(model, ids, index)
     assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
     assert torch.allclose(values, values_of(model, ids, index), atol=0.5)
+
+
+def test_adapters_become_part_of_a_value_model(folder, tmp_path):
+    policy = load_model(folder)
+    policy.add_adapters(Adapters(rank=2, alpha=4.0), folder, seed=0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    policy.save(tmp_path / "adapters")
+    value = load_value_model(tmp_path / "adapters")
+    value.save(tmp_path / "value")
+    again = load_value_model(tmp_path / "value")
+    ids, layout = torch.tensor([random_prompts([7])[0]]), Masked(None)
+    positions = torch.arange(7)[None]
+    hidden = policy.eval().hidden(ids, positions, layout)
+    assert not torch.allclose(load_model(folder).hidden(ids, positions, layout), hidden, atol=1e-3)
+    for model in (value, again):
+        assert all(p.requires_grad for p in model.base.model.parameters())
+        torch.testing.assert_close(model.base.hidden(ids, positions, layout), hidden, rtol=0, atol=1e-5)
 
 
 def test_making_a_value_model_draws_nothing(tmp_path):
