@@ -168,13 +168,7 @@ def run(config: Config) -> dict[str, Any] | None:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
-        monitor = Monitor(
-            folder.path,
-            trackers=config.tracking.report_to,
-            config=resolved(config),
-            enabled=ranks.is_main(),
-            rank=ranks.rank(),
-        )
+        monitor = session.monitor_of(config, folder)
         _banner(monitor, config, model, folder_of_model, prompts, ways)
         results = evaluate(
             model,

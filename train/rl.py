@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from configs import load_config, resolved
+from configs import load_config
 from configs.schema import Config
 from runtime import ranks, stopping
 from runtime.files import atomic_write_text
-from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler
 from sample.rollout import Key
@@ -70,13 +69,7 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
-        self.monitor = Monitor(
-            folder.path,
-            trackers=config.tracking.report_to,
-            config=resolved(config),
-            enabled=ranks.is_main(),
-            rank=ranks.rank(),
-        )
+        self.monitor = session.monitor_of(config, folder)
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, config.experiment.resume)
@@ -112,15 +105,7 @@ class Run:
         self.eval_prompts = self._eval_prompts()
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0}
         if checkpoint is not None:
-            saved = load_state(checkpoint)
-            self.updater.load_state_dict(saved["updater"])
-            self.curriculum.load_state_dict(saved["curriculum"])
-            if self.critic is not None:
-                self.critic.updater.load_state_dict(saved["value_updater"])
-            self.state = {name: saved[name] for name in self.state}
-            if checkpoint.parent == folder.checkpoints:
-                keep_rows_per_update(config.training, saved)
-                ranks.on_main(point_to, checkpoint, *self._link_names())
+            self._restore(checkpoint)
         self.sampler.weights_version = self.state["step"]
         self.evaluations = ranks.on_main(self._logs_until, self.state["step"] if checkpoint else -1)
         ranks.on_main(self._best)
@@ -132,6 +117,17 @@ class Run:
                 config, self.model, self.sampled_model, len(self.prompts), self.state["step"], folder, checkpoint
             ),
         )
+
+    def _restore(self, checkpoint: Path) -> None:
+        saved = load_state(checkpoint)
+        self.updater.load_state_dict(saved["updater"])
+        self.curriculum.load_state_dict(saved["curriculum"])
+        if self.critic is not None:
+            self.critic.updater.load_state_dict(saved["value_updater"])
+        self.state = {name: saved[name] for name in self.state}
+        if checkpoint.parent == self.folder.checkpoints:
+            keep_rows_per_update(self.config.training, saved)
+            ranks.on_main(point_to, checkpoint, *self._link_names())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""

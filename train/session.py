@@ -20,6 +20,7 @@ from models.checkpoint import read_json, resolve_folder
 from models.family import Family, find_family
 from models.lora import Adapters
 from runtime import ranks
+from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
 from train.engine import shares_weights
 
@@ -53,6 +54,12 @@ def run_folder(config: Config) -> Iterator[RunFolder]:
     resumed = ranks.on_main(open_folder)
     with opened[0] if opened else RunFolder(path, resumed) as folder:
         yield folder
+
+
+def monitor_of(config: Config, folder: RunFolder) -> Monitor:
+    """What a run says and logs; silent on other ranks than 0."""
+    trackers, rank = config.tracking.report_to, ranks.rank()
+    return Monitor(folder.path, trackers=trackers, config=resolved(config), enabled=ranks.is_main(), rank=rank)
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from configs import resolved
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from models import DiffusionLM
@@ -60,13 +59,7 @@ def run(config: Config) -> dict[str, Any] | None:
     if config.dry_run:
         return None
     with session.run_folder(config) as folder:
-        monitor = Monitor(
-            folder.path,
-            trackers=config.tracking.report_to,
-            config=resolved(config),
-            enabled=ranks.is_main(),
-            rank=ranks.rank(),
-        )
+        monitor = session.monitor_of(config, folder)
         try:
             return _train(config, folder, monitor, examples)
         finally:
