@@ -40,6 +40,8 @@ COMMON = (
     "experiment.keep_last=1",
     "rollout.num_task_per_step=32",
     "training.batch_size_lm=65536",
+    "optimizer.params.learning_rate=2.0e-4",
+    "lr_scheduler.params.min_lr_scale=0.1",
     "evaluation.num_response_per_task=8",
 )
 
