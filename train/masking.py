@@ -66,14 +66,15 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
     """TraceRL (arXiv:2509.06949): each token is trained in the state that the sampler decided it from, once. Masked is
     what was decided at that (shrunk) step or later, or never."""
     step_C = shrink_steps(canvas.step_C, canvas.unit_C, training.shrink)
-    distinct = np.unique(np.stack([canvas.unit_C, step_C], axis=1)[step_C > 0], axis=0)
-    unit_K, step_K = distinct.T[:, :, None]
-    inside_KC, decided_C = canvas.unit_C == unit_K, np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
-    masked_KC = inside_KC & (decided_C >= step_K)
-    trained_KC = inside_KC & canvas.trained_C & (step_C == step_K)
-    rank_K = np.arange(len(distinct)) - np.searchsorted(distinct[:, 0], distinct[:, 0])
+    decided_C = np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
+    base = step_C.max() + 1
+    unit_K, step_K = np.divmod(np.unique((canvas.unit_C * base + step_C)[step_C > 0]), base)
+    inside_KC = canvas.unit_C == unit_K[:, None]
+    masked_KC = inside_KC & (decided_C >= step_K[:, None])
+    trained_KC = inside_KC & canvas.trained_C & (step_C == step_K[:, None])
+    rank_K = np.arange(len(unit_K)) - np.searchsorted(unit_K, unit_K)
     return [
-        NoisyCopy(int(distinct[k, 0]), int(rank_K[k]), masked_KC[k], trained_KC[k])
+        NoisyCopy(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
         for k in trained_KC.any(1).nonzero()[0]
     ]
 
