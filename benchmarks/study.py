@@ -151,6 +151,7 @@ class Study:
         folder = self.output / name / "ckpt" / "optimized"
         if not (folder / "config.json").is_file():
             words: tuple[str, ...] = (f"experiment.project={name}", f"training.seed={seed}", f"dataset.seed={seed}")
+            words += ("training.num_train_epochs=30",)
             if block_size == 8:
                 words += (f"model.pretrained_model={self.prepare(seed)}", *SFT_AT_8)
             self._call("train/sft.py", "sft_tiny", words, name)
