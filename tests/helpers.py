@@ -1,6 +1,8 @@
 """Tiny random models of every family, made here in the checkpoint's original layout: no network, no committed
 weights."""
 
+import copy
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -147,9 +149,14 @@ def tiny_checkpoint(folder, family="sdar", *, seed=0, sharpness=1.5, **config):
 
 
 def tiny_model(family="sdar", *, seed=0, dtype="float32", sharpness=1.5, **config) -> DiffusionLM:
-    """A tiny random model of a family, loaded from a checkpoint that is written for it and thrown away."""
+    """A tiny random model of a family, as loaded from a checkpoint that is written for it and thrown away."""
+    return copy.deepcopy(_tiny_model(family, dtype, json.dumps({"seed": seed, "sharpness": sharpness, **config})))
+
+
+@functools.cache
+def _tiny_model(family, dtype, settings):
     with tempfile.TemporaryDirectory() as folder:
-        return load_model(tiny_checkpoint(folder, family, seed=seed, sharpness=sharpness, **config), dtype=dtype)
+        return load_model(tiny_checkpoint(folder, family, **json.loads(settings)), dtype=dtype)
 
 
 def random_prompts(lengths, *, vocab_size=64, seed=0, avoid=(0, 1, 2)):

@@ -1,7 +1,10 @@
 """Small trainers around tiny models, made-up rollouts, and the update written down a second time: one sequence for
 each round of each block of each response, under plain attention."""
 
+import copy
 import dataclasses
+import functools
+import json
 
 import numpy as np
 import torch
@@ -25,7 +28,12 @@ def make_config(**sections):
         "training": {"mixed_precision": "no", "max_grad_norm": 0.0},
         "optimizer": {"params": {"learning_rate": 1e-3, "epsilon": ADAM_EPSILON}},
     }
-    return merge(base, sections)
+    return copy.deepcopy(_merged(json.dumps([base, sections])))
+
+
+@functools.cache
+def _merged(trees):
+    return merge(*json.loads(trees))
 
 
 def make_policy(model, sampling=None, *, total_step=1000, learning_rate=1e-3, **training):
