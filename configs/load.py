@@ -149,8 +149,8 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
     if "model_base" in tree:
         tree["model"] = dict(tree.get("model") or {}) | {"model_base": tree.pop("model_base")}
     _rename(tree, where)
-    known = {name for name, _ in flat_fields()}
-    free = {name for name, item in flat_fields() if str(item.type).startswith("dict")}
+    known = dict(flat_fields())
+    free = {name for name, item in known.items() if str(item.type).startswith("dict")}
     for name in list(_leaves(tree)):
         if name in RETIRED:
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
@@ -158,7 +158,7 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
         elif name not in known and not any(name.startswith(f"{prefix}.") for prefix in free):
             if any(key.startswith(f"{name}.") for key in known):
                 raise ValueError(f"{name!r} in {where} is a section: set keys in it, as in {name}.KEY=value.")
-            raise ValueError(f"unknown key {name!r} in {where}.{_suggest(name, known)} --help lists every key.")
+            raise ValueError(f"unknown key {name!r} in {where}.{_suggest(name, [*known])} --help lists every key.")
     return tree
 
 
@@ -176,13 +176,18 @@ def _rename(tree: dict[str, Any], where: str) -> None:
             _set(tree, "judge.mode", "process")
 
 
-def _suggest(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if not near:
-        last = name.rsplit(".", 1)[-1]
-        by_last = {other.rsplit(".", 1)[-1]: other for other in sorted(known)}
-        near = [by_last[match] for match in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
-    return f" Did you mean {near[0]!r}?" if near else ""
+def _suggest(name: str, known: Sequence[str]) -> str:
+    """The key that is all but the same; or those that differ in their section only; or a near one."""
+    last, by_last = name.rsplit(".", 1)[-1], {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    same = [key for key in known if key.rsplit(".", 1)[-1] == last]
+    near = (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        or difflib.get_close_matches(name, same, n=1, cutoff=0.75)
+        or same
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        or [by_last[match] for match in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
+    )
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

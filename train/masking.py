@@ -74,8 +74,7 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
     trained_KC = inside_KC & canvas.trained_C & (step_C == step_K[:, None])
     rank_K = np.arange(len(unit_K)) - np.searchsorted(unit_K, unit_K)
     return [
-        NoisyCopy(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
-        for k in trained_KC.any(1).nonzero()[0]
+        NoisyCopy(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k]) for k in trained_KC.any(1).nonzero()[0]
     ]
 
 

@@ -77,6 +77,7 @@ def test_numbers_with_an_exponent_are_numbers(file, text):
         ("optimizer.learning_rate", "optimizer.params.learning_rate"),
         ("model.pretrained", "model.pretrained_model"),
         ("dryrun", "dry_run"),
+        ("eval.temperature", "evaluation.temperature"),
     ],
 )
 def test_an_unknown_key_suggests_the_one_meant(file, key, meant):
@@ -92,6 +93,11 @@ def test_an_unknown_key_suggests_the_one_meant(file, key, meant):
             load(path, *words)
         assert repr(key) in str(error.value) and f"Did you mean {meant!r}?" in str(error.value)
         assert ("the command line" if words else str(path)) in str(error.value)
+
+
+def test_a_key_of_another_section_suggests_those_of_its_name(file):
+    with pytest.raises(ValueError, match="Did you mean 'dataset.seed' or 'training.seed'\\?"):
+        load(file("experiment: {seed: 1}"))
 
 
 def test_a_key_far_from_every_other_has_no_suggestion(file):

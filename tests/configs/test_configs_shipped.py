@@ -1,5 +1,6 @@
 """Every YAML in configs/, and those that users of dLLM-RL have."""
 
+import itertools
 import json
 import warnings
 from dataclasses import replace
@@ -102,6 +103,22 @@ def test_loads_without_a_warning(name):
         warnings.simplefilter("error")
         config = load_config([f"config=configs/{name}"])
     assert config.experiment.project.startswith(name.removesuffix(".yaml"))
+
+
+def test_no_two_files_say_the_same_at_length():
+    """The one that repeats the other names it as its base."""
+    files = {name: OmegaConf.load(REPOSITORY / "configs" / name) for name in SHIPPED}
+    said = {name: set(_settings(OmegaConf.to_container(file))) for name, file in files.items()}
+    for one, other in itertools.combinations(SHIPPED, 2):
+        assert len(said[one] & said[other]) < 25, (one, other)
+
+
+def _settings(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
