@@ -6,6 +6,8 @@ Names are those of dLLM-RL where it has one. `configs.load` merges YAML and comm
 from dataclasses import dataclass, field
 from typing import Any
 
+DATA_TYPES = ("math", "code", "option", "general")
+
 
 def opt(
     default: Any,
@@ -102,9 +104,7 @@ class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
     optimization_data: str = opt("", "SFT examples: a name or a path")
-    data_type: str = opt(
-        "math", "kind of task: decides prompt and reward", choices=("math", "code", "option", "general")
-    )
+    data_type: str = opt("math", "kind of task: decides prompt and reward", choices=DATA_TYPES)
     folder: str = opt("data", "where names of data sets are looked up")
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
     template: str = opt(
@@ -210,7 +210,7 @@ class RolloutConfig(DecodeConfig):
 @dataclass
 class EvaluationConfig(DecodeConfig):
     eval_dataset: str | None = opt(None, "evaluation tasks during RL: a name or a path; null = no evaluation")
-    data_type: str = opt("math", "kind of the evaluation tasks", choices=("math", "code", "option", "general"))
+    data_type: str = opt("math", "kind of the evaluation tasks", choices=DATA_TYPES)
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
 
 

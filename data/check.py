@@ -22,8 +22,9 @@ if __package__ in (None, ""):
     ROOT = Path(__file__).resolve().parents[1]
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
 
+from configs.schema import DATA_TYPES
 from data.console import columns_option, warnings_as_lines
-from data.faults import DATA_TYPES, Fault
+from data.faults import Fault
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import FAMILIES, render_prompt
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from configs.schema import DATA_TYPES
 from data.readers import Row
-
-DATA_TYPES = ("math", "code", "option", "general")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ if __package__ in (None, ""):
     ROOT = Path(__file__).resolve().parents[1]
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
 
+from configs.schema import DATA_TYPES
 from data.console import columns_option, warnings_as_lines
-from data.faults import DATA_TYPES, Fault, short, surrogate_faults, text_faults
+from data.faults import Fault, short, surrogate_faults, text_faults
 from data.readers import Row, iter_rows
 from data.tasks import Task, resolve_dataset, summary
 from data.templates import FAMILIES, chat_family, render_prompt

@@ -15,7 +15,7 @@ from reward.math_text import option_letter
 from reward.text import extract_boxed
 from reward.workers import Reply, WorkerPool
 
-CPU_SECONDS = 5.0
+CPU_SECONDS = 10.0
 MEMORY_BYTES = 4 << 30
 MAX_ANSWER_CHARACTERS = 2000
 CACHED_VERDICTS = 1 << 16

@@ -1,15 +1,14 @@
 """Which reward a configuration means."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from reward.base import Reward
 from reward.code import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
 from reward.judge import Judge
-from reward.math import MathReward, OptionReward
+from reward.math import CPU_SECONDS, MathReward, OptionReward
 from reward.preference import JudgeReward
-
-DATA_TYPES = ("math", "general", "option", "code")
 
 
 def build_reward(
@@ -18,7 +17,7 @@ def build_reward(
     beside_verifier: bool = False,
     data_type: str = "math",
     workers: int = 0,
-    timeout_seconds: float = 5.0,
+    timeout_seconds: float = CPU_SECONDS,
     function_timeout_seconds: float = 600.0,
     all_or_nothing: bool = False,
     memory_gib: float = 2.0,
@@ -54,22 +53,45 @@ def build_reward(
         verifier: Reward = JudgeReward(
             judge, mode=judge_mode, samples=judge_samples, max_prompt_tokens=judge_prompt_tokens
         )
-    elif data_type == "option":
-        verifier = OptionReward()
-    elif data_type in ("math", "general"):
-        verifier = MathReward(workers=workers, timeout_seconds=timeout_seconds)
-    elif data_type == "code":
+    else:
+        verifier = _verifier(
+            data_type,
+            workers=workers,
+            timeout_seconds=timeout_seconds,
+            all_or_nothing=all_or_nothing,
+            memory_gib=memory_gib,
+            allow_unsafe=allow_unsafe,
+            allow_forgeable=allow_forgeable,
+        )
+    if not function:
+        return verifier
+    own = FunctionReward(function, timeout_seconds=function_timeout_seconds)
+    return SumReward({"verifier": verifier, "function": own})
+
+
+def _verifier(
+    data_type: str,
+    *,
+    workers: int,
+    timeout_seconds: float,
+    all_or_nothing: bool,
+    memory_gib: float,
+    allow_unsafe: bool,
+    allow_forgeable: bool,
+) -> Reward:
+    def math() -> Reward:
+        return MathReward(workers=workers, timeout_seconds=timeout_seconds)
+
+    def code() -> Reward:
         grader = CodeGrader(
             workers=workers,
             allow_unsafe=allow_unsafe,
             allow_forgeable=allow_forgeable,
             memory_bytes=int(memory_gib * 2**30),
         )
-        verifier = CodeReward(grader, all_or_nothing=all_or_nothing)
-    else:
-        known = ", ".join(DATA_TYPES)
-        raise ValueError(f"no reward for data_type {data_type!r}; known: {known}, or name a reward.function")
-    if not function:
-        return verifier
-    own = FunctionReward(function, timeout_seconds=function_timeout_seconds)
-    return SumReward({"verifier": verifier, "function": own})
+        return CodeReward(grader, all_or_nothing=all_or_nothing)
+
+    kinds: dict[str, Callable[[], Reward]] = {"math": math, "general": math, "option": OptionReward, "code": code}
+    if data_type not in kinds:
+        raise ValueError(f"no reward for data_type {data_type!r}; known: {', '.join(kinds)}, or name a reward.function")
+    return kinds[data_type]()

@@ -1,3 +1,4 @@
+import inspect
 import os
 import time
 import warnings
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import DATA_TYPES, ExecuteConfig, RewardConfig
 from reward import build_reward
 
 FUNCTIONS = """
@@ -217,6 +219,18 @@ def test_bad_names_are_said_before_anything_runs(functions, tmp_path):
     constant.write_text("f = 3\n")
     with pytest.raises(ValueError, match="not callable|not a callable"):
         build_reward(function=f"{constant}:f")
+
+
+def test_the_defaults_are_those_of_a_run():
+    own = {name: item.default for name, item in inspect.signature(build_reward).parameters.items()}
+    names = ("function", "beside_verifier", "timeout_seconds", "function_timeout_seconds")
+    assert all(own[name] == getattr(RewardConfig(), name) for name in names)
+    assert all(own[name] == getattr(ExecuteConfig(), name) for name in own.keys() & vars(ExecuteConfig()).keys())
+
+
+def test_every_type_of_data_has_a_reward():
+    for data_type in DATA_TYPES:
+        build_reward(data_type=data_type, workers=1, allow_unsafe=True).close()
 
 
 def test_bad_settings():
