@@ -287,7 +287,7 @@ class TrainingConfig:
     mixed_precision: str = opt(
         "bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no")
     )
-    enable_tf32: bool = opt(True, "TF32 matrix products on GPUs that have them")
+    enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
     gradient_checkpointing_enable: bool = opt(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
 

@@ -20,7 +20,7 @@ STYLE: Any = {
 PANELS = (
     ("reward", ("reward/mean",)),
     ("response length (tokens)", ("completion_length",)),
-    ("KL to the old policy", ("kl",)),
+    ("KL to what training.kl_to names", ("kl",)),
     ("loss", ("loss",)),
 )
 

@@ -21,6 +21,18 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_tf32():
+    """What is compared to 1e-4 below are products in fp32, whatever ran before in this process."""
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    yield
+    for kind, allowed in zip(kinds, before, strict=True):
+        kind.allow_tf32 = allowed
+
+
 @pytest.mark.parametrize("name", ["sdar", "sdar_tied"])
 def test_reference_decodes(name):
     model = load_model(GOLDEN / name, device="cuda")
