@@ -184,10 +184,6 @@ class Whole:
         self.model: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
 
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a micro-batch's gradients to the update's; `last`: it ends the update."""
         self.accelerator.backward(loss)
@@ -266,10 +262,6 @@ class Zero:
             raise RuntimeError(
                 f"DeepSpeed runs stage {found[0]} on {found[1]} ranks, not {self.stage} on {self.world}."
             )
-
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """As `Whole.backward`. DeepSpeed takes means over ranks where sums are meant. A loss that is not finite spoils

@@ -122,12 +122,7 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     updater = Updater(model, make_accelerator(precision, device, engine_kind(config)), config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
-        saved = load_state(checkpoint)
-        updater.load_state_dict(saved["updater"])
-        state = {name: saved[name] for name in state}
-        if checkpoint.parent == folder.checkpoints:
-            keep_rows_per_update(training, saved)
-            ranks.on_main(point_to, checkpoint, config.model.optimized_name, None)
+        state = _restore(config, folder, updater, checkpoint)
     ranks.on_main(folder.drop_after, state["step"])
     started = time.perf_counter() - state["seconds"]
     per_update, updates_per_epoch = _updates(config, len(samples))
@@ -170,6 +165,16 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     monitor.curves()
     monitor.final(summary)
     return summary
+
+
+def _restore(config: Config, folder: RunFolder, updater: Updater, checkpoint: Path) -> dict[str, Any]:
+    """Puts the updater where the checkpoint was; returns the loop's state there."""
+    saved = load_state(checkpoint)
+    updater.load_state_dict(saved["updater"])
+    if checkpoint.parent == folder.checkpoints:
+        keep_rows_per_update(config.training, saved)
+        ranks.on_main(point_to, checkpoint, config.model.optimized_name, None)
+    return {name: saved[name] for name in ("step", "seconds", "nll")}
 
 
 def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Updater, state: dict[str, Any]) -> None:

@@ -180,7 +180,8 @@ class Updater:
 
     def set_rate(self, scale: float) -> None:
         self.rate = self.peak_rate * scale
-        self.engine.set_rate(self.rate)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.rate
 
     def update(
         self,
