@@ -1,18 +1,20 @@
-"""RL runs that die and are typed again: nothing twice, nothing lost."""
+"""Runs that die, or are asked to stop, and are typed again: nothing twice, nothing lost."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from end_to_end import RL, read_jsonl
+from end_to_end import RL, SFT, read_jsonl, without_clock
 
 from configs import load_config
 from configs.load import REPOSITORY
-from train import rl
+from runtime import stopping
+from train import rl, sft
 from train.policy import Policy
 
 
@@ -22,6 +24,67 @@ class Stop(Exception):
 
 def run_rl(shop, *words):
     return rl.run(load_config(shop.words(RL, *words)))
+
+
+@pytest.fixture
+def listening():
+    """This process takes its first SIGTERM as a request to stop; called, it takes the next one so."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    stopping.listen()
+    yield stopping.listen
+    stopping.listen()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def assert_same_run(folder, other):
+    rows, wanted = (without_clock(read_jsonl(path / "metrics.jsonl")) for path in (folder, other))
+    assert rows == wanted
+    weights = ((path / "ckpt" / "optimized" / "model.safetensors").read_bytes() for path in (folder, other))
+    assert next(weights) == next(weights)
+
+
+def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, listening):
+    """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
+    words = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
+    run_rl(shop, *words, "experiment.project=straight")
+    rollout = rl.Run.rollout
+
+    def asked_in_step_2(self, prompts, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return rollout(self, prompts, step)
+
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
+        patch.setattr(rl.Run, "rollout", asked_in_step_2)
+        run_rl(shop, *words, "experiment.project=stopped")
+    stopped = shop.runs / "stopped"
+    assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000001"]
+    listening()
+    run_rl(shop, *words, "experiment.project=stopped")
+    assert_same_run(stopped, shop.runs / "straight")
+
+
+def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monkeypatch, listening):
+    """In the first of two updates of epoch 2."""
+    words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    make_rows = sft.make_rows
+
+    def asked_in_epoch_2(sample, model, training, epoch, window):
+        if epoch == 1 and not stopping.is_asked():
+            signal.raise_signal(signal.SIGTERM)
+        return make_rows(sample, model, training, epoch, window)
+
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
+        patch.setattr(sft, "make_rows", asked_in_epoch_2)
+        sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
+    stopped = shop.runs / "stopped"
+    assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]
+    listening()
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
+    assert_same_run(stopped, shop.runs / "straight")
 
 
 def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
