@@ -112,7 +112,9 @@ class DatasetConfig:
         "auto = the family's prompt, chat = its words in the tokenizer's chat template, plain = the question as it is, "
         "or a text with {{problem}}",
     )
-    columns: dict[str, str] = opt({}, "names of your columns: {question: problem}")
+    columns: dict[str, str] = opt(
+        {}, "names of your columns: {question: problem}; rows without such a column keep the field of the wanted name"
+    )
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(
         1.0,

@@ -41,8 +41,10 @@ def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[
 
 
 def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """`values` under their wanted names. A column that is not there stays away: the check of the fields names it."""
-    kept = {name: value for name, value in values.items() if name not in columns.values() and name not in columns}
+    """`values` under their wanted names. Where the column named for one is not there, a field that has the wanted name
+    is kept as it is; without either the check of the fields names it."""
+    taken = {*columns.values(), *(wanted for wanted, name in columns.items() if name in values)}
+    kept = {name: value for name, value in values.items() if name not in taken}
     return kept | {wanted: values[name] for wanted, name in columns.items() if name in values}
 
 

@@ -146,4 +146,6 @@ def test_columns_are_renamed_and_the_rest_is_kept(write):
     assert read(path, {"question": "answer", "answer": "question"}) == [
         {"problem": "p", "question": 3, "answer": "old", "extra": 1}
     ]
+    assert read(path, {"question": "nowhere", "answer": "question"}) == [{"problem": "p", "answer": "old", "extra": 1}]
+    assert read(path, {"question": "nowhere"}) == [{"problem": "p", "question": "old", "answer": 3, "extra": 1}]
     assert read(path, {"question": "question"}) == [{"problem": "p", "question": "old", "answer": 3, "extra": 1}]

@@ -44,6 +44,17 @@ def test_columns_of_other_names_are_mapped(write):
     assert task.columns == {"question": "1+1?", "ground_truth_answer": "2"}
 
 
+def test_one_mapping_serves_a_file_that_has_the_wanted_names(write):
+    """dataset.columns holds for the training file and for the evaluation's, which may need no mapping."""
+    columns = {"question": "problem", "ground_truth_answer": "answer"}
+    (task,) = load_tasks(
+        write("a.json", [{"question": "1+1?", "ground_truth_answer": "2"}]), data_type="math", columns=columns
+    )
+    assert (task.question, task.answer) == ("1+1?", "2")
+    (task,) = load_tasks(write("b.json", [{"question": "1+1?", "answer": 2}]), data_type="math", columns=columns)
+    assert (task.question, task.answer) == ("1+1?", "2") and "answer" not in task.columns
+
+
 def test_general_tasks_need_no_answer(write):
     (task,) = load_tasks(write("a.json", [{"question": "Write a poem."}]), data_type="general")
     assert task.answer is None
@@ -125,9 +136,9 @@ def test_a_mapping_to_a_column_that_is_not_there_names_it(write):
     message = r"field 'question' is missing \(read from column 'querry'\); the row has query; .*\{question: query\}"
     with pytest.raises(ValueError, match=message):
         load_tasks(path, data_type="general", columns={"question": "querry"})
-    both = write("b.json", [{"question": "not this one", "level": 1}])
-    with pytest.raises(ValueError, match=r"\(read from column 'problem'\); the row has question, level;"):
-        load_tasks(both, data_type="general", columns={"question": "problem"})
+    other = write("b.json", [{"name": "not this one", "level": 1}])
+    with pytest.raises(ValueError, match=r"\(read from column 'problem'\); the row has name, level;"):
+        load_tasks(other, data_type="general", columns={"question": "problem"})
 
 
 def test_no_row_left_is_an_error(write):
