@@ -233,7 +233,7 @@ class TrainingConfig:
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
-    max_gen_length: int | None = opt(None, "longest response trained; default that of rollout", low=1)
+    max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)

@@ -146,7 +146,8 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
             rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
             monitor.begin(step + 1)
             with monitor.timed("update"):
-                _update(updater, rows, config, model.attention == "block", step, total, stats)
+                updater.set_rate(scheduled(config.lr_scheduler, step, total))
+                _update(updater, rows, training, window, model.attention == "block", stats)
             step += 1
             _log(monitor, step, total, stats, rows, updater.rate)
             try:
@@ -187,16 +188,14 @@ def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Update
 
 
 def _update(
-    updater: Updater, rows: Sequence[Row], config: Config, block: bool, step: int, total: int, stats: UpdateStats
+    updater: Updater, rows: Sequence[Row], training: TrainingConfig, window: int, block: bool, stats: UpdateStats
 ) -> None:
-    updater.set_rate(scheduled(config.lr_scheduler, step, total))
-    training = config.training
-    longest = max(int(row.canvas_index.max()) + 1 for row in rows)
+    """window: tokens of the longest answer of all, which `constant` divides by where no length is set."""
     weights = token_weights(
         rows,
         training.normalization,
-        max_gen_length=training.max_gen_length or longest,
-        longest_response=longest if block else None,
+        max_gen_length=training.max_gen_length or window,
+        longest_response=max(int(row.canvas_index.max()) + 1 for row in rows) if block else None,
     )
 
     def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:

@@ -5,15 +5,18 @@ import logging
 import numpy as np
 import pytest
 import torch
-from end_to_end import text_checkpoint
+from end_to_end import SFT, text_checkpoint, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainees import make_config
 
+from configs import load_config
 from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
+from train import sft
 from train.masking import semi_ar
+from train.objectives import token_weights
 from train.replay import Replayer, pack
 from train.sft import Sample, for_model, make_rows, tokenise
 
@@ -223,3 +226,24 @@ def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
 def test_a_step_map_that_does_not_fit_is_an_error(model, steps):
     with pytest.raises(ValueError, match="example 1.*3 steps"):
         tokenise([Example("1", "2", [1]), Example("1", "234", steps)], model, config_of(method="trace"))
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_an_answers_weight_does_not_depend_on_the_others_of_its_update(shop, monkeypatch, window):
+    """`constant` divides by one length in the whole run: the longest answer's, 5 tokens and the end, or the one set."""
+    weights = {}
+
+    def recorded(rows, *arguments, **named):
+        found = token_weights(rows, *arguments, **named)
+        weights.update({row.key: found.policy[i] * len(rows) for i, row in enumerate(rows)})
+        return found
+
+    monkeypatch.setattr(sft, "token_weights", recorded)
+    pairs = [{"prompt": "1=", "response": "2" * n} for n in (1, 2, 5, 3)]
+    path = write_json(shop.folder / "lengths.json", pairs)
+    length = [f"training.max_gen_length={window}"] if window else []
+    more = ["num_train_epochs=1", "batch_size_lm=1", "mask_times_per_sample=1", "normalization=constant"]
+    words = [f"dataset.optimization_data={path}", *(f"training.{word}" for word in more), *length]
+    sft.run(load_config(shop.words(SFT, *words)))
+    assert len(weights) == 4
+    assert np.concatenate(list(weights.values())) == pytest.approx(1 / (window or 6))
