@@ -44,9 +44,11 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """accuracy (reward >= 1) with its standard error over tasks, pass@k and avg@k, mean reward, lengths and speed.
+        """accuracy (reward >= 1) with its standard error over tasks, pass@k for k = 1, 2, 4, ... and n, avg@n, mean
+        reward, lengths and speed.
 
-        A reward of None (left out) counts in no average; what would be an average of nothing is absent.
+        A reward of None (left out) counts in no average, a task with fewer than k rewards not in pass@k; what would be
+        an average of nothing is absent.
         """
         tokens = sum(r.num_response_tokens for r in self.rollouts)
         return self._graded() | {
@@ -69,7 +71,7 @@ class Evaluation:
         return {
             "accuracy": accuracy,
             "stderr": float(share.std(ddof=1) / math.sqrt(len(share))) if len(share) > 1 else 0.0,
-            f"pass@{n}": float(np.mean([any(r >= 1.0 for r in rewards) for rewards in by_task])),
+            **_pass_at(by_task, n),
             f"avg@{n}": accuracy,
             "reward": float(np.mean([r for rewards in by_task for r in rewards])),
         }
@@ -100,6 +102,20 @@ class Evaluation:
                     "logprobs": rollout.logprobs,
                 }
             yield row
+
+
+def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
+    """pass@k: mean over tasks of the chance that k of a task's graded answers, drawn without replacement, hold one that
+    passes: 1 - C(graded - passed, k) / C(graded, k), the unbiased estimator of arXiv:2107.03374."""
+    counts = [(len(rewards), sum(r >= 1.0 for r in rewards)) for rewards in by_task]
+    found = {}
+    for k in sorted({*(2**i for i in range(n.bit_length())), n}):
+        chances = [
+            1.0 - math.comb(graded - passed, k) / math.comb(graded, k) for graded, passed in counts if graded >= k
+        ]
+        if chances:
+            found[f"pass@{k}"] = float(np.mean(chances))
+    return found
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """The figures of an evaluation, from answers whose rewards are known."""
 
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,33 @@ def test_one_task_has_no_standard_error():
 
 def test_an_evaluation_without_any_reward_has_no_accuracy():
     none, some = evaluation([None, None], 2), evaluation([1.0, None], 2)
-    assert set(some) - set(none) == {"accuracy", "stderr", "pass@2", "avg@2", "reward"}
+    assert set(some) - set(none) == {"accuracy", "stderr", "pass@1", "avg@2", "reward"}
     assert none["left_out"] == 2 and none["length"] == 6.0
     assert [line.split() for line in table({"a": none, "b": some}).splitlines()][1] == ["accuracy", "-", "1"]
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_pass_at_k_is_the_share_of_sets_of_k_answers_with_a_right_one(n, wanted):
+    """Over all sets of k of a task's graded answers; a task with fewer than k of them does not count."""
+    drawn = np.random.default_rng(n).integers(0, 8, size=(12, n))
+    tasks = [[None if x == 0 else float(x > 5) for x in task] for task in drawn.tolist()]
+    tasks[0] = [1.0] * n
+    found = evaluation([reward for task in tasks for reward in task], n)
+    assert [name for name in found if name.startswith("pass@")] == [f"pass@{k}" for k in wanted]
+    for k in wanted:
+        graded = [[r for r in task if r is not None] for task in tasks]
+        shares = [np.mean([any(chosen) for chosen in combinations(g, k)]) for g in graded if len(g) >= k]
+        assert found[f"pass@{k}"] == pytest.approx(np.mean(shares))
+    assert found["pass@1"] == pytest.approx(found["accuracy"]) and found[f"avg@{n}"] == found["accuracy"]
+    assert all(found[f"pass@{k}"] <= 1 for k in wanted)
+
+
+def test_pass_at_k_of_a_thousand_answers_is_finite():
+    assert evaluation([1.0] + [0.0] * 999, 1000)["pass@512"] == pytest.approx(0.512)
+
+
+def test_the_table_stays_aligned_with_every_k():
+    lines = table({"a": evaluation([1.0] * 64, 64), "b": evaluation([0.0] * 64, 64)}).splitlines()
+    names = [line.split()[0] for line in lines[1:]]
+    assert [name for name in names if "@" in name] == [*(f"pass@{2**i}" for i in range(7)), "avg@64"]
+    assert len({len(line) for line in lines}) == 1
