@@ -135,7 +135,7 @@ class DecodeConfig:
     max_token: int = opt(2000, "new tokens at most", low=1)
     max_gen_length: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_token", low=1)
     block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", low=1)
-    denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token", low=1)
+    denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token, which is the most", low=1)
     steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
     top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)

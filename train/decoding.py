@@ -55,6 +55,7 @@ def sampling_entries(
             max_slots=decode.slots,
             deterministic=deterministic,
         ).for_model(model)
+        _warn_of_idle_steps(config)
         if decode.steps is not None:
             config = replace(config, steps_per_block=_divided_steps(decode, value, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
@@ -62,6 +63,15 @@ def sampling_entries(
         name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
         entries[_unused(name, entries)] = config
     return entries
+
+
+def _warn_of_idle_steps(config: SamplingConfig) -> None:
+    steps, size = config.steps_per_block, config.block_size
+    if isinstance(steps, int) and size is not None and steps > size:
+        logger.warning(
+            "denoising_steps_per_block=%d is more than a block's %d tokens: at most %d steps are taken, a token each",
+            *(steps, size, size),
+        )
 
 
 def _divided_steps(decode: DecodeConfig, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:

@@ -1,14 +1,17 @@
 """Sections of a config -> sampling configs, for full attention as dLLM-RL's files write them; tasks -> prompts."""
 
+import logging
+
 import pytest
 from end_to_end import text_checkpoint
-from helpers import REAL, tiny_model
+from helpers import REAL, random_prompts, tiny_model
 from transformers import Qwen2Tokenizer
 
 from configs.schema import EvaluationConfig, RolloutConfig
 from data import Task
 from data.templates import chat_family
 from models import load_model
+from sample import Sampler
 from train.decoding import sampling_entries, tokenise
 
 
@@ -77,3 +80,24 @@ def test_steps_that_do_not_fit(dream):
         entries(dream, steps=3, max_gen_length=128, block_size=32)
     with pytest.raises(ValueError, match="steps=8 and denoising_steps_per_block=4 say the same"):
         entries(dream, steps=8, denoising_steps_per_block=4)
+
+
+@pytest.mark.parametrize(("steps", "sizes", "said"), [(8, 4, 1), (4, 4, 0), (8, [4, 8], 1), ([4, 9], [4, 8], 1)])
+def test_more_steps_than_a_block_has_tokens_are_said(sdar, caplog, steps, sizes, said):
+    with caplog.at_level(logging.WARNING):
+        entries(sdar, denoising_steps_per_block=steps, block_size=sizes)
+    size, most = (8, 9) if steps == [4, 9] else (4, 8)
+    text = f"denoising_steps_per_block={most} is more than a block's {size} tokens: at most {size} steps are taken"
+    assert len(caplog.records) == caplog.text.count(text) == said
+
+
+def test_steps_as_many_as_the_blocks_tokens_are_what_more_steps_do(sdar):
+    prompts = random_prompts([3, 4, 6])
+    answers = []
+    for steps in (4, 9):
+        words = {"denoising_steps_per_block": steps, "block_size": 4, "remasking_strategy": "low_confidence_static"}
+        (config,) = entries(sdar, max_token=9, **words).values()
+        answers.append(Sampler(sdar, config).generate(prompts))
+    assert [(r.canvas_ids, r.canvas_step_map) for r in answers[0]] == [
+        (r.canvas_ids, r.canvas_step_map) for r in answers[1]
+    ]
