@@ -2,7 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
+
+SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "finish_reason", "num_steps")
+"""What a reward is given besides the columns of the tasks."""
 
 
 class RewardError(RuntimeError):
@@ -32,6 +36,9 @@ class Reward(ABC):
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         """The rewards of one call; adds what should be seen to `self.counts`."""
 
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """ValueError where tasks with these columns cannot be graded, before any is answered."""
+
     def close(self) -> None:  # noqa: B027
         """Ends the worker processes, if there are any."""
 
@@ -42,12 +49,22 @@ class Reward(ABC):
         self.close()
 
 
-def column(columns: dict[str, list[Any]], name: str, length: int, *, needed_by: str) -> list[Any]:
-    """The column `name`, checked: there, and one entry a completion."""
+def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every column that some row has."""
+    return sorted({name for row in rows for name in row})
+
+
+def require_column(columns: Collection[str], name: str, *, needed_by: str) -> None:
+    """ValueError where a column is not there."""
     if name not in columns:
         raise ValueError(
             f"{needed_by} needs the column {name!r}, but the tasks have {sorted(columns)}; map it with dataset.columns"
         )
+
+
+def column(columns: dict[str, list[Any]], name: str, length: int, *, needed_by: str) -> list[Any]:
+    """The column `name`, checked: there, and one entry a completion."""
+    require_column(columns, name, needed_by=needed_by)
     if len(columns[name]) != length:
         raise ValueError(f"column {name!r} has {len(columns[name])} entries for {length} completions")
     return columns[name]

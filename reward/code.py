@@ -145,6 +145,13 @@ class CodeReward(Reward):
         self.grader = grader
         self.all_or_nothing = all_or_nothing
 
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for number, row in enumerate(rows, 1):
+            try:
+                CodeTests.of(row)
+            except ValueError as error:
+                raise ValueError(f"task {row.get('task_id', row.get('id', number))}: {error}") from None
+
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         if "test_input" not in columns:
             column(columns, "test_list", len(completions), needed_by="the code reward")

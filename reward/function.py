@@ -4,11 +4,11 @@ import ast
 import difflib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward.base import Reward, RewardError
+from reward.base import SAMPLED_COLUMNS, Reward, RewardError, names_of
 from reward.workers import Reply, WorkerPool
 
 FAILURES_IN_A_ROW = 3
@@ -51,11 +51,18 @@ class FunctionReward(Reward):
             )
         return finite
 
-    def _arguments(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._require({*names_of(rows), *SAMPLED_COLUMNS})
+
+    def _require(self, columns: Collection[str]) -> None:
         if missing := [name for name in self.signature["required"] if name not in columns]:
             raise ValueError(
-                f"reward function {self.function} asks for {missing}, but the columns are {sorted(columns)}"
+                f"reward function {self.function} asks for {missing}, but the columns are {sorted(columns)}; map them "
+                "with dataset.columns, or give the argument a default"
             )
+
+    def _arguments(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        self._require(columns)
         return (
             columns
             if self.signature["any"]
@@ -105,6 +112,10 @@ class SumReward(Reward):
                 self.means[name] = math.fsum(given) / len(given)
             columns_of_values.append(values)
         return [_sum(values) for values in zip(*columns_of_values, strict=True)]
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for part in self.parts.values():
+            part.check(rows)
 
     def close(self) -> None:
         for part in self.parts.values():

@@ -5,12 +5,12 @@ import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from reward.base import Reward, column
+from reward.base import Reward, column, names_of, require_column
 from reward.math_text import option_letter
 from reward.text import extract_boxed
 from reward.workers import Reply, WorkerPool
@@ -145,6 +145,9 @@ def answer_text(answer: Any) -> str:
 class OptionReward(Reward):
     """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
 
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        require_column(names_of(rows), "ground_truth_answer", needed_by="the option reward")
+
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
         rewards: list[float | None] = []
@@ -166,6 +169,9 @@ class MathReward(Reward):
     def __init__(self, *, workers: int, timeout_seconds: float) -> None:
         super().__init__()
         self.grader = MathGrader(workers=workers, cpu_seconds=timeout_seconds)
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        require_column(names_of(rows), "ground_truth_answer", needed_by="the math reward (or name a reward.function)")
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")

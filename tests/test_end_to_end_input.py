@@ -11,9 +11,11 @@ from helpers import tiny_checkpoint
 
 from configs import load_config
 from models import load_model
+from reward.sandbox import find_isolation
 from train import evaluation, rl, session, sft
 
 QUICK = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+TEST = "evaluation.eval_dataset=${dataset.train_dataset}"
 
 
 @pytest.fixture
@@ -57,6 +59,9 @@ def metrics_of(shop, run="rl"):
         (["rollout.top_k=[0,1]"], "rollout.top_k"),
         (["rollout.remasking_strategy=[sequential]"], "rollout.remasking_strategy"),
         (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
+        (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
+        (["rollout.max_gen_length=300"], "rollout.max_gen_length=300 and a prompt"),
+        ([TEST, "evaluation.max_token=256"], "evaluation.max_token=256 and a prompt of one token exceed the 256"),
     ],
 )
 def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words, says):
@@ -66,6 +71,96 @@ def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words
         with pytest.raises(ValueError) as error:
             run_rl(shop, f"dry_run={dry_run}", *words)
         assert says in str(error.value)
+    assert not shop.runs.exists()
+
+
+QUESTIONS = [{"question": "1="}, {"question": "2="}]
+PROGRAMS = [{"question": "1=", "test_method": "function", "test_list": ["assert f() == 1"], "test_time_limit": 1e9}]
+WANTS = """
+def wants(prompts, completions, ground_truth_answer, num_steps, level="none"):
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "function", "says"),
+    [
+        (QUESTIONS, [], None, "the math reward (or name a reward.function) needs the column 'ground_truth_answer'"),
+        (QUESTIONS, [], "wants", "asks for ['ground_truth_answer'], but the columns are ['completion_ids', "),
+        (QUESTIONS, ["reward.beside_verifier=true"], "always_one", "needs the column 'ground_truth_answer'"),
+        (PROGRAMS, ["DATA_TYPE=code"], None, "task 1: test_time_limit must be 0 to 600 seconds"),
+    ],
+)
+@pytest.mark.parametrize("key", ["dataset.train_dataset", "evaluation.eval_dataset", "dataset.eval_dataset"])
+def test_tasks_that_a_reward_cannot_grade_are_said_before_any_model_is_loaded(
+    shop, no_model_work, key, rows, words, function, says
+):
+    if "DATA_TYPE=code" in words and find_isolation() is None:
+        pytest.skip("no sandbox here")
+    shop.reward.write_text(shop.reward.read_text() + WANTS)
+    path = write_json(shop.folder / "poor.json", rows)
+    section = "evaluation" if key.startswith("evaluation") else "dataset"
+    words = [word.replace("DATA_TYPE", f"{section}.data_type") for word in words]
+    if key == "dataset.eval_dataset":
+        run, text = evaluation.run, EVAL
+        if function == "always_one":
+            function = None  # it has no part in evaluating
+            words = []
+    else:
+        run, text = rl.run, RL
+    for dry_run in ("false", "true"):
+        with pytest.raises(ValueError) as error:
+            run(load_config(shop.words(text, f"{key}={path}", f"dry_run={dry_run}", *words, reward=function)))
+        assert f"{key}: " in str(error.value) and says in str(error.value)
+    assert not shop.runs.exists()
+
+
+def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
+    """Whichever tasks a step draws, the function has what it asks for."""
+    shop.reward.write_text(
+        "def levels(completions, level, **columns):\n"
+        "    assert set(level) <= {3, None}\n"
+        "    return [float(one or 0) for one in level]\n"
+    )
+    rows = [{"question": f"{i}=", "level": 3} if i == 0 else {"question": f"{i}="} for i in range(3)]
+    words = [task_file(shop, json.dumps(rows)), "rollout.num_task_per_step=1", "experiment.total_step=3"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rl.run(load_config(shop.words(RL, *QUICK, *words, reward="levels")))
+    assert {row["task"]: row["reward"] for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {
+        "1": 3.0, "2": 0.0, "3": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("section", ["rollout", "evaluation"])
+def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
+    """256 positions; the longest question has 7 tokens, the evaluation's 4."""
+    monkeypatch.setattr(rl.Run, "rollout", lambda *arguments: pytest.fail("a rollout began"))
+    words = ["experiment.eval_first=false", f"{section}.max_token=253"]
+    says = (
+        rf"{section}.max_token=253 and the {7 if section == 'rollout' else 4} tokens of .*'s prompt .* exceed the 256"
+    )
+    with pytest.raises(ValueError, match=says):
+        rl.run(load_config(shop.words(RL, *words)))
+    with pytest.raises(ValueError, match="rollout.max_token=253 and the 4 tokens"):
+        evaluation.run(load_config(shop.words(EVAL, "rollout.max_token=253")))
+
+
+def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):
+    shop.words(SFT)
+    text = (shop.folder / "sft.yaml").read_text()
+    first = shop.folder / "first.yaml"
+    first.write_text(f"{text}model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n")
+    words = [f"model.prepare_with={first}", f"model.pretrained_model={shop.runs}/sft/ckpt/optimized"]
+    assert run_rl(shop, *words, "dry_run=true") is None
+    out = capsys.readouterr().out
+    assert out.index("dry run of sft:") < out.index("dry run of rl:") and out.count("update  ") >= 2
+    with pytest.raises(ValueError, match="rollout.max_token=256 and a prompt"):
+        run_rl(shop, *words, "rollout.max_token=256", "dry_run=true")
+    first.write_text(first.read_text().replace("semi-ar", "ar"))
+    for dry_run in ("false", "true"):
+        with pytest.raises(ValueError, match="training.method=ar needs a model that predicts the next token"):
+            run_rl(shop, *words, f"dry_run={dry_run}")
     assert not shop.runs.exists()
 
 

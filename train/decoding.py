@@ -114,14 +114,19 @@ def load_prompts(
     data_type: str,
     max_tasks: int,
     max_prompt_tokens: int,
-    start_with_think: bool,
+    key: str,
+    decode: DecodeConfig,
 ) -> list[Prompt]:
-    """The tasks of a data set as token ids. Over-long prompts are dropped and counted in one warning, or an error,
-    by policy; so are prompts that hold the mask token, which would be positions to fill."""
+    """The tasks of a data set as token ids, to be answered as section `key`, `decode`, says. Over-long prompts are
+    dropped and counted in one warning, or an error, by policy; so are prompts that hold the mask token, which would be
+    positions to fill. A column that some of the tasks have is None in the others. ValueError where a prompt and its
+    answer exceed the model's positions."""
     path = resolve_dataset(name, folder=find(config.folder), seed=config.seed)
     tasks = load_tasks(path, data_type=data_type, columns=config.columns)
     tasks = tasks[:max_tasks] if max_tasks else tasks
-    prompts = [tokenise(task, model, data_type, config.template, start_with_think) for task in tasks]
+    columns = dict.fromkeys(name for task in tasks for name in task.columns)
+    tasks = [replace(task, columns=columns | task.columns) for task in tasks]
+    prompts = [tokenise(task, model, data_type, config.template, decode.start_with_think) for task in tasks]
     masked = [p for p in prompts if model.mask_id in p.ids]
     if masked:
         logger.warning(
@@ -140,7 +145,21 @@ def load_prompts(
         )
     if not kept:
         raise ValueError(f"{path}: no prompt is left. Raise training.max_prompt_len={max_prompt_tokens}.")
+    longest_kept = max(kept, key=lambda prompt: len(prompt.ids))
+    whose = f"the {len(longest_kept.ids)} tokens of {path}'s prompt {longest_kept.task.id}"
+    require_room(model.hf_config.max_position_embeddings, len(longest_kept.ids), whose, key, decode)
     return kept
+
+
+def require_room(positions: int, prompt_tokens: int, prompt: str, key: str, decode: DecodeConfig) -> None:
+    """ValueError where a prompt (`prompt` describes it) and the longest answer of section `key`, `decode`, exceed the
+    model's positions."""
+    if prompt_tokens + decode.max_new_tokens > positions:
+        name = f"{key}.{'max_gen_length' if decode.max_gen_length else 'max_token'}"
+        raise ValueError(
+            f"{name}={decode.max_new_tokens} and {prompt} exceed the {positions} positions of the model "
+            f"(max_position_embeddings): lower {name} or training.max_prompt_len."
+        )
 
 
 def drop_over_long(text: str, config: DatasetConfig) -> None:

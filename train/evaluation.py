@@ -24,7 +24,7 @@ from sample import Rollout, Sampler, SamplingConfig
 from train import session
 from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
 from train.fitting import check_memory
-from train.rewards import reward_of
+from train.rewards import check_tasks, reward_of
 from train.sharding import require_equal_weights, sample
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def run(config: Config) -> dict[str, Any] | None:
     prompts = load_prompts(
         config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
         max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-        start_with_think=config.rollout.start_with_think,
+        key="rollout", decode=config.rollout,
     )  # fmt: skip
     with session.run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -201,12 +201,14 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
-    tasks = session.count_tasks(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    session.check_room(config, folder_of_model, "rollout", config.rollout)
+    tasks = session.tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
-    reward_of(config, config.dataset.data_type, evaluating=True).close()
+    with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
+        check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:
-        count = min(tasks, config.dataset.max_tasks) if config.dataset.max_tasks else tasks
+        count = min(len(tasks), config.dataset.max_tasks) if config.dataset.max_tasks else len(tasks)
         entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
         each = config.rollout.num_response_per_task
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")

@@ -11,11 +11,12 @@ from train.checkpoint import BEST
 from train.engine import check_engine, elements, engine_line, world_size
 from train.fitting import check_memory
 from train.masking import RL_METHODS
-from train.rewards import reward_of, step_judge_of
+from train.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 
-def check(config: Config) -> None:
-    """Everything about an RL config that can be known to fail. A dry run prints the arithmetic."""
+def check(config: Config, first: Config | None = None) -> None:
+    """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
+    that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
     if training.method not in RL_METHODS:
         raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
@@ -47,16 +48,15 @@ def check(config: Config) -> None:
         )
     _check_best(config)
     session.pick_device(config.model.device)
-    folder = None if to_be_prepared(config) else session.check_model_path(config)
-    check_engine(config, folder)
-    dataset, evaluation = config.dataset, config.evaluation
-    tasks = session.count_tasks(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
-    if evaluation.eval_dataset:
-        session.count_tasks(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
-    reward_of(config, config.dataset.data_type).close()
+    folder = session.check_model_path(first or config)
+    check_engine(config, None if first else folder)
+    session.check_room(config, folder, "rollout", rollout)
+    if config.evaluation.eval_dataset:
+        session.check_room(config, folder, "evaluation", config.evaluation)
+    tasks = _check_tasks(config)
     step_judge_of(config)
     RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
-    if folder is None:
+    if first is not None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
@@ -66,6 +66,23 @@ def check(config: Config) -> None:
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
     check_memory(config, folder)
+
+
+def _check_tasks(config: Config) -> int:
+    """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
+    dataset, evaluation = config.dataset, config.evaluation
+    tasks = session.tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    with reward_of(config, dataset.data_type) as reward:
+        check_tasks(reward, tasks, "dataset.train_dataset")
+        if not evaluation.eval_dataset:
+            return len(tasks)
+        tests = session.tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        if evaluates_as_it_trains(config):
+            check_tasks(reward, tests, "evaluation.eval_dataset")
+            return len(tasks)
+    with reward_of(config, evaluation.data_type, evaluating=True) as reward:
+        check_tasks(reward, tests, "evaluation.eval_dataset")
+    return len(tasks)
 
 
 def _check_best(config: Config) -> None:

@@ -1,10 +1,12 @@
 """The reward and the judge that a config names."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from configs import find
 from configs.schema import Config
+from data.tasks import Task
 from reward import build_reward
 from reward.base import Reward
 from reward.judge import CachedJudge, build_judge
@@ -33,6 +35,19 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
         **_named(reward, "timeout_seconds", "function_timeout_seconds"),
         **_named(execute, "all_or_nothing", "memory_gib", "allow_unsafe", "allow_forgeable"),
     )
+
+
+def evaluates_as_it_trains(config: Config) -> bool:
+    """Whether one reward serves training and the evaluations in between."""
+    return config.evaluation.data_type == config.dataset.data_type and not config.reward.beside_verifier
+
+
+def check_tasks(reward: Reward, tasks: Sequence[Task], key: str) -> None:
+    """ValueError, with the key of their data set, where the reward cannot grade these tasks."""
+    try:
+        reward.check([task.columns for task in tasks])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def judge_of(config: Config) -> CachedJudge | None:

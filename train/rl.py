@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs import load_config
-from configs.schema import Config
+from configs.schema import Config, DecodeConfig
 from runtime import ranks, stopping
 from runtime.files import atomic_write_text
 from runtime.run_folder import RunFolder
@@ -40,7 +40,7 @@ from train.evaluation import evaluate
 from train.graded import Graded, GradedSteps
 from train.judging import StepJudge
 from train.policy import Policy
-from train.rewards import reward_of, step_judge_of
+from train.rewards import evaluates_as_it_trains, reward_of, step_judge_of
 from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample, weights_digest
 from train.updater import Updater, make_accelerator
 from train.value import Critic, value_updater_config
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 def run(config: Config) -> dict[str, Any] | None:
     """A whole RL run, new or resumed. Returns what the final line says; None for a dry run."""
     session.prepare_process(config)
-    ranks.on_main(plan.check, config)
+    ranks.on_main(check, config)
     if config.dry_run:
         return None
     if ranks.on_main(plan.to_be_prepared, config):
@@ -62,6 +62,14 @@ def run(config: Config) -> dict[str, Any] | None:
             return rl.loop()
         finally:
             rl.close()
+
+
+def check(config: Config) -> None:
+    """What plan.check looks at, and before that the SFT that makes the model where it is absent."""
+    first = preparation(config) if plan.to_be_prepared(config) else None
+    if first is not None:
+        sft.check(first)
+    plan.check(config, first)
 
 
 class Run:
@@ -93,7 +101,8 @@ class Run:
             config.dataset.train_dataset,
             config.dataset.data_type,
             config.dataset.max_tasks,
-            config.rollout.start_with_think,
+            "rollout",
+            config.rollout,
         )
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in self.prompts],
@@ -315,9 +324,8 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Every evaluation entry; the first one is the run's headline."""
         evaluation = self.config.evaluation
-        same = evaluation.data_type == self.config.dataset.data_type and not self.config.reward.beside_verifier
         reward = self.reward
-        if ranks.is_main() and not same:
+        if ranks.is_main() and not evaluates_as_it_trains(self.config):
             reward = reward_of(self.config, evaluation.data_type, evaluating=True)
         results = evaluate(
             self.sampled_model,
@@ -419,10 +427,10 @@ class Run:
         if not evaluation.eval_dataset:
             return []
         return self._load_prompts(
-            evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation.start_with_think
+            evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, "evaluation", evaluation
         )
 
-    def _load_prompts(self, name: str, data_type: str, max_tasks: int, start_with_think: bool) -> list[Prompt]:
+    def _load_prompts(self, name: str, data_type: str, max_tasks: int, key: str, decode: DecodeConfig) -> list[Prompt]:
         return load_prompts(
             self.config.dataset,
             name,
@@ -430,13 +438,14 @@ class Run:
             data_type=data_type,
             max_tasks=max_tasks,
             max_prompt_tokens=self.config.training.max_prompt_len,
-            start_with_think=start_with_think,
+            key=key,
+            decode=decode,
         )
 
 
-def prepare_model(config: Config) -> None:
-    """Runs the SFT named by model.prepare_with when the model's folder is absent. Seeds, folders, precision and engine
-    (a process has one of each) of this run are passed on."""
+def preparation(config: Config) -> Config:
+    """The SFT config named by model.prepare_with. Seeds, folders, precision and engine (a process has one of each) of
+    this run are passed on."""
     words = [
         f"config={config.model.prepare_with}",
         f"training.seed={config.training.seed}",
@@ -448,8 +457,17 @@ def prepare_model(config: Config) -> None:
         f"experiment.deterministic={config.experiment.deterministic}",
         f"model.device={config.model.device}",
         f"experiment.deepspeed_file={config.experiment.deepspeed_file or 'null'}",
+        f"experiment.processes={config.experiment.processes}",
+        f"experiment.num_node={config.experiment.num_node or 'null'}",
+        f"experiment.gpu_memory_gib={config.experiment.gpu_memory_gib}",
+        f"dry_run={config.dry_run}",
     ]
-    sft.run(load_config(words))
+    return load_config(words)
+
+
+def prepare_model(config: Config) -> None:
+    """Runs the SFT named by model.prepare_with."""
+    sft.run(preparation(config))
     if plan.to_be_prepared(config):
         raise ValueError(
             f"{config.model.prepare_with} ran, but model.pretrained_model={config.model.pretrained_model} is still "

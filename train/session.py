@@ -13,8 +13,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from configs import find, resolved
-from configs.schema import Config
-from data.tasks import read_tasks, resolve_dataset
+from configs.schema import Config, DecodeConfig
+from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.checkpoint import read_json, resolve_folder
 from models.family import Family, find_family
@@ -22,6 +22,7 @@ from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
+from train.decoding import require_room
 from train.engine import shares_weights
 
 logger = logging.getLogger(__name__)
@@ -130,11 +131,16 @@ def check_dataset(config: Config, name: str, key: str) -> Path:
     return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
-def count_tasks(config: Config, name: str, key: str, data_type: str) -> int:
-    """Tasks of a data set, read as the run will read it: what is malformed is said before any model is loaded."""
+def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
+    """The tasks of a data set, read as the run will read it: what is malformed is said before any model is loaded."""
     path = check_dataset(config, name, key)
-    tasks, _ = read_tasks(path, data_type=data_type, columns=config.dataset.columns)
-    return len(tasks)
+    return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
+
+
+def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
+    """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
+    positions = model_family(config, folder).hf_config(read_json(folder / "config.json")).max_position_embeddings
+    require_room(positions, 1, "a prompt of one token", key, decode)
 
 
 def make_model(

@@ -35,10 +35,11 @@ SAME_KEYS = [
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """A folder with a checkpoint of each family."""
+    """A folder with a checkpoint of each family, with room for the longest answers that are asked for."""
     folder = tmp_path_factory.mktemp("model")
     for family in ("sdar", "dream", "llada", "mmada"):
-        text_checkpoint(folder / family, family)
+        positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
+        text_checkpoint(folder / family, family, **{positions: 32768})
     return folder
 
 
