@@ -145,9 +145,6 @@ def answer_text(answer: Any) -> str:
 class OptionReward(Reward):
     """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
 
-    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        require_column(names_of(rows), "ground_truth_answer", needed_by="the option reward")
-
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
         rewards: list[float | None] = []
