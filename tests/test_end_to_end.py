@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -369,33 +368,6 @@ def test_rl_makes_its_own_first_model(shop, capsys):
     assert "SFT sft" in capsys.readouterr().out
     run_rl(shop, *words, "experiment.project=again")
     assert "SFT sft" not in capsys.readouterr().out
-
-
-def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monkeypatch):
-    """First run and resume have the same: the SFT's are gone when the run begins."""
-    (shop.folder / "first.yaml").write_text(SFT)
-    made, seen, matmul = shop.folder / "made", [], torch.backends.cuda.matmul
-
-    def tunes(config):
-        session.prepare_process(config)
-        matmul.allow_tf32 = True
-        torch.use_deterministic_algorithms(False)
-        torch.rand(3)
-        shutil.copytree(shop.model, made)
-
-    def begins(run, config, folder):
-        settings = matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-        seen.append((*settings, torch.rand(3).tolist()))
-        raise Stop
-
-    monkeypatch.setattr(sft, "run", tunes)
-    monkeypatch.setattr(rl.Run, "__init__", begins)
-    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
-    words += ["training.enable_tf32=false", "experiment.deterministic=true"]
-    for _ in range(2):
-        with pytest.raises(Stop):
-            run_rl(shop, *words)
-    assert seen[0] == seen[1] and seen[0][:3] == (False, True, 1)
 
 
 def test_training_and_sampling_in_bf16(shop, monkeypatch):

@@ -183,6 +183,32 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     assert not (shop.runs / "other").exists()
 
 
+def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monkeypatch):
+    """First run and resume have the same: the SFT's are gone when the run begins."""
+    (shop.folder / "first.yaml").write_text(SFT)
+    made, seen, matmul = shop.folder / "made", [], torch.backends.cuda.matmul
+
+    def tunes(config):
+        session.prepare_process(config)
+        matmul.allow_tf32 = True
+        torch.use_deterministic_algorithms(True)
+        torch.rand(3)
+        shutil.copytree(shop.model, made)
+
+    def begins(run, config, folder):
+        settings = matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+        seen.append((*settings, torch.rand(3).tolist()))
+        raise Stop
+
+    monkeypatch.setattr(sft, "run", tunes)
+    monkeypatch.setattr(rl.Run, "__init__", begins)
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}", "training.enable_tf32=false"]
+    for _ in range(2):
+        with pytest.raises(Stop):
+            run_rl(shop, *words)
+    assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
+
+
 @pytest.mark.slow
 def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
     words = ["lora.rank=4", "lora.dropout=0.5", "training.num_train_epochs=2", "evaluation.eval_dataset=''"]

@@ -1,6 +1,7 @@
 """One RL step's learning: rollouts and advantages -> rows -> updates of the policy."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -134,14 +135,17 @@ class Policy:
 
     def train(self, batch: Batch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
         """All updates of RL step `step` (from 1); `progress` hears of rows as they are done. Returns the metrics of the
-        step; of one without rows only how many rollouts were left out."""
+        step; of one without rows only how many rollouts were left out. One whose rows are all left out for a computed
+        log-probability counts as a skipped update."""
         if not batch.rows:
             return {"rollouts_skipped": float(batch.skipped)}
         training, stats = self.training, UpdateStats()
         self.updater.set_rate(scheduled(self.schedule, step - 1, self.total_steps))
+        rows = batch.rows
         batch, old, reference = self._with_log_probs(batch)
         if not batch.rows:
-            return {"rollouts_skipped": float(batch.skipped)}
+            self.updater.skip(rows, range(len(rows)), math.nan, math.nan, stats)
+            return {"rollouts_skipped": float(batch.skipped), "updates_skipped": float(stats.skipped)}
         for which in step_updates(batch.rows, training, step):
             loss_of = self._loss(batch, old, reference, which, measure_mismatch=stats.updates == 0)
             self.updater.update(batch.rows, which, loss_of, stats, progress)

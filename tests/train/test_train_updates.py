@@ -18,7 +18,7 @@ from models import load_model
 from models.lora import Adapters
 from train import session
 from train.objectives import k1, k2, k3, rollout_correction
-from train.updater import UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
+from train.updater import NotFinite, UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
 
 LENGTHS = [5, 8, 3, 10]
 
@@ -299,11 +299,13 @@ def test_a_response_whose_computed_log_prob_is_not_finite_is_left_out(monkeypatc
     assert_same_weights(weights_of(spoiled), weights_of(plain), 1e-7)
 
 
-def test_a_step_without_a_finite_log_prob_trains_nothing(monkeypatch):
-    guarded = Guarded(logp_old="recompute")
+def test_steps_without_a_finite_log_prob_train_nothing_and_stop_the_run(monkeypatch):
+    guarded = Guarded(logp_old="recompute", max_skipped_updates=2)
     nothing = [np.full(row.num_trained, math.nan, np.float32) for row in guarded.batch.rows]
     monkeypatch.setattr(guarded.policy.updater, "outputs", lambda *given: nothing)
-    assert guarded.policy.train(guarded.batch, 2) == {"rollouts_skipped": 4.0}
+    assert guarded.policy.train(guarded.batch, 2) == {"rollouts_skipped": 4.0, "updates_skipped": 1.0}
+    with pytest.raises(NotFinite, match="2 updates in a row"):
+        guarded.policy.train(guarded.batch, 3)
     guarded.assert_untouched()
 
 
