@@ -202,10 +202,10 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
 
     monkeypatch.setattr(sft, "run", tunes)
     monkeypatch.setattr(rl.Run, "__init__", begins)
-    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}", "training.enable_tf32=false"]
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
     for _ in range(2):
         with pytest.raises(Stop):
-            run_rl(shop, *words)
+            run_rl(shop, *words, "training.enable_tf32=false")
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
