@@ -49,7 +49,7 @@ class ExperimentConfig:
     resume: str = opt(
         "auto",
         "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
-        "path of a checkpoint (ckpt/step-000010) of any run, to begin with where the run has none itself",
+        "path of a checkpoint (ckpt/step-000010) of any run of the same command, to begin with where this run has none",
     )
     deterministic: bool = opt(
         False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from end_to_end import EVAL, RL, SFT, read_jsonl, text_checkpoint, write_json
+from end_to_end import EVAL, RL, SFT, read_jsonl, text_checkpoint, without_clock, write_json
 from helpers import tiny_checkpoint
 
 from configs import load_config
@@ -14,6 +14,18 @@ from models import load_model
 from reward.sandbox import find_isolation
 from train import evaluation, rl, session, sft
 
+BREAKS = """
+import os
+
+calls = []
+
+
+def breaks(prompts, completions, **columns):
+    calls.append(len(calls) + 1)
+    if calls[-1] > 1 and os.path.exists({broken!r}):
+        raise OSError("the judge's disk is full")
+    return [sum(c in "01234" for c in text) / max(1, len(text)) for text in completions]
+"""
 QUICK = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
 TEST = "evaluation.eval_dataset=${dataset.train_dataset}"
 
@@ -358,6 +370,26 @@ def test_a_reward_that_keeps_failing_stops_the_run(shop):
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="(?s)3 calls in a row failed.*ZeroDivisionError"):
         run_rl(shop, "experiment.total_step=5", reward="raises")
     assert len(metrics_of(shop)) == 2
+
+
+def test_a_mended_reward_grades_again_what_failed(shop, monkeypatch):
+    """It fails in step 2, of which no checkpoint is left; the run ends as one that it never failed in."""
+    broken, words = shop.folder / "broken", ["experiment.total_step=2", "experiment.save_every=2"]
+    shop.reward.write_text(BREAKS.format(broken=str(broken)))
+    run_rl(shop, *words, "experiment.project=straight", reward="breaks")
+
+    def dies(run, step):
+        raise OSError("no room")
+
+    broken.touch()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="raised"), pytest.raises(OSError):
+        patch.setattr(rl.Run, "save", dies)
+        run_rl(shop, *words, reward="breaks")
+    assert [row["reward/left_out"] for row in metrics_of(shop)] == [0, 16]
+    broken.unlink()
+    run_rl(shop, *words, reward="breaks")
+    straight, mended = (read_jsonl(shop.runs / run / "rollouts.jsonl") for run in ("straight", "rl"))
+    assert straight == mended and without_clock(metrics_of(shop)) == without_clock(metrics_of(shop, "straight"))
 
 
 def test_a_reward_that_is_not_a_number_leaves_its_answer_out(shop):

@@ -9,13 +9,17 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from end_to_end import RL, SFT, read_jsonl, without_clock
 
 from configs import load_config
 from configs.load import REPOSITORY
+from models import load_model
 from runtime import stopping
-from train import rl, sft
+from train import rl, session, sft
 from train.policy import Policy
+
+NO_EVALUATION = "evaluation.eval_dataset=''"
 
 
 class Stop(Exception):
@@ -142,6 +146,67 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
     assert run_rl(shop)["accuracy_after"] is not None
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [0, 0, 1, 2, 2, 2]
+
+
+def test_a_run_begins_with_a_checkpoint_of_another(shop):
+    run_rl(shop, NO_EVALUATION, "experiment.project=first")
+    first = shop.runs / "first" / "ckpt"
+    words = [NO_EVALUATION, "experiment.project=b", f"experiment.resume={first}/step-000001"]
+    run_rl(shop, *words)
+    assert [row["step"] for row in read_jsonl(shop.runs / "b" / "metrics.jsonl")] == [2]
+    got, want = (load_model(path / "optimized").state_dict() for path in (shop.runs / "b" / "ckpt", first))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    shutil.rmtree(first / "step-000001")
+    assert run_rl(shop, *words, "dry_run=true") is None, "the run has a checkpoint of its own by now"
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        run_rl(shop, *words, "experiment.project=c", "dry_run=true")
+
+
+def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, monkeypatch):
+    def run_sft(*words):
+        return sft.run(load_config(shop.words(SFT, "training.num_train_epochs=1", *words)))
+
+    run_sft()
+    run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
+    tuned, trained = (shop.runs / name / "ckpt" / "optimized" for name in ("sft", "rl"))
+    for name in ("load_model", "load_value_model"):
+        monkeypatch.setattr(session, name, lambda *given: pytest.fail("a model was loaded"))
+    with_value = f"model.value_base_model={shop.model}"
+    for dry in ("dry_run=true", "dry_run=false"):
+        words = [NO_EVALUATION, "experiment.project=other", dry]
+        with pytest.raises(ValueError, match=f"experiment.resume={tuned} .*written by train/sft.py.*{tuned}"):
+            run_rl(shop, *words, f"experiment.resume={tuned}")
+        with pytest.raises(ValueError, match="has no value model.*model.value_base_model"):
+            run_rl(shop, *words, f"experiment.resume={trained}", with_value)
+        with pytest.raises(ValueError, match=f"experiment.resume={trained} .*written by rl.py.*{trained}"):
+            run_sft("experiment.project=other", dry, f"experiment.resume={trained}")
+    assert not (shop.runs / "other").exists()
+
+
+def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monkeypatch):
+    """First run and resume have the same: the SFT's are gone when the run begins."""
+    (shop.folder / "first.yaml").write_text(SFT)
+    made, seen, matmul = shop.folder / "made", [], torch.backends.cuda.matmul
+
+    def tunes(config):
+        session.prepare_process(config)
+        matmul.allow_tf32 = True
+        torch.use_deterministic_algorithms(True)
+        torch.rand(3)
+        shutil.copytree(shop.model, made)
+
+    def begins(run, config, folder):
+        settings = matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+        seen.append((*settings, torch.rand(3).tolist()))
+        raise Stop
+
+    monkeypatch.setattr(sft, "run", tunes)
+    monkeypatch.setattr(rl.Run, "__init__", begins)
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    for _ in range(2):
+        with pytest.raises(Stop):
+            run_rl(shop, *words, "training.enable_tf32=false")
+    assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
 @pytest.mark.slow

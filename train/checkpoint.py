@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 STATE = "trainer"
 VALUE = "value"
 BEST = "best"
+RL, SFT = "rl.py", "train/sft.py"
 
 
 def save_checkpoint(
@@ -85,9 +87,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def starting_checkpoint(folder: Path, resume: str) -> Path | None:
+def starting_checkpoint(folder: Path, resume: str, command: str, with_value: bool = False) -> Path | None:
     """What a run whose checkpoints lie in `folder` goes on from, by experiment.resume: auto, never, or the path of a
-    checkpoint. ValueError where that says no."""
+    `given_checkpoint`. ValueError where that says no."""
     own = newest_checkpoint(folder)
     if resume == "never" and own is not None:
         raise ValueError(
@@ -95,16 +97,37 @@ def starting_checkpoint(folder: Path, resume: str) -> Path | None:
         )
     if resume in ("auto", "never") or own is not None:
         return own
+    return given_checkpoint(resume, command, with_value)
+
+
+def given_checkpoint(resume: str, command: str, with_value: bool = False) -> Path:
+    """The checkpoint at the path that experiment.resume names. ValueError where it is not whole, was not written by
+    `command`, or lacks the value model of a run that trains one."""
     given = Path(resume).expanduser()
     if problem := _problem(given):
         raise ValueError(f"experiment.resume={resume} is not a whole checkpoint of a run: {problem}.")
+    state = _read_state(given)
+    written_by = RL if "curriculum" in state else SFT
+    begin = f"begin with its weights alone: leave experiment.resume out and set model.pretrained_model={resume}."
+    if written_by != command:
+        raise ValueError(f"experiment.resume={resume} was written by {written_by}; {command} can only {begin}")
+    if with_value and "value_updater" not in state:
+        raise ValueError(
+            f"experiment.resume={resume} has no value model, and this run trains one: leave model.value_base_model "
+            f"out, or {begin}"
+        )
     return given
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """The trainer's state of a checkpoint, left on disk until it is read; restores torch's random generator."""
-    state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True, mmap=True)
+    state = _read_state(path)
     torch.set_rng_state(state["torch_rng"])
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True, mmap=True)
     return state
 
 
@@ -123,10 +146,12 @@ def point_to_best(folder: Path, scores: Mapping[int, float]) -> Path | None:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, best: Path | None = None) -> None:
-    """Removes all but the newest `keep_last` checkpoints and the best; 0 = none is removed."""
-    paths = sorted(folder.glob("step-*"))
-    for path in paths[: max(0, len(paths) - keep_last)] if keep_last else []:
-        if path != best:
+    """Removes all but the newest `keep_last` whole checkpoints and the best; 0 = none is removed. A torn one counts for
+    none, and is removed once a newer one is whole."""
+    paths = sorted(folder.glob("step-*"), reverse=True)
+    kept = list(islice((path for path in paths if _problem(path) is None), keep_last))
+    for path in paths[paths.index(kept[0]) :] if kept else []:
+        if path not in kept and path != best:
             shutil.rmtree(path)
 
 

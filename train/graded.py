@@ -28,7 +28,8 @@ class Graded:
 
 class GradedSteps:
     """rollouts.jsonl, a row a rollout, and graded.jsonl, a line a step: what belongs to the step as a whole. That line
-    is written when the step's rows are safe on disk, and names the weights that sampled them by a digest.
+    is written when the step's rows are safe on disk, and names the weights that sampled them by a digest. A step that
+    earned no reward at all has no line: its reward's call failed, and a resumed run samples and grades it again.
 
     A resumed run takes step after step from here while the next one is what it would sample itself: the same keys and
     prompts under weights that are the same bit for bit, however they came about (from a checkpoint, or from updates
@@ -65,7 +66,8 @@ class GradedSteps:
     def put(
         self, step: int, weights: str, graded: Graded, texts: Sequence[str], tasks: Sequence[str], block_size: int
     ) -> None:
-        """Writes a step that was sampled under `weights`. texts, tasks: of each rollout, for people and the viewer."""
+        """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
+        each rollout, for people and the viewer."""
         scored = graded.scored
         append_jsonl(
             self.folder.rollouts,
@@ -83,6 +85,8 @@ class GradedSteps:
                 for i, rollout in enumerate(graded.rollouts)
             ),
         )
+        if all(reward is None for reward in graded.rewards):
+            return
         line = {
             "step": step,
             "weights": weights,

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from configs import find, resolved
+from configs import find
 from configs.schema import Config
 from models import DiffusionLM
-from runtime.run_folder import RunFolder, run_path
+from runtime.run_folder import RunFolder
 from train import session
-from train.checkpoint import BEST
+from train.checkpoint import BEST, RL
 from train.engine import check_engine, elements, engine_line, world_size
 from train.fitting import check_memory
 from train.masking import RL_METHODS
@@ -55,7 +55,7 @@ def check(config: Config, first: Config | None = None) -> None:
         session.check_room(config, folder, "evaluation", config.evaluation)
     tasks = _check_tasks(config)
     step_judge_of(config)
-    RunFolder.check(run_path(config), resolved(config), overwrite=config.experiment.overwrite)
+    session.check_start(config, RL, with_value=bool(config.model.value_base_model))
     if first is not None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")

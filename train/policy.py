@@ -1,6 +1,7 @@
 """One RL step's learning: rollouts and advantages -> rows -> updates of the policy."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -134,17 +135,17 @@ class Policy:
 
     def train(self, batch: Batch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
         """All updates of RL step `step` (from 1); `progress` hears of rows as they are done. Returns the metrics of the
-        step; of one without rows only how many rollouts were left out."""
+        step; of one without rows only how many rollouts were left out. One whose rows are all left out for a computed
+        log-probability counts as a skipped update."""
         if not batch.rows:
             return {"rollouts_skipped": float(batch.skipped)}
         training, stats = self.training, UpdateStats()
         self.updater.set_rate(scheduled(self.schedule, step - 1, self.total_steps))
-        every = range(len(batch.rows))
-        old = self.updater.outputs(batch.rows, every) if self.recompute else batch.logp_rollout
-        reference = None
-        if self.reference is not None:
-            limit = training.max_tokens_per_microbatch
-            reference = outputs(self.reference, batch.rows, every, limit, self.updater.accelerator)
+        rows = batch.rows
+        batch, old, reference = self._with_log_probs(batch)
+        if not batch.rows:
+            self.updater.skip(rows, range(len(rows)), math.nan, math.nan, stats)
+            return {"rollouts_skipped": float(batch.skipped), "updates_skipped": float(stats.skipped)}
         for which in step_updates(batch.rows, training, step):
             loss_of = self._loss(batch, old, reference, which, measure_mismatch=stats.updates == 0)
             self.updater.update(batch.rows, which, loss_of, stats, progress)
@@ -158,6 +159,32 @@ class Policy:
             max_gen_length=self.max_gen_length,
             longest_response=batch.longest_response if self.model.attention == "block" else None,
         )
+
+    def _with_log_probs(
+        self, batch: Batch
+    ) -> tuple[Batch, Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]] | None]:
+        """The batch with the old and the reference's log-probabilities of its rows. A response with a non-finite one is
+        left out, counted and named; every rank has all numbers and leaves out the same."""
+        every = range(len(batch.rows))
+        old = self.updater.outputs(batch.rows, every) if self.recompute else batch.logp_rollout
+        reference = None
+        if self.reference is not None:
+            limit = self.training.max_tokens_per_microbatch
+            reference = outputs(self.reference, batch.rows, every, limit, self.updater.accelerator)
+        spoiled = dict.fromkeys(
+            batch.rows[i].key for logp in (old, reference or old) for i in every if not np.isfinite(logp[i]).all()
+        )
+        for key in spoiled:
+            logger.warning("rollout %s left out: non-finite log-probability in training", key)
+        kept = [i for i in every if batch.rows[i].key not in spoiled]
+        finite = Batch(
+            [batch.rows[i] for i in kept],
+            [batch.advantages[i] for i in kept],
+            [batch.logp_rollout[i] for i in kept],
+            batch.longest_response,
+            batch.skipped + len(spoiled),
+        )
+        return finite, [old[i] for i in kept], None if reference is None else [reference[i] for i in kept]
 
     def _loss(
         self,

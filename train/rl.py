@@ -25,6 +25,7 @@ from train import plan, session, sft
 from train.advantages import Scored, group_advantages
 from train.checkpoint import (
     BEST,
+    RL,
     VALUE,
     load_state,
     point_to,
@@ -56,6 +57,7 @@ def run(config: Config) -> dict[str, Any] | None:
         return None
     if ranks.on_main(plan.to_be_prepared, config):
         prepare_model(config)
+        session.prepare_process(config)  # over what the SFT set for itself
     with session.run_folder(config) as folder:
         rl = Run(config, folder)
         try:
@@ -80,7 +82,8 @@ class Run:
         self.monitor = session.monitor_of(config, folder)
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
-        checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, config.experiment.resume)
+        resume, with_value = config.experiment.resume, bool(config.model.value_base_model)
+        checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, resume, RL, with_value)
         device = session.pick_device(config.model.device)
         self.model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
         session.check_block_size(config, self.model)

@@ -22,6 +22,7 @@ from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
+from train.checkpoint import given_checkpoint, newest_checkpoint
 from train.decoding import require_room
 from train.engine import shares_weights
 
@@ -40,6 +41,16 @@ def prepare_process(config: Config) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(torch|accelerate|transformers)(\.|$)")
+
+
+def check_start(config: Config, command: str, with_value: bool = False) -> None:
+    """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
+    experiment.resume names."""
+    experiment, path = config.experiment, run_path(config)
+    goes_on = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
+    if experiment.resume in ("auto", "never") or (goes_on and newest_checkpoint(RunFolder(path).checkpoints)):
+        return
+    given_checkpoint(experiment.resume, command, with_value)
 
 
 @contextmanager

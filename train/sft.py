@@ -26,7 +26,7 @@ from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from train import plan, session
-from train.checkpoint import load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
+from train.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.decoding import drop_over_long, tokenizer_of
 from train.engine import check_engine, engine_kind, engine_line
 from train.fitting import check_memory
@@ -92,6 +92,7 @@ def check(config: Config) -> list[Example]:
             "random_masking."
         )
     path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    session.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
@@ -111,7 +112,7 @@ def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int
 
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
     experiment = config.experiment
-    checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume)
+    checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume, SFT)
     device = session.pick_device(config.model.device)
     model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
     config = replace(config, training=for_model(config.training, model))

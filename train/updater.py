@@ -232,7 +232,7 @@ class Updater:
             metrics_of_update = {name.removeprefix("metric/"): value for name, value in sums.items()}
             stats.add(metrics_of_update | {"loss": loss_of_update})
         else:
-            self._skip(rows, which, loss_of_update, norm, stats)
+            self.skip(rows, which, loss_of_update, norm, stats)
         self.updates += 1
 
     def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -263,7 +263,8 @@ class Updater:
         ]
         return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
 
-    def _skip(self, rows: Sequence[Row], which: Sequence[int], loss: float, norm: float, stats: UpdateStats) -> None:
+    def skip(self, rows: Sequence[Row], which: Sequence[int], loss: float, norm: float, stats: UpdateStats) -> None:
+        """Counts and names an update on rows[which] that is not taken; NotFinite where it is one too many in a row."""
         stats.skipped += 1
         self.skipped_in_a_row += 1
         names = ", ".join(str(rows[i].key) for i in list(which)[:4]) + (", ..." if len(which) > 4 else "")

@@ -109,12 +109,32 @@ def test_a_value_model_is_saved_beside_and_pointed_to(tmp_path, model):
     assert newest_checkpoint(tmp_path) == tmp_path / "step-000001"
 
 
-@pytest.mark.parametrize(("keep_last", "left"), [(1, [8]), (2, [7, 8]), (9, range(1, 9)), (0, range(1, 9))])
-def test_pruning_keeps_the_newest(tmp_path, keep_last, left):
-    for step in range(1, 9):
-        (tmp_path / f"step-{step:06d}").mkdir()
-    prune_checkpoints(tmp_path, keep_last)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:06d}" for step in left]
+@pytest.mark.parametrize(("keep_last", "left"), [(1, [10]), (2, [4, 10]), (9, [2, 4, 10]), (0, [2, 4, 10])])
+def test_pruning_keeps_the_newest(folder, keep_last, left):
+    prune_checkpoints(folder, keep_last)
+    assert sorted(folder.glob("step-*")) == [folder / f"step-{step:06d}" for step in left]
+
+
+@pytest.mark.parametrize(
+    ("torn", "keep_last", "left"),
+    [
+        ([10], 1, [4, 10]),
+        ([10], 2, [2, 4, 10]),
+        ([4], 1, [10]),
+        ([4], 2, [2, 10]),
+        ([2], 9, [4, 10]),
+        ([2, 4, 10], 1, [2, 4, 10]),
+        ([4], 0, [2, 4, 10]),
+    ],
+)
+def test_pruning_counts_whole_checkpoints_alone(folder, torn, keep_last, left):
+    """A torn one goes when a newer one is whole, and until then stays for people to look at."""
+    for step in torn:
+        damage(folder / f"step-{step:06d}", "cut weights")
+    newest = newest_checkpoint(folder)
+    prune_checkpoints(folder, keep_last)
+    assert sorted(folder.glob("step-*")) == [folder / f"step-{step:06d}" for step in left]
+    assert newest_checkpoint(folder) == newest
 
 
 def test_the_best_is_pointed_to_and_outlives_pruning(folder):

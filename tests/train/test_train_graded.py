@@ -115,6 +115,20 @@ def test_a_step_that_is_not_whole_is_sampled_again(folder, how):
     assert steps_in(folder.graded) == [1, 2, 3, 4]
 
 
+def test_a_step_whose_reward_call_failed_is_graded_again(folder):
+    """Its rollouts stay in the log; steps that came after it came of weights that it might have moved."""
+    steps = GradedSteps(folder, 2)
+    assert take(steps, 3) and take(steps, 4)
+    nothing = replace(graded(5), rewards=[None] * 4, scored=Scored([None] * 4, Counter({"small": 2})))
+    assert take(steps, 5) is None
+    steps.put(5, "w5", nothing, list("wxyz"), list("aabb"), 4)
+    put(steps, 6)
+    assert steps_in(folder.rollouts)[-8:] == [5] * 4 + [6] * 4
+    again = GradedSteps(folder, 3)
+    assert take(again, 4) == graded(4) and take(again, 5) is None and take(again, 6) is None
+    assert steps_in(folder.rollouts)[-4:] == [4] * 4 and steps_in(folder.graded) == [1, 2, 3, 4]
+
+
 def test_rollouts_of_a_version_without_graded_steps_are_sampled_again(folder):
     folder.graded.unlink()
     assert take(GradedSteps(folder, 3), 4) is None

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainees import assert_same_weights, make_config, make_policy, sampled, shifted, weights_of
 
+import train.policy
 from models import load_model
 from models.lora import Adapters
 from train import session
 from train.objectives import k1, k2, k3, rollout_correction
-from train.updater import UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
+from train.updater import NotFinite, UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
 
 LENGTHS = [5, 8, 3, 10]
 
@@ -265,6 +266,47 @@ def test_a_rollout_with_a_log_prob_that_is_not_finite_is_left_out(value, caplog)
     assert batch.advantages == [1.0, -1.0, -0.5] and str(spoiled.key) in caplog.text
     metrics = policy.train(batch, 1)
     assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+@pytest.mark.parametrize("whose", ["policy", "reference"])
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+def test_a_response_whose_computed_log_prob_is_not_finite_is_left_out(monkeypatch, caplog, family, whose, value):
+    """A row a response, and a row a step: the update is that of the others alone."""
+    spoiled, plain = (tiny_model(family) for _ in range(2))
+    rollouts, advantages = sampled(spoiled, LENGTHS, steps_per_block=2), [1.0, -1.0, 0.5, -0.5]
+    policies = [make_policy(model, logp_old="recompute", kl_to="reference", beta=0.1) for model in (spoiled, plain)]
+    for policy in policies:
+        policy.reference = tiny_model(family, seed=1)
+    batch = policies[0].batch(rollouts, advantages)
+    last = max(i for i, row in enumerate(batch.rows) if row.key == rollouts[2].key)
+    whole, of_policy = train.policy.outputs, policies[0].updater.outputs
+
+    def spoil(found):
+        found[last] = np.where(np.arange(len(found[last])) == 0, value, found[last]).astype(np.float32)
+        return found
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        if whose == "policy":
+            patch.setattr(policies[0].updater, "outputs", lambda *given: spoil(of_policy(*given)))
+        else:
+            patch.setattr(train.policy, "outputs", lambda *given: spoil(whole(*given)))
+        metrics = policies[0].train(batch, 1)
+    assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
+    (said,) = [record.getMessage() for record in caplog.records if "non-finite" in record.getMessage()]
+    assert str(rollouts[2].key) in said
+    policies[1].train(policies[1].batch(rollouts, [1.0, -1.0, None, -0.5]), 1)
+    assert_same_weights(weights_of(spoiled), weights_of(plain), 1e-7)
+
+
+def test_steps_without_a_finite_log_prob_train_nothing_and_stop_the_run(monkeypatch):
+    guarded = Guarded(logp_old="recompute", max_skipped_updates=2)
+    nothing = [np.full(row.num_trained, math.nan, np.float32) for row in guarded.batch.rows]
+    monkeypatch.setattr(guarded.policy.updater, "outputs", lambda *given: nothing)
+    assert guarded.policy.train(guarded.batch, 2) == {"rollouts_skipped": 4.0, "updates_skipped": 1.0}
+    with pytest.raises(NotFinite, match="2 updates in a row"):
+        guarded.policy.train(guarded.batch, 3)
+    guarded.assert_untouched()
 
 
 def test_a_response_without_an_advantage_is_not_trained():
