@@ -185,7 +185,8 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
 
 def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monkeypatch):
     """First run and resume have the same: the SFT's are gone when the run begins."""
-    (shop.folder / "first.yaml").write_text(SFT)
+    named = f"model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
+    (shop.folder / "first.yaml").write_text(SFT + named)
     made, seen, matmul = shop.folder / "made", [], torch.backends.cuda.matmul
 
     def tunes(config):
