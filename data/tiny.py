@@ -23,11 +23,12 @@ TEXT_TOKENS = ("\\boxed{", *"0123456789", *"}=+-*/?!;,.:()<>[]{^\\_x \n")
 
 
 def tiny_reward(
-    prompts: list[str], completions: list[str], *, ground_truth_answer: list[str], **columns: Any
-) -> list[float]:
-    """1.0 for each completion whose text before the first `<eos>` is exactly the boxed answer, else 0.0."""
+    prompts: list[str], completions: list[str], *, ground_truth_answer: list[str | None], **columns: Any
+) -> list[float | None]:
+    """1.0 for each completion whose text before the first `<eos>` is exactly the boxed answer, else 0.0; None (left
+    out) without an answer."""
     return [
-        float(completion.split("<eos>", 1)[0] == f"\\boxed{{{answer}}}")
+        None if answer is None else float(completion.split("<eos>", 1)[0] == f"\\boxed{{{answer}}}")
         for completion, answer in zip(completions, ground_truth_answer, strict=True)
     ]
 

@@ -40,10 +40,12 @@ class FunctionReward(Reward):
         problem = wrong_shape(reply.value, len(completions)) if reply.status == "ok" else self._describe(reply)
         if problem:
             return self._fail(problem, len(completions))
-        self.failures_in_a_row = 0
-        rewards = [None if value is None else float(value) for value in reply.value]
+        rewards = [None if value is None else _number(value) for value in reply.value]
         finite = [value if value is None or math.isfinite(value) else None for value in rewards]
         self.counts["nonfinite"] = finite.count(None) - rewards.count(None)
+        if self.counts["nonfinite"] and self.counts["nonfinite"] == len(rewards) - rewards.count(None):
+            return self._fail("returned no finite reward", len(completions))
+        self.failures_in_a_row = 0
         if self.counts["nonfinite"]:
             warnings.warn(
                 f"reward function {self.function} returned {self.counts['nonfinite']} non-finite rewards; left out",
@@ -88,6 +90,14 @@ class FunctionReward(Reward):
 
     def close(self) -> None:
         self.pool.close()
+
+
+def _number(value: Any) -> float:
+    """A reward as a float; infinite where it is too large to be one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 class SumReward(Reward):

@@ -158,6 +158,18 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
         evaluation.run(load_config(shop.words(EVAL, "rollout.max_token=253")))
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rollout.temperature=0"], "greedy answers to a question are all the same"),
+        (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation.block_size=4, but answers are sampled"),
+    ],
+)
+def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, words, says):
+    run_rl(shop, *words, "dry_run=true")
+    assert says in caplog.text
+
+
 def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):
     shop.words(SFT)
     text = (shop.folder / "sft.yaml").read_text()
@@ -169,6 +181,8 @@ def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, caps
     assert out.index("dry run of sft:") < out.index("dry run of rl:") and out.count("update  ") >= 2
     with pytest.raises(ValueError, match="rollout.max_token=256 and a prompt"):
         run_rl(shop, *words, "rollout.max_token=256", "dry_run=true")
+    with pytest.raises(ValueError, match="pretrained_model=elsewhere is absent, and model.prepare_with=.* would write"):
+        run_rl(shop, *words, "model.pretrained_model=elsewhere")
     first.write_text(first.read_text().replace("semi-ar", "ar"))
     for dry_run in ("false", "true"):
         with pytest.raises(ValueError, match="training.method=ar needs a model that predicts the next token"):
@@ -362,7 +376,7 @@ def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
     assert any(f"my_reward.py:{reward}" in str(w.message) for w in caught)
     (row,) = metrics_of(shop)
     assert row["reward/failed_call_count"] == 1 and row["reward/left_out"] == 16
-    assert row["groups_dropped/small"] == 4 and "loss" not in row
+    assert row["groups_dropped/unrewarded"] == 4 and "loss" not in row
     assert all(r["reward"] is None for r in read_jsonl(shop.runs / "rl" / "rollouts.jsonl"))
 
 

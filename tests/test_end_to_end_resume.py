@@ -187,7 +187,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     """First run and resume have the same: the SFT's are gone when the run begins."""
     named = f"model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
     (shop.folder / "first.yaml").write_text(SFT + named)
-    made, seen, matmul = shop.folder / "made", [], torch.backends.cuda.matmul
+    made, seen, matmul = shop.runs / "sft" / "ckpt" / "optimized", [], torch.backends.cuda.matmul
 
     def tunes(config):
         session.prepare_process(config)

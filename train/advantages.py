@@ -54,16 +54,18 @@ def group_advantages(
 ) -> Scored:
     """Advantages of prompt-major rewards. A reward of None (or keep False) leaves its response out of its group.
 
-    Left out as whole groups: fewer than two rewards ("small"), all rewards equal ("equal"), and, where every reward
-    of the group is 0 or 1, an accuracy outside [min_accuracy, max_accuracy] ("accuracy"). bonus: added to the rewards
-    of the groups that stay.
+    Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
+    ("equal"), and, where every reward of the group is 0 or 1, an accuracy outside [min_accuracy, max_accuracy]
+    ("accuracy"). bonus: added to the rewards of the groups that stay.
     """
     advantages: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()
     for first in range(0, len(rewards), group_size):
         members = [i for i in range(first, first + group_size) if rewards[i] is not None and (keep is None or keep[i])]
         values = np.array([rewards[i] for i in members], dtype=np.float64)
-        if len(members) < 2:
+        if all(reward is None for reward in rewards[first : first + group_size]):
+            dropped["unrewarded"] += 1
+        elif len(members) < 2:
             dropped["small"] += 1
         elif values.std() < _SMALLEST_SPREAD:
             dropped["equal"] += 1

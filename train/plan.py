@@ -1,5 +1,6 @@
 """What a run will do, said and checked before a model is loaded."""
 
+import logging
 from pathlib import Path
 
 from configs import find
@@ -12,6 +13,8 @@ from train.engine import check_engine, elements, engine_line, world_size
 from train.fitting import check_memory
 from train.masking import RL_METHODS
 from train.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: Config, first: Config | None = None) -> None:
@@ -47,6 +50,7 @@ def check(config: Config, first: Config | None = None) -> None:
             "evaluation.*."
         )
     _check_best(config)
+    _warn_of_what_cannot_be_meant(config)
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)
     check_engine(config, None if first else folder)
@@ -85,6 +89,22 @@ def _check_tasks(config: Config) -> int:
     return len(tasks)
 
 
+def _warn_of_what_cannot_be_meant(config: Config) -> None:
+    rollout, evaluation = config.rollout, config.evaluation
+    if rollout.temperature == 0 or rollout.top_k == 1:
+        logger.warning(
+            "rollout.temperature=%g, rollout.top_k=%s: greedy answers to a question are all the same, and a group of "
+            "equal rewards teaches nothing",
+            *(rollout.temperature, rollout.top_k),
+        )
+    sizes = evaluation.block_size if isinstance(evaluation.block_size, list) else [evaluation.block_size]
+    if evaluation.eval_dataset and rollout.block_size not in sizes:
+        logger.warning(
+            "evaluation.block_size=%s, but answers are sampled and trained at rollout.block_size=%s",
+            *(evaluation.block_size or "the checkpoint's", rollout.block_size or "the checkpoint's"),
+        )
+
+
 def _check_best(config: Config) -> None:
     if not config.experiment.keep_best:
         return
@@ -101,12 +121,14 @@ def to_be_prepared(config: Config) -> bool:
         return False
     if not find(config.model.prepare_with).is_file():
         raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    return not (find(config.model.pretrained_model) / "config.json").is_file()
+    folder = find(config.model.pretrained_model)
+    return not folder.is_file() and not (folder / "config.json").is_file()
 
 
 def plan_lines(config: Config, tasks: int) -> list[str]:
     """The arithmetic of a step, for a dry run."""
     rollout = config.rollout
+    tasks = min(tasks, config.dataset.max_tasks or tasks)
     return [
         f"dry run of {config.experiment.project}: everything named exists and fits together",
         f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "

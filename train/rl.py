@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from configs import load_config
+from configs import find, load_config
 from configs.schema import Config, DecodeConfig
 from runtime import ranks, stopping
 from runtime.files import atomic_write_text
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler
 from sample.rollout import Key
 from train import plan, session, sft
@@ -70,6 +70,12 @@ def check(config: Config) -> None:
     """What plan.check looks at, and before that the SFT that makes the model where it is absent."""
     first = preparation(config) if plan.to_be_prepared(config) else None
     if first is not None:
+        made = run_path(first) / "ckpt" / first.model.optimized_name
+        if find(config.model.pretrained_model).resolve() != made.resolve():
+            raise ValueError(
+                f"model.pretrained_model={config.model.pretrained_model} is absent, and model.prepare_with="
+                f"{config.model.prepare_with} would write {made}: name that folder, or one that is there."
+            )
         sft.check(first)
     plan.check(config, first)
 

@@ -56,7 +56,7 @@ def a_number(completions, **columns):
     return 3
 
 def not_finite(completions, **columns):
-    return [float("nan"), float("inf"), 1][:len(completions)]
+    return [float("nan"), 10**400, 1][:len(completions)]
 
 def flaky(completions, **columns):
     calls.append(1)
@@ -184,6 +184,16 @@ def test_not_finite_is_none_and_counted(build):
     with pytest.warns(UserWarning, match="2 non-finite"):
         assert call(reward, n=3) == [None, None, 1.0]
     assert reward.stats["reward/nonfinite_count"] == 2.0
+
+
+def test_nothing_finite_is_a_failed_call(build):
+    reward = build("not_finite")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="no finite reward"):
+            assert call(reward, n=2) == [None, None]
+        assert reward.stats["reward/failed_call_count"] == 1.0
+    with pytest.raises(RuntimeError, match="(?s)3 calls in a row.*no finite reward"):
+        call(reward, n=2)
 
 
 def test_missing_column_is_named(build):

@@ -52,7 +52,7 @@ def test_a_response_not_kept_is_left_out_of_mean_and_update():
 @pytest.mark.parametrize(
     ("rewards", "why"),
     [
-        ([None, None, None], "small"),
+        ([None, None, None], "unrewarded"),
         ([1.0, None, None], "small"),
         ([0.0, 0.0, 0.0], "equal"),
         ([0.3, 0.3, 0.3], "equal"),
