@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from models import DiffusionLM, load_model
@@ -157,6 +158,11 @@ def tiny_model(family="sdar", *, seed=0, dtype="float32", sharpness=1.5, **confi
 def _tiny_model(family, dtype, settings):
     with tempfile.TemporaryDirectory() as folder:
         return load_model(tiny_checkpoint(folder, family, **json.loads(settings)), dtype=dtype)
+
+
+def thinned(cases, every):
+    """Cases of one argument: each `every`-th is among the fast tests, the rest are slow."""
+    return [case if i % every == 0 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
 
 
 def random_prompts(lengths, *, vocab_size=64, seed=0, avoid=(0, 1, 2)):

@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, without_clock
+from helpers import thinned
 from transformers.utils import logging as transformers_logging
 
 from configs import load_config
@@ -426,7 +427,7 @@ def test_eval_of_a_checkpoint(shop, capsys):
     assert greedy[::2] == greedy[1::2]
 
 
-@pytest.mark.parametrize("family", ["dream", "llada", "mmada"])
+@pytest.mark.parametrize("family", thinned(["dream", "llada", "mmada"], 3))
 def test_eval_of_full_attention(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))

@@ -13,8 +13,8 @@ from sample import Sampler, SamplingConfig
 from train import evaluation, rl, sft
 from train.masking import RL_METHODS, SFT_METHODS
 
-FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("llada", "semi-ar"), ("mmada", "random_masking")]
-FAST_RL = [("dream", "TraceRL"), ("llada", "coupled"), ("mmada", "random_masking")]
+FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("mmada", "random_masking")]
+FAST_RL = [("dream", "TraceRL"), ("llada", "coupled")]
 SHIFTED = ("dream",)
 
 

@@ -45,6 +45,7 @@ def test_marks_of_a_judge(shop, server):
     assert {request["model"] for request in server.requests} == {"judge"}
 
 
+@pytest.mark.slow
 def test_process_rewards_of_a_judge_under_dllm_rls_keys(shop, server):
     """Two steps: the groups that the outcome keeps are judged in chunks of 3 tokens; rewards lie on the tokens that
     completed their chunk, and advantages are what is yet to come."""

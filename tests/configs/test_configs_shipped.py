@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from end_to_end import text_checkpoint, write_json, write_tasks
-from helpers import REAL
+from helpers import REAL, thinned
 from omegaconf import OmegaConf
 
 from configs import load_config
@@ -122,7 +122,7 @@ def _settings(tree, prefix=""):
             yield f"{prefix}{key}={value}"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", thinned(SHIPPED, 2))
 def test_dry_run(name, model_folder, tmp_path, no_model_work, capsys):
     config = load_config([f"config=configs/{name}", "dry_run=true", *words(name, model_folder, tmp_path)])
     assert command(name)(config) is None
@@ -165,15 +165,7 @@ def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, cap
     assert "configs/sft_tiny.yaml would make it first" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("rl_sdar.yaml", "sft_dream.yaml", "llada_eval.yaml")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in SHIPPED
-    ],
-)
+@pytest.mark.parametrize("name", thinned(SHIPPED, 9))
 @pytest.mark.parametrize("what", ["model.pretrained_model", "data"])
 def test_a_missing_path_is_said_before_any_model_is_loaded(name, what, model_folder, tmp_path, no_model_work):
     if what == "data":
@@ -226,7 +218,7 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         assert got == (type(got)(value) if isinstance(got, float) else value), key
 
 
-@pytest.mark.parametrize("name", SAME_KEYS)
+@pytest.mark.parametrize("name", thinned(SAME_KEYS, 5))
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_path, no_model_work, capsys):
     _, file = write_incumbent(name, tmp_path)
@@ -235,7 +227,7 @@ def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_
     assert name in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in SAME_KEYS if "sft" not in name])
+@pytest.mark.parametrize("name", thinned([name for name in SAME_KEYS if "sft" not in name], 3))
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_a_config_of_dllm_rl_samples_as_it_did(name, models, tmp_path):
     """The first of its entries, and of its evaluation's: window, blocks, steps, cache, filters, slots."""

@@ -124,6 +124,7 @@ def test_a_wrong_checksum_leaves_the_old_file(hub, tmp_path):
     assert not list((tmp_path / "out" / ".download").glob("*partial"))
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on_where_it_stopped(hub, tmp_path):
     large = json.dumps([*ROWS, {"question": "q" * (25 << 20), "ground_truth_answer": "1"}]).encode()
     put(hub, content=large)

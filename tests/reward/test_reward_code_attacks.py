@@ -144,6 +144,7 @@ def f(x):
     assert grade_code(program, FUNCTION_TASK).passed
 
 
+@pytest.mark.slow
 def test_52_nothing_survives_a_killed_grader(outside):
     program = """
 import sys

@@ -94,6 +94,7 @@ def test_a_fork_uses_workers_of_its_own(pool):
     assert pool.run("ok", 8).value == 8
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(target):
     program = f"""
 import os, sys

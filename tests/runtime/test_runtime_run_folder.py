@@ -191,6 +191,7 @@ def test_full_disk_is_a_clear_error_and_frees_the_lock(tmp_path, monkeypatch):
     RunFolder.open(tmp_path, CONFIG, overwrite=False).close()
 
 
+@pytest.mark.slow
 def test_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     child = child_in(tmp_path / "demo")
     with pytest.raises(ValueError, match=f"is being written by process {child.pid} on {socket.gethostname()}"):

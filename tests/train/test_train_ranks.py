@@ -129,6 +129,7 @@ def call_rollouts(named):
     return rank_work.rollouts_of_all(deterministic=True, temperature=1.0, **named)
 
 
+@pytest.mark.slow
 def test_collectives(tmp_path):
     got = run_ranks(tmp_path, 2, rank_work.shares)
     for sums, gathered, _ in got:
