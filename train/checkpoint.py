@@ -156,6 +156,8 @@ def prune_checkpoints(folder: Path, keep_last: int, best: Path | None = None) ->
 
 
 def _problem(path: Path) -> str | None:
+    if not path.is_dir():
+        return "there is no such folder"
     try:
         sizes = json.loads((path / STATE / "files.json").read_text())["sizes"]
     except (OSError, ValueError, KeyError) as error:
