@@ -113,7 +113,8 @@ def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
     assert run_rl(shop, *words)["steps"] == 2
 
 
-@pytest.mark.parametrize("block", [8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [8, 16])
 def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     """By config alone: sampled and replayed alike at the new size, which what is saved names."""
     words = [f"rollout.block_size={block}", "rollout.max_token=20", "experiment.total_step=1"]
@@ -152,6 +153,7 @@ class Stop(Exception):
 WITH_VALUE = ["model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=2e-3"]
 
 
+@pytest.mark.slow
 def test_two_rl_steps_with_a_value_model(shop, capsys):
     """At the first step a fresh value model says 0, so undiscounted it changes nothing; at the second it is heard."""
     run_rl(shop, *WITH_VALUE, "experiment.project=value")

@@ -144,6 +144,7 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
@@ -367,7 +368,7 @@ def test_answers_without_a_stop(shop, tmp_path, policy, trained):
         assert row[f"groups_dropped/{'small' if policy == 'drop' else 'equal'}"] == 4
 
 
-@pytest.mark.parametrize("reward", ["raises", "too_few", "hangs"])
+@pytest.mark.parametrize("reward", ["raises", "too_few", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
     words = ["reward.function_timeout_seconds=1"] if reward == "hangs" else []
     with warnings.catch_warnings(record=True) as caught:
@@ -386,6 +387,7 @@ def test_a_reward_that_keeps_failing_stops_the_run(shop):
     assert len(metrics_of(shop)) == 2
 
 
+@pytest.mark.slow
 def test_a_mended_reward_grades_again_what_failed(shop, monkeypatch):
     """It fails in step 2, of which no checkpoint is left; the run ends as one that it never failed in."""
     broken, words = shop.folder / "broken", ["experiment.total_step=2", "experiment.save_every=2"]

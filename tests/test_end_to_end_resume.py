@@ -91,6 +91,7 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
     assert_same_run(stopped, shop.runs / "straight")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     """Step 1 is the best; the run dies in the evaluation of step 3, whose checkpoint is written already."""
     words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
@@ -131,6 +132,7 @@ def test_an_evaluation_without_rewards_is_never_the_best(shop):
         assert summary["accuracy_after"] is None and "best_model" not in summary
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
     write = rl.atomic_write_text
@@ -148,6 +150,7 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [0, 0, 1, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_checkpoint_of_another(shop):
     run_rl(shop, NO_EVALUATION, "experiment.project=first")
     first = shop.runs / "first" / "ckpt"

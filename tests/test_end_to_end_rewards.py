@@ -75,6 +75,7 @@ def test_process_rewards_of_a_judge_under_dllm_rls_keys(shop, server):
     assert {request["seed"] for request in server.requests} == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_judge_that_never_answers_leaves_everything_out(shop, server, capsys):
     server.reply = lambda request: (500, "broken")
     words = [f"judge.api={server.url}", "judge.mode=process", "judge.attempts=1", NO_EVALUATION]

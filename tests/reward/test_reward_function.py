@@ -165,6 +165,7 @@ def test_a_hang_is_killed_and_the_next_call_works(build):
         assert call(reward) == [None, None]
 
 
+@pytest.mark.slow
 def test_a_killed_call_takes_its_children_along(build, tmp_path):
     pid_file = tmp_path / "pid"
     with pytest.warns(UserWarning):

@@ -6,7 +6,7 @@ import random
 import oracle
 import pytest
 import torch
-from helpers import random_prompts, tiny_model
+from helpers import random_prompts, thinned, tiny_model
 from oracle import same
 
 from sample import Sampler, SamplingConfig
@@ -49,11 +49,12 @@ def make(case, **changes):
 
 
 @pytest.mark.parametrize(
-    ("family", "case"),
-    [(FAMILIES[i % 3], case) for i, case in enumerate(CASES)],
-    ids=lambda c: c if isinstance(c, str) else "-".join([*c[:4], f"b{c[4][0]}"]),
+    "case",
+    thinned([(FAMILIES[i % 3], case) for i, case in enumerate(CASES)], 2),
+    ids=lambda c: "-".join([c[0], *c[1][:4], f"b{c[1][4][0]}"]),
 )
-def test_a_batch_equals_the_oracle(models, family, case):
+def test_a_batch_equals_the_oracle(models, case):
+    family, case = case
     model = models[family]
     sampler = Sampler(model, make(case, max_slots=3))
     for prompt, rollout in zip(PROMPTS, sampler.generate(PROMPTS), strict=True):

@@ -58,8 +58,9 @@ def agrees(rollout, case):
         assert rollout.finish_reason == "length" and length == case["gen_length"]
 
 
-@pytest.mark.parametrize(("name", "case"), CASES, ids=[case["name"] for _, case in CASES])
-def test_reference_decode(models, name, case):
+@pytest.mark.parametrize("place", thinned(range(len(CASES)), 3), ids=[case["name"] for _, case in CASES])
+def test_reference_decode(models, place):
+    name, case = CASES[place]
     (rollout,) = Sampler(models[name], config_of(case)).generate([case["prompt_ids"]])
     agrees(rollout, case)
 
