@@ -67,6 +67,7 @@ def connection_of(process):
     return pid
 
 
+@pytest.mark.long
 def test_what_the_other_node_says_is_streamed_and_prefixed(launched, tmp_path):
     work = f"""
     sys.stdout.write(f'early {{os.environ["NCCL_MARK"]}} {{sys.argv[1:]}}\\n'); sys.stdout.flush()
