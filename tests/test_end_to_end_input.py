@@ -162,13 +162,19 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["rollout.temperature=0"], "greedy answers to a question are all the same"),
-        (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation.block_size=4, but answers are sampled"),
+        (["rollout.temperature=0"], "greedy answers to a question hardly differ"),
+        (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
+        (
+            ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],
+            "evaluation in blocks of [4], of a model",
+        ),
+        ([TEST, "rollout.block_size=4"], None),
+        ([TEST, "evaluation.block_size=[2,4]"], None),
     ],
 )
 def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, words, says):
     run_rl(shop, *words, "dry_run=true")
-    assert says in caplog.text
+    assert says in caplog.text if says else "blocks of" not in caplog.text and "greedy" not in caplog.text
 
 
 def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 from configs import find
 from configs.schema import Config
 from models import DiffusionLM
+from models.checkpoint import read_json
 from runtime.run_folder import RunFolder
 from train import session
 from train.checkpoint import BEST, RL
@@ -50,10 +51,10 @@ def check(config: Config, first: Config | None = None) -> None:
             "evaluation.*."
         )
     _check_best(config)
-    _warn_of_what_cannot_be_meant(config)
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)
     check_engine(config, None if first else folder)
+    _warn_of_what_cannot_be_meant(config, folder)
     session.check_room(config, folder, "rollout", rollout)
     if config.evaluation.eval_dataset:
         session.check_room(config, folder, "evaluation", config.evaluation)
@@ -89,20 +90,22 @@ def _check_tasks(config: Config) -> int:
     return len(tasks)
 
 
-def _warn_of_what_cannot_be_meant(config: Config) -> None:
+def _warn_of_what_cannot_be_meant(config: Config, folder: Path) -> None:
     rollout, evaluation = config.rollout, config.evaluation
     if rollout.temperature == 0 or rollout.top_k == 1:
         logger.warning(
-            "rollout.temperature=%g, rollout.top_k=%s: greedy answers to a question are all the same, and a group of "
+            "rollout.temperature=%g, rollout.top_k=%s: greedy answers to a question hardly differ, and a group of "
             "equal rewards teaches nothing",
             *(rollout.temperature, rollout.top_k),
         )
-    sizes = evaluation.block_size if isinstance(evaluation.block_size, list) else [evaluation.block_size]
-    if evaluation.eval_dataset and rollout.block_size not in sizes:
-        logger.warning(
-            "evaluation.block_size=%s, but answers are sampled and trained at rollout.block_size=%s",
-            *(evaluation.block_size or "the checkpoint's", rollout.block_size or "the checkpoint's"),
-        )
+    family = session.model_family(config, folder)
+    if family.attention == "full" or not evaluation.eval_dataset:
+        return
+    own = read_json(folder / "config.json").get("block_size") or family.default_block_size
+    given = evaluation.block_size if isinstance(evaluation.block_size, list) else [evaluation.block_size]
+    sizes, trained = [size or own for size in given], rollout.block_size or own
+    if trained not in sizes:
+        logger.warning("evaluation in blocks of %s, of a model that is trained in blocks of %s", sizes, trained)
 
 
 def _check_best(config: Config) -> None:
