@@ -4,7 +4,7 @@ A node learns its place from MLP_WORKER_NUM, MLP_ROLE_INDEX, MLP_WORKER_0_HOST a
 NODE_RANK, MASTER_ADDR and MASTER_PORT, or from SLURM's variables.
 """
 
-from train.main import main
+from train.command import main
 
 if __name__ == "__main__":
     main("train.rl", "python multinode_rl.py config=configs/NAME.yaml [a.b=c ...]", nodes=True)

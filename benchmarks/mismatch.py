@@ -38,9 +38,9 @@ from configs.schema import TrainingConfig
 from models import DiffusionLM
 from sample import Rollout, Sampler, SamplingConfig
 from tests.helpers import random_prompts, tiny_model
-from train.objectives import clipped_surrogate, k3, token_weights
-from train.replay import Replayer, Row, pack, replay
-from train.updater import make_accelerator, outputs
+from train.algorithm.objectives import clipped_surrogate, k3, token_weights
+from train.algorithm.replay import Replayer, Row, pack, replay
+from train.learner.updater import make_accelerator, outputs
 
 CPU = torch.device("cpu")
 CONFIG = SamplingConfig(

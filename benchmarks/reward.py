@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reward.code import CodeGrader
-from reward.math import MathGrader
-from reward.sandbox import INSTALL_HINT, find_isolation
+from reward.code.reward import CodeGrader
+from reward.code.sandbox import INSTALL_HINT, find_isolation
+from reward.math.reward import MathGrader
 
 HUMAN_EVAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "data" / "HumanEval.json"
 

@@ -45,8 +45,8 @@ from benchmarks.sampler import BLOCK, CONFIG, MASK_ID, PROMPT_TOKENS, processor
 from configs.schema import TrainingConfig
 from models import DiffusionLM, load_model
 from sample.rollout import Rollout
-from train.objectives import clipped_surrogate, per_token, token_weights
-from train.replay import Replayer, Row, micro_batches, replay
+from train.algorithm.objectives import clipped_surrogate, per_token, token_weights
+from train.algorithm.replay import Replayer, Row, micro_batches, replay
 
 SPREAD, EQUAL = (60, 92, 180, 400), (184, 184, 184, 184)
 STEPS_SHARE = (0.3, 0.4, 0.2, 0.1)

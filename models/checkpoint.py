@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from models.attention import ATTENTION_NAME
-from models.family import Family, Piece
+from models.families.base import Family, Piece
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _CARRIED_MAX_BYTES = 64 * 2**20

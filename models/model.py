@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
-from models.family import Decoding, Family, find_family
+from models.families.base import Decoding, Family, find_family
 from models.head import OutputHead
 
 if TYPE_CHECKING:

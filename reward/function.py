@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reward.base import SAMPLED_COLUMNS, Reward, RewardError, names_of
-from reward.workers import Reply, WorkerPool
+from reward.workers.pool import Reply, WorkerPool
 
 FAILURES_IN_A_ROW = 3
 

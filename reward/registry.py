@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from reward.base import Reward
-from reward.code import CodeGrader, CodeReward
+from reward.code.reward import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
-from reward.judge import Judge
-from reward.math import CPU_SECONDS, MathReward, OptionReward
-from reward.preference import JudgeReward
+from reward.judge.judge import Judge
+from reward.judge.preference import JudgeReward
+from reward.math.reward import CPU_SECONDS, MathReward, OptionReward
 
 
 def build_reward(

@@ -23,7 +23,8 @@ from configs.load import REPOSITORY
 from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Rollout
-from train import evaluation, rl, session, sft
+from train import evaluation, rl, sft
+from train.setup import models as session
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Sampler, SamplingConfig
 from train import evaluation, rl, sft
-from train.masking import RL_METHODS, SFT_METHODS
+from train.algorithm.masking import RL_METHODS, SFT_METHODS
 
 FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("mmada", "random_masking")]
 FAST_RL = [("dream", "TraceRL"), ("llada", "coupled")]

@@ -11,8 +11,9 @@ from helpers import tiny_checkpoint
 
 from configs import load_config
 from models import load_model
-from reward.sandbox import find_isolation
-from train import evaluation, rl, session, sft
+from reward.code.sandbox import find_isolation
+from train import evaluation, rl, sft
+from train.setup import models as session
 
 BREAKS = """
 import os

@@ -16,8 +16,9 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
-from train import rl, session, sft
-from train.policy import Policy
+from train import rl, sft
+from train.learner.policy import Policy
+from train.setup import models as session
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
 

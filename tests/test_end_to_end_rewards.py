@@ -6,9 +6,9 @@ from end_to_end import RL, read_jsonl, write_json
 from judge_server import judge_checkpoint, serving
 
 from configs import load_config
-from reward.sandbox import INSTALL_HINT, find_isolation
+from reward.code.sandbox import INSTALL_HINT, find_isolation
 from train import rl
-from train.advantages import step_gae
+from train.algorithm.advantages import step_gae
 
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 NO_EVALUATION = "evaluation.eval_dataset=''"

@@ -12,8 +12,8 @@ from helpers import GOLDEN, random_prompts, tiny_checkpoint
 from configs.load import merge
 from models import load_model
 from sample import Sampler, SamplingConfig
-from train.policy import Policy
-from train.updater import Updater, make_accelerator
+from train.learner.policy import Policy
+from train.learner.updater import Updater, make_accelerator
 
 pytestmark = [
     pytest.mark.gpu,

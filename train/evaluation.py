@@ -21,11 +21,11 @@ from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
-from train import session
-from train.decoding import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
-from train.fitting import check_memory
-from train.rewards import check_tasks, reward_of
-from train.sharding import require_equal_weights, sample
+from train.distributed.sharding import require_equal_weights, sample
+from train.memory.report import check_memory
+from train.setup import models as session
+from train.setup.prompts import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
+from train.setup.rewards import check_tasks, reward_of
 
 logger = logging.getLogger(__name__)
 

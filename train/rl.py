@@ -21,9 +21,19 @@ from runtime.files import atomic_write_text
 from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler
 from sample.rollout import Key
-from train import plan, session, sft
-from train.advantages import Scored, group_advantages
-from train.checkpoint import (
+from train import checks, sft
+from train.algorithm.advantages import Scored, group_advantages
+from train.algorithm.curriculum import Curriculum
+from train.distributed.engine import engine_kind, shares_weights
+from train.distributed.sharding import (
+    keep_rows_per_update,
+    require_equal_weights,
+    rows_per_update,
+    sample,
+    weights_digest,
+)
+from train.evaluation import evaluate
+from train.learner.checkpoint import (
     BEST,
     RL,
     VALUE,
@@ -34,17 +44,14 @@ from train.checkpoint import (
     save_checkpoint,
     starting_checkpoint,
 )
-from train.curriculum import Curriculum
-from train.decoding import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
-from train.engine import engine_kind, shares_weights
-from train.evaluation import evaluate
-from train.graded import Graded, GradedSteps
-from train.judging import StepJudge
-from train.policy import Policy
-from train.rewards import evaluates_as_it_trains, reward_of, step_judge_of
-from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update, sample, weights_digest
-from train.updater import Updater, make_accelerator
-from train.value import Critic, value_updater_config
+from train.learner.critic import Critic, value_updater_config
+from train.learner.policy import Policy
+from train.learner.rollout_log import Graded, GradedSteps
+from train.learner.updater import Updater, make_accelerator
+from train.setup import models as session
+from train.setup.judges import StepJudge
+from train.setup.prompts import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
+from train.setup.rewards import evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +62,7 @@ def run(config: Config) -> dict[str, Any] | None:
     ranks.on_main(check, config)
     if config.dry_run:
         return None
-    if ranks.on_main(plan.to_be_prepared, config):
+    if ranks.on_main(checks.to_be_prepared, config):
         prepare_model(config)
         session.prepare_process(config)  # over what the SFT set for itself
     with session.run_folder(config) as folder:
@@ -67,8 +74,8 @@ def run(config: Config) -> dict[str, Any] | None:
 
 
 def check(config: Config) -> None:
-    """What plan.check looks at, and before that the SFT that makes the model where it is absent."""
-    first = preparation(config) if plan.to_be_prepared(config) else None
+    """What checks.check looks at, and before that the SFT that makes the model where it is absent."""
+    first = preparation(config) if checks.to_be_prepared(config) else None
     if first is not None:
         made = run_path(first) / "ckpt" / first.model.optimized_name
         if find(config.model.pretrained_model).resolve() != made.resolve():
@@ -77,7 +84,7 @@ def check(config: Config) -> None:
                 f"{config.model.prepare_with} would write {made}: name that folder, or one that is there."
             )
         sft.check(first)
-    plan.check(config, first)
+    checks.check(config, first)
 
 
 class Run:
@@ -131,7 +138,7 @@ class Run:
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
-            plan.banner_rows(
+            checks.banner_rows(
                 config, self.model, self.sampled_model, len(self.prompts), self.state["step"], folder, checkpoint
             ),
         )
@@ -477,7 +484,7 @@ def preparation(config: Config) -> Config:
 def prepare_model(config: Config) -> None:
     """Runs the SFT named by model.prepare_with."""
     sft.run(preparation(config))
-    if plan.to_be_prepared(config):
+    if checks.to_be_prepared(config):
         raise ValueError(
             f"{config.model.prepare_with} ran, but model.pretrained_model={config.model.pretrained_model} is still "
             "absent: that config must write its model there (experiment.output_dir, experiment.project)."

@@ -25,16 +25,17 @@ from runtime import ranks, stopping
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
-from train import plan, session
-from train.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
-from train.decoding import drop_over_long, tokenizer_of
-from train.engine import check_engine, engine_kind, engine_line
-from train.fitting import check_memory
-from train.masking import SFT_METHODS
-from train.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.replay import MicroBatch, Replayer, Row, replay
-from train.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
-from train.updater import Updater, UpdateStats, make_accelerator, scheduled
+from train import checks
+from train.algorithm.masking import SFT_METHODS
+from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
+from train.algorithm.replay import MicroBatch, Replayer, Row, replay
+from train.distributed.engine import check_engine, engine_kind, engine_line
+from train.distributed.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
+from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
+from train.learner.updater import Updater, UpdateStats, make_accelerator, scheduled
+from train.memory.report import check_memory
+from train.setup import models as session
+from train.setup.prompts import drop_over_long, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ def _banner(
     monitor.banner(
         f"SFT {config.experiment.project}",
         {
-            "model": plan.model_line(config, model),
+            "model": checks.model_line(config, model),
             "device": f"{model.device}, {session.precision(config, model.device).replace('no', 'fp32')}",
             "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
             "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
@@ -339,6 +340,6 @@ def _banner(
 
 
 if __name__ == "__main__":
-    from train.main import main
+    from train.command import main
 
     main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")

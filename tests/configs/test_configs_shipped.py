@@ -14,8 +14,9 @@ from configs import load_config
 from configs.load import REPOSITORY, flat_fields
 from configs.schema import RENAMED, RETIRED
 from models import load_model
-from train import evaluation, rl, session, sft
-from train.decoding import sampling_entries
+from train import evaluation, rl, sft
+from train.setup import models as session
+from train.setup.prompts import sampling_entries
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
 INCUMBENT = REAL / "incumbent_configs.json"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models import load_model
 from models.checkpoint import first_ids, resolve_folder
-from models.family import find_family
+from models.families.base import find_family
 from sample import Sampler, SamplingConfig
 
 BOMB = """import pathlib

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import REAL
 
-from models.family import find_family
+from models.families.base import find_family
 
 LAYOUTS = REAL / "layouts"
 pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason=f"{LAYOUTS} is absent")

@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
-import reward.code
-import reward.code_run
-import reward.sandbox
+import reward.code.reward
+import reward.code.run
+import reward.code.sandbox
 from reward import Verdict, build_reward, grade_code
-from reward.code import CodeGrader
-from reward.code_plan import Ungradable, plan_tests
-from reward.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
+from reward.code.plan import Ungradable, plan_tests
+from reward.code.reward import CodeGrader
+from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
+from reward.code.verdict import CodeTests
 from reward.text import extract_code
-from reward.verdict import CodeTests
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -194,7 +194,7 @@ def test_preparation_is_no_test():
 def test_a_program_cannot_ask_to_be_left_out():
     """Replies that would make a careless reader fail must cost the program, not the task."""
     forged = """
-from reward.inside.plain import write_frame
+from reward.code.inside.plain import write_frame
 for descriptor in range(3, 20):
     try: write_frame(descriptor, {})
     except OSError: pass
@@ -354,7 +354,7 @@ def test_allow_unsafe_warns_and_runs(nothing_isolates, tmp_path):
 
 @needs_sandbox
 def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
-    real, failures = reward.code_run.start, []
+    real, failures = reward.code.run.start, []
 
     def start(*args, **kwargs):
         if len(failures) < 2:
@@ -362,11 +362,11 @@ def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
             raise OSError(11, "Resource temporarily unavailable")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reward.code_run, "start", start)
+    monkeypatch.setattr(reward.code.run, "start", start)
     monkeypatch.setattr(reward.code.time, "sleep", lambda seconds: None)
     good = ("def f(x): return x", task("assert f(1) == 1"))
     assert CodeGrader().grade([good])[0].passed and len(failures) == 2
-    monkeypatch.setattr(reward.code_run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr(reward.code.run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
     assert CodeGrader().grade([good])[0].status == "infra_error"
     with build_reward(data_type="code") as rewards:
         assert rewards(["p"], ["```python\nx = 1\n```"], test_list=[["assert f(1) == 1"]]) == [None]
@@ -378,16 +378,18 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible = reward.sandbox.visible_folders
-    monkeypatch.setattr(reward.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)]))
+    visible = reward.code.sandbox.visible_folders
+    monkeypatch.setattr(
+        reward.code.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)])
+    )
     monkeypatch.chdir(tmp_path / "project")
-    reward.sandbox.mounts.cache_clear()
+    reward.code.sandbox.mounts.cache_clear()
     try:
         program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
         tests = task("assert f('library')", "assert not f('project/answers')")
         assert grade_code(program, tests).passed
     finally:
-        reward.sandbox.mounts.cache_clear()
+        reward.code.sandbox.mounts.cache_clear()
 
 
 def test_tests_that_cannot_be_read_do_not_stop_a_run():

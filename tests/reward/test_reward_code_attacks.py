@@ -11,8 +11,8 @@ import pytest
 from code_attacks import EXPECTED, FUNCTIONS, SCRIPTS
 
 from reward import grade_code
-from reward.code import CodeGrader
-from reward.sandbox import INSTALL_HINT, _children, find_isolation
+from reward.code.reward import CodeGrader
+from reward.code.sandbox import INSTALL_HINT, _children, find_isolation
 
 pytestmark = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 
@@ -80,7 +80,7 @@ def leftovers():
             except OSError:
                 continue
             ours = parent == os.getpid() and (not command or b"bwrap" in command)
-            if ours or (parent == 1 and b"reward.inside" in command):
+            if ours or (parent == 1 and b"reward.code.inside" in command):
                 found.add(int(folder.name))
     return found, set(Path("/tmp").glob("reward-*"))
 
@@ -125,7 +125,7 @@ def test_status_of_a_failure(name, status):
 
 
 def test_47_an_endless_loop_is_stopped(outside, monkeypatch):
-    monkeypatch.setattr("reward.code_run.START_CPU_SECONDS", 0.5)
+    monkeypatch.setattr("reward.code.run.START_CPU_SECONDS", 0.5)
     task = {**FUNCTION_TASK, "test_time_limit": 0.1}
     assert grade_code(FUNCTIONS["47 endless loop in the function"], task).status == "timeout"
 
@@ -170,7 +170,7 @@ def test_59_no_orphan_is_left_to_the_init_process():
     """In a container whose first process reaps nothing, each orphan would stay as a zombie."""
     program = """
 import ctypes, os
-from reward.code import CodeGrader
+from reward.code.reward import CodeGrader
 assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans come to this process
 task = {"test_list": ["assert f(1) == 1"], "test_time_limit": 0.1}
 scripts = {"test_input": ["1"], "test_output": ["1"]}

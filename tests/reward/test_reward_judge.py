@@ -5,8 +5,8 @@ import pytest
 from judge_server import serving
 
 from reward import build_reward
-from reward.judge import ApiJudge, CachedJudge, Question, boxed_number, build_judge, fenced, shortened
-from reward.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
+from reward.judge.judge import ApiJudge, CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from reward.judge.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from math_answers import BOMBS, DIFFERENT, EQUAL
 
 from reward import build_reward, grade_math
-from reward.math import MathGrader, quick_verdict
-from reward.math_equal import answers_equal, parsed_equal
+from reward.math.equal import answers_equal, parsed_equal
+from reward.math.reward import MathGrader, quick_verdict
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")

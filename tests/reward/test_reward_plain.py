@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.inside import plain
-from reward.inside.plain import BadFrame, FrameTooLong, NotPlain, dumps, frames, loads, read_frame, write_frame
+from reward.code.inside import plain
+from reward.code.inside.plain import BadFrame, FrameTooLong, NotPlain, dumps, frames, loads, read_frame, write_frame
 
 hashable = st.recursive(
     st.none()

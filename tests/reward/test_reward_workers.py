@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.workers import WorkerPool
+from reward.workers.pool import WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ def test_a_fork_uses_workers_of_its_own(pool):
 def test_workers_end_with_their_parent(target):
     program = f"""
 import os, sys
-from reward.workers import WorkerPool
+from reward.workers.pool import WorkerPool
 pool = WorkerPool({target!r}, workers=1, wall_seconds=60)
 print(pool.run("pid", 0).value, flush=True)
 import threading
@@ -119,7 +119,7 @@ sys.stdin.readline()
 
 
 def test_a_target_that_cannot_be_loaded_is_an_error():
-    pool = WorkerPool("reward.math_equal:no_such_name", workers=1, wall_seconds=5)
+    pool = WorkerPool("reward.math.equal:no_such_name", workers=1, wall_seconds=5)
     with pytest.raises(RuntimeError, match="no_such_name"):
         pool.run(1)
 

@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from sample import Sampler, SamplingConfig
-from sample.get_trace_viewer import PARTS, Origin, build_page, find_origin, main, page_data
-from sample.token_texts import token_texts
-from sample.trace import Trace, read_traces
+from sample.viewer.page import PARTS, Origin, build_page, find_origin, main, page_data
+from sample.viewer.token_texts import token_texts
+from sample.viewer.trace import Trace, read_traces
 
 ROOT = Path(__file__).parents[2]
 NASTY = [

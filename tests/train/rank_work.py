@@ -13,10 +13,10 @@ from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
-from train.policy import Policy
-from train.sharding import require_equal_weights, sample
-from train.updater import Updater, UpdateStats, make_accelerator
-from train.value import Critic, value_updater_config
+from train.distributed.sharding import require_equal_weights, sample
+from train.learner.critic import Critic, value_updater_config
+from train.learner.policy import Policy
+from train.learner.updater import Updater, UpdateStats, make_accelerator
 
 CPU = torch.device("cpu")
 
@@ -156,8 +156,8 @@ def sparing_updates(what, engine):
     elif what == "logits":
         patch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 40)
     else:
-        patch.setattr("train.engine.REDUCE_BUCKET_ELEMENTS", 500)
-        patch.setattr("train.sharding.BUCKET_ELEMENTS", 500)
+        patch.setattr("train.distributed.engine.REDUCE_BUCKET_ELEMENTS", 500)
+        patch.setattr("train.distributed.sharding.BUCKET_ELEMENTS", 500)
     return rl_updates(engine=engine)
 
 

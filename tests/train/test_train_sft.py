@@ -15,9 +15,9 @@ from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
 from train import sft
-from train.masking import semi_ar
-from train.objectives import token_weights
-from train.replay import Replayer, pack
+from train.algorithm.masking import semi_ar
+from train.algorithm.objectives import token_weights
+from train.algorithm.replay import Replayer, pack
 from train.sft import Sample, for_model, make_rows, tokenise
 
 MASK, PAD, EOS = 1, 0, 2

@@ -13,9 +13,9 @@ from helpers import random_prompts
 from configs.load import merge
 from models.attention import Masked, block_causal_mask
 from sample import Rollout, Sampler, SamplingConfig
-from train.policy import Policy
-from train.replay import Replayer, replay
-from train.updater import Updater, make_accelerator
+from train.algorithm.replay import Replayer, replay
+from train.learner.policy import Policy
+from train.learner.updater import Updater, make_accelerator
 
 STOPS = tuple(range(2, 64, 9))
 ADAM_EPSILON = 1e-4

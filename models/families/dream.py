@@ -1,0 +1,47 @@
+"""Dream and DiffuCoder: Qwen2 weights under full attention; token i is predicted at position i - 1.
+https://github.com/DreamLM/Dream"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from models.families.base import Decoding, Family, pick
+from models.families.sdar import refuse_sliding_window
+
+_CONFIG_KEYS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range"),
+    *("rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
+def _hf_config(raw_config: Mapping[str, Any]) -> Qwen2Config:
+    refuse_sliding_window(raw_config)
+    if raw_config.get("use_mrope"):
+        raise ValueError("config.json has use_mrope: true; positions of several dimensions are not supported.")
+    return Qwen2Config(**pick(raw_config, _CONFIG_KEYS))
+
+
+DREAM = Family(
+    name="dream",
+    aliases=("diffucoder",),
+    model_types=("Dream",),
+    attention="full",
+    logit_shift=True,
+    model_class=Qwen2ForCausalLM,
+    hf_config=_hf_config,
+    mask_token="<|mask|>",
+    mask_id=151666,
+    end_of_turn="<|im_end|>",
+    tokenizer_class=Qwen2Tokenizer,
+    decoding=Decoding(
+        schedule="timesteps",
+        opens_with_first=True,
+        dynamic_at_least_one=True,
+        threshold_passes=True,
+        pads_end=True,
+        block_size=32,
+    ),
+)

@@ -1,2 +1,0 @@
-"""What runs inside the sandboxes of reward.sandbox. Standard library only; nothing here imports the rest of the
-project."""

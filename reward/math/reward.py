@@ -1,0 +1,185 @@
+"""Math rewards: the last box of a completion against the true answer, by math-verify, in processes under a hard
+deadline."""
+
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+from reward.base import Reward, column, names_of, require_column
+from reward.math.text import option_letter
+from reward.text import extract_boxed
+from reward.workers.pool import Reply, WorkerPool
+
+CPU_SECONDS = 10.0
+MEMORY_BYTES = 4 << 30
+MAX_ANSWER_CHARACTERS = 2000
+CACHED_VERDICTS = 1 << 16
+
+Key = tuple[str | None, str]
+
+ROUNDING = Fraction(1, 10**6)  # math-verify compares numbers rounded to 6 places
+_FRACTION = re.compile(r"(-)?(?:(\d+(?:\.\d+)?)|\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(\d+)/(\d+))")
+_INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)")
+
+
+def wall_limit(cpu_seconds: float) -> float:
+    """Wall-clock seconds that an answer may take before its worker counts as stuck, however busy the machine is."""
+    return 60.0 + 30.0 * cpu_seconds
+
+
+class MathGrader:
+    """Grades answers in `workers` processes (0 = one a core); an answer has `cpu_seconds` of processor time, then it is
+    wrong."""
+
+    def __init__(self, *, workers: int = 0, cpu_seconds: float = CPU_SECONDS) -> None:
+        self.pool = WorkerPool(
+            "reward.math.equal:answers_equal",
+            workers=workers,
+            cpu_seconds=cpu_seconds,
+            wall_seconds=wall_limit(cpu_seconds),
+            memory_bytes=MEMORY_BYTES,
+        )
+        self._verdicts: dict[Key, bool] = {}
+
+    def grade(self, pairs: Sequence[tuple[str, str]], counts: Counter[str] | None = None) -> list[bool | None]:
+        """One verdict for each (completion, answer); None where workers were stopped from outside twice.
+
+        `counts` gains `timeout` (and `error`, `stalled`, `died`) for the answers that ended so.
+        """
+        keys: list[Key] = [(extract_boxed(completion), answer.strip()) for completion, answer in pairs]
+        verdicts: dict[Key, bool | None] = {
+            key: quick_verdict(*key) if key not in self._verdicts else self._verdicts[key]
+            for key in dict.fromkeys(keys)
+        }
+        unknown = [key for key, verdict in verdicts.items() if verdict is None]
+        for key, reply in zip(unknown, self.pool.map(unknown), strict=True):
+            verdicts[key] = self._settle(key, reply, Counter() if counts is None else counts)
+        if len(self._verdicts) > CACHED_VERDICTS:
+            self._verdicts.clear()
+        self._verdicts.update({key: verdict for key, verdict in verdicts.items() if verdict is not None})
+        return [verdicts[key] for key in keys]
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _settle(self, key: Key, reply: Reply, counts: Counter[str]) -> bool | None:
+        if reply.status in ("stalled", "died"):
+            reply = self.pool.run(*key)
+        if reply.status == "ok":
+            return bool(reply.value)
+        counts[reply.status] += 1
+        return None if reply.status in ("stalled", "died") else False
+
+
+def quick_verdict(prediction: str | None, answer: str) -> bool | None:
+    """A verdict that needs no parsing, or None: no box, equal strings, plain numbers, an absurdly long answer."""
+    if prediction is None:
+        return False
+    if prediction == answer:
+        return True
+    given, true = _INTEGER.fullmatch(prediction), _INTEGER.fullmatch(answer)
+    if given and true:
+        return _integer(given) == _integer(true)
+    fractions = _fraction(prediction), _fraction(answer)
+    if fractions[0] is not None and fractions[1] is not None:
+        difference = abs(fractions[0] - fractions[1])
+        if difference == 0 or difference > ROUNDING:
+            return difference == 0
+    return False if len(prediction) > MAX_ANSWER_CHARACTERS + 2 * len(answer) else None
+
+
+def _fraction(text: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(text)
+    if match is None or len(text) > 40:
+        return None
+    sign, decimal, *parts = match.groups()
+    if decimal is None and not int(parts[1] or parts[3]):
+        return None
+    value = Fraction(decimal) if decimal is not None else Fraction(int(parts[0] or parts[2]), int(parts[1] or parts[3]))
+    return -value if sign else value
+
+
+def _integer(match: re.Match[str]) -> tuple[bool, str]:
+    digits = match[2].replace(",", "").lstrip("0")
+    return bool(digits) and match[1] == "-", digits
+
+
+_default_lock = threading.Lock()
+
+
+@cache
+def _default_grader() -> MathGrader:
+    return MathGrader()
+
+
+def grade_math(completion: str, answer: str) -> bool:
+    """Whether the last balanced \\boxed{} of `completion` holds `answer`.
+
+    An answer that takes more than 5 seconds of processor time or 4 GiB is wrong. Works from any thread and process; the
+    worker processes start with the first answer that needs them and end with this process.
+    """
+    if not isinstance(answer, str):
+        raise ValueError(f"grade_math needs the true answer as a string, got {answer!r}; drop tasks without an answer")
+    with _default_lock:
+        grader = _default_grader()
+    (verdict,) = grader.grade([(completion, answer)])
+    if verdict is None:
+        warnings.warn(
+            f"no verdict on an answer to {answer!r}: its worker was stopped twice; counted as wrong", stacklevel=2
+        )
+    return bool(verdict)
+
+
+def answer_text(answer: Any) -> str:
+    """A task's true answer as text; "" where it has none. Data files hold numbers as well as texts."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return ""
+    return str(answer).strip()
+
+
+class OptionReward(Reward):
+    """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
+        rewards: list[float | None] = []
+        for completion, answer in zip(completions, answers, strict=True):
+            true = option_letter(_upper_letter(answer_text(answer)))
+            given = option_letter(_upper_letter(extract_boxed(completion) or ""))
+            self.counts["no_answer"] += true is None
+            rewards.append(None if true is None else float(given == true))
+        return rewards
+
+
+def _upper_letter(text: str) -> str:
+    return text.upper() if len(text.strip()) == 1 else text
+
+
+class MathReward(Reward):
+    """1.0 where the last box equals the task's `ground_truth_answer`, else 0.0; None where the task has no answer."""
+
+    def __init__(self, *, workers: int, timeout_seconds: float) -> None:
+        super().__init__()
+        self.grader = MathGrader(workers=workers, cpu_seconds=timeout_seconds)
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        require_column(names_of(rows), "ground_truth_answer", needed_by="the math reward (or name a reward.function)")
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")
+        texts = [answer_text(answer) for answer in answers]
+        graded = [i for i, text in enumerate(texts) if text]
+        verdicts = self.grader.grade([(completions[i], texts[i]) for i in graded], self.counts)
+        rewards: list[float | None] = [None] * len(completions)
+        for i, verdict in zip(graded, verdicts, strict=True):
+            rewards[i] = None if verdict is None else float(verdict)
+        self.counts["no_answer"] += len(completions) - len(graded)
+        return rewards
+
+    def close(self) -> None:
+        self.grader.close()

@@ -1,0 +1,226 @@
+"""Write one HTML page that plays how each answer of a JSONL file was unmasked.
+
+    python sample/get_trace_viewer.py runs/my_run/rollouts.jsonl -o trace.html
+    python sample/get_trace_viewer.py samples.jsonl --tokenizer path/to/TraDo-4B-Instruct --block-size 4
+
+The page needs no network. Reads rollouts.jsonl of rl.py, samples.jsonl of eval.py (with step maps), or lines of
+Rollout.to_json.
+"""
+
+import argparse
+import base64
+import hashlib
+import html
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from configs import find
+from models.checkpoint import read_json, read_tokenizer
+from models.families.base import find_family
+from runtime.files import atomic_write_text
+from sample.viewer.token_texts import token_texts
+from sample.viewer.trace import Chosen, Trace, read_traces
+
+PARTS = Path(__file__).parent
+KINDS = ("text", "special", "bytes", "id")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known about the model that wrote the samples. notes: what is not, for the reader of the page."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    attention: Literal["block", "full"] | None
+    block_size: int | None
+    notes: tuple[str, ...] = ()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. 0 when the page is written, else 2 with one line on stderr."""
+    options = _parse(arguments)
+    try:
+        chosen = read_traces(options.path, options.limit)
+        origin = find_origin(options.path, options.tokenizer, options.block_size)
+        page = build_page(options.path.name, chosen, origin, forced_block_size=options.block_size)
+        try:
+            atomic_write_text(options.output, page)
+        except OSError as error:
+            raise ValueError(f"{options.output} cannot be written: {error.strerror}. Choose another -o.") from error
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for note in (*origin.notes, *left_out(chosen)):
+        print(f"note: {note}", file=sys.stderr)
+    embedded = sum(map(len, chosen.groups.values()))
+    print(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
+    return 0
+
+
+def find_origin(path: Path, tokenizer: Path | None, block_size: int | None) -> Origin:
+    """Tokenizer, attention and block size from the checkpoint `tokenizer` or, without one, from the run folder that
+    `path` lies in (its ckpt/optimized, else its config.yaml's model). No code of a checkpoint is run.
+
+    ValueError for a `tokenizer` that cannot be read; one that is only guessed is left out with a note.
+    """
+    rollout = _run_config(path).get("rollout") or {}
+    if block_size is None and isinstance(rollout.get("block_size"), int):
+        block_size = rollout["block_size"]
+    if tokenizer is not None:
+        return _read_origin(tokenizer, block_size)
+    said = "Tokens are shown as ids"
+    guesses = [path.parent / "ckpt" / "optimized"]
+    model = (_run_config(path).get("model") or {}).get("pretrained_model")
+    guesses += [find(model)] if isinstance(model, str) else []
+    for guess in guesses:
+        if guess.is_dir():
+            try:
+                return _read_origin(guess, block_size)
+            except ValueError as error:
+                said = f"Tokens are shown as ids, since {str(error).rstrip('.')}"
+    return Origin(None, None, block_size, (f"{said}: give the checkpoint's folder with --tokenizer.",))
+
+
+def _read_origin(folder: Path, block_size: int | None) -> Origin:
+    raw_config = read_json(folder / "config.json")
+    if not raw_config:
+        raise ValueError(f"{folder} has no config.json: --tokenizer takes a checkpoint's folder.")
+    family = find_family(raw_config, None, str(folder))
+    try:
+        tokenizer = read_tokenizer(folder, family)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the tokenizer in {folder} cannot be read ({error}).") from error
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files).")
+    if block_size is None and family.attention == "block":
+        block_size = int(raw_config.get("block_size") or family.default_block_size)
+    return Origin(tokenizer, family.attention, block_size)
+
+
+def _run_config(path: Path) -> dict[str, Any]:
+    file = path.parent / "config.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:
+        raise ValueError(f"{file}, beside the samples, is not valid YAML: {error}") from error
+    return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+
+
+def left_out(chosen: Chosen) -> list[str]:
+    """What of the file is not in the page, in sentences."""
+    said = []
+    embedded = sum(map(len, chosen.groups.values()))
+    if embedded < chosen.num_samples:
+        said.append(
+            f"Shows {embedded:,} of {chosen.num_samples:,} samples ({len(chosen.groups):,} of {chosen.num_groups:,} "
+            "groups, spread over the file): --limit takes more."
+        )
+    if chosen.unfinished:
+        said.append("The last line was still being written and is left out.")
+    return said
+
+
+def build_page(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> str:
+    """The page as text. Everything that comes from the file is JSON in a block that no parser takes for markup; the
+    page's policy lets no other script run and nothing be fetched."""
+    style, script = ((PARTS / part).read_text(encoding="utf-8") for part in ("style.css", "viewer.js"))
+    filled = {
+        "POLICY": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        "TITLE": html.escape(f"{name} · trace"),
+        "STYLE": style,
+        "DATA": as_html_json(page_data(name, chosen, origin, forced_block_size)),
+        "SCRIPT": script,
+    }
+    pieces = (PARTS / "page.html").read_text(encoding="utf-8").split("@@")
+    return "".join(filled[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> dict[str, Any]:
+    """What viewer.js reads. Ids stand as indices into `vocabulary`, rows of [id, text, kind]."""
+    text_of = token_texts(origin.tokenizer)
+    index: dict[int, int] = {}
+
+    def indices(ids: Sequence[int]) -> list[int]:
+        return [index.setdefault(token_id, len(index)) for token_id in ids]
+
+    notes = [*origin.notes, *left_out(chosen)]
+    groups: list[dict[str, Any]] = []
+    for title, traces in chosen.groups.items():
+        prompts: list[list[int] | str] = []
+        samples: list[dict[str, Any]] = []
+        for trace in traces:
+            if trace.prompt not in prompts:
+                prompts.append(trace.prompt)
+            size = forced_block_size or trace.block_size or origin.block_size
+            first = trace.first_block_tokens(size, origin.attention) if size else None
+            samples.append(_sample(trace, indices(trace.ids), prompts.index(trace.prompt), size, first))
+        shown = [prompt if isinstance(prompt, str) else indices(prompt) for prompt in prompts]
+        groups.append({"title": title, "prompts": shown, "samples": samples})
+    unplaced = any(sample["block"] is None for group in groups for sample in group["samples"])
+    if unplaced and origin.attention != "full":
+        notes.append("Where blocks begin is not known from the file: --block-size and --tokenizer say it.")
+    vocabulary = [[token_id, *_text_and_kind(text_of(token_id))] for token_id in index]
+    return {"name": name, "notes": notes, "vocabulary": vocabulary, "groups": groups}
+
+
+def _text_and_kind(token: tuple[str, str]) -> tuple[str, int]:
+    return token[0], KINDS.index(token[1])
+
+
+def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, first: int | None) -> dict[str, Any]:
+    logprobs = trace.logprobs and [None if p is None else round(p, 4) for p in trace.logprobs]
+    return {
+        "name": trace.name,
+        "prompt": prompt,
+        "tokens": indices,
+        "steps": trace.steps,
+        "logprobs": logprobs,
+        "block": None if first is None else [first, size],
+        "length": trace.num_answer_tokens,
+        "num_steps": trace.num_steps,
+        "finish": trace.finish_reason,
+        "reward": trace.reward,
+        "advantage": trace.advantage,
+        "answer": trace.answer,
+    }
+
+
+def as_html_json(value: Any) -> str:
+    """JSON in ASCII without the characters that could end a script element or open a comment: it parses to the
+    same."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="rollouts.jsonl or samples.jsonl")
+    parser.add_argument("-o", "--output", type=Path, default=Path("trace.html"), help="the page (%(default)s)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="checkpoint with the tokenizer (default: the run folder's)"
+    )
+    parser.add_argument(
+        "--block-size", type=_positive, metavar="TOKENS", help="of the blocks (default: the file's or the run's)"
+    )
+    parser.add_argument(
+        "--limit", type=_positive, default=256, metavar="SAMPLES", help="samples in the page at most (%(default)s)"
+    )
+    return parser.parse_args(arguments)

@@ -1,0 +1,154 @@
+"""Graded steps on disk: what a resumed run may take, and what it must sample again."""
+
+import json
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import tiny_model
+
+from runtime.run_folder import RunFolder
+from sample import Rollout
+from train.algorithm.advantages import Scored
+from train.distributed.sharding import weights_digest
+from train.learner.rollout_log import Graded, GradedSteps
+
+PROMPTS = [[5, 6], [5, 6], [7], [7]]
+
+
+def keys_of(step):
+    return [(step, task, j) for task in ("a", "b") for j in range(2)]
+
+
+def graded(step, token_rewards=None):
+    rollouts = [
+        Rollout(key, prompt, [9, 2, 1], [1, 2, 0], [-0.1 / 3, float("-inf"), 0.0], 2, "stop", 2, step - 1)
+        for key, prompt in zip(keys_of(step), PROMPTS, strict=True)
+    ]
+    scored = Scored([0.1, -0.1, None, None], Counter({"equal": 1}), token_rewards, {"judge/seconds": 0.5})
+    return Graded(rollouts, [1.0, 1 / 3, None, 0.0], scored, {"reward/none_count": 1.0}, 0.25)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Steps 1 to 4, each sampled under weights of its own."""
+    folder = RunFolder(tmp_path)
+    steps = GradedSteps(folder, 0)
+    for step in range(1, 5):
+        assert steps.take(step, f"w{step}", keys_of(step), PROMPTS) is None
+        put(steps, step)
+    return folder
+
+
+def put(steps, step):
+    steps.put(step, f"w{step}", graded(step), list("wxyz"), list("aabb"), 4)
+
+
+def take(steps, step, weights=None, keys=None, prompts=PROMPTS):
+    return steps.take(step, weights or f"w{step}", keys or keys_of(step), prompts)
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_run_takes_every_step_as_it_was(folder):
+    steps = GradedSteps(folder, 2)
+    assert take(steps, 3) == graded(3) and take(steps, 4) == graded(4)
+    assert take(steps, 5) is None
+    put(steps, 5)
+    assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
+    assert steps_in(folder.graded) == [1, 2, 3, 4, 5]
+
+
+def test_token_rewards_come_back(tmp_path):
+    steps, given = GradedSteps(RunFolder(tmp_path), 0), graded(1, [[0.5, 1.0], None, None, None])
+    take(steps, 1)
+    steps.put(1, "w1", given, list("wxyz"), list("aabb"), 4)
+    assert take(GradedSteps(RunFolder(tmp_path), 0), 1) == given
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": "others"},
+        {"keys": keys_of(3)[::-1]},
+        {"prompts": [[5, 6], [5, 6], [8], [8]]},
+    ],
+    ids=["weights", "keys", "prompts"],
+)
+def test_what_would_be_sampled_otherwise_is_dropped_with_all_after_it(folder, other):
+    steps = GradedSteps(folder, 1)
+    assert take(steps, 2) == graded(2)
+    assert take(steps, 3, **other) is None
+    assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 and steps_in(folder.graded) == [1, 2]
+    assert take(steps, 4) is None, "what came of other updates is gone, whatever its weights"
+
+
+def cut(path, count):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+@pytest.mark.parametrize("how", ["torn rollout", "torn line", "line alone", "rollouts alone", "row lost"])
+def test_a_step_that_is_not_whole_is_sampled_again(folder, how):
+    if how == "torn rollout":
+        cut(folder.rollouts, 20)
+    elif how == "torn line":
+        cut(folder.graded, 20)
+    elif how == "line alone":
+        lines = folder.rollouts.read_text().splitlines(keepends=True)
+        folder.rollouts.write_text("".join(lines[:-4]))
+    elif how == "rollouts alone":
+        lines = folder.graded.read_text().splitlines(keepends=True)
+        folder.graded.write_text("".join(lines[:-1]))
+    else:
+        lines = folder.rollouts.read_text().splitlines(keepends=True)
+        folder.rollouts.write_text("".join(lines[:-3] + lines[-2:]))
+    with pytest.warns(UserWarning, match="no whole JSON") if how.startswith("torn") else nullcontext():
+        steps = GradedSteps(folder, 2)
+        found = take(steps, 3), take(steps, 4)
+    assert found == (graded(3), None)
+    put(steps, 4)
+    assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    assert steps_in(folder.graded) == [1, 2, 3, 4]
+
+
+def test_a_step_whose_reward_call_failed_is_graded_again(folder):
+    """Its rollouts stay in the log; steps that came after it came of weights that it might have moved."""
+    steps = GradedSteps(folder, 2)
+    assert take(steps, 3) and take(steps, 4)
+    nothing = replace(graded(5), rewards=[None] * 4, scored=Scored([None] * 4, Counter({"small": 2})))
+    assert take(steps, 5) is None
+    steps.put(5, "w5", nothing, list("wxyz"), list("aabb"), 4)
+    put(steps, 6)
+    assert steps_in(folder.rollouts)[-8:] == [5] * 4 + [6] * 4
+    again = GradedSteps(folder, 3)
+    assert take(again, 4) == graded(4) and take(again, 5) is None and take(again, 6) is None
+    assert steps_in(folder.rollouts)[-4:] == [4] * 4 and steps_in(folder.graded) == [1, 2, 3, 4]
+
+
+def test_rollouts_of_a_version_without_graded_steps_are_sampled_again(folder):
+    folder.graded.unlink()
+    assert take(GradedSteps(folder, 3), 4) is None
+    assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_one_bit_changes_the_digest():
+    model = tiny_model("sdar")
+    before = weights_digest(model)
+    weight = next(model.parameters())
+    with torch.no_grad():
+        bits = weight.view(torch.int32)
+        bits[0, 0] ^= 1
+    assert weights_digest(model) != before
+    with torch.no_grad():
+        bits[0, 0] ^= 1
+    assert weights_digest(model) == before == weights_digest(tiny_model("sdar"))
+
+
+def test_rollouts_keep_their_bits():
+    rollout = graded(1).rollouts[0]
+    odd = replace(rollout, canvas_logprobs=[float(torch.tensor(-1 / 3)), -1e-45, 0.0])
+    assert Rollout.from_dict(json.loads(odd.to_json())) == odd

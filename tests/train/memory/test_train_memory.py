@@ -1,0 +1,295 @@
+"""The planner against tensors that are really there: weights, gradients, moments and slots by walking the objects,
+activations by a meter of storages while real steps and updates run."""
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from helpers import random_prompts, tiny_checkpoint
+from judge_server import judge_checkpoint
+from memory_meter import Meter, held
+from trainees import make_config
+
+from sample import Rollout, Sampler
+from train.learner.policy import Policy
+from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.memory.plan import Budget, Machine, host_memory_bytes, rows_bytes, world_size
+from train.memory.report import check_memory, memory_lines
+from train.setup import models as session
+from train.setup.judges import LocalJudge
+from train.setup.prompts import inference_model, sampling_entries
+
+P, R, BLOCK, RESPONSES = 40, 16, 4, 5
+SHARE = 0.15
+SIZES = {
+    "sdar": {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256},
+    "sdar_moe": {"hidden_size": 64, "moe_intermediate_size": 80, "vocab_size": 256},
+    "dream": {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256},
+    "llada": {"d_model": 64, "mlp_hidden_size": 160, "vocab_size": 256, "embedding_size": 256},
+}
+
+
+def settings(folder, **sections):
+    """One token a step, answers that never stop, so that every response is the longest."""
+    given = {
+        "model": {"pretrained_model": str(folder), "device": "cpu"} | sections.pop("model", {}),
+        "rollout": {
+            "num_task_per_step": RESPONSES,
+            "num_response_per_task": 1,
+            "max_token": R,
+            "block_size": BLOCK,
+            "remasking_strategy": "low_confidence_static",
+            "early_stop": False,
+        }
+        | sections.pop("rollout", {}),
+        "training": {"max_prompt_len": P, "max_tokens_per_microbatch": 240} | sections.pop("training", {}),
+    }
+    return make_config(**given, **sections)
+
+
+def checkpoint(folder, family="sdar", **sizes):
+    return tiny_checkpoint(folder / family, family, **SIZES[family] | sizes)
+
+
+def machine(half=False, gib=1.0):
+    return Machine("cpu", gib * 2**30, half)
+
+
+class Trainee:
+    """What a run holds, with rollouts of the longest kind."""
+
+    def __init__(self, config, half):
+        precision = "bf16" if half else "no"
+        self.config, self.model = config, session.make_model(config)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = make_accelerator(precision, torch.device("cpu"))
+        self.updater = Updater(self.model, accelerator, config)
+        self.sampled = inference_model(self.model, config.rollout, precision)
+        (sampling,) = sampling_entries(config.rollout, self.model, seed=0, deterministic=False).values()
+        self.sampler = Sampler(self.sampled, replace(sampling, stop_ids=()))
+        self.reference = session.frozen_reference(config, self.model, precision)
+        self.policy = Policy(self.model, self.updater, config, sampling, self.reference)
+        self.rollouts = []
+
+    def sample(self):
+        """The most bytes that sampling holds: slots and steps."""
+        with Meter() as meter:
+            self.rollouts = self.sampler.generate(random_prompts([P] * RESPONSES, vocab_size=256))
+        return meter.peak
+
+    def update(self, updater=None):
+        """(the most bytes that an update's passes hold, gradients among them; bytes of the gradients)."""
+        updater, gradients = updater or self.updater, []
+        batch = self.policy.batch(self.rollouts, [1.0] * len(self.rollouts))
+        several = 1 + 2 * self.config.training.max_tokens_per_microbatch // batch.rows[0].num_tokens
+        step, meter = updater.engine.optimizer.step, Meter()
+
+        def measured_step(*arguments):
+            gradients.append((held([p.grad for p in updater.model.parameters()]), meter.peak))
+            step(*arguments)
+
+        updater.engine.optimizer.step = measured_step
+        stats = UpdateStats()
+        with meter:
+            updater.update(batch.rows, range(several), lambda x_N, micro: (x_N.sum(), {}), stats)
+        updater.engine.optimizer.step = step
+        assert stats.updates == 1 and stats.micro_batches > 1
+        (sizes,) = gradients
+        return sizes[1], sizes[0]
+
+
+def state_of(updater):
+    return held([list(state.values()) for state in updater.engine.optimizer.state.values()])
+
+
+def slots_of(sampler):
+    kv, state = sampler._slots
+    return held(vars(state), *((kv.keys, kv.values) if kv is not None else ()))
+
+
+def near(estimate, measured, share=SHARE):
+    assert abs(estimate / measured - 1) <= share, f"estimated {estimate:,.0f}, measured {measured:,}"
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpointing", "half"),
+    [
+        ("sdar", False, False),
+        ("sdar", True, False),
+        ("sdar", False, True),
+        pytest.param("sdar", True, True, marks=pytest.mark.slow),
+        ("dream", False, False),
+        ("dream", True, False),
+        pytest.param("dream", False, True, marks=pytest.mark.slow),
+        pytest.param("dream", True, True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_part_is_what_tensors_take(tmp_path, family, checkpointing, half):
+    folder = checkpoint(tmp_path, family)
+    config = settings(folder, training={"gradient_checkpointing_enable": checkpointing})
+    compare(config, folder, half)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("family", "sections"),
+    [
+        ("sdar", {"lora": {"rank": 4}}),
+        ("dream", {"lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}}),
+        slow("llada", {"rollout": {"use_cache": True}, "training": {"kl_to": "reference"}}),
+        slow("sdar_moe", {}),
+        slow("sdar", {"rollout": {"dtype": "bf16", "temperature": 0.7, "top_p": 0.9}}),
+    ],
+    ids=["lora", "lora_of_two_layers", "prefix_and_reference", "experts", "bf16_sampler"],
+)
+def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
+    folder = checkpoint(tmp_path, family)
+    compare(settings(folder, **sections), folder, half=False)
+
+
+def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
+    folder, adapters = checkpoint(tmp_path), tmp_path / "adapters"
+    fresh = settings(folder, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, training={"kl_to": "reference"})
+    session.make_model(fresh).save(adapters)
+    further = settings(adapters, training={"kl_to": "reference"})
+    want, got = (Budget(config, path, machine=machine()) for config, path in ((fresh, folder), (further, adapters)))
+    assert (got.always, got.phases(), got.host()) == (want.always, want.phases(), want.host())
+    assert got.always["optimizer"] < got.always["weights"] / 10
+
+
+def compare(config, folder, half):
+    budget, run = Budget(config, folder, machine=machine(half)), Trainee(config, half)
+    always, phases = budget.always, budget.phases()
+    sampling = run.sample()
+    peak, gradients = run.update()
+    weights = held(list(run.model.parameters()))
+    copy = held(list(run.sampled.parameters())) if run.sampled is not run.model else 0
+    slots, moments = slots_of(run.sampler), state_of(run.updater)
+    reference = held(list(run.reference.parameters())) if run.reference is not None else 0
+    near(always["weights"], weights, 0.02)
+    near(always["optimizer"], moments, 0.02)
+    near(phases["update"]["gradients"], gradients, 0.02)
+    near(phases["sampling"]["slots"], slots, 0.05)
+    assert bool(copy) == ("sampler weights" in always) and bool(reference) == ("frozen reference" in always)
+    if copy:
+        near(always["sampler weights"], copy, 0.02)
+    if reference:
+        near(always["frozen reference"], reference, 0.02)
+    near(sum(phases["sampling"].values()), sampling)
+    near(phases["update"]["micro-batch"], peak - gradients)
+    near(budget.total(phases["update"]), weights + moments + copy + reference + peak)
+    near(budget.total(phases["sampling"]), weights + moments + copy + reference + sampling)
+
+
+def test_the_value_model(tmp_path):
+    folder = checkpoint(tmp_path)
+    config = settings(folder, model={"value_base_model": str(folder)})
+    budget, run = Budget(config, folder, machine=machine()), Trainee(config, False)
+    run.sample()
+    value = session.make_value_model(config)
+    updater = Updater(value, run.updater.accelerator, config)
+    peak, gradients = run.update(updater)
+    phase = budget.phases()["value update"]
+    near(budget.always["value model"], held(list(value.parameters())), 0.02)
+    near(budget.always["value optimizer"], state_of(updater), 0.02)
+    near(phase["gradients"], gradients, 0.02)
+    near(phase["micro-batch"], peak - gradients)
+
+
+def test_the_local_judge(tmp_path):
+    folder, judge = checkpoint(tmp_path), judge_checkpoint(tmp_path / "judge")
+    local = {"local": str(judge), "max_tokens": 6, "max_model_len": 64}
+    config = settings(folder, judge=local)
+    budget = Budget(config, folder, machine=machine())
+    loaded = LocalJudge(str(judge), config.judge, torch.device("cpu"))
+    loaded._load()
+    near(budget.always["judge"], held(list(loaded.model.parameters())), 0.02)
+    assert budget.phases()["judging"]["judge at work"] > 0
+
+
+def test_zero_shares_out_what_it_should(tmp_path):
+    folder = checkpoint(tmp_path)
+    alone, two, three = (
+        Budget(settings(folder), folder, stage=stage, processes=4, machine=machine()) for stage in (0, 2, 3)
+    )
+    for stage, budget in ((2, two), (3, three)):
+        assert budget.always["optimizer"] == pytest.approx(alone.always["optimizer"] * 12 / 8 / 4)
+        assert budget.phases()["update"]["gradients"] == alone.phases()["update"]["gradients"] / 4
+        assert budget.always["weights"] == alone.always["weights"] / (4 if stage == 3 else 1)
+    assert "sampler weights" not in two.always and three.always["sampler weights"] == alone.always["weights"]
+
+
+def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
+    folder = checkpoint(tmp_path)
+    config = settings(folder, rollout={"num_task_per_step": 4096, "max_active": 64})
+    fitting = Budget(config, folder, machine=machine(gib=0.05))
+    assert not fitting.too_large()
+    slots, tokens = fitting.largest_slots(), fitting.largest_tokens()
+    assert slots >= 64 and tokens >= 240
+    for largest, named in ((slots, "slots"), (tokens, "tokens")):
+        for size, fits in ((largest, True), (largest + 1, False)):
+            phases = fitting.phases(**{named: size}).values()
+            assert all(fitting.total(parts) <= fitting.usable for parts in phases) == fits
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"rollout": {"num_task_per_step": 4096, "max_active": 4000}}, "set rollout.max_active="),
+        ({"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
+        ({"training": {"max_prompt_len": 9000}}, "gradient_checkpointing_enable=true"),
+        ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
+    folder = checkpoint(tmp_path)
+    config = settings(folder, **{"experiment": {"gpu_memory_gib": 0.05}} | sections)
+    config.training.mixed_precision = "no"
+    check_memory(config, folder)
+    assert says in caplog.text and not capsys.readouterr().out
+    assert "DOES NOT FIT" in "\n".join(memory_lines(Budget(config, folder)))
+
+
+def test_what_fits_is_not_warned_of(tmp_path, caplog):
+    folder = checkpoint(tmp_path)
+    for kind in ("rl", "sft", "eval"):
+        check_memory(settings(folder), folder, kind, answer_tokens=R if kind == "sft" else None)
+    assert not caplog.text
+
+
+def test_the_machine_is_what_is_here_or_what_is_said(tmp_path):
+    config = settings(tmp_path)
+    assert Machine.of(config).kind == "cpu" and 0 < Machine.of(config).memory_bytes <= host_memory_bytes() * 1.1
+    config.experiment.gpu_memory_gib, config.experiment.processes, config.experiment.num_node = 80.0, 8, 2
+    config.training.mixed_precision = "bf16"
+    assert Machine.of(config) == Machine("cuda", 80 * 2**30, True) and world_size(config) == 16
+
+
+def test_rollouts_and_rows_on_the_host(tmp_path):
+    """Ids as a tokenizer with a large vocabulary has them: beyond the small integers that Python keeps."""
+    folder = checkpoint(tmp_path)
+    config = settings(folder, rollout={"num_task_per_step": 50})
+    host = Budget(config, folder, machine=machine()).host()
+    tracemalloc.start()
+    ids = torch.randint(1000, 10**5, (50, P + R))
+    rollouts = [
+        Rollout(
+            (i,), row[:P].tolist(), row[P:].tolist(), (row[P:] + 7).tolist(), torch.rand(R).tolist(), R, "stop", R, 0
+        )
+        for i, row in enumerate(ids)
+    ]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rollouts) == 50
+    near(host["rollouts"], size, 0.3)
+    run = Trainee(config, half=False)
+    run.sample()
+    rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).rows
+    near(host["rows"] / 50, rows_bytes(rows) / len(run.rollouts))
+    assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))

@@ -1,0 +1,202 @@
+"""What a run will do, said and checked before a model is loaded."""
+
+import logging
+from pathlib import Path
+
+from configs import find
+from configs.schema import Config
+from models import DiffusionLM
+from models.checkpoint import read_json
+from runtime.run_folder import RunFolder
+from train.algorithm.masking import RL_METHODS
+from train.distributed.engine import check_engine, elements, engine_line, world_size
+from train.learner.checkpoint import BEST, RL
+from train.memory.report import check_memory
+from train.setup import models as session
+from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
+
+logger = logging.getLogger(__name__)
+
+
+def check(config: Config, first: Config | None = None) -> None:
+    """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
+    that makes its model, where that is absent."""
+    training, rollout = config.training, config.rollout
+    if training.method not in RL_METHODS:
+        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
+    if training.method != "TraceRL" and training.logp_old == "rollout":
+        raise ValueError(
+            f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
+            "draws others; set training.logp_old=auto."
+        )
+    if training.lower_p > training.upper_p:
+        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    if training.rollout_correction != "none" and (training.method != "TraceRL" or training.logp_old == "rollout"):
+        raise ValueError(
+            f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
+            "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
+        )
+    if training.min_accuracy > training.max_accuracy:
+        raise ValueError(
+            f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
+        )
+    if rollout.num_response_per_task < 2:
+        raise ValueError(
+            f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
+            "sample at least 2 responses a task."
+        )
+    for name, values in rollout.parallel_lists().items():
+        raise ValueError(
+            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            "evaluation.*."
+        )
+    _check_best(config)
+    session.pick_device(config.model.device)
+    folder = session.check_model_path(first or config)
+    check_engine(config, None if first else folder)
+    _warn_of_what_cannot_be_meant(config, folder)
+    session.check_room(config, folder, "rollout", rollout)
+    if config.evaluation.eval_dataset:
+        session.check_room(config, folder, "evaluation", config.evaluation)
+    tasks = _check_tasks(config)
+    step_judge_of(config)
+    session.check_start(config, RL, with_value=bool(config.model.value_base_model))
+    if first is not None:
+        if config.dry_run:
+            print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
+            print("\n".join(plan_lines(config, tasks)))
+        return
+    session.check_blocks(config, folder)
+    session.check_value_base(config)
+    if config.dry_run:
+        print("\n".join(plan_lines(config, tasks)))
+    check_memory(config, folder)
+
+
+def _check_tasks(config: Config) -> int:
+    """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
+    dataset, evaluation = config.dataset, config.evaluation
+    tasks = session.tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    with reward_of(config, dataset.data_type) as reward:
+        check_tasks(reward, tasks, "dataset.train_dataset")
+        if not evaluation.eval_dataset:
+            return len(tasks)
+        tests = session.tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        if evaluates_as_it_trains(config):
+            check_tasks(reward, tests, "evaluation.eval_dataset")
+            return len(tasks)
+    with reward_of(config, evaluation.data_type, evaluating=True) as reward:
+        check_tasks(reward, tests, "evaluation.eval_dataset")
+    return len(tasks)
+
+
+def _warn_of_what_cannot_be_meant(config: Config, folder: Path) -> None:
+    rollout, evaluation = config.rollout, config.evaluation
+    if rollout.temperature == 0 or rollout.top_k == 1:
+        logger.warning(
+            "rollout.temperature=%g, rollout.top_k=%s: greedy answers to a question hardly differ, and a group of "
+            "equal rewards teaches nothing",
+            *(rollout.temperature, rollout.top_k),
+        )
+    family = session.model_family(config, folder)
+    if family.attention == "full" or not evaluation.eval_dataset:
+        return
+    own = read_json(folder / "config.json").get("block_size") or family.default_block_size
+    given = evaluation.block_size if isinstance(evaluation.block_size, list) else [evaluation.block_size]
+    sizes, trained = [size or own for size in given], rollout.block_size or own
+    if trained not in sizes:
+        logger.warning("evaluation in blocks of %s, of a model that is trained in blocks of %s", sizes, trained)
+
+
+def _check_best(config: Config) -> None:
+    if not config.experiment.keep_best:
+        return
+    if not config.evaluation.eval_dataset:
+        raise ValueError("experiment.keep_best needs evaluations to tell the best by: set evaluation.eval_dataset.")
+    for key in ("optimized_name", "optimized_value_name"):
+        if getattr(config.model, key) == BEST:
+            raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
+
+
+def to_be_prepared(config: Config) -> bool:
+    """Whether model.prepare_with must make the model first."""
+    if not config.model.prepare_with:
+        return False
+    if not find(config.model.prepare_with).is_file():
+        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
+    folder = find(config.model.pretrained_model)
+    return not folder.is_file() and not (folder / "config.json").is_file()
+
+
+def plan_lines(config: Config, tasks: int) -> list[str]:
+    """The arithmetic of a step, for a dry run."""
+    rollout = config.rollout
+    tasks = min(tasks, config.dataset.max_tasks or tasks)
+    return [
+        f"dry run of {config.experiment.project}: everything named exists and fits together",
+        f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
+        f"{config.experiment.total_step * rollout.num_task_per_step / tasks:.2g} times as many",
+        f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
+        f"  update  {_rows(config)}",
+        *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
+    ]
+
+
+def banner_rows(
+    config: Config,
+    model: DiffusionLM,
+    sampled_model: DiffusionLM,
+    prompts: int,
+    steps_done: int,
+    folder: RunFolder,
+    checkpoint: Path | None,
+) -> dict[str, str]:
+    """What the start of an RL run shows."""
+    training, rollout = config.training, config.rollout
+    precision = session.precision(config, model.device).replace("no", "fp32")
+    return {
+        "model": model_line(config, model),
+        "device": f"{model.device}, training {precision}, sampling {str(sampled_model.dtype).removeprefix('torch.')}",
+        "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
+        "step": _responses(config),
+        "update": f"{_rows(config)} (a response and round each)",
+        "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
+        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
+        "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
+        f"{training.normalization}, {training.advantage}",
+        **({"value": value_line(config)} if config.model.value_base_model else {}),
+        "steps": f"{steps_done + 1} to {config.experiment.total_step}"
+        if steps_done < config.experiment.total_step
+        else f"all {steps_done} are done",
+        "engine": engine_line(config),
+        "seed": str(training.seed),
+        "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
+    }
+
+
+def value_line(config: Config) -> str:
+    training, every = config.training, config.experiment.train_value_every
+    return (
+        f"{config.model.value_base_model}, gam {training.gam:g}, lam {training.lam:g}, peak learning rate "
+        f"{config.optimizer.params.value_learning_rate:g}, trained every {f'{every} steps' if every > 1 else 'step'}"
+    )
+
+
+def _rows(config: Config) -> str:
+    training, processes = config.training, world_size(config)
+    if training.rows_per_update is not None:
+        return f"{training.rows_per_update} rows"
+    rows = training.gradient_accumulation_steps * training.batch_size_lm
+    each = f"{training.gradient_accumulation_steps} x {training.batch_size_lm}"
+    return f"{each} x {processes} = {rows * processes} rows" if processes > 1 else f"{each} = {rows} rows"
+
+
+def model_line(config: Config, model: DiffusionLM) -> str:
+    count = sum(map(elements, model.parameters()))
+    start = ", random weights" if config.model.random_init else ""
+    return f"{config.model.pretrained_model} ({model.family}, {count:,} parameters{start})"
+
+
+def _responses(config: Config) -> str:
+    tasks, group = config.rollout.num_task_per_step, config.rollout.num_response_per_task
+    return f"{tasks} prompts x {group} = {tasks * group} responses"

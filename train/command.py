@@ -1,0 +1,146 @@
+"""How commands speak and end: a warning or a user's mistake is one line, anything else a traceback."""
+
+import logging
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from configs import load_config
+from configs.schema import Config
+from reward.base import RewardError
+
+if TYPE_CHECKING:
+    from configs.engine import EngineFile
+    from runtime.nodes import Node
+
+
+class _Speaker(logging.Handler):
+    """`warning: text` on stderr, each text once, from rank 0 alone: what concerns all is the same everywhere."""
+
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.said and os.environ.get("RANK", "0") == "0":
+            self.said.add(text)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def main(module: str, usage: str, *, nodes: bool = False) -> None:
+    """Reads the config that is typed and calls `run` of a module with it: here, or once in each process that the job
+    needs (with `nodes` on every machine that the environment names). A launcher does not import the module.
+
+    ValueErrors, those of the operating system, of rewards that keep failing and of diverged training are messages for
+    users: printed without a traceback, exit status 2 (DEBUG=1 shows all).
+    """
+    logging.getLogger().addHandler(_Speaker(logging.WARNING))
+    warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
+    try:
+        config = load_config(sys.argv[1:], usage)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    _start(module, config, nodes)
+
+
+def _start(module: str, config: Config, nodes: bool) -> None:
+    # torch takes seconds to import: a mistake in the words is said before
+    from runtime import heartbeat, launch, ranks, stopping
+    from runtime.nodes import Meeting
+    from runtime.run_folder import run_path
+    from train.learner.updater import NotFinite
+
+    launch.follow_launcher()
+    stopping.listen()
+    try:
+        processes, node = placement(config, nodes)
+        if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
+            experiment = config.experiment
+            meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
+            sys.exit(launch.launch(processes, node, meeting, run_path(config), experiment.resume))
+        if config.dry_run:
+            config.experiment.processes, config.experiment.num_node = processes, node.count
+        import_module(module).run(config)
+    except (ValueError, OSError, NotFinite, RewardError) as error:
+        if os.environ.get("DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except stopping.Stopped as stop:
+        if ranks.is_main():
+            print(f"{stop}: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stop.number)
+    except ranks.FailedElsewhere as error:
+        if os.environ.get("DEBUG"):
+            raise
+        seen = heartbeat.last_seen(run_path(config), error.missing)
+        print(f"rank {ranks.rank()} stops: {error}{f' (last sign of life: {seen})' if seen else ''}", file=sys.stderr)
+        sys.exit(ranks.STOPPED_ELSEWHERE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        ranks.leave()
+
+
+def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
+    """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
+    disagree."""
+    import torch
+
+    from configs.engine import engine_file
+    from runtime import launch
+    from runtime.nodes import Node, this_node
+
+    experiment, launched = config.experiment, launch.is_launched()
+    file = engine_file(experiment.deepspeed_file)
+    if config.dry_run and experiment.gpu_memory_gib:  # a plan for machines that this one is not
+        if file is not None:
+            return file.processes_per_node, Node(count=file.nodes)
+        return experiment.processes or 1, Node(count=experiment.num_node or 1)
+    node = this_node(os.environ) if nodes and not launched else Node()
+    if nodes and not launched and experiment.num_node not in (None, node.count):
+        raise ValueError(
+            f"experiment.num_node={experiment.num_node}, but the environment names {node.count} nodes: leave it out, "
+            "or start the job on that many."
+        )
+    if not nodes and experiment.num_node not in (None, 1):
+        raise ValueError(
+            f"experiment.num_node={experiment.num_node}: this command runs on one machine; use multinode_rl.py or "
+            "multinode_eval.py."
+        )
+    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
+    if file is not None and not file.cpu and not experiment.processes and gpus < processes:
+        processes = max(1, gpus)
+        if not launched:
+            logging.getLogger(__name__).warning(
+                "experiment.deepspeed_file=%s is for %d GPUs a node and this machine has %d: %s, and an update has as "
+                "many times fewer rows (training.rows_per_update sets them)",
+                *(file.name, file.processes_per_node, gpus, f"{processes} processes" if gpus > 1 else "one process"),
+            )
+    if file is not None:
+        _require_as_filed(file, experiment.processes, None if launched else node.count)
+    if processes > gpus > 0:
+        raise ValueError(f"experiment.processes={processes}, but this machine has {gpus} GPUs: one process each.")
+    return processes, node
+
+
+def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> None:
+    """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
+    a launcher has started this process."""
+    from runtime.ranks import STORE_VARIABLE
+
+    named = f"experiment.deepspeed_file={file.name}"
+    kind = file.name.split("_gpus_" if not file.cpu else "_cpus_")[-1]
+    other_launcher = nodes is None and STORE_VARIABLE not in os.environ
+    if other_launcher and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
+        raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
+    if nodes not in (None, file.nodes):
+        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {nodes}_node_..._{kind}.")
+    if processes not in (0, file.processes_per_node):
+        raise ValueError(f"{named} and experiment.processes={processes} disagree: leave experiment.processes out.")

@@ -1,0 +1,153 @@
+"""Work shared by the ranks: rollouts from a common queue, rows of an update by tokens, gradients summed."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from configs.schema import TrainingConfig
+from runtime import ranks, stopping
+from sample import Rollout, Sampler
+from sample.rollout import Key
+from train.algorithm.replay import Row, by_response
+
+T = TypeVar("T")
+
+BUCKET_ELEMENTS = 2**25
+_CHUNKS_PER_RANK = 4
+_calls = itertools.count()
+
+
+class _Break(Exception):
+    """Decoding breaks off here; the ranks agree on it afterwards."""
+
+
+def sample(
+    sampler: Sampler,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    keys: Sequence[Key],
+    progress: Callable[[int], None],
+) -> list[Rollout]:
+    """`sampler.generate` by all ranks together: each takes samples from a common queue when it has room, so that a slow
+    rank takes fewer. Every rank gets all rollouts. `keys` are unique; who took what does not enter a result.
+
+    progress is told of the answers of all ranks. Stopped, and nothing kept, when a rank was asked to stop.
+    """
+    total, world = len(keys), ranks.world_size()
+    assert len(set(keys)) == total
+    name = f"rollouts {next(_calls)}"
+    size = max(1, min(n, total // (_CHUNKS_PER_RANK * world)))
+    shown = 0
+
+    def take() -> Sequence[int]:
+        last = ranks.count(f"{name} taken", size)
+        return range(min(total, last - size), min(total, last))
+
+    def finished(count: int) -> None:
+        nonlocal shown
+        if stopping.is_asked():
+            raise _Break
+        done = ranks.count(f"{name} done", count)
+        progress(done - shown)
+        shown = done
+
+    mine: list[Rollout] = []
+    with suppress(_Break):
+        mine = sampler.generate(prompts, n=n, keys=keys, progress=finished, take=take, limit=-(-total // world))
+    stopping.check()
+    by_key = {rollout.key: rollout for rollout in itertools.chain.from_iterable(ranks.gather(mine))}
+    assert len(by_key) == total, f"{total - len(by_key)} of {total} rollouts are lost"
+    progress(total - shown)
+    return [by_key[key] for key in keys]
+
+
+def rows_per_update(training: TrainingConfig) -> int:
+    """Rows of an update over all ranks (SFT: samples)."""
+    each = training.gradient_accumulation_steps * training.batch_size_lm
+    return training.rows_per_update or each * ranks.world_size()
+
+
+def keep_rows_per_update(training: TrainingConfig, saved: Mapping[str, Any]) -> None:
+    """A resumed run goes on with updates of the size that it began with, on another number of ranks too."""
+    training.rows_per_update = training.rows_per_update or saved.get("rows_per_update")
+
+
+def deal(rows: Sequence[Row], which: Sequence[int], world: int) -> list[list[int]]:
+    """rows[which] shared by `world` ranks: whole responses, the longest first, each to the rank with the fewest tokens
+    so far. A function of the rows alone. Some ranks may get none."""
+    which = list(which)
+    responses = [[which[i] for i in places] for places in by_response([rows[i] for i in which])]
+    tokens = [sum(rows[i].num_tokens for i in response) for response in responses]
+    dealt: list[list[int]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for place in sorted(range(len(responses)), key=lambda place: -tokens[place]):
+        lightest = loads.index(min(loads))
+        dealt[lightest] += responses[place]
+        loads[lightest] += tokens[place]
+    return dealt
+
+
+def share(rows: Sequence[Row], which: Sequence[int]) -> list[int]:
+    """This rank's part of rows[which]."""
+    world = ranks.world_size()
+    return list(which) if world == 1 else deal(rows, which, world)[ranks.rank()]
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Gradients summed over ranks in place. A parameter that no rank has a gradient of keeps none."""
+    if ranks.world_size() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    given = ranks.gather([p.grad is not None for p in trained])
+    gradients: list[Tensor] = []
+    for parameter, *has in zip(trained, *given, strict=True):
+        if any(has):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in buckets(gradients, Tensor.numel):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def buckets(items: Iterable[T], elements_of: Callable[[T], int]) -> list[list[T]]:
+    """Neighbours together up to a size, so that few calls carry many small ones."""
+    found: list[list[T]] = []
+    elements = 0
+    for item in items:
+        elements += elements_of(item)
+        if not found or elements > BUCKET_ELEMENTS:
+            found.append([])
+            elements = elements_of(item)
+        found[-1].append(item)
+    return found
+
+
+def require_equal_weights(model: torch.nn.Module, what: str) -> None:
+    """RuntimeError where a rank's weights are not rank 0's, compared by sums of their bits, tensor by tensor."""
+    if ranks.world_size() > 1:
+        ranks.require_alike(f"the {what}'s weights", weights_digest(model))
+
+
+@torch.no_grad()
+def weights_digest(model: torch.nn.Module) -> str:
+    """A name of the model's weights that changes when an update changes them: a hash of the sums of bits of each
+    tensor, in pieces that take little memory. What ranks share is left out: none has it to compare."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        piece.view(integers[tensor.element_size()]).sum(dtype=torch.int64)
+        for tensor in model.state_dict().values()
+        if tensor.dim() and not isinstance(tensor, DTensor)
+        for piece in tensor.detach().flatten().split(BUCKET_ELEMENTS)
+    ]
+    numbers = torch.stack(sums).tolist() if sums else []
+    return hashlib.blake2b(repr(numbers).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,263 @@
+"""Bytes of the tensors that a network takes in training and sampling, part by part, from its sizes alone.
+
+What autograd keeps of a decoder layer is counted from the operations of transformers' Qwen and Llama classes with the
+attention of `models.attention`; tests compare it with the storages that real runs allocate.
+
+Shapes: T packed tokens, N trained tokens, D hidden size, F inner size of the MLP, H query heads, G key-value heads, d
+head size, V vocabulary, b block size.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from models.attention import Packed
+from models.head import LOGITS_CHUNK_ELEMENTS
+from models.log_probs import PIECE_ELEMENTS
+from sample.unmask import CHUNK, Choices
+from train.algorithm.replay import MicroBatch
+
+FP64, FP32, BF16 = 8, 4, 2
+ADAM_BYTES = 8
+"""Of a trained parameter: two moments in fp32."""
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers that may have an adapter."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a causal or diffusion language model.
+
+    parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
+    layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
+    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
+    """
+
+    parameters: int
+    body: int
+    largest: int
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocab: int
+    head_norms: bool
+    tied: bool
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_parameters: int = 0
+
+    @staticmethod
+    def of(network: nn.Module, hf_config: Any) -> "Network":
+        """The sizes of a network of transformers, on the meta device too."""
+        sizes = {name: p.numel() for name, p in network.named_parameters()}
+        outer = {name: size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name}
+        body = {name: size for name, size in sizes.items() if name not in outer}
+        heads = int(hf_config.num_attention_heads)
+        experts = int(getattr(hf_config, "num_experts", 0) or 0)
+        return Network(
+            parameters=sum(sizes.values()),
+            body=sum(body.values()),
+            largest=max(body.values()),
+            layers=int(hf_config.num_hidden_layers),
+            hidden=int(hf_config.hidden_size),
+            inner=int(hf_config.moe_intermediate_size if experts else hf_config.intermediate_size),
+            heads=heads,
+            key_heads=int(getattr(hf_config, "num_key_value_heads", None) or heads),
+            head_size=int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads),
+            vocab=int(hf_config.vocab_size),
+            head_norms=any(name.endswith("q_norm.weight") for name in sizes),
+            tied=bool(hf_config.tie_word_embeddings),
+            experts=experts,
+            experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
+            expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
+        )
+
+    @property
+    def key_value_elements(self) -> int:
+        """Of one token in a cache of all layers."""
+        return 2 * self.layers * self.key_heads * self.head_size
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Sizes of a micro-batch: packed tokens, trained tokens, keys (positions that spans attend to, each counted once
+    a span), and elements of the spans' masks over them."""
+
+    tokens: float
+    trained: float
+    keys: float
+    masks: float
+
+    @staticmethod
+    def of(batch: MicroBatch) -> "Packing":
+        layout: Packed = batch.layout
+        keys = masks = 0
+        for row in layout.rows:
+            seen = 0
+            for span in row:
+                own = span.num_shared + span.num_own
+                keys += (seen + own) * span.rows
+                if span.mask_QQ is not None:
+                    masks += own * (seen + own) * span.rows
+                seen += span.num_shared
+        return Packing(batch.ids.numel(), len(batch.targets), keys, masks)
+
+    def scaled(self, tokens: float) -> "Packing":
+        """A micro-batch of so many tokens of rows like these."""
+        ratio = tokens / self.tokens
+        return Packing(*(getattr(self, name) * ratio for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a network is trained: half = bf16 autocast over fp32 weights; adapted: the linear layers with adapters of
+    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; repeated_keys: attention
+    takes a key head for every query head (any device but the CPU); head: log-probabilities are read, not values."""
+
+    half: bool
+    checkpointing: bool
+    adapted: Collection[str] | None = None
+    rank: int = 0
+    repeated_keys: bool = False
+    head: bool = True
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that a linear layer puts out."""
+        return BF16 if self.half else FP32
+
+    def count(self, *names: str) -> int:
+        """How many of these linear layers learn."""
+        return len(names) if self.adapted is None else len(set(names) & set(self.adapted))
+
+    def inputs(self, size: int, *names: str, ready: bool = False) -> int:
+        """Bytes a token of what linear layers that read one tensor keep of it: it as it is, or where it must be cast
+        (it is not `ready`) each a copy."""
+        if not self.half or ready:
+            return self.width * size * min(1, self.count(*names))
+        return BF16 * size * self.count(*names)
+
+
+def layer_bytes(net: Network, packing: Packing, how: Precision) -> float:
+    """What autograd keeps of one decoder layer, with its input."""
+    a, T = how.width, packing.tokens
+    D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
+    normed = 0 if how.adapted is not None else 1  # a trained norm keeps what it scales
+    norms = 2 * (FP32 * D + normed * FP32 * D)
+    attention = (
+        how.inputs(D, "q_proj", "k_proj", "v_proj") + a * H * d + how.inputs(H * d, "o_proj", ready=True) + FP32 * H
+    )
+    attention += a * H * d
+    if net.head_norms:
+        attention += (H + G) * d * (FP32 + normed * a)
+    if net.experts:  # in the type of their weights, under autocast too
+        k = net.experts_per_token
+        mlp = FP32 * net.experts + how.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * F)
+    else:
+        mlp = how.inputs(D, "gate_proj", "up_proj") + 3 * a * F + how.inputs(F, "down_proj", ready=True)
+    ranks = a * how.rank * how.count(*ADAPTED) if how.adapted is not None else 0
+    key_heads = H if how.repeated_keys and H != G else G
+    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
+
+
+def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:
+    """The most that one forward and backward pass holds beside weights and gradients: at the end of the forward, where
+    the head's or the last norm's gradient is made, or inside the last layer."""
+    T, D, layers = packing.tokens, net.hidden, net.layers
+    kept = layer_bytes(net, packing, how)
+    between = layers * (FP32 * T * D if how.checkpointing else kept)
+    casts = BF16 * (net.body - net.expert_parameters) if how.half else 0
+    casts_left = casts // layers if how.checkpointing else casts
+    if how.checkpointing and how.adapted is not None:
+        casts = casts_left  # autocast keeps copies of weights that learn alone
+    rest = how.width * packing.masks + 2 * FP32 * T * net.head_size
+    last_norm = 2 * FP32 * T * D
+    inside = kept - FP32 * T * D if how.checkpointing else 0.0
+    forward, backward = _head_bytes(net, packing, how)
+    return (
+        rest
+        + between
+        + max(
+            casts + last_norm + forward,
+            casts_left + last_norm + backward,
+            casts_left + last_norm + 4 * FP32 * T * D,
+            casts_left + inside + _layer_gradient_bytes(net, packing, how),
+        )
+    )
+
+
+def _layer_gradient_bytes(net: Network, packing: Packing, how: Precision) -> float:
+    """What the backward pass of a layer makes for itself, at the end of its MLP."""
+    a, T, D, F = how.width, packing.tokens, net.hidden, net.inner
+    weight = 0 if how.adapted is not None else net.largest * (FP32 + (BF16 if how.half and not net.experts else 0))
+    if net.experts:
+        return T * FP32 * (D + net.experts_per_token * (D + F)) + weight
+    made = 2 * a * F + (0 if how.count("down_proj") else a * F)
+    copies = FP32 * F if how.half and how.adapted is not None and how.count("down_proj") else 0
+    return T * (FP32 * D + made + copies) + weight
+
+
+def _head_bytes(net: Network, packing: Packing, how: Precision) -> tuple[float, float]:
+    """Forward and backward of the head: hidden states and logits of the trained tokens, in chunks that are computed
+    again where there are several."""
+    a, N, V, D = how.width, packing.trained, net.vocab, net.hidden
+    hidden = N * D * (FP32 + (BF16 if how.half else 0))
+    if not how.head:
+        return hidden, hidden
+    chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
+    rows, several = min(N, chunk), chunk < N
+    cast = BF16 * V * D if how.half else 0
+    logits = a * rows * V
+    piece = FP32 * min(rows * V, PIECE_ELEMENTS)
+    copy = piece if how.half else 0
+    pieces = piece + copy + (piece if rows * V > PIECE_ELEMENTS else 0)
+    weight, whole_weight = (0, 0) if how.adapted is not None else (a * V * D, FP32 * V * D)
+    summed = whole_weight if several else 0
+    backward = cast + logits + max(pieces, a * rows * D + weight + summed)
+    if how.half and weight:
+        backward = max(backward, weight + whole_weight + summed)
+    return hidden + cast + logits + copy, hidden + backward
+
+
+def cache_bytes(net: Network, slots: int, capacity_tokens: int, width: int) -> int:
+    """Keys and values of so many slots of a sampler, and its scratch row."""
+    return net.key_value_elements * (slots + 1) * capacity_tokens * width
+
+
+def state_bytes(slots: int, capacity_tokens: int) -> int:
+    """Where each slot's decoding stands (`sample.slots.StepState`): ids, steps and log-probabilities of its tokens,
+    nine numbers and two flags."""
+    return slots * (capacity_tokens * (8 + 4 + 4) + 9 * 8 + 2)
+
+
+def forward_bytes(
+    net: Network, tokens: float, width: int, seen_tokens: float = 0.0, adapted: Collection[str] = ()
+) -> float:
+    """The most that a forward pass without gradients holds, in its MLP or in its attention. seen_tokens: keys that the
+    mask of a step over a cache spans, for each query of each head that shares a key. adapted: linear layers that add
+    what an adapter puts out."""
+    D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
+    mlp = net.experts_per_token * (D + 4 * F) if net.experts else (3 + ("up_proj" in adapted)) * F
+    attention = (5 + ("q_proj" in adapted)) * H * d + 2 * G * d
+    mask = (width + 1) * H / G * seen_tokens
+    return tokens * (width * (2 * D + max(D + mlp, attention)) + 2 * FP32 * d + mask)
+
+
+def choice_bytes(net: Network, positions: float, width: int, choices: Choices) -> float:
+    """The most that a step holds to choose tokens at so many positions: logits, their softmax, and what filters make of
+    them (`sample.unmask.propose`)."""
+    held = 2 * FP32
+    if not choices.greedy and (choices.temperature != 1.0 or choices.top_k or choices.top_p < 1.0):
+        held = 4 * FP32 + 1
+        if choices.top_p < 1.0 and not choices.top_k:
+            held = (7 if choices.temperature != 1.0 else 6) * FP32
+    elif net.vocab % CHUNK or choices.target == "neg_entropy" or choices.strategy == "entropy_bounded":
+        held = 3 * FP32
+    drawing = 0 if choices.greedy else CHUNK * (FP32 + 2 * FP64)
+    weights = (3 if net.vocab % CHUNK else 2) * FP32
+    return positions * max(net.vocab * held, net.vocab * weights + drawing)

@@ -1,0 +1,189 @@
+"""The judge of a run: at an endpoint, or a transformers model loaded here, and what it makes of a step's rollouts."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopPLogitsWarper,
+)
+
+from configs import find
+from configs.schema import Config, JudgeConfig
+from models import DiffusionLM
+from models.checkpoint import resolve_folder
+from reward.judge.judge import CachedJudge, Question
+from reward.judge.process import ProcessReward, Response
+from sample import Rollout
+from train.algorithm.advantages import Scored, step_gae
+from train.setup.prompts import Prompt, tokenizer_of
+
+
+def prompt_tokens(judge: JudgeConfig) -> int:
+    """Tokens that a judge's longest answer leaves for its question."""
+    if judge.max_tokens >= judge.max_model_len:
+        raise ValueError(
+            f"judge.max_tokens={judge.max_tokens} leaves no room for a question in "
+            f"judge.max_model_len={judge.max_model_len}: lower the one or raise the other."
+        )
+    return judge.max_model_len - judge.max_tokens
+
+
+class LocalJudge:
+    """A causal language model of transformers as a judge.
+
+    An answer depends on the question's text and sample number alone, but for rounding: each question has its own random
+    numbers, whatever it is batched with. A question that leaves no room for an answer gets None.
+    """
+
+    def __init__(self, path: str, config: JudgeConfig, device: torch.device):
+        """path: a folder or a hub name; config: the other settings. The model is loaded with the first question."""
+        self.config, self.device = config, device
+        try:
+            self.folder = resolve_folder(find(path))
+        except ValueError as error:
+            raise ValueError(f"judge.local: {error}") from None
+        self._loaded = False
+
+    def _load(self) -> None:
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder, padding_side="left", trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
+        self.model = model.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.marks = sorted({*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len)[::-1]
+        self._loaded = True
+
+    def __call__(self, questions: Sequence[Question]) -> list[str | None]:
+        if not self._loaded:
+            self._load()
+        ids = [self._ids(question.text) for question in questions]
+        answers: list[str | None] = [None] * len(questions)
+        fitting = [i for i, tokens in enumerate(ids) if 0 < len(tokens) < self.config.max_model_len]
+        fitting.sort(key=lambda i: len(ids[i]))
+        for first in range(0, len(fitting), self.config.parallel):
+            batch = fitting[first : first + self.config.parallel]
+            texts = self._generate([ids[i] for i in batch], [seed_of(questions[i]) for i in batch])
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _ids(self, text: str) -> list[int]:
+        """The question as one turn of a chat; marks of the judge's own tokenizer inside the text are taken out."""
+        for mark in self.marks:
+            text = text.replace(mark, " ")
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer(text)["input_ids"]
+        turn = [{"role": "user", "content": text}]
+        prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+    @torch.inference_mode()
+    def _generate(self, ids: list[list[int]], seeds: Sequence[int]) -> list[str]:
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        width = batch["input_ids"].shape[1]
+        choose = [SeededSampling(seeds, self.config, self.device)] if self.config.temperature > 0 else []
+        output = self.model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=min(self.config.max_tokens, self.config.max_model_len - width),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList(choose),
+        )
+        return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+
+
+class SeededSampling(LogitsProcessor):
+    """Turns greedy decoding into sampling under temperature and top_p with one random generator a row: the argmax of
+    log-probabilities plus Gumbel noise is a sample (Gumbel-max)."""
+
+    def __init__(self, seeds: Sequence[int], config: JudgeConfig, device: torch.device):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.temperature = config.temperature
+        self.nucleus = TopPLogitsWarper(config.top_p) if config.top_p < 1.0 else None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float() / self.temperature
+        if self.nucleus is not None:
+            scores = self.nucleus(input_ids, scores)
+        noise = [torch.empty_like(scores[0]).exponential_(generator=generator) for generator in self.generators]
+        return scores - torch.stack(noise).log()
+
+
+def seed_of(question: Question) -> int:
+    """A number of 63 bits from the question's text and sample number."""
+    digest = hashlib.blake2b(f"{question.sample} {question.text}".encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class StepJudge:
+    """Process rewards of an RL step: the groups that the outcome's reward kept are judged chunk by chunk."""
+
+    def __init__(self, config: Config, model: DiffusionLM, judge: CachedJudge):
+        tokenizer = tokenizer_of(model)
+        self.group_size = config.rollout.num_response_per_task
+        self.value_follows, self.gamma = bool(config.model.value_base_model), config.training.gam
+        self.process = ProcessReward(
+            judge,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            chunk_tokens=config.judge.chunk_tokens,
+            samples=config.judge.samples,
+            max_prompt_tokens=prompt_tokens(config.judge),
+        )
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        rewards: Sequence[float | None],
+        scored: Scored,
+    ) -> Scored:
+        """`scored` with token rewards, and with advantages made of them: the rewards themselves where a value model
+        turns them into advantages, else what is yet to come (process supervision of GRPO, arXiv:2402.03300, discounted
+        by training.gam a denoising step).
+
+        A response on which the judge gave no answer at all is left out; a group without any other is dropped.
+        """
+        kept = [advantage is not None for advantage in scored.advantages]
+        groups = [first for first in range(0, len(kept), self.group_size) if any(kept[first : first + self.group_size])]
+        members = [i for first in groups for i in range(first, first + self.group_size)]
+        responses = []
+        for i in members:
+            task, rollout, reward = prompts[i // self.group_size].task, rollouts[i], rewards[i]
+            correct = None if reward is None else reward >= 1.0
+            ids, steps = (rollout.token_ids, rollout.step_map) if kept[i] else ([], [])
+            responses.append(Response(task.question, ids, steps, correct, task.answer))
+        scores = self.process(responses, group_size=self.group_size)
+        token_rewards: list[list[float] | None] = [None] * len(rollouts)
+        for i, given, votes in zip(members, scores.token_rewards, scores.chunk_scores, strict=True):
+            token_rewards[i] = None if all(vote is None for vote in votes) else given
+        silent = sum(not any(token_rewards[first : first + self.group_size]) for first in groups)
+        advantages = [
+            given if given is None or self.value_follows else self._to_come(given, rollout)
+            for given, rollout in zip(token_rewards, rollouts, strict=True)
+        ]
+        return replace(
+            scored,
+            advantages=advantages,
+            dropped=scored.dropped + Counter({"judge": silent}),
+            token_rewards=token_rewards,
+            stats=scores.stats,
+        )
+
+    def _to_come(self, rewards: list[float], rollout: Rollout) -> list[float]:
+        step_R, nothing = np.asarray(rollout.step_map), np.zeros(len(rewards))
+        returns, _ = step_gae(np.asarray(rewards), nothing, step_R, gamma=self.gamma, lam=1.0)
+        return returns.tolist()
