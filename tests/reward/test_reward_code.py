@@ -330,10 +330,10 @@ def test_code_reward():
 
 @pytest.fixture
 def nothing_isolates(monkeypatch):
-    monkeypatch.setattr(reward.code, "find_isolation", lambda: None)
-    reward.code._default_grader.cache_clear()
+    monkeypatch.setattr(reward.code.reward, "find_isolation", lambda: None)
+    reward.code.reward._default_grader.cache_clear()
     yield
-    reward.code._default_grader.cache_clear()
+    reward.code.reward._default_grader.cache_clear()
 
 
 def test_no_isolation_is_refused(nothing_isolates):
@@ -363,7 +363,7 @@ def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(reward.code.run, "start", start)
-    monkeypatch.setattr(reward.code.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(reward.code.reward.time, "sleep", lambda seconds: None)
     good = ("def f(x): return x", task("assert f(1) == 1"))
     assert CodeGrader().grade([good])[0].passed and len(failures) == 2
     monkeypatch.setattr(reward.code.run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
