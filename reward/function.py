@@ -1,15 +1,13 @@
 """A user's own reward function, with TRL's signature, in a process that can be killed; and sums of rewards."""
 
-import ast
-import difflib
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from reward.base import SAMPLED_COLUMNS, Reward, RewardError, names_of
 from reward.workers.pool import Reply, WorkerPool
+from runtime.doors import find_target
 
 FAILURES_IN_A_ROW = 3
 
@@ -27,7 +25,7 @@ class FunctionReward(Reward):
         super().__init__()
         self.function = function
         self.failures_in_a_row = 0
-        path, name = find_function(function)
+        path, name = find_target("reward.function", function)
         self.pool = WorkerPool(f"{path.resolve()}:{name}", workers=1, wall_seconds=timeout_seconds)
         reply = self.pool.start()
         if reply.status != "ok":
@@ -150,40 +148,3 @@ def wrong_shape(value: Any, length: int) -> str:
             found = item.get("unsupported", "dict") if isinstance(item, dict) else type(item).__name__
             return f"returned a wrong type: {expected}, got {found} at index {index}"
     return ""
-
-
-def find_function(function: str) -> tuple[Path, str]:
-    """The file and the name in `path/to/file.py:name`, checked without running the file."""
-    where, separator, name = function.rpartition(":")
-    if not separator or not where.endswith(".py") or not name.isidentifier():
-        raise ValueError(f"reward.function must look like path/to/file.py:name, got {function!r}")
-    path = Path(where).expanduser()
-    if not path.is_file():
-        files = [str(file) for file in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), files, n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else f"looked from {Path.cwd()}"
-        raise ValueError(f"reward.function: no file {where!r}; {hint}")
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except SyntaxError as error:
-        raise ValueError(f"reward.function: {where} line {error.lineno}: {error.msg}") from error
-    names = top_level_names(tree)
-    if name not in names and "*" not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        raise ValueError(
-            f"reward.function: {where} has no {name!r}; nearest: {', '.join(near or sorted(names)) or 'none'}"
-        )
-    return path, name
-
-
-def top_level_names(tree: ast.Module) -> set[str]:
-    """Every name that a module could bind at its top level; "*" stands for a star import."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return names

@@ -1,0 +1,1 @@
+"""Rewards of a judge model: marks, comparisons, and marks of steps."""

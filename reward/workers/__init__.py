@@ -1,0 +1,1 @@
+"""Processes that run one function under a hard deadline for each job."""

@@ -4,8 +4,6 @@ Jobs arrive on standard input as pickles, replies leave on standard output as JS
 Whatever the function itself reads or prints goes to /dev/null and standard error.
 """
 
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -18,8 +16,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any
+
+from runtime.doors import load_target
 
 HEADER = struct.Struct("<Q")
 
@@ -38,21 +37,6 @@ def write_frame(stream: IO[bytes], body: bytes) -> None:
     stream.write(HEADER.pack(len(body)))
     stream.write(body)
     stream.flush()
-
-
-def load_target(target: str) -> Callable[..., Any]:
-    """The function named by `package.module:name` or `path/to/file.py:name`."""
-    where, _, name = target.rpartition(":")
-    if not where.endswith(".py"):
-        return getattr(importlib.import_module(where), name)
-    path = Path(where).resolve()
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"user_reward_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return getattr(module, name)
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The trace viewer: one HTML page that plays how responses were unmasked."""

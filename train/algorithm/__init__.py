@@ -1,0 +1,1 @@
+"""The algorithm, pure: masking, replay, advantages, objectives, curriculum. No ranks, no files."""

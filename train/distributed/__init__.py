@@ -1,0 +1,1 @@
+"""Training over ranks: engines, and sharding of rollouts and training samples."""

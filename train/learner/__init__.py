@@ -1,0 +1,1 @@
+"""The learner: policy, critic, updates, and what they leave on disk."""

@@ -1,0 +1,1 @@
+"""What a command makes before its loop: process, models, prompts, rewards, judges."""
