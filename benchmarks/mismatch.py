@@ -39,7 +39,7 @@ from models import DiffusionLM
 from sample import Rollout, Sampler, SamplingConfig
 from tests.helpers import random_prompts, tiny_model
 from train.algorithm.objectives import clipped_surrogate, k3, token_weights
-from train.algorithm.replay import Replayer, Row, pack, replay
+from train.algorithm.replay import Replayer, TrainingSample, pack, replay
 from train.learner.updater import make_accelerator, outputs
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def answers(model: DiffusionLM, config: SamplingConfig, prompts: int, responses:
 
 def replayed(
     model: DiffusionLM, rollout: Rollout, training: TrainingConfig, rng: np.random.Generator | None = None
-) -> list[Row]:
+) -> list[TrainingSample]:
     assert CONFIG.block_size is not None
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, CONFIG.block_size)
     return replay(rollout, replayer, training, rng=rng)
@@ -94,7 +94,7 @@ def mismatch(model: DiffusionLM, rollouts: Sequence[Rollout]) -> dict[str, float
     }
 
 
-def row_gradients(model: DiffusionLM, rows: Sequence[Row], advantage: float) -> NDArray[np.float64]:
+def row_gradients(model: DiffusionLM, rows: Sequence[TrainingSample], advantage: float) -> NDArray[np.float64]:
     """Gradient [rows, parameters] of each row's share of the loss of one response."""
     weights = token_weights(rows, "constant", max_gen_length=CONFIG.max_new_tokens).policy
     gradients = []
@@ -137,7 +137,12 @@ def rows_variance(model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int)
 
 
 def drawing_errors(
-    model: DiffusionLM, rollout: Rollout, rows: Sequence[Row], count: int, repeats: int, rng: np.random.Generator
+    model: DiffusionLM,
+    rollout: Rollout,
+    rows: Sequence[TrainingSample],
+    count: int,
+    repeats: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """For each draw of `count` rows, the weight that each of `rows` has in the estimate, less the 1 it has in the
     whole [repeats, rows]."""

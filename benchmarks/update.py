@@ -46,7 +46,7 @@ from configs.schema import TrainingConfig
 from models import DiffusionLM, load_model
 from sample.rollout import Rollout
 from train.algorithm.objectives import clipped_surrogate, per_token, token_weights
-from train.algorithm.replay import Replayer, Row, micro_batches, replay
+from train.algorithm.replay import Replayer, TrainingSample, micro_batches, replay
 
 SPREAD, EQUAL = (60, 92, 180, 400), (184, 184, 184, 184)
 STEPS_SHARE = (0.3, 0.4, 0.2, 0.1)
@@ -105,7 +105,7 @@ def random_model() -> DiffusionLM:
         return load_model(folder, random_init_seed=0)
 
 
-def row_of(rollout: Rollout) -> Row:
+def row_of(rollout: Rollout) -> TrainingSample:
     (row,) = replay(rollout, Replayer("block", False, MASK_ID, BLOCK), TrainingConfig())
     return row
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import DATA_TYPES
-from data.readers import Row
+from data.readers import Record
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ def check_data_type(data_type: str) -> None:
         raise ValueError(f"unknown data_type {data_type!r}: use one of {', '.join(DATA_TYPES)}{hint}")
 
 
-def task_fault(row: Row, data_type: str, columns: Mapping[str, str]) -> Fault | None:
+def task_fault(row: Record, data_type: str, columns: Mapping[str, str]) -> Fault | None:
     """The first fault of a task's row, or None."""
     return next(_task_faults(row, data_type, columns), None)
 
 
-def example_fault(row: Row, columns: Mapping[str, str]) -> Fault | None:
+def example_fault(row: Record, columns: Mapping[str, str]) -> Fault | None:
     """The first fault of an SFT pair's row, or None."""
     return next(_example_faults(row, columns), None)
 
 
-def _task_faults(row: Row, data_type: str, columns: Mapping[str, str]) -> Iterator[Fault]:
+def _task_faults(row: Record, data_type: str, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from text_faults(row, "question", columns)
     if data_type in ("math", "option"):
         yield from text_faults(row, "ground_truth_answer", columns, numbers=True)
@@ -52,7 +52,7 @@ def _task_faults(row: Row, data_type: str, columns: Mapping[str, str]) -> Iterat
     yield from surrogate_faults(row)
 
 
-def _example_faults(row: Row, columns: Mapping[str, str]) -> Iterator[Fault]:
+def _example_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from text_faults(row, "prompt", columns)
     yield from text_faults(row, "response", columns)
     steps = row.values.get("step_map")
@@ -61,7 +61,7 @@ def _example_faults(row: Row, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from surrogate_faults(row)
 
 
-def _code_faults(row: Row, columns: Mapping[str, str]) -> Iterator[Fault]:
+def _code_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:
     method = row.values.get("test_method")
     if "test_method" not in row.values:
         yield missing(row, "test_method", columns)
@@ -83,7 +83,7 @@ def _code_faults(row: Row, columns: Mapping[str, str]) -> Iterator[Fault]:
         yield Fault(row.place, "test_time_limit", f"is {short(limit)}, expected seconds above 0")
 
 
-def _list_faults(row: Row, field: str, columns: Mapping[str, str]) -> Iterator[Fault]:
+def _list_faults(row: Record, field: str, columns: Mapping[str, str]) -> Iterator[Fault]:
     value = row.values.get(field)
     if field not in row.values:
         yield missing(row, field, columns)
@@ -93,7 +93,7 @@ def _list_faults(row: Row, field: str, columns: Mapping[str, str]) -> Iterator[F
         yield Fault(row.place, field, f"is {short(value)}, expected a list of texts")
 
 
-def text_faults(row: Row, field: str, columns: Mapping[str, str], *, numbers: bool = False) -> Iterator[Fault]:
+def text_faults(row: Record, field: str, columns: Mapping[str, str], *, numbers: bool = False) -> Iterator[Fault]:
     """Faults of a field that must hold text that is not blank, or with `numbers` a number."""
     value = row.values.get(field)
     if field not in row.values:
@@ -108,14 +108,14 @@ def text_faults(row: Row, field: str, columns: Mapping[str, str], *, numbers: bo
         yield Fault(row.place, field, "is empty", blank=True)
 
 
-def surrogate_faults(row: Row) -> Iterator[Fault]:
+def surrogate_faults(row: Record) -> Iterator[Fault]:
     """A fault for each field that holds half of a UTF-16 pair, which no tokenizer and no file can take."""
     for field, value in row.values.items():
         if _has_lone_surrogate(value) or _has_lone_surrogate(field):
             yield Fault(row.place, field, "holds a lone surrogate, which is not text", blank=True)
 
 
-def missing(row: Row, field: str, columns: Mapping[str, str]) -> Fault:
+def missing(row: Record, field: str, columns: Mapping[str, str]) -> Fault:
     """The fault of a field that the row does not have, with what it has and a name that is near."""
     wanted = columns.get(field, field)
     names = list(row.values) if row.renamed_from is None else list(row.renamed_from)

@@ -30,7 +30,7 @@ if __package__ in (None, ""):
 from configs.schema import DATA_TYPES
 from data.console import columns_option, warnings_as_lines
 from data.faults import Fault, short, surrogate_faults, text_faults
-from data.readers import Row, iter_rows
+from data.readers import Record, iter_rows
 from data.tasks import Task, resolve_dataset, summary
 from data.templates import FAMILIES, chat_family, render_prompt
 
@@ -49,7 +49,7 @@ class Format:
     start_with_think: bool = False
 
 
-def make_pair(row: Row, how: Format, columns: Mapping[str, str]) -> dict[str, str] | Fault:
+def make_pair(row: Record, how: Format, columns: Mapping[str, str]) -> dict[str, str] | Fault:
     """One row as {"prompt", "response"}, the response with the family's end of turn, or what is wrong with it."""
     fault = next(surrogate_faults(row), None)
     if fault is not None:
@@ -129,7 +129,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _from_question(row: Row, how: Format, columns: Mapping[str, str]) -> tuple[str, str] | Fault:
+def _from_question(row: Record, how: Format, columns: Mapping[str, str]) -> tuple[str, str] | Fault:
     asked = "question" if "question" in row.values or "prompt" not in row.values else "prompt"
     for field in (asked, "response"):
         fault = next(text_faults(row, field, columns), None)
@@ -146,7 +146,7 @@ def _from_question(row: Row, how: Format, columns: Mapping[str, str]) -> tuple[s
     return prompt, row.values["response"]
 
 
-def _from_chat(row: Row, field: str, how: Format) -> tuple[str, str] | Fault:
+def _from_chat(row: Record, field: str, how: Format) -> tuple[str, str] | Fault:
     turns = row.values[field]
     if turns is None or turns == []:
         return Fault(row.place, field, "has no turn", blank=True)

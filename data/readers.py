@@ -15,7 +15,7 @@ _PARQUET_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """One object of a file. `number` counts from 1; `place` says where it is, as a person would look it up;
     `renamed_from` has the file's own names of the fields where columns were mapped."""
 
@@ -25,7 +25,7 @@ class Row:
     renamed_from: tuple[str, ...] | None = None
 
 
-def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
+def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
     """The rows of a .json (a list of objects, or one object a line), .jsonl or .parquet file, without holding the file.
 
     `columns` maps the name that is wanted to the name in the file: {"question": "problem"}.
@@ -37,7 +37,7 @@ def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[
         raise ValueError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     for row in rows:
-        yield Row(row.number, row.place, rename(row.values, columns), tuple(row.values)) if columns else row
+        yield Record(row.number, row.place, rename(row.values, columns), tuple(row.values)) if columns else row
 
 
 def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     return kept | {wanted: values[name] for wanted, name in columns.items() if name in values}
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[Record]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             first = _first_character(file)
@@ -79,7 +79,7 @@ def _undecodable_line(path: Path) -> str:
     return "the file"
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
+def _json_lines(path: Path, file: TextIO) -> Iterator[Record]:
     number = 0
     for line_number, line in enumerate(file, 1):
         if not line.strip():
@@ -93,7 +93,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
             if number == 1 and path.suffix == ".json":
                 hint = "; a .json file holds a list of objects, or one object a line"
             raise ValueError(f"{path}, {place}: malformed JSON: {_reason(error)}{hint}") from None
-        yield Row(number, place, _object(value, path, place))
+        yield Record(number, place, _object(value, path, place))
 
 
 def _reason(error: Exception) -> str:
@@ -120,13 +120,13 @@ class _JsonList:
         self.number = 0
         self.decoder = json.JSONDecoder()
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Record]:
         self._take("[")
         while self._next() != "]" or self.number:
             self.number += 1
             self._next()
             place = f"row {self.number} (line {self.line})"
-            yield Row(self.number, place, _object(self._value(), self.path, place))
+            yield Record(self.number, place, _object(self._value(), self.path, place))
             if self._next() != ",":
                 break
             self._take(",")
@@ -185,7 +185,7 @@ class _JsonList:
         return ValueError(f"{self.path}, row {max(self.number, 1)} (line {line}): malformed JSON: {reason}")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[Record]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -197,6 +197,6 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(number, f"row {number}", values)
+                    yield Record(number, f"row {number}", values)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}, after row {number}: not a readable parquet file: {error}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from runtime import heartbeat
-from runtime.nodes import BEAT_SECONDS, Gathering, LostNode, Meeting, Node
+from runtime.nodes import BEAT_SECONDS, LostNode, Node, Rendezvous, RendezvousConfig
 from runtime.ranks import STOPPED_ELSEWHERE, STORE_VARIABLE
 
 LAUNCHER_VARIABLE = "DLLM_RL_LAUNCHER"
@@ -38,21 +38,21 @@ def follow_launcher() -> None:
         sys.exit(STOPPED_ELSEWHERE)
 
 
-def launch(processes: int, node: Node, meeting: Meeting, folder: Path, resume: str) -> int:
+def launch(processes: int, node: Node, settings: RendezvousConfig, folder: Path, resume: str) -> int:
     """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
     ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
     last, as the run's `folder` has it, and with what the same command, with `resume` as in its config, would do.
     Stopped when a signal asked for it before the ranks began."""
-    gathering = Gathering.meet(node, processes, meeting)
-    ranks = _Ranks(gathering, processes, folder, resume)
+    rendezvous = Rendezvous.meet(node, processes, settings)
+    ranks = _Ranks(rendezvous, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        gathering.check_stopping()
+        rendezvous.check_stopping()
         ranks.start()
         status = ranks.watch()
     finally:
         ranks.end()
-        gathering.leave()
+        rendezvous.leave()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return status
@@ -61,9 +61,9 @@ def launch(processes: int, node: Node, meeting: Meeting, folder: Path, resume: s
 class _Ranks:
     """The child processes of this node, by rank."""
 
-    def __init__(self, gathering: Gathering, processes: int, folder: Path, resume: str):
+    def __init__(self, rendezvous: Rendezvous, processes: int, folder: Path, resume: str):
         self.folder, self.resume = folder, resume
-        self.gathering, self.node, self.processes = gathering, gathering.node, processes
+        self.rendezvous, self.node, self.processes = rendezvous, rendezvous.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.asked_to_stop: int | None = None
@@ -79,8 +79,8 @@ class _Ranks:
                 "WORLD_SIZE": str(node.count * self.processes),
                 "LOCAL_WORLD_SIZE": str(self.processes),
                 "MASTER_ADDR": node.host,
-                "MASTER_PORT": str(self.gathering.port),
-                STORE_VARIABLE: f"{node.host}:{self.gathering.port}",
+                "MASTER_PORT": str(self.rendezvous.port),
+                STORE_VARIABLE: f"{node.host}:{self.rendezvous.port}",
                 LAUNCHER_VARIABLE: str(os.getpid()),
             }
             child = subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True)
@@ -103,7 +103,7 @@ class _Ranks:
         left = set(self.children)
         while left:
             try:
-                self.gathering.check()
+                self.rendezvous.check()
             except LostNode as error:
                 return self._lost(error)
             try:
@@ -124,7 +124,7 @@ class _Ranks:
         return self.asked_to_stop is not None and (code == STOPPED_ELSEWHERE or -code in self.passed_on)
 
     def _lost(self, error: LostNode) -> int:
-        self.gathering.fail(str(error))
+        self.rendezvous.fail(str(error))
         self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder, self.resume)}")
         return 1
 
@@ -133,7 +133,7 @@ class _Ranks:
         deadline = time.monotonic() + seconds
         while self.node.count > 1 and time.monotonic() < deadline:
             try:
-                self.gathering.check()
+                self.rendezvous.check()
             except LostNode as error:
                 return error
             time.sleep(0.1)
@@ -165,7 +165,7 @@ class _Ranks:
         seen = heartbeat.last_seen(self.folder, [rank]) if code != 2 else ""
         why = f"rank {rank} of {self.node.count * self.processes} on {self.node} {how}"
         why += f" (last sign of life: {seen})" if seen else ""
-        self.gathering.fail(why)
+        self.rendezvous.fail(why)
         again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder, self.resume)}"
         self._say(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code

@@ -46,7 +46,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousConfig:
     """How node 0 finds the others. launcher: each_node = all run the same command; ssh = node 0 starts the others;
     auto = ssh for those that have not come after wait_seconds."""
 
@@ -116,23 +116,23 @@ class LostNode(Exception):
 
 
 @dataclass
-class Gathering:
-    """The store that the launchers of all nodes share, from meeting to the end of the job."""
+class Rendezvous:
+    """The store that the launchers of all nodes share, from rendezvous to the end of the job."""
 
     node: Node
     store: Store
     port: int
-    helpers: dict[int, "Helper"] = field(default_factory=dict)
+    helpers: dict[int, "SshProcess"] = field(default_factory=dict)
     _answered: float = math.inf
     _lost: LostNode | None = None
     _left: threading.Event = field(default_factory=threading.Event)
     _heard: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
     @staticmethod
-    def meet(node: Node, processes: int, meeting: Meeting) -> "Gathering":
+    def meet(node: Node, processes: int, settings: RendezvousConfig) -> "Rendezvous":
         """Waits for all nodes, or has node 0 start the others. ValueError with the fix where some do not come, or where
         nodes run different numbers of processes; Stopped when asked to."""
-        seconds = 2 * max(meeting.wait_seconds, STORE_SECONDS)
+        seconds = 2 * max(settings.wait_seconds, STORE_SECONDS)
         try:
             store = TCPStore(
                 node.host,
@@ -148,13 +148,13 @@ class Gathering:
                 f"{node}: node 0 did not answer at {node.host}:{node.port} in {seconds:.0f} s. Is the same command "
                 "running there?"
             ) from None
-        here = Gathering(node, store, store.port)
+        here = Rendezvous(node, store, store.port)
         mine = f"{os.environ.get(CAME_BY_VARIABLE, 'itself')} {socket.gethostname()} {os.getpid()}"
         if store.compare_set(f"claim/{node.index}", "", mine).decode() != mine:
             raise ValueError(f"{node} has joined this job already: MLP_ROLE_INDEX must differ on every node.")
         store.set(f"node/{node.index}", str(processes))
         if node.index == 0:
-            here._wait_for_all(processes, meeting)
+            here._wait_for_all(processes, settings)
         else:
             try:
                 here._wait_for_go(seconds)
@@ -166,16 +166,16 @@ class Gathering:
             threading.Thread(target=here._beat, name="signs of life of the nodes", daemon=True).start()
         return here
 
-    def _wait_for_all(self, processes: int, meeting: Meeting) -> None:
-        missing = self._missing(0.0 if meeting.launcher == "ssh" else meeting.wait_seconds)
-        if missing and meeting.launcher != "each_node" and self.node.hosts:
-            self.helpers = {index: _start_over_ssh(self.node, index, meeting) for index in missing}
-            missing = self._missing(max(meeting.wait_seconds, STORE_SECONDS))
+    def _wait_for_all(self, processes: int, settings: RendezvousConfig) -> None:
+        missing = self._missing(0.0 if settings.launcher == "ssh" else settings.wait_seconds)
+        if missing and settings.launcher != "each_node" and self.node.hosts:
+            self.helpers = {index: _start_over_ssh(self.node, index, settings) for index in missing}
+            missing = self._missing(max(settings.wait_seconds, STORE_SECONDS))
         if missing:
             ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
             self.end_helpers()
             names = ", ".join(self.node.name(index) for index in missing)
-            why = "; ".join(ended) if ended else f"after {meeting.wait_seconds:.0f} s"
+            why = "; ".join(ended) if ended else f"after {settings.wait_seconds:.0f} s"
             raise ValueError(
                 f"{names} did not join {self.node.host}:{self.port} ({why}). Run the same "
                 "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
@@ -301,7 +301,7 @@ class Gathering:
 
 
 @dataclass
-class Helper:
+class SshProcess:
     """An ssh that runs this command on another node, and the thread that prints what it says."""
 
     process: subprocess.Popen[str]
@@ -315,14 +315,14 @@ class Helper:
         self.printer.join(5.0)
 
 
-def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> Helper:
+def _start_over_ssh(node: Node, index: int, settings: RendezvousConfig) -> SshProcess:
     """This command on another node. What it needs of the environment goes over standard input, not the command line."""
     passed = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
     exports += [f"export MLP_ROLE_INDEX={index}", f"export {CAME_BY_VARIABLE}=ssh"]
     command = shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     script = "\n".join([*exports, f"cd {shlex.quote(os.getcwd())} && exec {command} < /dev/null", ""])
-    words = [*shlex.split(meeting.ssh), f"{meeting.ssh_user}@{node.hosts[index]}", "exec sh -s"]
+    words = [*shlex.split(settings.ssh), f"{settings.ssh_user}@{node.hosts[index]}", "exec sh -s"]
     print(f"starting {node.name(index)} over ssh: {shlex.join(words)}", flush=True)
     helper = subprocess.Popen(
         words,
@@ -341,7 +341,7 @@ def _start_over_ssh(node: Node, index: int, meeting: Meeting) -> Helper:
         helper.stdin.close()
     except BrokenPipeError:
         pass
-    return Helper(helper, printer)
+    return SshProcess(helper, printer)
 
 
 def _prefixed(stream: TextIO, prefix: str) -> None:

@@ -89,7 +89,7 @@ class Sampler:
         if not requests:
             return []
         with _eval_mode(self.model):
-            return _Batch(self, requests, take, limit).run(progress or (lambda finished: None))
+            return _Generation(self, requests, take, limit).run(progress or (lambda finished: None))
 
     def release(self) -> None:
         """Frees the memory of the slots; the next `generate` takes it again."""
@@ -173,7 +173,7 @@ class Sampler:
         return cache_policy(model, config, kv), kv, state
 
 
-class _Batch:
+class _Generation:
     """One call of `generate`: the queue, the slots at work, and what has come out."""
 
     def __init__(

@@ -50,7 +50,7 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 def _start(module: str, config: Config, nodes: bool) -> None:
     # torch takes seconds to import: a mistake in the words is said before
     from runtime import heartbeat, launch, ranks, stopping
-    from runtime.nodes import Meeting
+    from runtime.nodes import RendezvousConfig
     from runtime.run_folder import run_path
     from train.learner.updater import NotFinite
 
@@ -60,8 +60,10 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         processes, node = placement(config, nodes)
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
             experiment = config.experiment
-            meeting = Meeting(experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user)
-            sys.exit(launch.launch(processes, node, meeting, run_path(config), experiment.resume))
+            settings = RendezvousConfig(
+                experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user
+            )
+            sys.exit(launch.launch(processes, node, settings, run_path(config), experiment.resume))
         if config.dry_run:
             config.experiment.processes, config.experiment.num_node = processes, node.count
         import_module(module).run(config)

@@ -24,7 +24,7 @@ from sample import Rollout, Sampler, SamplingConfig
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup import models as session
-from train.setup.prompts import Prompt, answer_text, load_prompts, reward_columns, sampling_entries
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import check_tasks, reward_of
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def evaluate(
             start = time.perf_counter()
             rollouts = sample(sampler, [p.ids for p in prompts], responses_per_task, keys, progress.advance)
             seconds = time.perf_counter() - start
-        completions = [answer_text(rollout, model) for rollout in rollouts]
+        completions = [completion_text(rollout, model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(responses_per_task)]
         rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
         if all(reward is None for reward in rewards):

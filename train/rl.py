@@ -22,7 +22,7 @@ from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler
 from sample.rollout import Key
 from train import checks, sft
-from train.algorithm.advantages import Scored, group_advantages
+from train.algorithm.advantages import Credit, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.engine import engine_kind, shares_weights
 from train.distributed.sharding import (
@@ -46,11 +46,11 @@ from train.learner.checkpoint import (
 )
 from train.learner.critic import Critic, value_updater_config
 from train.learner.policy import Policy
-from train.learner.rollout_log import Graded, GradedSteps
+from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.updater import Updater, make_accelerator
 from train.setup import models as session
 from train.setup.judges import StepJudge
-from train.setup.prompts import Prompt, answer_text, inference_model, load_prompts, reward_columns, sampling_entries
+from train.setup.prompts import Prompt, completion_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Run:
         self.sampler.weights_version = self.state["step"]
         self.evaluations = ranks.on_main(self._logs_until, self.state["step"] if checkpoint else -1)
         ranks.on_main(self._best)
-        self.graded_steps = GradedSteps(folder, self.state["step"]) if ranks.is_main() else None
+        self.rollout_log = RolloutLog(folder, self.state["step"]) if ranks.is_main() else None
         self.started = time.perf_counter() - self.state["seconds"]
         self.monitor.banner(
             f"RL {config.experiment.project}",
@@ -219,14 +219,14 @@ class Run:
             seen[prompt.task.id] += 1
         return keys
 
-    def stored(self, prompts: Sequence[Prompt], step: int) -> Graded | None:
+    def stored(self, prompts: Sequence[Prompt], step: int) -> GradedRollouts | None:
         """The step's graded rollouts from disk, where an interrupted run left them."""
 
-        def take() -> Graded | None:
-            assert self.graded_steps is not None
+        def take() -> GradedRollouts | None:
+            assert self.rollout_log is not None
             self.weights, G = weights_digest(self.sampled_model), self.config.rollout.num_response_per_task
             asked = [prompt.ids for prompt in prompts for _ in range(G)]
-            return self.graded_steps.take(step, self.weights, self.keys(prompts, step), asked)
+            return self.rollout_log.take(step, self.weights, self.keys(prompts, step), asked)
 
         found = ranks.on_main(take)
         if found is not None:
@@ -240,16 +240,16 @@ class Run:
         rollouts: Sequence[Rollout],
         texts: Sequence[str],
         rewards: Sequence[float | None],
-        scored: Scored,
-    ) -> Graded:
+        scored: Credit,
+    ) -> GradedRollouts:
         """Puts the step on disk before its updates begin."""
         stats = self.reward.stats if self.reward is not None else {}
-        graded = Graded(rollouts, rewards, scored, stats, self.monitor.seconds("rollout"))
+        graded = GradedRollouts(rollouts, rewards, scored, stats, self.monitor.seconds("rollout"))
 
         def put() -> None:
-            assert self.graded_steps is not None and self.sampler.config.block_size is not None
+            assert self.rollout_log is not None and self.sampler.config.block_size is not None
             tasks = [prompt.task.id for prompt in prompts for _ in range(len(rollouts) // len(prompts))]
-            self.graded_steps.put(step, self.weights, graded, texts, tasks, self.sampler.config.block_size)
+            self.rollout_log.put(step, self.weights, graded, texts, tasks, self.sampler.config.block_size)
 
         ranks.on_main(put)
         return graded
@@ -263,7 +263,7 @@ class Run:
 
     def grade(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[str], list[float | None]]:
         G = self.config.rollout.num_response_per_task
-        texts = [answer_text(rollout, self.model) for rollout in rollouts]
+        texts = [completion_text(rollout, self.model) for rollout in rollouts]
         assert self.reward is not None
         rewards = self.reward([p.text for p in prompts for _ in range(G)], texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
@@ -279,12 +279,12 @@ class Run:
         return texts, rewards
 
     def judged(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None], scored: Scored
-    ) -> Scored:
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[float | None], scored: Credit
+    ) -> Credit:
         assert self.step_judge is not None
         return self.step_judge(prompts, rollouts, rewards, scored)
 
-    def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Scored:
+    def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, weight = self.config.training, self.config.reward.speed_weight
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         return group_advantages(
@@ -300,7 +300,7 @@ class Run:
             ],
         )
 
-    def log(self, step: int, graded: Graded, metrics: dict[str, float]) -> None:
+    def log(self, step: int, graded: GradedRollouts, metrics: dict[str, float]) -> None:
         """The step's line and metrics; a step whose groups all dropped says why it was skipped."""
         rollouts, rewards, scored = graded.rollouts, graded.rewards, graded.scored
         groups = len(rollouts) // self.config.rollout.num_response_per_task

@@ -28,7 +28,7 @@ from sample import Rollout
 from train import checks
 from train.algorithm.masking import SFT_METHODS
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.algorithm.replay import MicroBatch, Replayer, Row, replay
+from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, replay
 from train.distributed.engine import check_engine, engine_kind, engine_line
 from train.distributed.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
 from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
@@ -190,7 +190,12 @@ def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Update
 
 
 def _update(
-    updater: Updater, rows: Sequence[Row], training: TrainingConfig, window: int, block: bool, stats: UpdateStats
+    updater: Updater,
+    rows: Sequence[TrainingSample],
+    training: TrainingConfig,
+    window: int,
+    block: bool,
+    stats: UpdateStats,
 ) -> None:
     """window: tokens of the longest answer of all, which `constant` divides by where no length is set."""
     weights = token_weights(
@@ -261,7 +266,9 @@ def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
     )
 
 
-def make_rows(sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int) -> list[Row]:
+def make_rows(
+    sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int
+) -> list[TrainingSample]:
     """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
 
     Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
@@ -299,7 +306,9 @@ def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int
     return [s - low + 1 for s in steps]
 
 
-def _log(monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequence[Row], rate: float) -> None:
+def _log(
+    monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequence[TrainingSample], rate: float
+) -> None:
     metrics = {
         "loss": stats.sums.get("loss", 0.0),
         "nll": stats.per_token("nll"),

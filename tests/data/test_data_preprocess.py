@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data import Task, load_examples, preprocess_sft, render_prompt
 from data.faults import Fault
 from data.preprocess_sft import Format, convert, make_pair
-from data.readers import Row
+from data.readers import Record
 from data.templates import FAMILIES, chat_family
 
 CHAT = [("user", "hi"), ("assistant", "Hello."), ("user", "and?"), ("assistant", "Bye.")]
@@ -28,7 +28,7 @@ def messages(turns, role="role", text="content"):
 
 
 def pair_of(values, family="sdar", **how):
-    return make_pair(Row(1, "line 1", values), Format(family, **how), {})
+    return make_pair(Record(1, "line 1", values), Format(family, **how), {})
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -11,7 +11,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from runtime import launch, nodes, ranks, stopping
 from runtime.heartbeat import Heartbeat
-from runtime.nodes import Meeting, Node, this_node
+from runtime.nodes import RendezvousConfig, Node, this_node
 
 folder = Path({folder!r})
 nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
@@ -24,7 +24,8 @@ stopping.listen()
 if not launch.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
-        status = launch.launch({processes}, node, Meeting({launcher!r}, {wait}, {ssh!r}, {user!r}), folder, "auto")
+        settings = RendezvousConfig({launcher!r}, {wait}, {ssh!r}, {user!r})
+        status = launch.launch({processes}, node, settings, folder, "auto")
     except ValueError as error:
         print("error:", error, file=sys.stderr)
         status = 2

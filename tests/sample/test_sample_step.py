@@ -46,7 +46,7 @@ def host_is_blind(monkeypatch):
 
 def steps_of(sampler, prompts, monkeypatch, watch=None):
     """Runs `generate`, every step under a fresh Ops; returns one Ops a step."""
-    seen, plain = [], engine._Batch.step
+    seen, plain = [], engine._Generation.step
 
     def step(batch, *args):
         with host_is_blind(monkeypatch), Ops(sampler.model) as ops:
@@ -55,9 +55,9 @@ def steps_of(sampler, prompts, monkeypatch, watch=None):
             hook.remove()
         seen.append(ops)
 
-    monkeypatch.setattr(engine._Batch, "step", step)
+    monkeypatch.setattr(engine._Generation, "step", step)
     sampler.generate(prompts)
-    monkeypatch.setattr(engine._Batch, "step", plain)
+    monkeypatch.setattr(engine._Generation, "step", plain)
     return seen
 
 

@@ -32,7 +32,7 @@ ADVANTAGES: dict[str, Callable[[Floats], Floats]] = {"zscore": zscore, "centered
 
 
 @dataclass(frozen=True)
-class Scored:
+class Credit:
     """Advantage of each response (one number, or [R] one a response token), None where it is left out, and why groups
     were left out (reason -> groups). token_rewards: a step judge's [R] for each response that it judged."""
 
@@ -51,7 +51,7 @@ def group_advantages(
     max_accuracy: float = 1.0,
     keep: Sequence[bool] | None = None,
     bonus: Sequence[float] | None = None,
-) -> Scored:
+) -> Credit:
     """Advantages of prompt-major rewards. A reward of None (or keep False) leaves its response out of its group.
 
     Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
@@ -76,7 +76,7 @@ def group_advantages(
                 values = values + np.array([bonus[i] for i in members])
             for i, advantage in zip(members, ADVANTAGES[kind](values), strict=True):
                 advantages[i] = float(advantage)
-    return Scored(advantages, dropped)
+    return Credit(advantages, dropped)
 
 
 def last_step_reward(reward: float, step_N: NDArray[np.int64]) -> Floats:

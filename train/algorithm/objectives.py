@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.algorithm.replay import MicroBatch, Row
+from train.algorithm.replay import MicroBatch, TrainingSample
 
 Metrics = dict[str, Tensor]
 _MAX_LOG_RATIO = 10.0
@@ -150,7 +150,7 @@ def per_token(
 
 
 def token_weights(
-    rows: Sequence[Row], kind: str, *, max_gen_length: int, longest_response: int | None = None
+    rows: Sequence[TrainingSample], kind: str, *, max_gen_length: int, longest_response: int | None = None
 ) -> Weights:
     """Weights in an update made of `rows`, which are whole responses.
 

@@ -29,7 +29,7 @@ _SPAN_TOKENS, _SPAN_TOKENS_CPU = 1024, 192
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingSample:
     """A response, replayed: all of it for a block family, one noisy copy of it under full attention.
 
     ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
@@ -94,7 +94,9 @@ class Replayer:
         block = (prompt_tokens + place) // self.block_size
         return Canvas(step_C, trained_C, block, block)
 
-    def rows(self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]) -> list[Row]:
+    def rows(
+        self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]
+    ) -> list[TrainingSample]:
         """One packed row of all copies for a block family; a row a copy where attention is full or causal."""
         ids_P, ids_C = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas))
         assert self.logit_shift or not any(copy.causal for copy in copies)
@@ -107,9 +109,11 @@ class Replayer:
         zeros = np.zeros_like(position)
         return [self._whole_row(key, ids_P, ids_C, copy, position, zeros) for copy in copies]
 
-    def _whole_row(self, key: Key, prompt: Ints, canvas: Ints, copy: NoisyCopy, position: Ints, zeros: Ints) -> Row:
+    def _whole_row(
+        self, key: Key, prompt: Ints, canvas: Ints, copy: NoisyCopy, position: Ints, zeros: Ints
+    ) -> TrainingSample:
         place = np.flatnonzero(copy.trained_C)
-        return Row(
+        return TrainingSample(
             key=key,
             ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas)]),
             positions=position,
@@ -124,7 +128,7 @@ class Replayer:
         )
 
 
-def by_response(rows: Sequence[Row]) -> list[list[int]]:
+def by_response(rows: Sequence[TrainingSample]) -> list[list[int]]:
     """Places of the rows of each response (rows with one key), in the order of their first ones."""
     places: dict[Key, list[int]] = {}
     for i, row in enumerate(rows):
@@ -140,7 +144,7 @@ def replay(
     method: Method = trace,
     pad_id: int | None = None,
     rng: np.random.Generator | None = None,
-) -> list[Row]:
+) -> list[TrainingSample]:
     """The rows that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods, and
     which rows are kept under training.rows_per_response.
 
@@ -165,9 +169,9 @@ def replay(
 
 def pack_row(
     key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int, mask_id: int
-) -> Row | None:
-    """Clean copy of everything before the last noisy block, then the noisy blocks, as one `Row`; None without noisy
-    blocks."""
+) -> TrainingSample | None:
+    """Clean copy of everything before the last noisy block, then the noisy blocks, as one `TrainingSample`; None
+    without noisy blocks."""
     if not noisy:
         return None
     b, P = block_size, len(prompt)
@@ -189,7 +193,7 @@ def pack_row(
     position_S = np.concatenate([np.arange(clean), position_Kb[exists_Kb]])
     ids_S = whole[position_S]
     ids_S[clean:][masked_Kb[exists_Kb]] = mask_id
-    return Row(
+    return TrainingSample(
         key=key,
         ids=ids_S,
         positions=position_S,
@@ -234,7 +238,7 @@ class MicroBatch:
 
 
 def micro_batches(
-    rows: Sequence[Row], which: Sequence[int], max_tokens: int, device: torch.device
+    rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int, device: torch.device
 ) -> Iterator[MicroBatch]:
     """Packs rows[which] up to a token budget, rows of like length together. How rows are split never changes a
     result."""
@@ -242,7 +246,7 @@ def micro_batches(
         yield pack(rows, group, device)
 
 
-def within_budget(rows: Sequence[Row], which: Sequence[int], max_tokens: int) -> list[list[int]]:
+def within_budget(rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int) -> list[list[int]]:
     """The rows of each micro-batch; a row that is longer than the budget is one of its own."""
     groups: list[list[int]] = []
     total = 0
@@ -261,7 +265,7 @@ def span_tokens(device_type: str) -> int:
 
 
 def pack(
-    rows: Sequence[Row], which: Sequence[int], device: torch.device, tokens_a_span: int | None = None
+    rows: Sequence[TrainingSample], which: Sequence[int], device: torch.device, tokens_a_span: int | None = None
 ) -> MicroBatch:
     """One packed micro-batch of the rows named by `which`; tokens_a_span: None = what suits the device."""
     chosen = [rows[i] for i in which]
@@ -285,7 +289,7 @@ def pack(
     )
 
 
-def _spans(row: Row, device: torch.device, tokens_a_span: int) -> tuple[Ints, list[Span]]:
+def _spans(row: TrainingSample, device: torch.device, tokens_a_span: int) -> tuple[Ints, list[Span]]:
     """Order of the row's tokens [S] on the packed axis, and its spans: consecutive blocks, clean tokens first."""
     if not row.block.any() and not row.copy.any():
         return np.arange(row.num_tokens), [Span(0, row.num_tokens, None)]

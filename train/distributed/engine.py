@@ -168,10 +168,10 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
     return accelerator
 
 
-class Whole:
+class Replicated:
     """Every rank holds all of the model, its gradients and its optimizer; gradients are summed over ranks."""
 
-    together = False
+    lockstep = False
     """Whether every rank must run as many forwards and backwards as the others."""
 
     def __init__(
@@ -235,7 +235,7 @@ class Zero:
     """DeepSpeed's ZeRO: each rank holds its part of the optimizer and of the summed gradients (stage 2), and of the
     weights, which are gathered module by module as they are used (stage 3). https://arxiv.org/abs/1910.02054"""
 
-    together = True
+    lockstep = True
 
     def __init__(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
@@ -264,21 +264,21 @@ class Zero:
             )
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """As `Whole.backward`. DeepSpeed takes means over ranks where sums are meant. A loss that is not finite spoils
-        the gradients, so that DeepSpeed takes no step for them."""
+        """As `Replicated.backward`. DeepSpeed takes means over ranks where sums are meant. A loss that is not finite
+        spoils the gradients, so that DeepSpeed takes no step for them."""
         factor = torch.where(loss.detach().isfinite(), float(self.world), math.nan)
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, loss: float) -> float:
-        """As `Whole.step`."""
+        """As `Replicated.step`."""
         self.model.step()
         norm = float(self.model.get_global_grad_norm()) if self.model.was_step_applied() else math.inf
         assert math.isfinite(loss) or not math.isfinite(norm)
         return norm
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `Whole.weights`; under stage 3 a few layers' are gathered at a time."""
+        """As `Replicated.weights`; under stage 3 a few layers' are gathered at a time."""
         if self.stage < 3:
             yield from self.module.named_parameters()
             return
@@ -292,7 +292,7 @@ class Zero:
 
     @contextmanager
     def whole_on_main(self) -> Iterator[None]:
-        """As `Whole.whole_on_main`; under stage 3 the weights are gathered into rank 0's host memory."""
+        """As `Replicated.whole_on_main`; under stage 3 the weights are gathered into rank 0's host memory."""
         whole = {}
         for name, weight in self.weights() if self.stage == 3 else ():
             if ranks.is_main():
@@ -308,7 +308,7 @@ class Zero:
                 parameter.data = shares[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Whole.state_dict`."""
+        """As `Replicated.state_dict`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.stage < 3:
@@ -324,7 +324,7 @@ class Zero:
         return {"state": state, "param_groups": [saved | {"lr": group["lr"]} for saved, group in groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Whole.load_state_dict`; a rank keeps its part."""
+        """As `Replicated.load_state_dict`; a rank keeps its part."""
         for group, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
         if state["state"]:
@@ -365,11 +365,11 @@ class Zero:
                 safe_set_local_optimizer_state(parameter, mine, name)
 
 
-class Fsdp(Whole):
+class Fsdp(Replicated):
     """torch's FSDP2: each rank holds its part of weights, gradients and optimizer; the weights are gathered layer by
     layer as they are used. https://arxiv.org/abs/2304.11277"""
 
-    together = True
+    lockstep = True
 
     def __init__(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
@@ -403,19 +403,19 @@ class Fsdp(Whole):
                 part.set_reduce_scatter_unused_params(True, recurse=False)
 
     def _clip(self) -> float:
-        """As `Whole._clip`; each micro-batch's backward pass has summed its gradients, of which a rank keeps its
+        """As `Replicated._clip`; each micro-batch's backward pass has summed its gradients, of which a rank keeps its
         part."""
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         return float(_gathered(norm))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As `Whole.weights`; one is gathered at a time."""
+        """As `Replicated.weights`; one is gathered at a time."""
         for name, parameter in self.module.named_parameters():
             yield name, _gathered(parameter.detach())
 
     @contextmanager
     def whole_on_main(self) -> Iterator[None]:
-        """As `Whole.whole_on_main`; the weights are gathered into rank 0's host memory."""
+        """As `Replicated.whole_on_main`; the weights are gathered into rank 0's host memory."""
         whole = {}
         for name, weight in self.weights():
             if ranks.is_main():
@@ -436,7 +436,7 @@ class Fsdp(Whole):
                 module._parameters[name] = parameter
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Whole.state_dict`."""
+        """As `Replicated.state_dict`."""
         state: dict[str, Any] = self.optimizer.state_dict()
         whole: dict[int, dict[str, Tensor]] = {}
         for i, values in state["state"].items():
@@ -446,7 +446,7 @@ class Fsdp(Whole):
         return state | {"state": whole}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Whole.load_state_dict`; a rank keeps its part."""
+        """As `Replicated.load_state_dict`; a rank keeps its part."""
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         shares = {
             i: {name: _share_of(value, trained[i]) if value.dim() else value.clone() for name, value in values.items()}
@@ -467,13 +467,13 @@ def _share_of(whole: Tensor, parameter: DTensor) -> Tensor:
     return share.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
 
 
-Engine = Whole | Zero
+Engine = Replicated | Zero
 
 
 def make_engine(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
 ) -> Engine:
-    kind: type[Engine] = Zero if accelerator.distributed_type == DistributedType.DEEPSPEED else Whole
+    kind: type[Engine] = Zero if accelerator.distributed_type == DistributedType.DEEPSPEED else Replicated
     if isinstance(accelerator, FsdpAccelerator):
         kind = Fsdp
     return kind(model, optimizer, accelerator, max_grad_norm)

@@ -15,7 +15,7 @@ from configs.schema import TrainingConfig
 from runtime import ranks, stopping
 from sample import Rollout, Sampler
 from sample.rollout import Key
-from train.algorithm.replay import Row, by_response
+from train.algorithm.replay import TrainingSample, by_response
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def keep_rows_per_update(training: TrainingConfig, saved: Mapping[str, Any]) -> 
     training.rows_per_update = training.rows_per_update or saved.get("rows_per_update")
 
 
-def deal(rows: Sequence[Row], which: Sequence[int], world: int) -> list[list[int]]:
+def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> list[list[int]]:
     """rows[which] shared by `world` ranks: whole responses, the longest first, each to the rank with the fewest tokens
     so far. A function of the rows alone. Some ranks may get none."""
     which = list(which)
@@ -94,7 +94,7 @@ def deal(rows: Sequence[Row], which: Sequence[int], world: int) -> list[list[int
     return dealt
 
 
-def share(rows: Sequence[Row], which: Sequence[int]) -> list[int]:
+def share(rows: Sequence[TrainingSample], which: Sequence[int]) -> list[int]:
     """This rank's part of rows[which]."""
     world = ranks.world_size()
     return list(which) if world == 1 else deal(rows, which, world)[ranks.rank()]

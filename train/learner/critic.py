@@ -17,8 +17,8 @@ from sample import Rollout
 from train.algorithm.advantages import Floats, last_step_reward, step_gae
 from train.algorithm.masking import Ints, shrink_steps
 from train.algorithm.objectives import Metrics, clipped_value_loss, per_token
-from train.algorithm.replay import MicroBatch, Replayer, Row, by_response
-from train.learner.policy import Batch, Policy, step_updates
+from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, by_response
+from train.learner.policy import Policy, StepBatch, step_updates
 from train.learner.updater import Loss, Updater, UpdateStats, scheduled
 
 
@@ -28,7 +28,7 @@ def value_updater_config(config: Config) -> Config:
     return replace(config, optimizer=replace(config.optimizer, params=params))
 
 
-def denoising_steps(rollout: Rollout, row: Row, replayer: Replayer, shrink: int) -> Ints:
+def denoising_steps(rollout: Rollout, row: TrainingSample, replayer: Replayer, shrink: int) -> Ints:
     """The step [N] at which the sampler decided each trained token of the row, `shrink` neighbours merged as TraceRL's
     rows merge them."""
     step_C = np.asarray(rollout.canvas_step_map, dtype=np.int64)
@@ -54,7 +54,7 @@ class Critic:
         self.model, self.updater, self.config, self.policy = model, updater, config, policy
         self.training = config.training
 
-    def step(self, batch: Batch, rollouts: Sequence[Rollout], step: int) -> tuple[Batch, dict[str, float]]:
+    def step(self, batch: StepBatch, rollouts: Sequence[Rollout], step: int) -> tuple[StepBatch, dict[str, float]]:
         """The batch of RL step `step` (from 1), whose `advantages` are taken as rewards, with the advantages of its
         tokens instead; then, every train_value_every steps, all updates of the value model. Returns batch and
         metrics."""
@@ -68,7 +68,7 @@ class Critic:
                 self.updater.update(batch.rows, which, self._loss(batch, estimates, which), stats)
         return replace(batch, advantages=[*estimates.advantages]), self._metrics(estimates, stats)
 
-    def estimate(self, batch: Batch, rollouts: Sequence[Rollout]) -> Estimates:
+    def estimate(self, batch: StepBatch, rollouts: Sequence[Rollout]) -> Estimates:
         """Values, returns and advantages under the weights as they are. A reward of one number comes at the response's
         last denoising step, one of a number a token where it stands."""
         by_key = {rollout.key: rollout for rollout in rollouts}
@@ -92,7 +92,7 @@ class Critic:
                 estimates.returns[i], estimates.advantages[i] = return_N, advantage_N
         return estimates
 
-    def _loss(self, batch: Batch, estimates: Estimates, which: Sequence[int]) -> Loss:
+    def _loss(self, batch: StepBatch, estimates: Estimates, which: Sequence[int]) -> Loss:
         device = self.updater.accelerator.device
         weights = dict(zip(which, self.policy.weights(batch, which).policy, strict=True))
 

@@ -24,7 +24,7 @@ from train.algorithm.objectives import (
     rollout_correction,
     token_weights,
 )
-from train.algorithm.replay import MicroBatch, Replayer, Row, by_response, replay
+from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, by_response, replay
 from train.distributed.sharding import rows_per_update
 from train.learner.updater import Loss, Updater, UpdateStats, outputs, scheduled
 
@@ -32,18 +32,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Batch:
+class StepBatch:
     """A step's rows with, for each, its advantage (one number, or [N] of its trained tokens) and the sampler's
     log-probabilities [N]."""
 
-    rows: list[Row]
+    rows: list[TrainingSample]
     advantages: list[float | Floats]
     logp_rollout: list[NDArray[np.float32]]
     longest_response: int
     skipped: int
 
 
-def plan_updates(rows: Sequence[Row], rows_per_update: int, seed: Sequence[int]) -> list[list[int]]:
+def plan_updates(rows: Sequence[TrainingSample], rows_per_update: int, seed: Sequence[int]) -> list[list[int]]:
     """Order and cut of a step's rows: whole responses shuffled by seed, until an update has `rows_per_update` rows as
     dLLM-RL counts them (one a round); the last update may be smaller."""
     responses = by_response(rows)
@@ -58,13 +58,13 @@ def plan_updates(rows: Sequence[Row], rows_per_update: int, seed: Sequence[int])
     return [update for update in updates if update]
 
 
-def step_updates(rows: Sequence[Row], training: TrainingConfig, step: int) -> Iterator[list[int]]:
+def step_updates(rows: Sequence[TrainingSample], training: TrainingConfig, step: int) -> Iterator[list[int]]:
     """The updates of RL step `step`, epoch after epoch."""
     for epoch in range(training.num_train_epochs):
         yield from plan_updates(rows, rows_per_update(training), [training.seed, step, epoch])
 
 
-def at_trained_tokens(given: float | Sequence[float] | Floats, rollout: Rollout, row: Row) -> float | Floats:
+def at_trained_tokens(given: float | Sequence[float] | Floats, rollout: Rollout, row: TrainingSample) -> float | Floats:
     """A response's number as it is; one number a response token as [N] of the row's trained tokens, 0 at pads after
     the answer. ValueError for another length."""
     if np.ndim(given) == 0:
@@ -109,11 +109,11 @@ class Policy:
 
     def batch(
         self, rollouts: Sequence[Rollout], advantages: Sequence[float | Sequence[float] | Floats | None]
-    ) -> Batch:
+    ) -> StepBatch:
         """Replays every rollout that has an advantage, one number or one a response token. A rollout with a non-finite
         log-probability is left out, counted and named."""
         training = self.training
-        batch = Batch([], [], [], max((r.num_response_tokens for r in rollouts), default=0), 0)
+        batch = StepBatch([], [], [], max((r.num_response_tokens for r in rollouts), default=0), 0)
         skipped = 0
         for rollout, advantage in zip(rollouts, advantages, strict=True):
             if advantage is None:
@@ -137,11 +137,11 @@ class Policy:
                 batch.logp_rollout.append(logprobs[row.canvas_index])
         return replace(batch, skipped=skipped)
 
-    def rows_to_train(self, batch: Batch) -> int:
+    def rows_to_train(self, batch: StepBatch) -> int:
         """Rows of all updates of a step."""
         return len(batch.rows) * self.training.num_train_epochs
 
-    def train(self, batch: Batch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
+    def train(self, batch: StepBatch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
         """All updates of RL step `step` (from 1); `progress` hears of rows as they are done. Returns the metrics of the
         step; of one without rows only how many rollouts were left out. One whose rows are all left out for a computed
         log-probability counts as a skipped update."""
@@ -159,7 +159,7 @@ class Policy:
             self.updater.update(batch.rows, which, loss_of, stats, progress)
         return self._metrics(stats, batch)
 
-    def weights(self, batch: Batch, which: Sequence[int]) -> Weights:
+    def weights(self, batch: StepBatch, which: Sequence[int]) -> Weights:
         """Weights of the rows `which` in the update that they make."""
         return token_weights(
             [batch.rows[i] for i in which],
@@ -169,8 +169,8 @@ class Policy:
         )
 
     def _with_log_probs(
-        self, batch: Batch
-    ) -> tuple[Batch, Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]] | None]:
+        self, batch: StepBatch
+    ) -> tuple[StepBatch, Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]] | None]:
         """The batch with the old and the reference's log-probabilities of its rows. A response with a non-finite one is
         left out, counted and named; every rank has all numbers and leaves out the same."""
         every = range(len(batch.rows))
@@ -185,7 +185,7 @@ class Policy:
         for key in spoiled:
             logger.warning("rollout %s left out: non-finite log-probability in training", key)
         kept = [i for i in every if batch.rows[i].key not in spoiled]
-        finite = Batch(
+        finite = StepBatch(
             [batch.rows[i] for i in kept],
             [batch.advantages[i] for i in kept],
             [batch.logp_rollout[i] for i in kept],
@@ -196,7 +196,7 @@ class Policy:
 
     def _loss(
         self,
-        batch: Batch,
+        batch: StepBatch,
         old: Sequence[NDArray[np.float32]],
         reference: Sequence[NDArray[np.float32]] | None,
         which: Sequence[int],
@@ -234,7 +234,7 @@ class Policy:
 
         return loss_of
 
-    def _metrics(self, stats: UpdateStats, batch: Batch) -> dict[str, float]:
+    def _metrics(self, stats: UpdateStats, batch: StepBatch) -> dict[str, float]:
         updates = max(1, stats.updates)
         compared = stats.sums.get("mismatch_tokens", 0.0)
         mismatch = {name: stats.sums[name] / compared for name in ("mismatch_kl", "mismatch_abs") if compared}

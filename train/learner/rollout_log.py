@@ -11,22 +11,22 @@ from runtime.files import append_jsonl, read_jsonl, truncate_jsonl
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
-from train.algorithm.advantages import Scored
+from train.algorithm.advantages import Credit
 
 
 @dataclass(frozen=True)
-class Graded:
+class GradedRollouts:
     """A step's rollouts, prompt-major, with what they earned. reward_stats: counts of the reward's call; seconds: what
     sampling took."""
 
     rollouts: Sequence[Rollout]
     rewards: Sequence[float | None]
-    scored: Scored
+    scored: Credit
     reward_stats: dict[str, float]
     seconds: float
 
 
-class GradedSteps:
+class RolloutLog:
     """rollouts.jsonl, a row a rollout, and graded.jsonl, a line a step: what belongs to the step as a whole. That line
     is written when the step's rows are safe on disk, and names the weights that sampled them by a digest. A step that
     earned no reward at all has no line: its reward's call failed, and a resumed run samples and grades it again.
@@ -45,7 +45,9 @@ class GradedSteps:
             _rows_after(folder.rollouts, last_step), key=lambda row: row["step"]
         )
 
-    def take(self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]]) -> Graded | None:
+    def take(
+        self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]]
+    ) -> GradedRollouts | None:
         """The graded rollouts of `step`, the one after that of the last call; None from the first that is not here.
 
         weights: digest of those that would sample now. prompts: ids for each of `keys`."""
@@ -64,7 +66,13 @@ class GradedSteps:
         return None
 
     def put(
-        self, step: int, weights: str, graded: Graded, texts: Sequence[str], tasks: Sequence[str], block_size: int
+        self,
+        step: int,
+        weights: str,
+        graded: GradedRollouts,
+        texts: Sequence[str],
+        tasks: Sequence[str],
+        block_size: int,
     ) -> None:
         """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
         each rollout, for people and the viewer."""
@@ -103,13 +111,13 @@ def _rows_after(path: Path, last_step: int) -> Iterator[dict[str, Any]]:
     return (row for row in rows if row["step"] > last_step)
 
 
-def _graded(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Graded:
+def _graded(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> GradedRollouts:
     token_rewards = [row["token_rewards"] for row in rows] if rows and "token_rewards" in rows[0] else None
     advantages = [row["advantage"] for row in rows]
-    return Graded(
+    return GradedRollouts(
         [Rollout.from_dict(dict(row)) for row in rows],
         [row["reward"] for row in rows],
-        Scored(advantages, Counter(line["dropped"]), token_rewards, line["stats"]),
+        Credit(advantages, Counter(line["dropped"]), token_rewards, line["stats"]),
         line["reward_stats"],
         line["seconds"],
     )

@@ -20,7 +20,7 @@ from configs.schema import Config, OptimizerParams, SchedulerConfig
 from models import lora
 from runtime import ranks
 from train.algorithm.objectives import Metrics
-from train.algorithm.replay import MicroBatch, Row, pack, within_budget
+from train.algorithm.replay import MicroBatch, TrainingSample, pack, within_budget
 from train.distributed.engine import FsdpAccelerator, make_engine, zero_accelerator
 from train.distributed.sharding import require_equal_weights, share
 
@@ -116,20 +116,20 @@ class UpdateStats:
 @torch.no_grad()
 def outputs(
     model: torch.nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[TrainingSample],
     which: Sequence[int],
     max_tokens: int,
     accelerator: Accelerator,
-    together: bool = False,
+    lockstep: bool = False,
 ) -> list[NDArray[np.float32]]:
     """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
-    `which`. The ranks share the rows, and each gets all numbers. together: all run as many forwards."""
+    `which`. The ranks share the rows, and each gets all numbers. lockstep: all run as many forwards."""
     found: dict[int, NDArray[np.float32]] = {}
-    for group, is_filler in _shared_groups(rows, which, max_tokens, together):
+    for group, is_padding in _shared_groups(rows, which, max_tokens, lockstep):
         batch = pack(rows, group, accelerator.device)
         with accelerator.autocast():
             output_N = _outputs(model, batch).float().cpu().numpy()
-        if is_filler:
+        if is_padding:
             continue
         for place, i in enumerate(batch.rows):
             found[i] = output_N[batch.row_of_N == place]
@@ -138,12 +138,12 @@ def outputs(
 
 
 def _shared_groups(
-    rows: Sequence[Row], which: Sequence[int], max_tokens: int, together: bool
+    rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int, lockstep: bool
 ) -> list[tuple[list[int], bool]]:
-    """The rows of this rank's micro-batches of rows[which]; `together`: as many on every rank, those that fill up
+    """The rows of this rank's micro-batches of rows[which]; `lockstep`: as many on every rank, those that fill up
     marked True."""
     mine = within_budget(rows, share(rows, which), max_tokens)
-    missing = max(ranks.gather(len(mine))) - len(mine) if together else 0
+    missing = max(ranks.gather(len(mine))) - len(mine) if lockstep else 0
     shortest = [min(which, key=lambda i: rows[i].num_tokens)] if missing else []
     return [(group, False) for group in mine] + [(shortest, True)] * missing
 
@@ -185,7 +185,7 @@ class Updater:
 
     def update(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TrainingSample],
         which: Sequence[int],
         loss_of: Loss,
         stats: UpdateStats,
@@ -194,14 +194,14 @@ class Updater:
         """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
         the loss, sums); progress hears of rows as they are done."""
         self.model.train()
-        device, together = self.accelerator.device, self.engine.together
-        groups = _shared_groups(rows, which, self.max_tokens, together)
+        device, lockstep = self.accelerator.device, self.engine.lockstep
+        groups = _shared_groups(rows, which, self.max_tokens, lockstep)
         done, packed_tokens = 0, 0
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=device)
-        for place, (group, is_filler) in enumerate(groups):
+        for place, (group, is_padding) in enumerate(groups):
             batch, last = pack(rows, group, device), place == len(groups) - 1
-            if is_filler:
+            if is_padding:
                 self.engine.backward(0.0 * _outputs(self.model, batch).sum(), last)
                 continue
             with self._dropping(rows, batch):
@@ -217,7 +217,7 @@ class Updater:
             progress(len(which) - done)
         parts = {f"metric/{name}": float(value) for name, value in totals.items()} | {
             "loss": float(loss_sum),
-            "micro_batches": sum(not is_filler for _, is_filler in groups),
+            "micro_batches": sum(not is_padding for _, is_padding in groups),
             "packed_tokens": packed_tokens,
         }
         sums = ranks.summed(parts)
@@ -235,10 +235,10 @@ class Updater:
             self.skip(rows, which, loss_of_update, norm, stats)
         self.updates += 1
 
-    def outputs(self, rows: Sequence[Row], which: Sequence[int]) -> list[NDArray[np.float32]]:
+    def outputs(self, rows: Sequence[TrainingSample], which: Sequence[int]) -> list[NDArray[np.float32]]:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
-        return outputs(self.model, rows, which, self.max_tokens, self.accelerator, self.engine.together)
+        return outputs(self.model, rows, which, self.max_tokens, self.accelerator, self.engine.lockstep)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -252,7 +252,7 @@ class Updater:
         self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
-    def _dropping(self, rows: Sequence[Row], batch: MicroBatch) -> AbstractContextManager[None]:
+    def _dropping(self, rows: Sequence[TrainingSample], batch: MicroBatch) -> AbstractContextManager[None]:
         """The adapters' dropout, by seeds from (seed, update, place of the row, place of the token in it): how rows are
         packed and shared does not enter."""
         if not lora.dropouts(self.model):
@@ -263,7 +263,9 @@ class Updater:
         ]
         return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
 
-    def skip(self, rows: Sequence[Row], which: Sequence[int], loss: float, norm: float, stats: UpdateStats) -> None:
+    def skip(
+        self, rows: Sequence[TrainingSample], which: Sequence[int], loss: float, norm: float, stats: UpdateStats
+    ) -> None:
         """Counts and names an update on rows[which] that is not taken; NotFinite where it is one too many in a row."""
         stats.skipped += 1
         self.skipped_in_a_row += 1

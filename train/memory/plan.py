@@ -19,7 +19,7 @@ from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
-from train.algorithm.replay import Replayer, Row, pack, replay, span_tokens
+from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
 from train.distributed.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
 from train.distributed.sharding import BUCKET_ELEMENTS
 from train.memory.sizes import (
@@ -95,7 +95,7 @@ def _empty(folder: Path, model_base: str | None) -> PreTrainedModel:
     return empty_network(find_family(raw_config, model_base, str(folder)), raw_config)
 
 
-def longest_rows(config: Config, family: Family, block_size: int, answer_tokens: int) -> list[Row]:
+def longest_rows(config: Config, family: Family, block_size: int, answer_tokens: int) -> list[TrainingSample]:
     """The rows of the longest response that a run may train: a prompt of training.max_prompt_len, an answer that needs
     every denoising step."""
     training, rollout = config.training, config.rollout
@@ -402,7 +402,7 @@ class Budget:
         return cached + forward_bytes(net, asked, width)
 
 
-def rows_bytes(rows: Sequence[Row]) -> float:
+def rows_bytes(rows: Sequence[TrainingSample]) -> float:
     """Bytes of the arrays of a response's rows; those that rows share count once."""
     arrays = {id(x): x.nbytes for row in rows for x in vars(row).values() if isinstance(x, np.ndarray)}
     return sum(arrays.values())

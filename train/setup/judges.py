@@ -23,7 +23,7 @@ from models.checkpoint import resolve_folder
 from reward.judge.judge import CachedJudge, Question
 from reward.judge.process import ProcessReward, Response
 from sample import Rollout
-from train.algorithm.advantages import Scored, step_gae
+from train.algorithm.advantages import Credit, step_gae
 from train.setup.prompts import Prompt, tokenizer_of
 
 
@@ -149,8 +149,8 @@ class StepJudge:
         prompts: Sequence[Prompt],
         rollouts: Sequence[Rollout],
         rewards: Sequence[float | None],
-        scored: Scored,
-    ) -> Scored:
+        scored: Credit,
+    ) -> Credit:
         """`scored` with token rewards, and with advantages made of them: the rewards themselves where a value model
         turns them into advantages, else what is yet to come (process supervision of GRPO, arXiv:2402.03300, discounted
         by training.gam a denoising step).
@@ -172,7 +172,7 @@ class StepJudge:
             token_rewards[i] = None if all(vote is None for vote in votes) else given
         silent = sum(not any(token_rewards[first : first + self.group_size]) for first in groups)
         advantages = [
-            given if given is None or self.value_follows else self._to_come(given, rollout)
+            given if given is None or self.value_follows else self.returns_to_go(given, rollout)
             for given, rollout in zip(token_rewards, rollouts, strict=True)
         ]
         return replace(
@@ -183,7 +183,7 @@ class StepJudge:
             stats=scores.stats,
         )
 
-    def _to_come(self, rewards: list[float], rollout: Rollout) -> list[float]:
+    def returns_to_go(self, rewards: list[float], rollout: Rollout) -> list[float]:
         step_R, nothing = np.asarray(rollout.step_map), np.zeros(len(rewards))
         returns, _ = step_gae(np.asarray(rewards), nothing, step_R, gamma=self.gamma, lam=1.0)
         return returns.tolist()

@@ -201,7 +201,7 @@ def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]
     return model.tokenizer
 
 
-def answer_text(rollout: Rollout, model: DiffusionLM) -> str:
+def completion_text(rollout: Rollout, model: DiffusionLM) -> str:
     """The answer as text, once, for rewards and people: without the stop id that ends it, all other ids as they
     decode."""
     ids = rollout.token_ids[:-1] if rollout.finish_reason == "stop" else rollout.token_ids

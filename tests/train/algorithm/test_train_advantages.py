@@ -77,7 +77,7 @@ def test_the_accuracy_band_includes_its_ends():
 
 
 def test_the_accuracy_band_is_for_rewards_of_0_and_1_alone():
-    """Graded rewards have no accuracy: only equal ones are dropped."""
+    """GradedRollouts rewards have no accuracy: only equal ones are dropped."""
     scored = group_advantages([0.0, 0.01, 0.0, 0.0], 4, kind="zscore", min_accuracy=0.2, max_accuracy=0.8)
     assert not scored.dropped
 

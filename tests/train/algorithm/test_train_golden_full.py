@@ -65,7 +65,7 @@ def test_shrunk_steps(case):
 
 
 def test_rows(case):
-    """Row by row: the same input, the same trained tokens, of the same response."""
+    """TrainingSample by row: the same input, the same trained tokens, of the same response."""
     _, scenario, arrays, rows = case
     P = scenario["L0"]
     assert len(rows) == scenario["num_rows"]

@@ -16,7 +16,7 @@ from train.algorithm.objectives import (
     negative_log_likelihood,
     token_weights,
 )
-from train.algorithm.replay import Row
+from train.algorithm.replay import TrainingSample
 
 EPS = 0.2
 
@@ -173,7 +173,7 @@ def test_token_weights(sizes, max_gen_length, longest):
 def row(key, trained, rounds, weight=1.0):
     zeros = np.zeros(trained, dtype=np.int64)
     weights = np.full(trained, weight)
-    return Row((key,), zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, rounds, weights)
+    return TrainingSample((key,), zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, rounds, weights)
 
 
 def test_weights_of_several_rows_a_response():

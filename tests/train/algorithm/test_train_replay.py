@@ -14,7 +14,7 @@ from trainees import random_rollout, replay_blocks
 from sample import Rollout
 from train.algorithm.masking import shrink_steps
 from train.algorithm.replay import (
-    Row,
+    TrainingSample,
     micro_batches,
     pack,
     replay_mask,
@@ -143,7 +143,9 @@ def row_of(tokens, rounds, key="row"):
     """A row of the given size whose contents do not matter."""
     zeros = np.zeros(tokens, dtype=np.int64)
     at = np.array([tokens - 1])
-    return Row((key,), zeros, np.arange(tokens), zeros, zeros, at, at * 0, at * 0, at * 0, rounds, np.ones(1))
+    return TrainingSample(
+        (key,), zeros, np.arange(tokens), zeros, zeros, at, at * 0, at * 0, at * 0, rounds, np.ones(1)
+    )
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 99))
@@ -251,7 +253,7 @@ def test_rows_of_one_response_do_not_depend_on_its_key():
         replay_blocks(dataclasses.replace(rollout, key=key), block_size=4, mask_id=MASK) for key in (("a",), ("b", 2))
     )
     assert first.key == ("a",) and second.key == ("b", 2)
-    for field in dataclasses.fields(Row)[1:]:
+    for field in dataclasses.fields(TrainingSample)[1:]:
         assert np.array_equal(getattr(first, field.name), getattr(second, field.name))
 
 

@@ -20,7 +20,7 @@ from train.algorithm.advantages import last_step_reward, step_gae
 from train.algorithm.objectives import clipped_value_loss, per_token, token_weights
 from train.algorithm.replay import Replayer, pack
 from train.learner.critic import Critic, denoising_steps, value_updater_config
-from train.learner.policy import Batch
+from train.learner.policy import StepBatch
 from train.learner.updater import Updater, make_accelerator
 
 CASES = json.loads((GOLDEN / "value.json").read_text())["cases"]
@@ -320,7 +320,7 @@ def test_the_rates_are_each_models_own():
 
 def test_no_rows_no_work():
     critic, batch, rollouts = judged()
-    empty = Batch([], [], [], 0, 0)
+    empty = StepBatch([], [], [], 0, 0)
     assert critic.step(empty, rollouts, 1) == (empty, {})
 
 

@@ -1,4 +1,4 @@
-"""Graded steps on disk: what a resumed run may take, and what it must sample again."""
+"""GradedRollouts steps on disk: what a resumed run may take, and what it must sample again."""
 
 import json
 from collections import Counter
@@ -11,9 +11,9 @@ from helpers import tiny_model
 
 from runtime.run_folder import RunFolder
 from sample import Rollout
-from train.algorithm.advantages import Scored
+from train.algorithm.advantages import Credit
 from train.distributed.sharding import weights_digest
-from train.learner.rollout_log import Graded, GradedSteps
+from train.learner.rollout_log import GradedRollouts, RolloutLog
 
 PROMPTS = [[5, 6], [5, 6], [7], [7]]
 
@@ -27,15 +27,15 @@ def graded(step, token_rewards=None):
         Rollout(key, prompt, [9, 2, 1], [1, 2, 0], [-0.1 / 3, float("-inf"), 0.0], 2, "stop", 2, step - 1)
         for key, prompt in zip(keys_of(step), PROMPTS, strict=True)
     ]
-    scored = Scored([0.1, -0.1, None, None], Counter({"equal": 1}), token_rewards, {"judge/seconds": 0.5})
-    return Graded(rollouts, [1.0, 1 / 3, None, 0.0], scored, {"reward/none_count": 1.0}, 0.25)
+    scored = Credit([0.1, -0.1, None, None], Counter({"equal": 1}), token_rewards, {"judge/seconds": 0.5})
+    return GradedRollouts(rollouts, [1.0, 1 / 3, None, 0.0], scored, {"reward/none_count": 1.0}, 0.25)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Steps 1 to 4, each sampled under weights of its own."""
     folder = RunFolder(tmp_path)
-    steps = GradedSteps(folder, 0)
+    steps = RolloutLog(folder, 0)
     for step in range(1, 5):
         assert steps.take(step, f"w{step}", keys_of(step), PROMPTS) is None
         put(steps, step)
@@ -55,7 +55,7 @@ def steps_in(path):
 
 
 def test_a_resumed_run_takes_every_step_as_it_was(folder):
-    steps = GradedSteps(folder, 2)
+    steps = RolloutLog(folder, 2)
     assert take(steps, 3) == graded(3) and take(steps, 4) == graded(4)
     assert take(steps, 5) is None
     put(steps, 5)
@@ -64,10 +64,10 @@ def test_a_resumed_run_takes_every_step_as_it_was(folder):
 
 
 def test_token_rewards_come_back(tmp_path):
-    steps, given = GradedSteps(RunFolder(tmp_path), 0), graded(1, [[0.5, 1.0], None, None, None])
+    steps, given = RolloutLog(RunFolder(tmp_path), 0), graded(1, [[0.5, 1.0], None, None, None])
     take(steps, 1)
     steps.put(1, "w1", given, list("wxyz"), list("aabb"), 4)
-    assert take(GradedSteps(RunFolder(tmp_path), 0), 1) == given
+    assert take(RolloutLog(RunFolder(tmp_path), 0), 1) == given
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_token_rewards_come_back(tmp_path):
     ids=["weights", "keys", "prompts"],
 )
 def test_what_would_be_sampled_otherwise_is_dropped_with_all_after_it(folder, other):
-    steps = GradedSteps(folder, 1)
+    steps = RolloutLog(folder, 1)
     assert take(steps, 2) == graded(2)
     assert take(steps, 3, **other) is None
     assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 and steps_in(folder.graded) == [1, 2]
@@ -107,7 +107,7 @@ def test_a_step_that_is_not_whole_is_sampled_again(folder, how):
         lines = folder.rollouts.read_text().splitlines(keepends=True)
         folder.rollouts.write_text("".join(lines[:-3] + lines[-2:]))
     with pytest.warns(UserWarning, match="no whole JSON") if how.startswith("torn") else nullcontext():
-        steps = GradedSteps(folder, 2)
+        steps = RolloutLog(folder, 2)
         found = take(steps, 3), take(steps, 4)
     assert found == (graded(3), None)
     put(steps, 4)
@@ -117,21 +117,21 @@ def test_a_step_that_is_not_whole_is_sampled_again(folder, how):
 
 def test_a_step_whose_reward_call_failed_is_graded_again(folder):
     """Its rollouts stay in the log; steps that came after it came of weights that it might have moved."""
-    steps = GradedSteps(folder, 2)
+    steps = RolloutLog(folder, 2)
     assert take(steps, 3) and take(steps, 4)
-    nothing = replace(graded(5), rewards=[None] * 4, scored=Scored([None] * 4, Counter({"small": 2})))
+    nothing = replace(graded(5), rewards=[None] * 4, scored=Credit([None] * 4, Counter({"small": 2})))
     assert take(steps, 5) is None
     steps.put(5, "w5", nothing, list("wxyz"), list("aabb"), 4)
     put(steps, 6)
     assert steps_in(folder.rollouts)[-8:] == [5] * 4 + [6] * 4
-    again = GradedSteps(folder, 3)
+    again = RolloutLog(folder, 3)
     assert take(again, 4) == graded(4) and take(again, 5) is None and take(again, 6) is None
     assert steps_in(folder.rollouts)[-4:] == [4] * 4 and steps_in(folder.graded) == [1, 2, 3, 4]
 
 
 def test_rollouts_of_a_version_without_graded_steps_are_sampled_again(folder):
     folder.graded.unlink()
-    assert take(GradedSteps(folder, 3), 4) is None
+    assert take(RolloutLog(folder, 3), 4) is None
     assert steps_in(folder.rollouts) == [1] * 4 + [2] * 4 + [3] * 4
 
 
