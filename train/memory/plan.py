@@ -20,8 +20,9 @@ from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
-from train.distributed.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
+from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.distributed.sharding import BUCKET_ELEMENTS
+from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.memory.sizes import (
     ADAM_BYTES,
     ADAPTED,

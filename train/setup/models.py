@@ -22,7 +22,7 @@ from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
-from train.distributed.engine import shares_weights
+from train.distributed.kind import shards_weights
 from train.learner.checkpoint import given_checkpoint, newest_checkpoint
 from train.setup.prompts import require_room
 
@@ -203,7 +203,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
 
 def trained_model_device(config: Config) -> torch.device:
     """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shares from it."""
-    return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
+    return torch.device("cpu") if shards_weights(config) else pick_device(config.model.device)
 
 
 def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:
