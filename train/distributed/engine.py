@@ -3,15 +3,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-class StepResult(NamedTuple):
-    """norm: of the gradients of all ranks before clipping; inf or nan where they were not finite. taken: whether the
-    weights were changed."""
+@dataclass(frozen=True)
+class StepResult:
+    """An optimizer step. norm: of the gradients of all ranks before clipping; taken: whether weights and optimizer
+    changed, False where the loss or the norm was not finite."""
 
     norm: float
     taken: bool
