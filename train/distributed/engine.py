@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,15 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
     return accelerator
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """An optimizer step. norm: of the gradients of all ranks before clipping; taken: whether weights and optimizer
+    moved, False where the loss or the norm was not finite."""
+
+    norm: float
+    taken: bool
+
+
 class Replicated:
     """Every rank holds all of the model, its gradients and its optimizer; gradients are summed over ranks."""
 
@@ -188,14 +198,15 @@ class Replicated:
         """Adds a micro-batch's gradients to the update's; `last`: it ends the update."""
         self.accelerator.backward(loss)
 
-    def step(self, loss: float) -> float:
+    def step(self, loss: float) -> StepResult:
         """The optimizer's step for the gradients of all ranks, clipped, unless `loss` (of all ranks) or their norm is
-        not finite; the gradients are gone either way. Returns the norm before clipping."""
+        not finite; the gradients are gone either way."""
         norm = self._clip()
-        if math.isfinite(loss) and math.isfinite(norm):
+        taken = math.isfinite(loss) and math.isfinite(norm)
+        if taken:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return StepResult(norm, taken)
 
     def _clip(self) -> float:
         """Sums the gradients of all ranks and clips them. Returns their norm before."""
@@ -270,12 +281,12 @@ class Zero:
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss * factor, scale_wrt_gas=False)
 
-    def step(self, loss: float) -> float:
+    def step(self, loss: float) -> StepResult:
         """As `Replicated.step`."""
         self.model.step()
         norm = float(self.model.get_global_grad_norm()) if self.model.was_step_applied() else math.inf
         assert math.isfinite(loss) or not math.isfinite(norm)
-        return norm
+        return StepResult(norm, math.isfinite(norm))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """As `Replicated.weights`; under stage 3 a few layers' are gathered at a time."""

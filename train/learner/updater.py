@@ -224,15 +224,15 @@ class Updater:
         loss_of_update = sums.pop("loss")
         stats.micro_batches += int(sums.pop("micro_batches"))
         stats.packed_tokens += int(sums.pop("packed_tokens"))
-        norm = self.engine.step(loss_of_update)
-        if math.isfinite(loss_of_update) and math.isfinite(norm):
+        step = self.engine.step(loss_of_update)
+        if step.taken:
             self.skipped_in_a_row = 0
             stats.updates += 1
-            stats.grad_norms.append(norm)
+            stats.grad_norms.append(step.norm)
             metrics_of_update = {name.removeprefix("metric/"): value for name, value in sums.items()}
             stats.add(metrics_of_update | {"loss": loss_of_update})
         else:
-            self.skip(rows, which, loss_of_update, norm, stats)
+            self.skip(rows, which, loss_of_update, step.norm, stats)
         self.updates += 1
 
     def outputs(self, rows: Sequence[TrainingSample], which: Sequence[int]) -> list[NDArray[np.float32]]:
