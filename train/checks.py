@@ -6,7 +6,7 @@ from pathlib import Path
 from configs import find
 from configs.schema import Config
 from models import DiffusionLM
-from models.checkpoint import read_json
+from models.folder import read_json
 from runtime.run_folder import RunFolder
 from train.algorithm.masking import RL_METHODS
 from train.distributed.kind import check_engine, engine_line, world_size

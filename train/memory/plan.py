@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from configs import find
 from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
-from models.checkpoint import empty_network, read_json, resolve_folder, stored_elements
-from models.families.base import Family, find_family
+from models.checkpoint import empty_network, stored_elements
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS

@@ -16,8 +16,9 @@ from configs import find, resolved
 from configs.schema import Config, DecodeConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
-from models.checkpoint import read_json, resolve_folder
-from models.families.base import Family, find_family
+from models.checkpoint import hf_config
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
@@ -150,7 +151,7 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
 
 def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
     """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
-    positions = model_family(config, folder).hf_config(read_json(folder / "config.json")).max_position_embeddings
+    positions = hf_config(model_family(config, folder), read_json(folder / "config.json")).max_position_embeddings
     require_room(positions, 1, "a prompt of one token", key, decode)
 
 
