@@ -139,7 +139,7 @@ class Collector:
         questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
         rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
-            rewards = _cut_is_wrong(rollouts, rewards)
+            rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
         return texts, rewards, reward.stats
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
@@ -163,13 +163,14 @@ class Collector:
         return self.grading.judge(sampled.prompts, sampled.rollouts, rewards, credit)
 
 
-def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[float | None]:
-    """The rewards with 0 for responses without a stop (training.truncated=wrong)."""
+def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], longest_key: str) -> list[float | None]:
+    """The rewards with 0 for responses without a stop (training.truncated=wrong). longest_key: of the longest one."""
     cut = [rollout.finish_reason == "length" for rollout in rollouts]
     if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
         logger.warning(
-            "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise "
-            "rollout.max_token, or set training.truncated to keep or drop"
+            "responses without a stop had a reward and count as 0 (training.truncated=wrong): raise %s, or set "
+            "training.truncated to keep or drop",
+            longest_key,
         )
     return [0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)]
 

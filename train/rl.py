@@ -10,7 +10,8 @@ from runtime.run_folder import RunFolder
 from sample import Sampler, SamplingConfig
 from train import checks, prepare
 from train.collect import Collector, Grading, rollout_metrics
-from train.distributed.engine import engine_kind, shares_weights
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import engine_kind, shards_weights
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
 from train.learner.checkpoint import BEST, RL
@@ -18,7 +19,7 @@ from train.learner.critic import Critic, NoCritic, value_updater_config
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 from train.setup import models as session
 from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, inference_model, load_prompts, sampling_entries
@@ -172,7 +173,7 @@ class Learner:
         device = session.pick_device(config.model.device)
         self.model = session.make_model(config, checkpoints.start, device=session.trained_model_device(config))
         session.check_block_size(config, self.model)
-        apart_on = device if shares_weights(config) else None
+        apart_on = device if shards_weights(config) else None
         self.sampled = inference_model(self.model, session.sampling_dtype(config, device), apart_on)
         precision = session.precision(config, device)
         self.updater = Updater(self.model, make_accelerator(precision, device, engine_kind(config)), config)
@@ -204,7 +205,6 @@ def _train_prompts(config: Config, model: DiffusionLM) -> list[Prompt]:
         data_type=dataset.data_type,
         max_tasks=dataset.max_tasks,
         max_prompt_tokens=config.training.max_prompt_len,
-        key="rollout",
         decode=config.rollout,
     )
 
@@ -222,7 +222,6 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
         data_type=evaluation.data_type,
         max_tasks=evaluation.max_tasks,
         max_prompt_tokens=config.training.max_prompt_len,
-        key="evaluation",
         decode=evaluation,
     )
     return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task)

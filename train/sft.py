@@ -27,11 +27,12 @@ from train import checks
 from train.algorithm.masking import SFT_METHODS
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.replay import MicroBatch, TrainingSample
-from train.distributed.engine import check_engine, engine_kind, engine_line
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import check_engine, engine_kind, engine_line
 from train.distributed.sharding import rows_per_update
 from train.learner.checkpoint import SFT
 from train.learner.saving import RunCheckpoints, Trained
-from train.learner.updater import Updater, UpdateStats, make_accelerator, scheduled
+from train.learner.updater import Updater, UpdateStats, scheduled
 from train.memory.report import check_memory
 from train.setup import models as session
 from train.setup.examples import for_model, make_rows, tokenise

@@ -100,9 +100,8 @@ def test_a_block_inside_another_counts_under_its_own_name_alone(tmp_path, monkey
     clock = iter([0.0, 2.0, 5.0, 9.0, 9.0])
     show = Monitor(tmp_path)
     monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with show.timed("reward"):
-        with show.timed("judge"):
-            pass
+    with show.timed("reward"), show.timed("judge"):
+        pass
     show.step(1, 1, {})
     (row,) = logged(tmp_path)
     assert (row["time/judge_seconds"], row["time/reward_seconds"], row["time/step_seconds"]) == (3.0, 6.0, 9.0)
