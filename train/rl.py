@@ -24,7 +24,8 @@ from sample.rollout import Key
 from train import checks, sft
 from train.algorithm.advantages import Credit, group_advantages
 from train.algorithm.curriculum import Curriculum
-from train.distributed.engine import engine_kind, shares_weights
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import engine_kind, shards_weights
 from train.distributed.sharding import (
     keep_rows_per_update,
     require_equal_weights,
@@ -47,7 +48,7 @@ from train.learner.checkpoint import (
 from train.learner.critic import Critic, value_updater_config
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 from train.setup import models as session
 from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, completion_text, inference_model, load_prompts, reward_columns, sampling_entries
@@ -101,7 +102,7 @@ class Run:
         self.model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
         session.check_block_size(config, self.model)
         self.precision = session.precision(config, device)
-        apart_on = device if shares_weights(config) else None
+        apart_on = device if shards_weights(config) else None
         self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
         accelerator = make_accelerator(self.precision, device, engine_kind(config))
         self.updater = Updater(self.model, accelerator, config)
@@ -117,7 +118,6 @@ class Run:
             config.dataset.train_dataset,
             config.dataset.data_type,
             config.dataset.max_tasks,
-            "rollout",
             config.rollout,
         )
         self.curriculum = Curriculum(
@@ -270,8 +270,9 @@ class Run:
             cut = [rollout.finish_reason == "length" for rollout in rollouts]
             if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
                 logger.warning(
-                    "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise "
-                    "rollout.max_token, or set training.truncated to keep or drop"
+                    "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise %s, or set "
+                    "training.truncated to keep or drop",
+                    self.config.rollout.key("max_new_tokens"),
                 )
             rewards = [
                 0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)
@@ -442,11 +443,9 @@ class Run:
         evaluation = self.config.evaluation
         if not evaluation.eval_dataset:
             return []
-        return self._load_prompts(
-            evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, "evaluation", evaluation
-        )
+        return self._load_prompts(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
 
-    def _load_prompts(self, name: str, data_type: str, max_tasks: int, key: str, decode: DecodeConfig) -> list[Prompt]:
+    def _load_prompts(self, name: str, data_type: str, max_tasks: int, decode: DecodeConfig) -> list[Prompt]:
         return load_prompts(
             self.config.dataset,
             name,
@@ -454,7 +453,6 @@ class Run:
             data_type=data_type,
             max_tasks=max_tasks,
             max_prompt_tokens=self.config.training.max_prompt_len,
-            key=key,
             decode=decode,
         )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "reward"
+PEAK = "memory.max_usage_in_bytes"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,12 @@ class Group:
         folders = sorted({self.memory, self.cpu})
         if any([_make(folder) for folder in folders]) or memory_bytes != self._limit:
             self._set_limit(memory_bytes)
-        self._seconds, self._kills, self._hits = 0.0, 0, 0
-        self._seconds, self._kills, self._hits = self.seconds(), self._count("oom_kill"), self._count("oom")
+        self._seconds = 0.0
+        self._seconds, self._kills = self.seconds(), self._kills_ever()
+        if self.version == 2:
+            self._hits = _field(self.memory / "memory.events", "oom")
+        else:
+            (self.memory / PEAK).write_text("0")
         return [str(folder / "cgroup.procs") for folder in folders]
 
     def _set_limit(self, memory_bytes: int) -> None:
@@ -69,19 +74,16 @@ class Group:
 
     def ran_out(self) -> bool:
         """Whether the kernel killed a process of it because the group was at its limit."""
-        return self.lost() and self._count("oom") > self._hits
+        if self.version == 2:
+            return _field(self.memory / "memory.events", "oom") > self._hits
+        return self.lost() and int((self.memory / PEAK).read_text()) > 0.95 * self._limit
 
     def lost(self) -> bool:
         """Whether the kernel killed a process of it for want of memory, here or on the whole machine."""
-        return self._count("oom_kill") > self._kills
+        return self._kills_ever() > self._kills
 
-    def _count(self, name: str) -> int:
-        if self.version == 2:
-            return _field(self.memory / "memory.events", name)
-        if name == "oom":
-            counters = (self.memory / name for name in ("memory.failcnt", "memory.memsw.failcnt"))
-            return sum(int(counter.read_text()) for counter in counters if counter.exists())
-        return _field(self.memory / "memory.oom_control", name)
+    def _kills_ever(self) -> int:
+        return _field(self.memory / ("memory.events" if self.version == 2 else "memory.oom_control"), "oom_kill")
 
     def remove(self) -> None:
         for folder in {self.memory, self.cpu}:

@@ -23,7 +23,7 @@ from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
-from train.distributed.engine import shares_weights
+from train.distributed.kind import shards_weights
 from train.learner.checkpoint import given_checkpoint, newest_checkpoint
 from train.setup.prompts import require_room
 
@@ -149,10 +149,10 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
-def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
-    """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
+def check_room(config: Config, folder: Path, decode: DecodeConfig) -> None:
+    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
     positions = hf_config(model_family(config, folder), read_json(folder / "config.json")).max_position_embeddings
-    require_room(positions, 1, "a prompt of one token", key, decode)
+    require_room(positions, 1, "a prompt of one token", decode)
 
 
 def make_model(
@@ -204,7 +204,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
 
 def trained_model_device(config: Config) -> torch.device:
     """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shares from it."""
-    return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
+    return torch.device("cpu") if shards_weights(config) else pick_device(config.model.device)
 
 
 def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:
