@@ -12,7 +12,6 @@ import ctypes
 import functools
 import itertools
 import json
-import marshal
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from reward.code.bootstrap import bootstrap
 from reward.code.cgroup import Group, enter, find_hierarchy
 from reward.code.filter import filter_program
 from reward.code.mounts import ROOT, SCRATCH, mounts, open_view, package_folders
@@ -283,7 +283,7 @@ def start(
         settings |= {"limit_cpu": not isolation.isolated, "keyctl": KEYCTL if isolation.isolated and not seccomp else 0}
         command = isolation.command(number, limits, files, seccomp)
         popen = subprocess.Popen(
-            [*command, *PYTHON_FLAGS, "-c", _bootstrap(isolation.python, settings, call)],
+            [*command, *PYTHON_FLAGS, "-c", bootstrap(isolation.python, settings, call)],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
@@ -309,34 +309,3 @@ def _pipe_of(content: bytes) -> Iterator[int]:
         yield reader
     finally:
         os.close(reader)
-
-
-def _bootstrap(python: str, settings: dict[str, Any], call: list[Any]) -> str:
-    """The program that takes the place of a script: no file of this project has to be visible inside."""
-    return f"""{_modules(python, call[0])}
-sys.modules["reward.code.inside.start"].begin({settings!r})
-sys.modules["reward.code.inside.{call[0]}"].{call[1]}(*{call[2:]!r})
-"""
-
-
-@functools.cache
-def _modules(python: str, module: str) -> str:
-    """Source that makes the modules of reward.code.inside which `module` needs; compiled already for this same
-    interpreter."""
-    texts = {
-        name: (ROOT / "reward" / "code" / "inside" / f"{name}.py").read_text()
-        for name in ("plain", "told", "start", module)
-    }
-    codes, unpack = texts, "compile(code, name, 'exec')"
-    if python == os.path.realpath(sys.executable):
-        codes = {name: marshal.dumps(compile(text, name, "exec")).hex() for name, text in texts.items()}
-        unpack = "marshal.loads(bytes.fromhex(code))"
-    return f"""
-import marshal, sys
-module = type(sys)
-for name in ("reward", "reward.code", "reward.code.inside"):
-    sys.modules[name] = module(name)
-for name, code in {codes!r}.items():
-    made = sys.modules["reward.code.inside." + name] = module("reward.code.inside." + name)
-    exec({unpack}, made.__dict__)
-"""
