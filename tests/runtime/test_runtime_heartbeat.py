@@ -78,7 +78,7 @@ def test_where_to_resume(tmp_path):
         (path / "trainer").mkdir(parents=True)
         (path / "trainer" / "files.json").touch()
     for resume in ("auto", "/other/step-000004"):
-        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command goes on from {path}"
+        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command resumes from {path}"
     assert heartbeat.where_to_resume(tmp_path, "never").startswith("With experiment.resume=auto the same command")
 
 
