@@ -32,6 +32,7 @@ MADE_HERE = (
     "results.json",
     "evaluations.json",
     "curves.png",
+    "final.json",
     "ckpt",
     "heartbeat",
     "trackers",
@@ -101,6 +102,7 @@ class RunFolder:
             raise _unwritable(root, error) from error
         try:
             resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            (root / "final.json").unlink(missing_ok=True)
             if not resumed:
                 _delete_run(root)
             elif overwrite:
@@ -182,6 +184,15 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
+
+    @property
+    def final(self) -> Path:
+        """What the last line of a run shows: there once it has done its last step, and until it is opened again."""
+        return self.path / "final.json"
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as done, with what its last line shows."""
+        atomic_write_text(self.final, json.dumps(dict(result), indent=1) + "\n")
 
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from train import checks
 from train.algorithm.masking import SFT_METHODS
@@ -104,7 +104,7 @@ class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
-        self.monitor = session.monitor_of(config, folder)
+        self.folder, self.monitor = folder, session.monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
         device = session.pick_device(config.model.device)
@@ -122,15 +122,16 @@ class FineTuning:
         self.per_update, self.updates_per_epoch = _updates(config, len(self.samples))
         self.total = self.updates_per_epoch * config.training.num_train_epochs
         self.longest = max(len(sample.answer_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows(folder))
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -202,13 +203,14 @@ class FineTuning:
             "steps": self.total,
             "nll": self.nll,
             "seconds": round(self.checkpoints.seconds, 1),
-            "model": str(self.checkpoints.folder / self.config.model.optimized_name),
+            "model": str(self.checkpoints.model),
         }
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 
-    def _banner_rows(self, folder: RunFolder) -> dict[str, str]:
+    def _banner_rows(self) -> dict[str, str]:
         config, training, start = self.config, self.config.training, self.checkpoints.start
         precision = session.precision(config, self.model.device).replace("no", "fp32")
         return {
@@ -220,7 +222,7 @@ class FineTuning:
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),
-            "folder": f"{folder.path}" + (f" (resumed from {start.name})" if start else ""),
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
         }
 
     def __enter__(self) -> "FineTuning":

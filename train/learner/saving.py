@@ -13,7 +13,7 @@ from models import DiffusionLM, ValueModel
 from runtime import ranks
 from runtime.files import file_digest
 from runtime.run_folder import RunFolder
-from runtime.steps import step_of
+from runtime.steps import step_folder, step_of
 from train.distributed.sharding import require_equal_weights, rows_per_update
 from train.learner.checkpoint import (
     RL,
@@ -86,6 +86,12 @@ class RunCheckpoints:
     def seconds(self) -> float:
         """What the run took so far, over all its starts."""
         return time.perf_counter() - self._began
+
+    @property
+    def model(self) -> Path:
+        """Where the newest model is: the link to it, or its checkpoint where something else has the link's name."""
+        link = self.folder / self.trained[0].link
+        return link if link.is_symlink() else step_folder(self.folder, self.progress.step)
 
     @property
     def value_start(self) -> Path | None:
