@@ -95,14 +95,15 @@ class Monitor:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up."""
+        """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up. A
+        block inside another counts under its own name alone."""
         self._heartbeat.enter(name)
-        with self._timing.timed(name):
-            yield
-
-    def seconds(self, name: str) -> float:
-        """What `timed(name)` has added up since the last step line."""
-        return self._timing.seconds(name)
+        try:
+            with self._timing.timed(name):
+                yield
+        finally:
+            if outer := self._timing.open_block:
+                self._heartbeat.enter(outer)
 
     def step(
         self,

@@ -13,23 +13,32 @@ class Timing:
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
+        self._open: list[tuple[str, float]] = []  # the open blocks, with the seconds of those inside them
         self._recent_seconds: collections.deque[float] = collections.deque(maxlen=ETA_STEPS)
         self._step_started: float | None = None
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the block's duration to the part `name` of the running step."""
+        """Adds the block's duration to the part `name` of the running step. A block inside another counts under its own
+        name alone."""
         start = time.monotonic()
         if self._step_started is None:
             self._step_started = start
+        self._open.append((name, 0.0))
         try:
             yield
         finally:
-            self._spent[name] = self.seconds(name) + time.monotonic() - start
+            seconds = time.monotonic() - start
+            _, inside = self._open.pop()
+            self._spent[name] = self._spent.get(name, 0.0) + seconds - inside
+            if self._open:
+                outer, others = self._open[-1]
+                self._open[-1] = outer, others + seconds
 
-    def seconds(self, name: str) -> float:
-        """What `timed(name)` has added up since the last step ended."""
-        return self._spent.get(name, 0.0)
+    @property
+    def open_block(self) -> str | None:
+        """The name of the innermost block that is running."""
+        return self._open[-1][0] if self._open else None
 
     def end_step(self) -> tuple[float, dict[str, float]]:
         """The step's duration, and its parts as metrics: time/{name}_seconds and time/step_seconds."""
