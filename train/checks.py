@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from configs import find
 from configs.schema import Config
 from models import DiffusionLM
 from models.folder import read_json
@@ -14,6 +13,7 @@ from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL
 from train.memory.report import check_memory
 from train.setup import models as session
+from train.setup.prompts import check_decodings
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def check(config: Config, first: Config | None = None) -> None:
             f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    check_decodings(rollout, config.evaluation)
     _check_best(config)
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)
@@ -117,16 +118,6 @@ def _check_best(config: Config) -> None:
     for key in ("optimized_name", "optimized_value_name"):
         if getattr(config.model, key) == BEST:
             raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
-
-
-def to_be_prepared(config: Config) -> bool:
-    """Whether model.prepare_with must make the model first."""
-    if not config.model.prepare_with:
-        return False
-    if not find(config.model.prepare_with).is_file():
-        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    folder = find(config.model.pretrained_model)
-    return not folder.is_file() and not (folder / "config.json").is_file()
 
 
 def plan_lines(config: Config, tasks: int) -> list[str]:
