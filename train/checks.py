@@ -6,10 +6,11 @@ from pathlib import Path
 from configs import find
 from configs.schema import Config
 from models import DiffusionLM
-from models.checkpoint import read_json
+from models.folder import read_json
 from runtime.run_folder import RunFolder
 from train.algorithm.masking import RL_METHODS
-from train.distributed.engine import check_engine, elements, engine_line, world_size
+from train.distributed.kind import check_engine, engine_line, world_size
+from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL
 from train.memory.report import check_memory
 from train.setup import models as session

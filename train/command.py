@@ -135,14 +135,15 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
 def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> None:
     """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
     a launcher has started this process."""
+    from configs.engine import names_like
     from runtime.ranks import STORE_VARIABLE
 
     named = f"experiment.deepspeed_file={file.name}"
-    kind = file.name.split("_gpus_" if not file.cpu else "_cpus_")[-1]
     other_launcher = nodes is None and STORE_VARIABLE not in os.environ
     if other_launcher and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
         raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
     if nodes not in (None, file.nodes):
-        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {nodes}_node_..._{kind}.")
+        others = " or ".join(names_like(file, nodes)) or "experiment.processes in place of a file"
+        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {others}.")
     if processes not in (0, file.processes_per_node):
         raise ValueError(f"{named} and experiment.processes={processes} disagree: leave experiment.processes out.")

@@ -24,7 +24,8 @@ from sample.rollout import Key
 from train import checks, sft
 from train.algorithm.advantages import Credit, group_advantages
 from train.algorithm.curriculum import Curriculum
-from train.distributed.engine import engine_kind, shares_weights
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import engine_kind, shards_weights
 from train.distributed.sharding import (
     keep_rows_per_update,
     require_equal_weights,
@@ -47,7 +48,7 @@ from train.learner.checkpoint import (
 from train.learner.critic import Critic, value_updater_config
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 from train.setup import models as session
 from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, completion_text, inference_model, load_prompts, reward_columns, sampling_entries
@@ -101,7 +102,7 @@ class Run:
         self.model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
         session.check_block_size(config, self.model)
         self.precision = session.precision(config, device)
-        apart_on = device if shares_weights(config) else None
+        apart_on = device if shards_weights(config) else None
         self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
         accelerator = make_accelerator(self.precision, device, engine_kind(config))
         self.updater = Updater(self.model, accelerator, config)

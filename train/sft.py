@@ -29,10 +29,11 @@ from train import checks
 from train.algorithm.masking import SFT_METHODS
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, replay
-from train.distributed.engine import check_engine, engine_kind, engine_line
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import check_engine, engine_kind, engine_line
 from train.distributed.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
 from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
-from train.learner.updater import Updater, UpdateStats, make_accelerator, scheduled
+from train.learner.updater import Updater, UpdateStats, scheduled
 from train.memory.report import check_memory
 from train.setup import models as session
 from train.setup.prompts import drop_over_long, tokenizer_of

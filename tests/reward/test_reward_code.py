@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+from built_rewards import built
 
 import reward.code.reward
 import reward.code.run
 import reward.code.sandbox
-from reward import Verdict, build_reward, grade_code
+from reward import Verdict, grade_code
 from reward.code.plan import Ungradable, plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
@@ -315,11 +316,11 @@ def test_code_reward():
         "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(1).odd"]],
         "test_method": ["function"] * 4,
     }
-    with build_reward(data_type="code", workers=2) as rewards:
+    with built(data_type="code", num_chunk=2) as rewards:
         assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.5, 0.0, None]
         counts = {"passed": 1.0, "wrong": 1.0, "no_code": 1.0, "ungradable": 1.0}
         assert rewards.stats == {"reward/none_count": 1.0} | {f"reward/code_{k}_count": v for k, v in counts.items()}
-    with build_reward(data_type="code", all_or_nothing=True) as rewards:
+    with built(data_type="code", all_or_nothing=True) as rewards:
         assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.0, 0.0, None]
     with pytest.raises(ValueError, match="needs the column 'test_list'"):
         rewards(["p"], ["c"], question=["q"])
@@ -338,7 +339,7 @@ def nothing_isolates(monkeypatch):
 
 def test_no_isolation_is_refused(nothing_isolates):
     with pytest.raises(ValueError, match="apt-get install bubblewrap.*execute.allow_unsafe=true"):
-        build_reward(data_type="code")
+        built(data_type="code")
     with pytest.raises(ValueError, match="nothing isolates"):
         grade_code("def f(x): return x", task("assert f(1) == 1"))
 
@@ -368,7 +369,7 @@ def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
     assert CodeGrader().grade([good])[0].passed and len(failures) == 2
     monkeypatch.setattr(reward.code.run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
     assert CodeGrader().grade([good])[0].status == "infra_error"
-    with build_reward(data_type="code") as rewards:
+    with built(data_type="code") as rewards:
         assert rewards(["p"], ["```python\nx = 1\n```"], test_list=[["assert f(1) == 1"]]) == [None]
 
 

@@ -2,10 +2,11 @@ import statistics
 import time
 
 import pytest
+from built_rewards import built
 from judge_server import serving
 
-from reward import build_reward
 from reward.judge.judge import ApiJudge, CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from reward.judge.preference import JudgeReward
 from reward.judge.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
 
 
@@ -197,7 +198,7 @@ def test_process_reward_over_http(server):
 def test_marks(server):
     marks = {"good": "\\boxed{10}", "fair": "\\boxed{4}", "odd": "\\boxed{11}"}
     server.reply = lambda request: next(said for word, said in marks.items() if word in text_of(request))
-    with build_reward(judge=build_judge(api=server.url, model="judge"), judge_samples=2) as reward:
+    with built(judge=JudgeReward(build_judge(api=server.url, model="judge"), samples=2)) as reward:
         assert reward(["p"] * 3, ["good", "fair", "odd"]) == [1.0, pytest.approx(1 / 3), None]
         assert reward.stats["reward/judge_unclear_count"] == 2.0 and reward.stats["reward/none_count"] == 1.0
 
@@ -215,13 +216,13 @@ def quality(questions):
 
 
 def test_pairwise():
-    with build_reward(judge=quality, judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(quality, mode="pairwise")) as reward:
         assert reward(["p", "q", "p", "q", "p"], ["aaa", "b", "a", "b", "aa"]) == [1.0, 0.5, 0.0, 0.5, 0.5]
         assert reward(["p"], ["alone"]) == [None]
 
 
 def test_pairwise_cancels_a_preference_for_a_place():
-    with build_reward(judge=lambda questions: ["\\boxed{1}"] * len(questions), judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(lambda questions: ["\\boxed{1}"] * len(questions), mode="pairwise")) as reward:
         assert reward(["p"] * 4, ["a", "b", "c", "d"]) == [0.5] * 4
 
 
@@ -232,7 +233,7 @@ def test_pairwise_asks_no_more_than_the_opponents():
         asked.extend(questions)
         return quality(questions)
 
-    with build_reward(judge=judge, judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(judge, mode="pairwise")) as reward:
         rewards = reward(["p"] * 16, ["a" * (i + 1) for i in range(16)])
     assert len(asked) == 2 * 16 * 4 / 2
     assert rewards[0] == 0.0 and rewards[15] == 1.0

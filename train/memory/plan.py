@@ -13,15 +13,17 @@ from transformers import PreTrainedModel
 from configs import find
 from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
-from models.checkpoint import empty_network, read_json, resolve_folder, stored_elements
-from models.families.base import Family, find_family
+from models.checkpoint import empty_network, stored_elements
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
-from train.distributed.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
+from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.distributed.sharding import BUCKET_ELEMENTS
+from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.memory.sizes import (
     ADAM_BYTES,
     ADAPTED,

@@ -19,7 +19,7 @@ from transformers import (
 from configs import find
 from configs.schema import Config, JudgeConfig
 from models import DiffusionLM
-from models.checkpoint import resolve_folder
+from models.folder import resolve_folder
 from reward.judge.judge import CachedJudge, Question
 from reward.judge.process import ProcessReward, Response
 from sample import Rollout

@@ -16,13 +16,14 @@ from configs import find, resolved
 from configs.schema import Config, DecodeConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
-from models.checkpoint import read_json, resolve_folder
-from models.families.base import Family, find_family
+from models.checkpoint import hf_config
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
-from train.distributed.engine import shares_weights
+from train.distributed.kind import shards_weights
 from train.learner.checkpoint import given_checkpoint, newest_checkpoint
 from train.setup.prompts import require_room
 
@@ -150,7 +151,7 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
 
 def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
     """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
-    positions = model_family(config, folder).hf_config(read_json(folder / "config.json")).max_position_embeddings
+    positions = hf_config(model_family(config, folder), read_json(folder / "config.json")).max_position_embeddings
     require_room(positions, 1, "a prompt of one token", key, decode)
 
 
@@ -203,7 +204,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
 
 def trained_model_device(config: Config) -> torch.device:
     """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shares from it."""
-    return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
+    return torch.device("cpu") if shards_weights(config) else pick_device(config.model.device)
 
 
 def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:

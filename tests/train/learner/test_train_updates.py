@@ -17,7 +17,8 @@ import train.learner.policy
 from models import load_model
 from models.lora import Adapters
 from train.algorithm.objectives import k1, k2, k3, rollout_correction
-from train.learner.updater import NotFinite, UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
+from train.distributed.accelerator import make_accelerator
+from train.learner.updater import NotFinite, UpdateStats, learning_rate_scale, make_optimizer
 from train.setup import models as session
 
 LENGTHS = [5, 8, 3, 10]

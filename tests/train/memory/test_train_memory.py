@@ -14,8 +14,9 @@ from memory_meter import Meter, held
 from trainees import make_config
 
 from sample import Rollout, Sampler
+from train.distributed.accelerator import make_accelerator
 from train.learner.policy import Policy
-from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.learner.updater import Updater, UpdateStats
 from train.memory.plan import Budget, Machine, host_memory_bytes, rows_bytes, world_size
 from train.memory.report import check_memory, memory_lines
 from train.setup import models as session
