@@ -34,6 +34,7 @@ from train.distributed.sharding import (
     weights_digest,
 )
 from train.evaluation import evaluate
+from train.learner.batch import Replay
 from train.learner.checkpoint import (
     BEST,
     RL,
@@ -45,11 +46,13 @@ from train.learner.checkpoint import (
     save_checkpoint,
     starting_checkpoint,
 )
-from train.learner.critic import Critic, value_updater_config
+from train.learner.critic import Critic
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.updater import Updater
 from train.setup import models as session
+from train.setup.doors import advantage_of, method_of, objective_of
 from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, completion_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import evaluates_as_it_trains, reward_of, step_judge_of
@@ -105,13 +108,18 @@ class Run:
         apart_on = device if shards_weights(config) else None
         self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
         accelerator = make_accelerator(self.precision, device, engine_kind(config))
-        self.updater = Updater(self.model, accelerator, config)
+        optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
+        self.updater = Updater(self.model, accelerator, optimizer, updates)
         seed, deterministic = config.training.seed, config.experiment.deterministic
         (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
         self.sampler = Sampler(self.sampled_model, sampling)
-        self.policy = Policy(
-            self.model, self.updater, config, sampling, session.frozen_reference(config, self.model, self.precision)
-        )
+        method, group_size = method_of(config.training, "rl"), config.rollout.num_response_per_task
+        self.replay = Replay.of(self.model, sampling, config.training, method, group_size)
+        self.schedule = Schedule.of(config.lr_scheduler, config.experiment.total_step)
+        reference = session.frozen_reference(config, self.model, self.precision)
+        objective = objective_of(config.training)
+        self.policy = Policy(self.updater, self.replay, objective, self.schedule, reference)
+        self.advantage = advantage_of(config.training)
         self.critic = self._make_critic(checkpoint)
         self.step_judge = StepJudge(config, self.model, judge) if judge else None
         self.prompts = self._load_prompts(
@@ -191,7 +199,7 @@ class Run:
                     graded = self.store(step, prompts, rollouts, texts, rewards, scored)
             self.curriculum.record([prompt.task.id for prompt in prompts], graded.rewards, G)
             with timed("replay"):
-                batch = self.policy.batch(graded.rollouts, graded.scored.advantages)
+                batch = self.replay.batch(graded.rollouts, graded.scored.values, graded.scored.kind)
             value_metrics: dict[str, float] = {}
             if self.critic is not None:
                 with timed("value"):
@@ -291,7 +299,8 @@ class Run:
         return group_advantages(
             rewards,
             self.config.rollout.num_response_per_task,
-            kind=training.advantage,
+            advantage=self.advantage,
+            kind="reward" if self.config.model.value_base_model else "advantage",
             min_accuracy=training.min_accuracy,
             max_accuracy=training.max_accuracy,
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
@@ -405,8 +414,10 @@ class Run:
         value = session.make_value_model(self.config, checkpoint / VALUE if checkpoint else None)
         if value is None:
             return None
-        updater = Updater(value, self.updater.accelerator, value_updater_config(self.config))
-        return Critic(value, updater, self.config, self.policy)
+        params = self.config.optimizer.params
+        optimizer = OptimizerSettings.of(params, params.value_learning_rate)
+        updater = Updater(value, self.updater.accelerator, optimizer, UpdateSettings.of(self.config.training))
+        return Critic(value, updater, self.replay, self.schedule, self.config.experiment.train_value_every)
 
     @contextmanager
     def _whole_on_main(self) -> Iterator[None]:

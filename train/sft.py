@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the same packed rows as RL, from masks that noise or a given trace draw.
+"""Supervised fine-tuning: the same packed samples as RL, from masks that noise or a given trace draw.
 
 Run it as `python train/sft.py config=configs/sft_tiny.yaml`.
 """
@@ -26,16 +26,19 @@ from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from train import checks
-from train.algorithm.masking import SFT_METHODS
+from train.algorithm.masking import Method
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, replay
+from train.algorithm.packing import MicroBatch
+from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line
 from train.distributed.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
 from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
-from train.learner.updater import Updater, UpdateStats, scheduled
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
+from train.learner.updater import StepTotals, Updater, UpdateResult
 from train.memory.report import check_memory
 from train.setup import models as session
+from train.setup.doors import check_doors, method_of
 from train.setup.prompts import drop_over_long, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -77,10 +80,7 @@ def _updates(config: Config, examples: int) -> tuple[int, int]:
 def check(config: Config) -> list[Example]:
     """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
     training = config.training
-    if training.method not in SFT_METHODS:
-        raise ValueError(
-            f"training.method={training.method!r} is not an SFT method; choose from {', '.join(SFT_METHODS)}."
-        )
+    method_of(training, "sft")
     if config.experiment.keep_best:
         raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
@@ -88,11 +88,8 @@ def check(config: Config) -> list[Example]:
     session.pick_device(config.model.device)
     folder = session.check_model_path(config)
     check_engine(config, folder)
-    if training.method == "ar" and not session.model_family(config, folder).logit_shift:
-        raise ValueError(
-            "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
-            "random_masking."
-        )
+    family = session.model_family(config, folder)
+    check_doors(training, "sft", family.attention, family.logit_shift)
     path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     session.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
@@ -117,12 +114,14 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume, SFT)
     device = session.pick_device(config.model.device)
     model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
-    config = replace(config, training=for_model(config.training, model))
+    method = method_of(config.training, "sft")
+    config = replace(config, training=for_model(config.training, model, method))
     training = config.training
     session.adopt_block_size(model, training.block_size or model.block_size)
-    samples = tokenise(examples, model, config)
+    samples = tokenise(examples, model, config, method)
     precision = session.precision(config, device)
-    updater = Updater(model, make_accelerator(precision, device, engine_kind(config)), config)
+    accelerator = make_accelerator(precision, device, engine_kind(config))
+    updater = Updater(model, accelerator, OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(training))
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
         state = _restore(config, folder, updater, checkpoint)
@@ -132,11 +131,10 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     total = updates_per_epoch * training.num_train_epochs
     window = max(len(sample.answer_ids) for sample in samples)
     _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
-    step = state["step"]
-    stats = UpdateStats()
+    step, schedule, totals = state["step"], Schedule.of(config.lr_scheduler, total), StepTotals()
 
     def save() -> dict[str, Any]:
-        now = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
+        now = {"step": step, "seconds": time.perf_counter() - started, "nll": totals.per_token("nll")}
         with monitor.timed("save"):
             _save(config, folder, model, updater, now)
         return now
@@ -144,15 +142,14 @@ def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequen
     for epoch in range(step // updates_per_epoch, training.num_train_epochs):
         order = np.random.default_rng([training.seed, epoch]).permutation(len(samples))
         for first in range((step - epoch * updates_per_epoch) * per_update, len(samples), per_update):
-            stats = UpdateStats()
             chosen = [samples[i] for i in order[first : first + per_update]]
-            rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
+            packed = [one for s in chosen for one in make_samples(s, model, training, method, epoch, window)]
             monitor.begin(step + 1)
             with monitor.timed("update"):
-                updater.set_rate(scheduled(config.lr_scheduler, step, total))
-                _update(updater, rows, training, window, model.attention == "block", stats)
+                updater.set_rate(schedule.scale(step))
+                totals = StepTotals([_update(updater, packed, training, window, model.attention == "block")])
             step += 1
-            _log(monitor, step, total, stats, rows, updater.rate)
+            _log(monitor, step, total, totals, updater.rate)
             try:
                 stopping.check()
             except stopping.Stopped:
@@ -191,28 +188,23 @@ def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Update
 
 
 def _update(
-    updater: Updater,
-    rows: Sequence[TrainingSample],
-    training: TrainingConfig,
-    window: int,
-    block: bool,
-    stats: UpdateStats,
-) -> None:
+    updater: Updater, samples: Sequence[TrainingSample], training: TrainingConfig, window: int, block: bool
+) -> UpdateResult:
     """window: tokens of the longest answer of all, which `constant` divides by where no length is set."""
     weights = token_weights(
-        rows,
+        samples,
         training.normalization,
         max_gen_length=training.max_gen_length or window,
-        longest_response=max(int(row.canvas_index.max()) + 1 for row in rows) if block else None,
+        longest_response=max(int(sample.canvas_index.max()) + 1 for sample in samples) if block else None,
     )
 
     def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
 
-    updater.update(rows, range(len(rows)), loss_of, stats)
+    return updater.update(samples, range(len(samples)), loss_of)
 
 
-def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) -> list[Sample]:
+def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[Sample]:
     """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
     that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
     does not fit its answer."""
@@ -222,8 +214,8 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
         prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
         answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
         steps = example.step_map
-        if training.method == "trace":
-            steps = _checked_steps(steps, len(answer), i)
+        if method.as_sampled:
+            steps = _checked_steps(steps, len(answer), i, training.method)
         if not answer or answer[-1] not in model.eos_ids:
             answer = [*answer, model.end_of_answer_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
@@ -256,10 +248,10 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
     return samples
 
 
-def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
+def for_model(training: TrainingConfig, model: DiffusionLM, method: Method) -> TrainingConfig:
     """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
-    each is a row of its own there, and dLLM-RL too has one a block."""
-    alone = model.attention == "full" and training.method == "semi-ar"
+    each is a sequence of its own there, and dLLM-RL too has one a block."""
+    alone = model.attention == "full" and method.one_copy
     return replace(
         training,
         block_size=training.block_size or model.decoding.block_size or model.block_size,
@@ -267,57 +259,55 @@ def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
     )
 
 
-def make_rows(
-    sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int
+def make_samples(
+    sample: Sample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
 ) -> list[TrainingSample]:
-    """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
+    """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace.
 
-    Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
-    block families, to `window` answer tokens under full attention, as a sampler would see it.
+    The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
+    Padding is masked; the first training.post_num pads are trained.
     """
     b = training.block_size or model.block_size
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
-    filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
-    traced = training.method == "trace"
+    padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
+    traced = method.as_sampled
     steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
         key=(sample.index,),
         prompt_ids=sample.prompt_ids,
-        canvas_ids=[*sample.answer_ids, *[pad] * filling],
-        canvas_step_map=[*steps, *[0 if traced else 1] * filling],
-        canvas_logprobs=[0.0] * (R + filling),
+        canvas_ids=[*sample.answer_ids, *[pad] * padding],
+        canvas_step_map=[*steps, *[0 if traced else 1] * padding],
+        canvas_logprobs=[0.0] * (R + padding),
         num_response_tokens=R,
         finish_reason="stop",
         num_steps=max(steps),
     )
     rng = np.random.default_rng([training.seed, epoch, sample.index])
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
-    return replay(canvas, replayer, training, method=SFT_METHODS[training.method], pad_id=pad, rng=rng)
+    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng)
 
 
-def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int]:
+def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:
     if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
         got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
         raise ValueError(
-            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, "
+            f"example {index}: training.method={method} needs a step_map of {tokens} steps >= 0, "
             f"one a response token; got {got}."
         )
     low = min(steps, default=0)
     return [s - low + 1 for s in steps]
 
 
-def _log(
-    monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequence[TrainingSample], rate: float
-) -> None:
+def _log(monitor: Monitor, step: int, total: int, totals: StepTotals, rate: float) -> None:
     metrics = {
-        "loss": stats.sums.get("loss", 0.0),
-        "nll": stats.per_token("nll"),
-        "grad_norm": float(np.mean(stats.grad_norms)) if stats.grad_norms else 0.0,
+        "loss": totals.mean_loss,
+        "nll": totals.per_token("nll"),
+        "grad_norm": totals.mean_grad_norm,
         "learning_rate": rate,
-        "trained_tokens": stats.sums.get("tokens", 0.0),
-        "packed_tokens": float(stats.packed_tokens),
-        "updates_skipped": float(stats.skipped),
+        "trained_tokens": totals.total("tokens"),
+        "packed_tokens": float(totals.packed_tokens),
+        "updates_skipped": float(totals.skipped),
     }
     monitor.step(step, total, metrics, SHOWN, quiet=step % max(1, total // 20) != 0 and step != total)
 

@@ -20,21 +20,30 @@ _SPAN_TOKENS, _SPAN_TOKENS_CPU = 1024, 192
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Samples packed for one forward: ids and positions [1, T], the attention layout, and the N trained tokens' flat
-    index and targets.
-
-    samples: their places in the list that they were taken from; sample_of_N: which of these each trained token belongs
-    to.
-    """
+class TrainedTokens:
+    """The trained tokens of some samples, one sample after another. samples: their places in the list that they were
+    taken from; sample_of_N: which of these each token belongs to."""
 
     samples: Sequence[int]
+    sample_of_N: Ints
+
+
+@dataclass(frozen=True)
+class MicroBatch(TrainedTokens):
+    """Samples packed for one forward: ids and positions [1, T], the attention layout, and flat index [N] and targets
+    [N] of the trained tokens."""
+
     ids: Tensor
     positions: Tensor
     layout: Packed
     index: Tensor
     targets: Tensor
-    sample_of_N: Ints
+
+
+def trained_tokens(samples: Sequence[TrainingSample], which: Sequence[int]) -> TrainedTokens:
+    """The trained tokens of samples[which], unpacked."""
+    counts = [samples[i].num_trained for i in which]
+    return TrainedTokens(list(which), np.repeat(np.arange(len(counts)), counts))
 
 
 def within_budget(
@@ -75,7 +84,7 @@ def pack(
         return torch.from_numpy(np.concatenate(list(arrays))).to(device)
 
     return MicroBatch(
-        samples=list(which),
+        **vars(trained_tokens(samples, which)),
         ids=joined(sample.ids[order] for sample, order in zip(chosen, orders, strict=True))[None],
         positions=joined(sample.positions[order] for sample, order in zip(chosen, orders, strict=True))[None],
         layout=Packed(_side_by_side(spans)),
@@ -84,7 +93,6 @@ def pack(
             for sample, order, start in zip(chosen, orders, starts, strict=False)
         ),
         targets=joined(sample.targets for sample in chosen),
-        sample_of_N=np.concatenate([np.full(sample.num_trained, i) for i, sample in enumerate(chosen)]),
     )
 
 

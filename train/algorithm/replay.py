@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
 from sample.rollout import Key, Rollout
-from train.algorithm.masking import Bools, Canvas, Ints, Method, NoisyCopy, sample_copies, trace
+from train.algorithm.masking import Bools, Canvas, Ints, Masking, NoisyCopy, sample_copies, trace
 
 Floats = NDArray[np.float64]
 
@@ -136,7 +136,7 @@ def replay(
     replayer: Replayer,
     training: TrainingConfig,
     *,
-    method: Method = trace,
+    method: Masking = trace,
     pad_id: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[TrainingSample]:

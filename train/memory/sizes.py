@@ -17,7 +17,7 @@ from models.attention import Packed
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
 from sample.unmask import CHUNK, Choices
-from train.algorithm.replay import MicroBatch
+from train.algorithm.packing import MicroBatch
 
 FP64, FP32, BF16 = 8, 4, 2
 ADAM_BYTES = 8
