@@ -47,7 +47,7 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     for name, values in rollout.parallel_lists().items():
         raise ValueError(
-            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
     _check_best(config)
@@ -57,9 +57,9 @@ def check(config: Config, first: Config | None = None) -> None:
     family = session.model_family(first or config, folder)
     check_doors(training, "rl", family.attention, family.logit_shift)
     _warn_of_what_cannot_be_meant(config, folder)
-    session.check_room(config, folder, "rollout", rollout)
+    session.check_room(config, folder, rollout)
     if config.evaluation.eval_dataset:
-        session.check_room(config, folder, "evaluation", config.evaluation)
+        session.check_room(config, folder, config.evaluation)
     tasks = _check_tasks(config)
     step_judge_of(config)
     session.check_start(config, RL, with_value=bool(config.model.value_base_model))
@@ -162,8 +162,8 @@ def banner_rows(
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
         "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
+        "sampling": f"{rollout.strategy}, block {rollout.block_size or model.block_size}, "
+        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),

@@ -178,7 +178,7 @@ def run(config: Config) -> dict[str, Any] | None:
     prompts = load_prompts(
         config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
         max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-        key="rollout", decode=config.rollout,
+        decode=config.rollout,
     )  # fmt: skip
     with session.run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -201,7 +201,7 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
-    session.check_room(config, folder_of_model, "rollout", config.rollout)
+    session.check_room(config, folder_of_model, config.rollout)
     tasks = session.tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)

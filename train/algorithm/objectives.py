@@ -156,9 +156,7 @@ def k3(log_ratio: Tensor) -> Tensor:
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
-@objective(
-    training=("eps", "beta", "kl_estimator", "use_kl_estimator_k3", "rollout_correction", "rollout_correction_limit")
-)
+@objective(training=("eps", "beta", "kl_estimator", "rollout_correction", "rollout_correction_limit"))
 def clipped_surrogate(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """TraceRL's objective over tokens replayed at their own denoising step (arXiv:2509.06949), PPO's clip
     (arXiv:1707.06347):
@@ -170,8 +168,7 @@ def clipped_surrogate(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tenso
     logp_old. w, v: weight and kl_weight; c: see `rollout_correction`. Metrics: sums of tokens, clipped, ratio, kl,
     kl_loss, policy_loss.
     """
-    name = params["kl_estimator"] or ("k3" if params["use_kl_estimator_k3"] else "k1")
-    eps, estimator = params["eps"], choose("training.kl_estimator", name, KL_ESTIMATORS)
+    eps, estimator = params["eps"], choose("training.kl_estimator", params["kl_estimator"], KL_ESTIMATORS)
     log_ratio = _log_ratio(batch.logp, batch.logp_old)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * batch.advantage, ratio.clamp(1.0 - eps, 1.0 + eps) * batch.advantage)

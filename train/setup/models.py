@@ -149,10 +149,10 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
-def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
-    """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
+def check_room(config: Config, folder: Path, decode: DecodeConfig) -> None:
+    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
     positions = hf_config(model_family(config, folder), read_json(folder / "config.json")).max_position_embeddings
-    require_room(positions, 1, "a prompt of one token", key, decode)
+    require_room(positions, 1, "a prompt of one token", decode)
 
 
 def make_model(
