@@ -4,15 +4,14 @@ from pathlib import Path
 import pytest
 from built_rewards import built
 
+import reward.code.mounts
 import reward.code.reward
 import reward.code.run
-import reward.code.sandbox
 from reward import Verdict, grade_code
 from reward.code.plan import Ungradable, plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
 from reward.code.verdict import CodeTests
-from reward.text import extract_code
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -267,7 +266,7 @@ def test_stdio():
     assert grade_code("print(sum(map(int, input().split())), 'and more')", good).status == "wrong"
 
 
-# Schema, extraction, reward
+# Schema, reward
 
 
 def test_schema():
@@ -285,23 +284,6 @@ def test_schema():
     ]:
         with pytest.raises(ValueError, match=message):
             CodeTests.of(bad)
-
-
-@pytest.mark.parametrize(
-    ("completion", "prefix", "code"),
-    [
-        ("Look:\n```python\nx = 1\n```\nand better\n```python\nx = 2\n```\nthat is all", "", "x = 2"),
-        ("```py\r\nx = 1\r\n```", "", "x = 1"),
-        ("```python\nx = 1", "", "x = 1"),
-        ("```\nx = 1\n```", "", None),
-        ("x = 1", "", None),
-        ("```python\n```", "", None),
-        ("    return x\n```\nThis works because ...", "def f(x):\n", "def f(x):\n    return x\n"),
-        ("```python\ndef f(x): return 2\n```", "def f(x):\n", "def f(x): return 2"),
-    ],
-)
-def test_extract_code(completion, prefix, code):
-    assert extract_code(completion, prefix) == code
 
 
 @needs_sandbox
@@ -379,18 +361,18 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible = reward.code.sandbox.visible_folders
-    monkeypatch.setattr(
-        reward.code.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)])
-    )
+    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
+    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
-    reward.code.sandbox.mounts.cache_clear()
+    for function in cached:
+        function.cache_clear()
     try:
         program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
         tests = task("assert f('library')", "assert not f('project/answers')")
         assert grade_code(program, tests).passed
     finally:
-        reward.code.sandbox.mounts.cache_clear()
+        for function in cached:
+            function.cache_clear()
 
 
 def test_tests_that_cannot_be_read_do_not_stop_a_run():

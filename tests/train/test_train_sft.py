@@ -20,7 +20,7 @@ from train.algorithm.objectives import token_weights
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer
 from train.setup.doors import method_of
-from train.sft import Sample, for_model, make_samples, tokenise
+from train.setup.examples import Sample, for_model, make_samples, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 

@@ -93,6 +93,14 @@ def precision(config: Config, device: torch.device) -> str:
     return "bf16" if capable else "no"
 
 
+def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type of the sampler's weights: rollout.dtype, which follows training.mixed_precision where it is auto."""
+    wanted = config.rollout.dtype
+    if wanted == "auto":
+        wanted = precision(config, device)
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
 def _cpu_has_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if not capabilities and Path("/proc/cpuinfo").is_file():
@@ -156,7 +164,7 @@ def check_room(config: Config, folder: Path, decode: DecodeConfig) -> None:
 
 
 def make_model(
-    config: Config, path: Path | None = None, dtype: str = "float32", device: torch.device | None = None
+    config: Config, path: Path | None = None, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> DiffusionLM:
     """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's
     device where no other is given."""
@@ -199,7 +207,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
         return None
     if model.adapters is not None:
         return _WithoutAdapters(model)
-    return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
+    return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:
