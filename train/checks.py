@@ -3,16 +3,16 @@
 import logging
 from pathlib import Path
 
-from configs.schema import Config
+from configs.schema import Config, TrainingConfig
 from models import DiffusionLM
 from models.folder import read_json
 from runtime.run_folder import RunFolder
-from train.algorithm.masking import RL_METHODS
 from train.distributed.kind import check_engine, engine_line, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL
 from train.memory.report import check_memory
 from train.setup import models as session
+from train.setup.doors import check_doors, method_of
 from train.setup.prompts import check_decodings
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
@@ -23,16 +23,15 @@ def check(config: Config, first: Config | None = None) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
     that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
-    if training.method not in RL_METHODS:
-        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
-    if training.method != "TraceRL" and training.logp_old == "rollout":
+    method = method_of(training, "rl")
+    if not method.as_sampled and training.logp_old == "rollout":
         raise ValueError(
             f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
             "draws others; set training.logp_old=auto."
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rollout_correction != "none" and (training.method != "TraceRL" or training.logp_old == "rollout"):
+    if training.rollout_correction != "none" and (not method.as_sampled or training.logp_old == "rollout"):
         raise ValueError(
             f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
             "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
@@ -56,6 +55,8 @@ def check(config: Config, first: Config | None = None) -> None:
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)
     check_engine(config, None if first else folder)
+    family = session.model_family(first or config, folder)
+    check_doors(training, "rl", family.attention, family.logit_shift)
     _warn_of_what_cannot_be_meant(config, folder)
     session.check_room(config, folder, rollout)
     if config.evaluation.eval_dataset:
@@ -154,7 +155,7 @@ def banner_rows(
         "update": f"{_rows(config)} (a response and round each)",
         "sampling": f"{rollout.strategy}, block {rollout.block_size or model.block_size}, "
         f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
-        "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
+        "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),
         "steps": f"{steps_done + 1} to {config.experiment.total_step}"
@@ -164,6 +165,14 @@ def banner_rows(
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }
+
+
+def objective_line(training: TrainingConfig) -> str:
+    """What is minimised: clip by its two numbers, any other by name and parameters."""
+    if training.objective == "clip" and not training.objective_params:
+        return f"eps {training.eps:g}, beta {training.beta:g}"
+    given = "".join(f", {name} {value}" for name, value in training.objective_params.items())
+    return f"{training.objective}{given}"
 
 
 def value_line(config: Config) -> str:
