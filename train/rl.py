@@ -49,8 +49,10 @@ from train.learner.critic import Critic, value_updater_config
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.updater import Updater
-from train.setup import models as session
+from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.judges import StepJudge
+from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.prompts import Prompt, completion_text, inference_model, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import evaluates_as_it_trains, reward_of, step_judge_of
 
@@ -59,14 +61,14 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config) -> dict[str, Any] | None:
     """A whole RL run, new or resumed. Returns what the final line says; None for a dry run."""
-    session.prepare_process(config)
+    prepare_process(config)
     ranks.on_main(check, config)
     if config.dry_run:
         return None
     if ranks.on_main(checks.to_be_prepared, config):
         prepare_model(config)
-        session.prepare_process(config)  # over what the SFT set for itself
-    with session.run_folder(config) as folder:
+        prepare_process(config)  # over what the SFT set for itself
+    with run_folder(config) as folder:
         rl = Run(config, folder)
         try:
             return rl.loop()
@@ -93,24 +95,27 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
-        self.monitor = session.monitor_of(config, folder)
+        self.monitor = monitor_of(config, folder)
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         resume, with_value = config.experiment.resume, bool(config.model.value_base_model)
         checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, resume, RL, with_value)
-        device = session.pick_device(config.model.device)
-        self.model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
-        session.check_block_size(config, self.model)
-        self.precision = session.precision(config, device)
+        device = pick_device(config.model.device)
+        self.model = make_model(config, checkpoint, device=trained_model_device(config))
+        self.blocks = Blocks.of(config, self.model.spec)
+        adopt_block_size(self.model, self.blocks.trained)
+        self.precision = precision(config, device)
         apart_on = device if shards_weights(config) else None
         self.sampled_model = inference_model(self.model, config.rollout, self.precision, apart_on)
         accelerator = make_accelerator(self.precision, device, engine_kind(config))
         self.updater = Updater(self.model, accelerator, config)
         seed, deterministic = config.training.seed, config.experiment.deterministic
-        (sampling,) = sampling_entries(config.rollout, self.model, seed=seed, deterministic=deterministic).values()
+        (sampling,) = sampling_entries(
+            config.rollout, self.model, self.blocks.sampled, seed=seed, deterministic=deterministic
+        ).values()
         self.sampler = Sampler(self.sampled_model, sampling)
         self.policy = Policy(
-            self.model, self.updater, config, sampling, session.frozen_reference(config, self.model, self.precision)
+            self.model, self.updater, config, sampling, frozen_reference(config, self.model, self.precision)
         )
         self.critic = self._make_critic(checkpoint)
         self.step_judge = StepJudge(config, self.model, judge) if judge else None
@@ -127,7 +132,9 @@ class Run:
             config.dataset.curriculum,
             (config.training.min_accuracy, config.training.max_accuracy),
         )
-        self.eval_entries = sampling_entries(config.evaluation, self.model, seed=seed, deterministic=deterministic)
+        self.eval_entries = sampling_entries(
+            config.evaluation, self.model, self.blocks.evaluated, seed=seed, deterministic=deterministic
+        )
         self.eval_prompts = self._eval_prompts()
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0}
         if checkpoint is not None:
@@ -140,7 +147,14 @@ class Run:
         self.monitor.banner(
             f"RL {config.experiment.project}",
             checks.banner_rows(
-                config, self.model, self.sampled_model, len(self.prompts), self.state["step"], folder, checkpoint
+                config,
+                self.model,
+                self.sampled_model,
+                self.blocks,
+                len(self.prompts),
+                self.state["step"],
+                folder,
+                checkpoint,
             ),
         )
 
@@ -402,7 +416,7 @@ class Run:
         self.monitor.close()
 
     def _make_critic(self, checkpoint: Path | None) -> Critic | None:
-        value = session.make_value_model(self.config, checkpoint / VALUE if checkpoint else None)
+        value = make_value_model(self.config, self.model.spec, checkpoint / VALUE if checkpoint else None)
         if value is None:
             return None
         updater = Updater(value, self.updater.accelerator, value_updater_config(self.config))

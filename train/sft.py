@@ -35,7 +35,9 @@ from train.distributed.sharding import keep_rows_per_update, require_equal_weigh
 from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
 from train.learner.updater import Updater, UpdateStats, scheduled
 from train.memory.report import check_memory
-from train.setup import models as session
+from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.prompts import drop_over_long, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -56,12 +58,12 @@ class Sample:
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry
     run."""
-    session.prepare_process(config)
+    prepare_process(config)
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with session.run_folder(config) as folder:
-        monitor = session.monitor_of(config, folder)
+    with run_folder(config) as folder:
+        monitor = monitor_of(config, folder)
         try:
             return _train(config, folder, monitor, examples)
         finally:
@@ -85,16 +87,16 @@ def check(config: Config) -> list[Example]:
         raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    session.pick_device(config.model.device)
-    folder = session.check_model_path(config)
-    check_engine(config, folder)
-    if training.method == "ar" and not session.model_family(config, folder).logit_shift:
+    pick_device(config.model.device)
+    spec = spec_of(config)
+    check_engine(config, spec.folder)
+    if training.method == "ar" and not spec.family.logit_shift:
         raise ValueError(
             "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
             "random_masking."
         )
-    path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
-    session.check_start(config, SFT)
+    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    checks.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
@@ -102,7 +104,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
-    check_memory(config, folder, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec.folder, "sft", _answer_tokens(training, examples))
     return examples
 
 
@@ -115,14 +117,14 @@ def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int
 def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
     experiment = config.experiment
     checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume, SFT)
-    device = session.pick_device(config.model.device)
-    model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
-    config = replace(config, training=for_model(config.training, model))
+    device = pick_device(config.model.device)
+    model = make_model(config, checkpoint, device=trained_model_device(config))
+    blocks = Blocks.of(config, model.spec, "sft")
+    config = replace(config, training=for_model(config.training, model, blocks.trained))
     training = config.training
-    session.adopt_block_size(model, training.block_size or model.block_size)
+    adopt_block_size(model, blocks.trained)
     samples = tokenise(examples, model, config)
-    precision = session.precision(config, device)
-    updater = Updater(model, make_accelerator(precision, device, engine_kind(config)), config)
+    updater = Updater(model, make_accelerator(precision(config, device), device, engine_kind(config)), config)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
     if checkpoint is not None:
         state = _restore(config, folder, updater, checkpoint)
@@ -256,13 +258,13 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
     return samples
 
 
-def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
-    """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
+def for_model(training: TrainingConfig, model: DiffusionLM, block_size: int) -> TrainingConfig:
+    """The settings with the block size in force, and under full attention with one noisy copy of a block in semi-ar:
     each is a row of its own there, and dLLM-RL too has one a block."""
     alone = model.attention == "full" and training.method == "semi-ar"
     return replace(
         training,
-        block_size=training.block_size or model.decoding.block_size or model.block_size,
+        block_size=block_size,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,
     )
 
@@ -275,7 +277,7 @@ def make_rows(
     Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
     block families, to `window` answer tokens under full attention, as a sampler would see it.
     """
-    b = training.block_size or model.block_size
+    b = training.block_size or model.spec.schedule_block_size
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
     filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
@@ -337,7 +339,7 @@ def _banner(
         f"SFT {config.experiment.project}",
         {
             "model": checks.model_line(config, model),
-            "device": f"{model.device}, {session.precision(config, model.device).replace('no', 'fp32')}",
+            "device": f"{model.device}, {checks.precision_line(config, model)}",
             "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
             "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{total} updates in {training.num_train_epochs} epochs",

@@ -14,10 +14,12 @@ from configs import load_config
 from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
+from models.spec import CheckpointSpec
 from train import sft
 from train.algorithm.masking import semi_ar
 from train.algorithm.objectives import token_weights
 from train.algorithm.replay import Replayer, pack
+from train.setup.blocks import Blocks
 from train.sft import Sample, for_model, make_rows, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
@@ -153,7 +155,7 @@ def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
 def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
     """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
     model = load_model(text_checkpoint(tmp_path, "llada"))
-    settings = for_model(training(mask_times_per_sample=35, block_size=4), model)
+    settings = for_model(training(mask_times_per_sample=35), model, 4)
     rows = make_rows(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, 0, window=12)
     assert [row.ids[3 : 3 + 4 * n].tolist() for n, row in enumerate(rows)] == [
         [*range(10, 10 + 4 * n)] for n in range(3)
@@ -165,7 +167,8 @@ def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
 
 def test_the_block_of_semi_ar_is_the_models(tmp_path):
     for family, size in (("sdar", 4), ("dream", 32)):
-        assert for_model(training(), load_model(text_checkpoint(tmp_path / family, family))).block_size == size
+        spec = CheckpointSpec.read(text_checkpoint(tmp_path / family, family))
+        assert Blocks.of(make_config(), spec, "sft") == Blocks(size, (), ())
 
 
 def test_filling_after_a_trace_is_masked(model):

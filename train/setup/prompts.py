@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def sampling_entries(
-    decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
+    decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
     """Name -> sampling config for each entry of the parallel lists remasking_strategy, top_k, block_size,
     denoising_steps_per_block.
 
+    blocks: tokens of a block of each entry (`Blocks`).
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
@@ -35,7 +36,7 @@ def sampling_entries(
         value = vars(decode) | {name: values[i] for name, values in lists.items()}
         config = SamplingConfig(
             max_new_tokens=decode.max_new_tokens,
-            block_size=value["block_size"],
+            block_size=blocks[i],
             steps_per_block=value["denoising_steps_per_block"],
             strategy=value["remasking_strategy"],
             target=decode.target,
