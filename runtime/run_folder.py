@@ -17,11 +17,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.load import RUN_HEADER, flat_run
 from configs.schema import Config
+from configs.tree import flat
 from runtime import heartbeat
 from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
 
-CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
 MADE_HERE = (
     "config.yaml",
     "metrics.jsonl",
@@ -38,7 +39,6 @@ MADE_HERE = (
 UNCOMPARED_KEYS = (
     "experiment.overwrite",
     "experiment.resume",
-    "experiment.start_from_scratch",
     "experiment.processes",
     "experiment.num_node",
     "experiment.deepspeed_file",
@@ -110,7 +110,7 @@ class RunFolder:
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
-                atomic_write_text(root / "config.yaml", CONFIG_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
+                atomic_write_text(root / "config.yaml", RUN_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError):
@@ -139,13 +139,12 @@ class RunFolder:
                 )
             return False
         text = config_path.read_text(encoding="utf-8")
-        if not text.startswith(CONFIG_HEADER):
+        if not text.startswith(RUN_HEADER):
             raise ValueError(
                 f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
             )
-        differences = _differences(
-            _flat_yaml(text), _flat_yaml(OmegaConf.to_yaml(dict(resolved_config))), uncompared_keys
-        )
+        here = flat(_as_read(OmegaConf.to_yaml(dict(resolved_config))))
+        differences = _differences(flat_run(text, here), here, uncompared_keys)
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
@@ -349,19 +348,9 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flat_yaml(text: str) -> dict[str, Any]:
-    """Dotted key -> value; lists are values."""
-
-    def flatten(node: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(node, dict) or not node:
-            return {prefix: node}
-        return {
-            key: value
-            for name, child in node.items()
-            for key, value in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
-        }
-
-    return flatten(OmegaConf.to_container(OmegaConf.create(text), resolve=False), "")
+def _as_read(text: str) -> dict[str, Any]:
+    """YAML as a run reads it back: tuples are lists, for example."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)  # type: ignore[return-value]
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], uncompared_keys: Collection[str]) -> str:

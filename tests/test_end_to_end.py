@@ -118,7 +118,7 @@ def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
 @pytest.mark.parametrize("block", [8, 16])
 def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     """By config alone: sampled and replayed alike at the new size, which what is saved names."""
-    words = [f"rollout.block_size={block}", "rollout.max_token=20", "experiment.total_step=1"]
+    words = [f"rollout.block_size={block}", "rollout.max_new_tokens=20", "experiment.total_step=1"]
     run_rl(shop, *words, f"evaluation.block_size={block}", "training.normalization=constant")
     (row,) = steps(shop.runs / "rl")
     assert row["mismatch_abs"] < 1e-5 and row["updates"] >= 1
@@ -398,7 +398,7 @@ def test_eval_of_a_checkpoint(shop, capsys):
     run_rl(shop, "experiment.total_step=1", "evaluation.eval_dataset=''")
     words = [
         f"model={shop.runs / 'rl' / 'ckpt' / 'optimized'}",
-        "rollout.remasking_strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
+        "rollout.strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
         "rollout.top_k=[0,1,0]",
         "rollout.block_size=[4,4,2]",
     ]
@@ -435,7 +435,7 @@ def test_eval_of_full_attention(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))
     words = [f"model_base={family}", "rollout.max_gen_length=12", "rollout.steps=9", "rollout.block_size=4"]
-    words += ["rollout.remasking_strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
+    words += ["rollout.strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
     metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
     assert set(metrics) == {"static-b4-T1", "dynamic-b4-T1"}
     rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")

@@ -53,7 +53,7 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     for name, values in rollout.parallel_lists().items():
         raise ValueError(
-            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
     _check_best(config)
@@ -62,9 +62,9 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     blocks = Blocks.of(config, spec)
     _warn_of_unlikely_settings(config, spec, blocks)
-    check_room(spec, "rollout", rollout)
+    check_room(spec, rollout)
     if config.evaluation.eval_dataset:
-        check_room(spec, "evaluation", config.evaluation)
+        check_room(spec, config.evaluation)
     tasks = _check_tasks(config)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
@@ -109,9 +109,9 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
-def check_room(spec: CheckpointSpec, key: str, decode: DecodeConfig) -> None:
-    """ValueError where the responses that section `key` asks for leave the model no position for a prompt."""
-    require_room(spec.positions, 1, "a prompt of one token", key, decode)
+def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
+    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
+    require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
 def _check_tasks(config: Config) -> int:
@@ -200,8 +200,8 @@ def banner_rows(
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
         "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.remasking_strategy}, block {blocks.sampled[0]}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
+        "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, "
+        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),

@@ -179,7 +179,7 @@ def run(config: Config) -> dict[str, Any] | None:
     prompts = load_prompts(
         config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
         max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-        key="rollout", decode=config.rollout,
+        decode=config.rollout,
     )  # fmt: skip
     with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -202,7 +202,7 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
     spec = spec_of(config)
-    check_room(spec, "rollout", config.rollout)
+    check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)

@@ -123,7 +123,6 @@ class Run:
             config.dataset.train_dataset,
             config.dataset.data_type,
             config.dataset.max_tasks,
-            "rollout",
             config.rollout,
         )
         self.curriculum = Curriculum(
@@ -285,8 +284,9 @@ class Run:
             cut = [rollout.finish_reason == "length" for rollout in rollouts]
             if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
                 logger.warning(
-                    "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise "
-                    "rollout.max_token, or set training.truncated to keep or drop"
+                    "answers without a stop had a reward and count as 0 (training.truncated=wrong): raise %s, or set "
+                    "training.truncated to keep or drop",
+                    self.config.rollout.key("max_new_tokens"),
                 )
             rewards = [
                 0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)
@@ -457,11 +457,9 @@ class Run:
         evaluation = self.config.evaluation
         if not evaluation.eval_dataset:
             return []
-        return self._load_prompts(
-            evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, "evaluation", evaluation
-        )
+        return self._load_prompts(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
 
-    def _load_prompts(self, name: str, data_type: str, max_tasks: int, key: str, decode: DecodeConfig) -> list[Prompt]:
+    def _load_prompts(self, name: str, data_type: str, max_tasks: int, decode: DecodeConfig) -> list[Prompt]:
         return load_prompts(
             self.config.dataset,
             name,
@@ -469,7 +467,6 @@ class Run:
             data_type=data_type,
             max_tasks=max_tasks,
             max_prompt_tokens=self.config.training.max_prompt_len,
-            key=key,
             decode=decode,
         )
 

@@ -134,9 +134,11 @@ def run_script(room: Room, code: str, tests: CodeTests) -> Verdict:
 def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: float) -> Status:
     with ExitStack() as stack:
         output_end, output_in = _pipe(stack)
-        request = stack.enter_context(_message({"program": code}, given.encode("utf-8", "surrogatepass")))
+        program = stack.enter_context(_message({"program": code}))
+        stdin = stack.enter_context(_file(given.encode("utf-8", "surrogatepass")))
+        call = ["program", "run_script", program.fileno()]
         process = stack.enter_context(
-            room.process(0, cpu_seconds, ["program", "run_script"], stdin=request, stdout=output_in)
+            room.process(0, cpu_seconds, call, stdin=stdin, stdout=output_in, pass_fds=[program.fileno()])
         )
         output_in.close()
         output, stopped = _collect(output_end, [process], cpu_seconds, room.memory_bytes)
@@ -181,11 +183,21 @@ def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 
 
 @contextmanager
-def _message(message: dict[str, Any], rest: bytes = b"") -> Iterator[IO[bytes]]:
-    """A nameless file that holds one frame and what follows it, to be some process's standard input."""
+def _message(message: dict[str, Any]) -> Iterator[IO[bytes]]:
+    """A nameless file that holds one frame, for a process to read."""
     with tempfile.TemporaryFile() as file:
         write_frame(file.fileno(), message, MAX_REQUEST_BYTES)
-        file.write(rest)
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[IO[bytes]]:
+    """A nameless file to be a program's standard input: it can be mapped, sought, and opened as /dev/stdin by any
+    user."""
+    with tempfile.TemporaryFile() as file:
+        os.fchmod(file.fileno(), 0o444)
+        file.write(content)
         file.flush()
         file.seek(0)
         yield file

@@ -6,17 +6,19 @@ the end of every process of the sandbox when the first one ends or the caller ki
 and what a program can learn from how fast it runs. Without bubblewrap there is no isolation, only the limits.
 """
 
+import base64
 import functools
 import json
 import marshal
 import os
+import re
 import shutil
 import signal
 import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,16 +277,14 @@ sys.modules["reward.code.inside.{call[0]}"].{call[1]}(*{call[2:]!r})
 @functools.cache
 def _modules(python: str, module: str) -> str:
     """Source that makes the modules of reward.code.inside which `module` needs; compiled already for this same
-    interpreter."""
-    texts = {
-        name: (ROOT / "reward" / "code" / "inside" / f"{name}.py").read_text() for name in ("plain", "start", module)
-    }
-    codes, unpack = texts, "compile(code, name, 'exec')"
+    interpreter. It crosses as one command-line argument, which may have 128 KiB."""
+    codes, unpack = _sources(("start", module)), "compile(code, name, 'exec')"
     if python == os.path.realpath(sys.executable):
-        codes = {name: marshal.dumps(compile(text, name, "exec")).hex() for name, text in texts.items()}
-        unpack = "marshal.loads(bytes.fromhex(code))"
+        compiled = {name: marshal.dumps(compile(text, name, "exec", optimize=2)) for name, text in codes.items()}
+        codes = {name: base64.b64encode(code).decode() for name, code in compiled.items()}
+        unpack = "marshal.loads(binascii.a2b_base64(code))"
     return f"""
-import marshal, sys
+import binascii, marshal, sys
 module = type(sys)
 for name in ("reward", "reward.code", "reward.code.inside"):
     sys.modules[name] = module(name)
@@ -292,6 +292,16 @@ for name, code in {codes!r}.items():
     made = sys.modules["reward.code.inside." + name] = module("reward.code.inside." + name)
     exec({unpack}, made.__dict__)
 """
+
+
+def _sources(names: Iterable[str]) -> dict[str, str]:
+    """The source of modules of reward.code.inside, each after those that it imports."""
+    found: dict[str, str] = {}
+    for name in names:
+        text = (ROOT / "reward" / "code" / "inside" / f"{name}.py").read_text()
+        needed = re.findall(r"^ *from reward\.code\.inside\.(\w+) import", text, re.MULTILINE)
+        found |= {**_sources(needed), name: text}
+    return found
 
 
 def _children(pid: int) -> list[int]:

@@ -12,7 +12,6 @@ from reward.code.plan import Ungradable, plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
 from reward.code.verdict import CodeTests
-from reward.text import extract_code
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -267,7 +266,7 @@ def test_stdio():
     assert grade_code("print(sum(map(int, input().split())), 'and more')", good).status == "wrong"
 
 
-# Schema, extraction, reward
+# Schema, reward
 
 
 def test_schema():
@@ -285,23 +284,6 @@ def test_schema():
     ]:
         with pytest.raises(ValueError, match=message):
             CodeTests.of(bad)
-
-
-@pytest.mark.parametrize(
-    ("completion", "prefix", "code"),
-    [
-        ("Look:\n```python\nx = 1\n```\nand better\n```python\nx = 2\n```\nthat is all", "", "x = 2"),
-        ("```py\r\nx = 1\r\n```", "", "x = 1"),
-        ("```python\nx = 1", "", "x = 1"),
-        ("```\nx = 1\n```", "", None),
-        ("x = 1", "", None),
-        ("```python\n```", "", None),
-        ("    return x\n```\nThis works because ...", "def f(x):\n", "def f(x):\n    return x\n"),
-        ("```python\ndef f(x): return 2\n```", "def f(x):\n", "def f(x): return 2"),
-    ],
-)
-def test_extract_code(completion, prefix, code):
-    assert extract_code(completion, prefix) == code
 
 
 @needs_sandbox

@@ -106,7 +106,7 @@ def longest_rows(config: Config, family: Family, block_size: int, answer_tokens:
     methods = RL_METHODS | SFT_METHODS
     place = np.arange(answer_tokens)
     grid = place + (training.max_prompt_len if family.attention == "block" else 0)
-    per_block = min(_first(rollout.denoising_steps_per_block, block_size), block_size)
+    per_block = min(_first(rollout.steps_per_block, block_size), block_size)
     step = grid // block_size * per_block + grid % block_size * per_block // block_size
     response = Rollout(
         key=(0,),
@@ -176,14 +176,14 @@ class Budget:
     @property
     def slots(self) -> int:
         rollout = self.config.rollout
-        return rollout.slots if self.config.experiment.deterministic else min(rollout.slots, self.most_slots)
+        return rollout.max_slots if self.config.experiment.deterministic else min(rollout.max_slots, self.most_slots)
 
     @property
     def most_slots(self) -> int:
         """Answers of a step that one process decodes."""
         rollout = self.config.rollout
         if self.kind == "eval":
-            return max(rollout.slots, 2**16)
+            return max(rollout.max_slots, 2**16)
         return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
 
     @property
@@ -236,7 +236,7 @@ class Budget:
             phases |= self._updates("value ", self.value, self._value_trained(), tokens)
         phases |= self._updates("", self.net, self.trained, tokens)
         if evaluation.eval_dataset:
-            phases["evaluation"] = self._sampling(evaluation, evaluation.slots)
+            phases["evaluation"] = self._sampling(evaluation, evaluation.max_slots)
         return phases
 
     def total(self, parts: Mapping[str, float]) -> float:
@@ -309,7 +309,7 @@ class Budget:
         return self.config.training.max_prompt_len + decode.max_new_tokens + block_size - 1
 
     def _cached(self, decode: DecodeConfig) -> bool:
-        return self.family.attention == "block" or decode.use_cache or decode.cache in ("prefix", "dual")
+        return self.family.attention == "block" or decode.cache in ("prefix", "dual")
 
     def _slots(self, decode: DecodeConfig, slots: int, block_size: int | None = None) -> float:
         capacity = self._capacity(decode, block_size or self.block_size)
@@ -341,7 +341,7 @@ class Budget:
                 ),
             )
             for top_k in _every(decode.top_k)
-            for strategy in _every(decode.remasking_strategy)
+            for strategy in _every(decode.strategy)
         ]
         choosing = width * positions * self.net.hidden + max(ways)
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}

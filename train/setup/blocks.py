@@ -7,6 +7,7 @@ from typing import Literal
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
 from models.spec import CheckpointSpec
+from train.setup.prompts import decodings
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ class Blocks:
 
 def block_sizes(decode: DecodeConfig, spec: CheckpointSpec, own: int) -> tuple[int, ...]:
     """Of every entry of a section. own: where it names none, in a block family."""
-    entries = max((len(values) for values in decode.parallel_lists().values()), default=1)
-    asked = decode.block_size if isinstance(decode.block_size, list) else [decode.block_size] * entries
+    asked = [chosen["block_size"] for chosen in decodings(decode)]
     return tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in asked)
 
 

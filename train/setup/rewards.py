@@ -58,7 +58,7 @@ def judge_of(config: Config) -> CachedJudge | None:
     that does not answer, a folder that is not there, or settings that leave no room for a question."""
     judge = config.judge
     if judge.api and judge.local:
-        raise ValueError(f"judge.api={judge.api} and judge.local={judge.local} are both set: keep one.")
+        raise ValueError(f"judge.api={judge.api} and {judge.key('local')}={judge.local} are both set: keep one.")
     if judge.mode == "process" and not (judge.api or judge.local):
         raise ValueError("judge.mode=process needs a judge: set judge.api, a URL, or judge.local, a model.")
     if judge.api or judge.local:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
+import types
 from collections.abc import Callable
 
 from reward.code.inside.plain import (
@@ -135,8 +137,9 @@ def run_tests(calls: int, answers: int) -> None:
 def prepare(job: dict[str, Any], program: Program) -> dict[str, Any]:
     """What the tests see: the prefix's own names, modules they use unimported, and the stand-ins for the program's
     functions."""
-    namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(job["prefix"], "<prefix>", "exec"), namespace)
+    module = sys.modules["tests"] = types.ModuleType("tests")
+    namespace = module.__dict__
+    exec(compile(job["prefix"], "<prefix>", "exec", dont_inherit=True), namespace)
     namespace.update({name: __import__(name) for name in job["modules"]})
     namespace.update({name: program.entry(name) for name in job["entries"]})
     return namespace
@@ -148,7 +151,7 @@ def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[st
     calls_before = program.count
     status, detail = "passed", ""
     try:
-        exec(compile(test, "<test>", "exec"), namespace)
+        exec(compile(test, "<test>", "exec", dont_inherit=True), namespace)
     except CannotCross as error:
         return "ungradable", f"a test passes {error}"
     except ProgramGone:

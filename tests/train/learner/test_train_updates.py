@@ -334,9 +334,9 @@ def test_the_updaters_state_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        ({"use_kl_estimator_k3": True}, k3),
-        ({"use_kl_estimator_k3": False}, k1),
-        ({"use_kl_estimator_k3": True, "kl_estimator": "k2"}, k2),
+        ({}, k3),
+        ({"kl_estimator": "k1"}, k1),
+        ({"kl_estimator": "k2"}, k2),
     ],
 )
 def test_the_kl_estimator_that_a_config_names(settings, kind):

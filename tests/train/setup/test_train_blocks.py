@@ -39,7 +39,7 @@ def test_blocks_of_a_run(spec_of, family, sections, want):
 
 
 def test_blocks_of_full_attention_end_with_the_response(spec_of):
-    sections = {"rollout": {"max_token": 20}, "evaluation": {"max_token": 9, "block_size": 16}}
+    sections = {"rollout": {"max_new_tokens": 20}, "evaluation": {"max_new_tokens": 9, "block_size": 16}}
     assert Blocks.of(merge(sections), spec_of("dream")) == Blocks(32, (20,), (9,))
 
 
