@@ -145,6 +145,7 @@ class Monitor:
         self._progress: Progress | None = None
         self._warned: set[str] = set()
         self._spent: dict[str, float] = {}
+        self._timing: list[tuple[str, float]] = []  # the open blocks, with the seconds of those inside them
         self._recent_seconds: collections.deque[float] = collections.deque(maxlen=ETA_STEPS)
         self._step_started: float | None = None
         self._trackers = Trackers(trackers if enabled else (), self.folder, config or {}, self.warning)
@@ -202,20 +203,24 @@ class Monitor:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up."""
+        """Adds the block's duration to time/{name}_seconds of the next step's metrics; blocks of one name add up. A
+        block inside another counts under its own name alone."""
         self._heartbeat.enter(name)
         start = time.monotonic()
         if self._step_started is None:
             self._step_started = start
+        self._timing.append((name, 0.0))
         try:
             yield
         finally:
+            seconds = time.monotonic() - start
+            _, inside = self._timing.pop()
             key = f"time/{name}_seconds"
-            self._spent[key] = self._spent.get(key, 0.0) + time.monotonic() - start
-
-    def seconds(self, name: str) -> float:
-        """What `timed(name)` has added up since the last step line."""
-        return self._spent.get(f"time/{name}_seconds", 0.0)
+            self._spent[key] = self._spent.get(key, 0.0) + seconds - inside
+            if self._timing:
+                outer, others = self._timing[-1]
+                self._timing[-1] = outer, others + seconds
+                self._heartbeat.enter(outer)
 
     def step(
         self,

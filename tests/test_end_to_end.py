@@ -24,6 +24,7 @@ from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Rollout
 from train import evaluation, rl, sft
+from train.collect import Collector
 from train.setup import process
 
 
@@ -223,9 +224,9 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
             raise Stop
         return rollout(self, prompts, step)
 
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rl.Run, "rollout", dies_in_step_4)
+        patch.setattr(Collector, "sample", dies_in_step_4)
         run_rl(shop, *words, "experiment.project=resumed")
     resumed, straight = shop.runs / "resumed", shop.runs / "straight"
     assert [row["step"] for row in steps(resumed)] == [1, 2, 3]
@@ -234,7 +235,7 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
     sampled = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            rl.Run, "rollout", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
+            Collector, "sample", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
         )
         run_rl(shop, *words, "experiment.project=resumed")
     assert sampled == [4], "the rollouts of step 3 were on disk"
@@ -384,8 +385,8 @@ def test_training_and_sampling_in_bf16(shop, monkeypatch):
         run_rl(shop, "training.mixed_precision=bf16", "evaluation.top_k=0")
     finally:
         AcceleratorState._reset_state(True)
-    sampled = dict(runs[-1].sampled_model.named_parameters())
-    for name, weight in runs[-1].model.named_parameters():
+    sampled = dict(runs[-1].learner.sampled.named_parameters())
+    for name, weight in runs[-1].learner.model.named_parameters():
         assert weight.dtype == torch.float32 and torch.equal(sampled[name], weight.to(torch.bfloat16)), name
     for row in steps(shop.runs / "rl"):
         assert 0.0 < row["mismatch_kl"] < 0.01 and row["updates"] >= 1 and row["grad_norm"] > 0

@@ -13,6 +13,7 @@ from configs import load_config
 from models import load_model
 from reward.code.sandbox import find_isolation
 from train import evaluation, rl, sft
+from train.collect import Collector
 from train.setup import models as setup_models
 
 BREAKS = """
@@ -149,7 +150,7 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
-    monkeypatch.setattr(rl.Run, "rollout", lambda *arguments: pytest.fail("a rollout began"))
+    monkeypatch.setattr(Collector, "sample", lambda *arguments: pytest.fail("a rollout began"))
     words = ["experiment.eval_first=false", f"{section}.max_token=253"]
     says = (
         rf"{section}.max_token=253 and the {7 if section == 'rollout' else 4} tokens of .*'s prompt .* exceed the 256"
@@ -438,7 +439,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
     """A step with advantages but without a usable rollout is skipped and says why."""
     import dataclasses
 
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def spoiled(self, prompts, step):
         return [
@@ -446,7 +447,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
             for r in rollout(self, prompts, step)
         ]
 
-    monkeypatch.setattr(rl.Run, "rollout", spoiled)
+    monkeypatch.setattr(Collector, "sample", spoiled)
     with caplog.at_level(logging.WARNING):
         run_rl(shop)
     (row,) = metrics_of(shop)

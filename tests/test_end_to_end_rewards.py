@@ -148,7 +148,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         (["judge.mode=process"], "needs a judge"),
         (["judge.mode=process", "reward.speed_weight=0.1"], "speed_weight"),
         (["judge.mode=process", "judge.api=http://127.0.0.1:9/v1"], "nothing answers"),
-        (["model.process_reward_model=/nowhere/judge"], "judge.local: .*nowhere"),
+        (["model.process_reward_model=/nowhere/judge"], "model.process_reward_model: .*nowhere"),
         (["model.process_reward_model=/nowhere/judge", "judge.max_tokens=15000"], "no room for a question"),
         (["reward.beside_verifier=true"], "reward.function"),
     ],

@@ -157,16 +157,6 @@ def _check_best(config: Config) -> None:
             raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
 
 
-def to_be_prepared(config: Config) -> bool:
-    """Whether model.prepare_with must make the model first."""
-    if not config.model.prepare_with:
-        return False
-    if not find(config.model.prepare_with).is_file():
-        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    folder = find(config.model.pretrained_model)
-    return not folder.is_file() and not (folder / "config.json").is_file()
-
-
 def plan_lines(config: Config, tasks: int) -> list[str]:
     """The arithmetic of a step, for a dry run."""
     rollout = config.rollout

@@ -42,7 +42,10 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
 
 
 def make_model(
-    config: Config, checkpoint: Path | None = None, dtype: str = "float32", device: torch.device | None = None
+    config: Config,
+    checkpoint: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> DiffusionLM:
     """The model to train or evaluate, from `checkpoint` (one of the run's) or model.pretrained_model, on the run's
     device where no other is given."""
@@ -85,7 +88,7 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
         return None
     if model.adapters is not None:
         return _WithoutAdapters(model)
-    return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
+    return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:

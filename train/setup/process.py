@@ -52,12 +52,12 @@ def precision(config: Config, device: torch.device) -> str:
     return "bf16" if capable else "no"
 
 
-def sampling_dtype(config: Config, device: torch.device) -> str:
-    """rollout.dtype as torch's name of a type: of the weights that evaluate, without a trained model beside them."""
-    bf16 = config.rollout.dtype == "bf16"
-    if config.rollout.dtype == "auto":
-        bf16 = precision(config, device) == "bf16"
-    return "bfloat16" if bf16 else "float32"
+def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type of the sampler's weights: rollout.dtype, which follows training.mixed_precision where it is auto."""
+    wanted = config.rollout.dtype
+    if wanted == "auto":
+        wanted = precision(config, device)
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
 def _cpu_has_bf16() -> bool:

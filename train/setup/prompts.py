@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from configs import find
-from configs.schema import DatasetConfig, DecodeConfig, RolloutConfig
+from configs.schema import DatasetConfig, DecodeConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
@@ -82,15 +82,10 @@ def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: Sa
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
-def inference_model(
-    model: DiffusionLM, decode: RolloutConfig, precision: str, apart_on: torch.device | None = None
-) -> DiffusionLM:
+def inference_model(model: DiffusionLM, dtype: torch.dtype, apart_on: torch.device | None = None) -> DiffusionLM:
     """The model that samples: the trained one itself, or a copy in the type that sampling wants. apart_on: always a
     copy, on that device."""
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(decode.dtype)
-    if wanted is None:
-        wanted = torch.bfloat16 if precision == "bf16" else model.dtype
-    return model if wanted == model.dtype and apart_on is None else model.copy_as(wanted, apart_on)
+    return model if dtype == model.dtype and apart_on is None else model.copy_as(dtype, apart_on)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The trusted side: runs the tests. The entry points under test are stand-ins that call the program in its own sandbox.
 
-In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: {"test", "status", "detail"} for each
-test, or for all of them with test -1. The program's side hangs on the two descriptors that `run_tests` is given.
+In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: status and detail of each test, or of
+all of them as test -1 (reward.code.inside.told). The program's side hangs on the two descriptors that `run_tests` is
+given.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from reward.code.inside.plain import (
     read_frame,
     write_frame,
 )
+from reward.code.inside.told import tell as tell_one
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def run_tests(calls: int, answers: int) -> None:
     program = Program(calls, answers)
 
     def tell(test: int, status: str, detail: str) -> None:
-        write_frame(verdicts, {"test": test, "status": status, "detail": detail[:MAX_TEXT]})
+        tell_one(verdicts, test, status, detail)
 
     try:
         namespace = prepare(job, program)

@@ -18,7 +18,7 @@ from configs.engine import FOLDER, engine_file
 from models import load_model
 from models.lora import Adapters
 from runtime import ranks
-from train import checks, rl, sft
+from train import checks, prepare, sft
 from train.command import placement
 from train.distributed import kind
 from train.distributed.kind import check_engine, zero_stage
@@ -121,7 +121,7 @@ def test_the_first_model_is_made_by_the_engine_of_the_run(monkeypatch, tmp_path,
     words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
     config = load_config(shop.words(RL, *words, *([word] if word else [])))
     monkeypatch.setattr(sft, "run", lambda config: (prepared.append(config), shutil.copytree(model_folder, made)))
-    rl.prepare_model(config)
+    prepare.prepare_model(config)
     (first,) = prepared
     assert first.experiment.project == "sft"
     assert first.experiment.deepspeed_file == config.experiment.deepspeed_file == (word and word.split("=")[1])
