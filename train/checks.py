@@ -18,7 +18,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
-from train.setup.prompts import require_room
+from train.setup.prompts import check_decodings, require_room
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def check(config: Config, first: Config | None = None) -> None:
             f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    check_decodings(rollout, config.evaluation)
     _check_best(config)
     pick_device(config.model.device)
     spec = spec_of(config) if first is None else _made_by(first)

@@ -27,7 +27,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, sampling_entries
+from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import check_tasks, reward_of
 
 logger = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
     spec = spec_of(config)
+    check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
