@@ -102,12 +102,18 @@ class DiffusionLM(nn.Module):
         return output.last_hidden_state
 
     def forward(
-        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
+        self,
+        input_ids_BL: Tensor,
+        positions_BL: Tensor,
+        layout: Layout,
+        index_N: Tensor,
+        targets_N: Tensor,
+        entropy: bool = False,
     ) -> Tensor:
-        """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L].
-        Logits exist only for these positions (`OutputHead`)."""
+        """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L];
+        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`)."""
         hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
-        return self.lm_head(hidden_ND, targets_N)
+        return self.lm_head(hidden_ND, targets_N, entropy)
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:

@@ -77,15 +77,15 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
     """In the first of two updates of epoch 2."""
     words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def asked_in_epoch_2(sample, model, training, epoch, window):
+    def asked_in_epoch_2(sample, model, training, method, epoch, window):
         if epoch == 1 and not stopping.is_asked():
             signal.raise_signal(signal.SIGTERM)
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(sft, "make_rows", asked_in_epoch_2)
+        patch.setattr(sft, "make_samples", asked_in_epoch_2)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]

@@ -5,17 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs import find, resolved
-from configs.schema import Config, DecodeConfig
+from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM
 from models.spec import CheckpointSpec
 from runtime.run_folder import RunFolder, run_path
-from train.algorithm.masking import RL_METHODS
 from train.distributed.kind import check_engine, engine_line, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
+from train.setup.doors import check_doors, method_of
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import check_decodings, require_room
@@ -28,16 +28,15 @@ def check(config: Config, first: Config | None = None) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
     that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
-    if training.method not in RL_METHODS:
-        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
-    if training.method != "TraceRL" and training.logp_old == "rollout":
+    method = method_of(training, "rl")
+    if not method.as_sampled and training.logp_old == "rollout":
         raise ValueError(
             f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
             "draws others; set training.logp_old=auto."
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rollout_correction != "none" and (training.method != "TraceRL" or training.logp_old == "rollout"):
+    if training.rollout_correction != "none" and (not method.as_sampled or training.logp_old == "rollout"):
         raise ValueError(
             f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
             "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
@@ -61,6 +60,7 @@ def check(config: Config, first: Config | None = None) -> None:
     pick_device(config.model.device)
     spec = spec_of(config) if first is None else _made_by(first)
     check_engine(config, None if first else spec.folder)
+    check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     blocks = Blocks.of(config, spec)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
@@ -193,7 +193,7 @@ def banner_rows(
         "update": f"{_rows(config)} (a response and round each)",
         "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, "
         f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
-        "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
+        "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),
         "steps": f"{steps_done + 1} to {config.experiment.total_step}"
@@ -203,6 +203,14 @@ def banner_rows(
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }
+
+
+def objective_line(training: TrainingConfig) -> str:
+    """What is minimised: clip by its two numbers, any other by name and parameters."""
+    if training.objective == "clip" and not training.objective_params:
+        return f"eps {training.eps:g}, beta {training.beta:g}"
+    given = "".join(f", {name} {value}" for name, value in training.objective_params.items())
+    return f"{training.objective}{given}"
 
 
 def value_line(config: Config) -> str:

@@ -15,13 +15,16 @@ from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import engine_kind, shards_weights
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
+from train.learner.batch import Replay
 from train.learner.checkpoint import BEST, RL
-from train.learner.critic import Critic, NoCritic, value_updater_config
+from train.learner.critic import Critic, NoCritic
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
 from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
 from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
@@ -107,7 +110,7 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.batch(graded.rollouts, graded.scored.advantages)
+                batch = policy.replay.batch(graded.rollouts, graded.scored.values, graded.scored.kind)
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
@@ -186,19 +189,24 @@ class Learner:
         adopt_block_size(self.model, self.blocks.trained)
         apart_on = device if shards_weights(config) else None
         self.sampled = inference_model(self.model, sampling_dtype(config, device), apart_on)
-        half = precision(config, device)
-        self.updater = Updater(self.model, make_accelerator(half, device, engine_kind(config)), config)
+        half, training, params = precision(config, device), config.training, config.optimizer.params
+        accelerator, settings = make_accelerator(half, device, engine_kind(config)), UpdateSettings.of(training)
+        self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
         (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
         self.sampler = Sampler(self.sampled, sampling)
         self.sampler.weights_version = checkpoints.progress.step
         reference = frozen_reference(config, self.model, half)
-        self.policy = Policy(self.model, self.updater, config, sampling, reference)
+        method, group_size = method_of(training, "rl"), config.rollout.num_response_per_task
+        replay = Replay.of(self.model, sampling, training, method, group_size)
+        schedule = Schedule.of(config.lr_scheduler, config.experiment.total_step)
+        self.policy = Policy(self.updater, replay, objective_of(training), schedule, reference)
         self.critic: Critic | NoCritic = NoCritic()
         self.trained = [Trained(self.model, self.updater, config.model.optimized_name)]
         value = make_value_model(config, self.model.spec, checkpoints.value_start)
         if value is not None:
-            updater = Updater(value, self.updater.accelerator, value_updater_config(config))
-            self.critic = Critic(value, updater, config, self.policy)
+            optimizer = OptimizerSettings.of(params, params.value_learning_rate)
+            updater = Updater(value, accelerator, optimizer, settings)
+            self.critic = Critic(value, updater, replay, schedule, config.experiment.train_value_every)
             self.trained.append(Trained(value, updater, config.model.optimized_value_name, "value_updater"))
 
 
