@@ -19,7 +19,8 @@ from runtime import stopping
 from train import evaluate, rl, sft
 from train.collect import Collector
 from train.learner.policy import Policy
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.process import prepare_process
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
 
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
     tuned, trained = (shop.runs / name / "ckpt" / "optimized" for name in ("sft", "rl"))
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, lambda *given: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(setup_models, name, lambda *given: pytest.fail("a model was loaded"))
     with_value = f"model.value_base_model={shop.model}"
     for dry in ("dry_run=true", "dry_run=false"):
         words = [NO_EVALUATION, "experiment.project=other", dry]
@@ -195,7 +196,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     made, seen, matmul = shop.runs / "sft" / "ckpt" / "optimized", [], torch.backends.cuda.matmul
 
     def tunes(config):
-        session.prepare_process(config)
+        prepare_process(config)
         matmul.allow_tf32 = True
         torch.use_deterministic_algorithms(True)
         torch.rand(3)
