@@ -149,17 +149,20 @@ class DecodeConfig(Section):
     steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
     strategy: Any = opt(
         "low_confidence_dynamic",
-        "how many positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded",
+        "which positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded, "
+        "or your own, path/to/file.py:name",
         each=str,
     )
+    strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
     threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
-        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream: maskgit_plus, "
-        "topk_margin, entropy, origin)",
+        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream's maskgit_plus, "
+        "topk_margin, entropy, origin), or your own, path/to/file.py:name",
     )
+    target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
     temperature: float = opt(1.0, "0 = greedy", low=0.0)
@@ -222,11 +225,14 @@ class EvaluationConfig(DecodeConfig):
 
 @dataclass
 class TrainingConfig:
+    objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
+    objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "RL: TraceRL, coupled, random_masking; SFT: semi-ar, trace, random_masking, ar",
-        choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
+        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
+        "path/to/file.py:name",
     )
+    method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
         None,
         "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32",
@@ -251,7 +257,7 @@ class TrainingConfig:
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
-    kl_estimator: str = opt("k3", "estimator of the KL penalty", choices=("k1", "k2", "k3"))
+    kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
         "old",
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
@@ -262,7 +268,11 @@ class TrainingConfig:
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
     )
-    advantage: str = opt("zscore", "z-score in the group, or only centred on its mean", choices=("zscore", "centered"))
+    advantage: str = opt(
+        "zscore",
+        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+    )
+    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -274,7 +284,6 @@ class TrainingConfig:
     rollout_correction: str = opt(
         "none",
         "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
-        choices=("none", "truncated", "masked"),
     )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
     rows_per_update: int | None = opt(

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from runtime.text import json_printable
+
 TEMPORARY = ".tmp-"
 PIECE_BYTES = 2**25
 _counter = itertools.count()
@@ -137,9 +139,9 @@ def _number(value: Any) -> Any:
 
 
 def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """One line of JSON a row."""
+    """One line of JSON a row; control characters are written as JSON's escapes."""
     text = "".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows)
-    return text.encode("utf-8", errors="backslashreplace")
+    return json_printable(text).encode("utf-8")
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:

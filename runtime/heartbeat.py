@@ -34,7 +34,7 @@ class Heartbeat:
         self._written = -INTERVAL_SECONDS
 
     def enter(self, phase: str) -> None:
-        """The work called `phase` begins, or goes on."""
+        """The work called `phase` begins, or continues."""
         if phase == self._phase:
             self.beat()
             return
@@ -42,7 +42,7 @@ class Heartbeat:
         self._write()
 
     def beat(self) -> None:
-        """The phase has come further."""
+        """The phase has made progress."""
         if time.monotonic() - self._written >= INTERVAL_SECONDS:
             self._write()
 
@@ -58,7 +58,7 @@ class Heartbeat:
 
 
 def read(folder: Path) -> dict[int, dict[str, Any]]:
-    """The last sign of each rank of the job that wrote `folder` last."""
+    """The last sign of life of each rank of the job that last ran in `folder`."""
     found = {}
     for path in sorted((Path(folder) / FOLDER).glob("rank-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -68,7 +68,7 @@ def read(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _of_this_job(folder: Path) -> dict[int, dict[str, Any]]:
-    """Signs since this process, a launcher or a rank, started: those of a job before it are left out."""
+    """Signs since this process, a launcher or a rank, started: those of an earlier job are left out."""
     return {rank: sign for rank, sign in read(folder).items() if _time(sign) >= _STARTED}
 
 
@@ -83,7 +83,7 @@ def last_seen(folder: Path, ranks: Collection[int]) -> str:
 
 
 def longest_silent(folder: Path, ranks: Collection[int]) -> int:
-    """Which of these ranks gave its last sign before the others; one that gave none comes first."""
+    """The one of these ranks whose last sign is the oldest; one that gave none comes first."""
     times = {rank: _time(sign).timestamp() for rank, sign in _of_this_job(folder).items()}
     return min(sorted(ranks), key=lambda rank: times.get(rank, 0.0))
 

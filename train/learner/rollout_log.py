@@ -15,7 +15,7 @@ from runtime.files import append_jsonl, as_jsonl, parsed, read_jsonl, truncate_j
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
-from train.algorithm.advantages import Credit
+from train.algorithm.advantages import Credit, CreditKind
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +110,9 @@ class RolloutLog:
                     "task": tasks[i],
                     "text": texts[i],
                     "reward": graded.rewards[i],
-                    "advantage": scored.advantages[i],
                     "block_size": block_size,
                 }
+                | _credit(scored.kind, scored.values[i])
                 | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
                 | vars(rollout)
                 for i, rollout in enumerate(graded.rollouts)
@@ -175,16 +175,22 @@ def _step_of(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def _credit(kind: CreditKind, value: float | list[float] | None) -> dict[str, Any]:
+    """What a response earned, under the name of what it is: an advantage, or a reward for the value model."""
+    return {"advantage": value} if kind == "advantage" else {"credit": value, "credit_kind": kind}
+
+
 def _graded(line: Mapping[str, Any], lines: Sequence[bytes]) -> GradedRollouts | None:
     """A step from its rows; None where they have another shape."""
     rows = [row for row in map(parsed, lines) if row is not None]
     try:
         token_rewards = [row["token_rewards"] for row in rows] if rows and "token_rewards" in rows[0] else None
-        advantages = [row["advantage"] for row in rows]
+        kind: CreditKind = rows[0].get("credit_kind", "advantage") if rows else "advantage"
+        values = [row["advantage" if kind == "advantage" else "credit"] for row in rows]
         return GradedRollouts(
             [Rollout.from_dict(dict(row)) for row in rows],
             [row["reward"] for row in rows],
-            Credit(advantages, Counter(line["dropped"]), token_rewards, line["stats"]),
+            Credit(values, Counter(line["dropped"]), kind, token_rewards, line["stats"]),
             line["reward_stats"],
             line["seconds"],
         )
