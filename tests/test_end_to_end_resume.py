@@ -230,12 +230,12 @@ def prepared(shop):
 
 
 def interrupted_in_epoch_2(how):
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def interrupted(sample, model, training, epoch, window):
+    def interrupted(sample, model, training, method, epoch, window):
         if epoch == 1 and not stopping.is_asked():
             how()
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     return interrupted
 
@@ -252,7 +252,7 @@ def dies():
 def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monkeypatch, listening, how, error):
     """Stopped or killed in the second of three epochs: the same command resumes there."""
     with monkeypatch.context() as patch, pytest.raises(error) as stop:
-        patch.setattr(sft, "make_rows", interrupted_in_epoch_2(how))
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(how))
         run_rl(shop, *prepared)
     saved = shop.runs / "sft" / "ckpt" / ("step-000003" if error is stopping.Stopped else "step-000002")
     if error is stopping.Stopped:
@@ -273,7 +273,7 @@ def test_a_finished_first_model_is_taken_as_it_is(shop, prepared, monkeypatch):
 
 def test_a_half_made_first_model_of_other_settings_is_refused_with_the_way_out(shop, prepared, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(sft, "make_rows", interrupted_in_epoch_2(dies))
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(dies))
         run_rl(shop, *prepared)
     with pytest.raises(ValueError, match="(?s)not known to have done its last step.*training.seed.*prepare_with=null"):
         run_rl(shop, *prepared, "training.seed=5")
