@@ -40,7 +40,8 @@ from sample import Rollout, Sampler, SamplingConfig
 from tests.helpers import random_prompts, tiny_model
 from train.algorithm.objectives import clipped_surrogate, k3, token_weights
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay
-from train.learner.updater import make_accelerator, outputs
+from train.distributed.accelerator import make_accelerator
+from train.learner.updater import outputs
 
 CPU = torch.device("cpu")
 CONFIG = SamplingConfig(

@@ -113,7 +113,7 @@ def suffix(block_size: int) -> str:
 
 def blocks_of(size: int, section: str) -> tuple[str, str]:
     """Words that set a section's blocks to this size, one step a token at most."""
-    return f"{section}.block_size={size}", f"{section}.denoising_steps_per_block={size}"
+    return f"{section}.block_size={size}", f"{section}.steps_per_block={size}"
 
 
 def visible_errors(folder: Path) -> float:
@@ -167,7 +167,7 @@ class Study:
                 f"model.pretrained_model={self.prepare(seed)}",
                 f"training.seed={seed}",
                 "rollout.num_response_per_task=8",
-                "rollout.remasking_strategy=low_confidence_dynamic",
+                "rollout.strategy=low_confidence_dynamic",
                 *blocks_of(block_size, "rollout"),
             )
             self._call("eval.py", "tiny_eval", words, name)

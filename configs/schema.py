@@ -1,10 +1,10 @@
 """Every key that a run understands, with type, default, range and one line of help.
 
-Names are those of dLLM-RL where it has one. `configs.load` merges YAML and command line into `Config`.
+`configs.load` merges YAML and command line into `Config`; `configs.spellings` has dLLM-RL's names of keys.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 DATA_TYPES = ("math", "code", "option", "general")
 
@@ -13,12 +13,14 @@ def opt(
     default: Any,
     help: str,
     *,
+    each: type | None = None,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field with its help line and the range or the names that its value (or each value of a list) must fit."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """A field with its help line and the range or the names that its value must fit. each: one value of this type, or a
+    list of such values, each of which must fit."""
+    metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -43,9 +45,6 @@ class ExperimentConfig:
         "RL: save every step that is evaluated too, and keep the checkpoint of the best accuracy besides (ckpt/best)",
     )
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
-    start_from_scratch: bool = opt(
-        True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"
-    )
     resume: str = opt(
         "auto",
         "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
@@ -127,56 +126,60 @@ class DatasetConfig:
 
 
 @dataclass
-class DecodeConfig:
+class Section:
+    """A section of the config whose keys messages name. typed: field -> the dotted key as the user typed it, where that
+    is another spelling."""
+
+    section: ClassVar[str]
+    typed: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def key(self, name: str) -> str:
+        """The dotted key of a field, as the user typed it."""
+        return self.typed.get(name, f"{self.section}.{name}")
+
+
+@dataclass
+class DecodeConfig(Section):
+    """How responses are sampled. A field that `sample.SamplingConfig` has too is handed to it under that name."""
+
     num_response_per_task: int = opt(1, "responses a task", low=1)
-    max_active: int = opt(256, "sequences decoded at a time", low=1)
-    batch_size: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_active", low=1)
-    temperature: float = opt(1.0, "0 = greedy", low=0.0)
-    max_token: int = opt(2000, "new tokens at most", low=1)
-    max_gen_length: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_token", low=1)
-    block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", low=1)
-    denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token, which is the most", low=1)
+    max_new_tokens: int = opt(2000, "length of a response at most, in tokens", low=1)
+    block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", each=int, low=1)
+    steps_per_block: Any = opt(None, "denoising steps a block; default one a token, which is the most", each=int, low=1)
     steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
-    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
-    top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)
-    remasking_strategy: Any = opt(
+    strategy: Any = opt(
         "low_confidence_dynamic",
-        "how many positions a step commits",
-        choices=("low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"),
+        "which positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded, "
+        "or your own, path/to/file.py:name",
+        each=str,
     )
+    strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
+    threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
+    entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
+    alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
-        "score that ranks positions",
-        choices=(
-            *("confidence", "margin_confidence", "neg_entropy", "random"),
-            *("maskgit_plus", "topk_margin", "entropy", "origin"),
-        ),
+        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream's maskgit_plus, "
+        "topk_margin, entropy, origin), or your own, path/to/file.py:name",
     )
-    alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
+    target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
-    dynamic_threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
-    entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
+    temperature: float = opt(1.0, "0 = greedy", low=0.0)
+    top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", each=int, low=0)
+    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     cache: str = opt(
         "auto",
         "auto = the family's exact cache, none = full recompute; prefix, dual: approximate, full attention",
         choices=("auto", "exact", "none", "prefix", "dual"),
     )
-    use_cache: bool = opt(False, "dLLM-RL's key for full attention: cache=prefix where cache is auto")
     further_horizon: int | None = opt(
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
-    early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_token")
+    early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
+    max_slots: int = opt(256, "sequences decoded at a time", low=1)
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.max_gen_length or self.max_token
-
-    @property
-    def slots(self) -> int:
-        return self.batch_size or self.max_active
 
     def check_steps(self, block_size: int) -> None:
         """ValueError where `steps` are fewer than the blocks of so many tokens in the window."""
@@ -188,11 +191,11 @@ class DecodeConfig:
             )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
-        """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each
-        goes with entry i of the others. ValueError where their lengths differ or are 0."""
-        names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
+        """Those of strategy, top_k, block_size and steps_per_block that are lists: entry i of each goes with entry i of
+        the others. ValueError where their lengths differ or are 0."""
+        names = ("strategy", "top_k", "block_size", "steps_per_block")
         lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
-        lengths = {name: len(value) for name, value in lists.items()}
+        lengths = {self.key(name): len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise ValueError(f"lists go together and must be of one length, at least 1; their lengths are {lengths}.")
         return lists
@@ -200,6 +203,8 @@ class DecodeConfig:
 
 @dataclass
 class RolloutConfig(DecodeConfig):
+    section = "rollout"
+
     dtype: str = opt(
         "auto",
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
@@ -211,6 +216,8 @@ class RolloutConfig(DecodeConfig):
 
 @dataclass
 class EvaluationConfig(DecodeConfig):
+    section = "evaluation"
+
     eval_dataset: str | None = opt(None, "evaluation tasks during RL: a name or a path; null = no evaluation")
     data_type: str = opt("math", "kind of the evaluation tasks", choices=DATA_TYPES)
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
@@ -247,8 +254,7 @@ class TrainingConfig:
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
-    kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
-    use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
+    kl_estimator: str = opt("k3", "estimator of the KL penalty", choices=("k1", "k2", "k3"))
     kl_to: str = opt(
         "old",
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
@@ -348,25 +354,25 @@ class RewardConfig:
 
 
 @dataclass
-class JudgeConfig:
+class JudgeConfig(Section):
     """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while neither is set."""
+
+    section = "judge"
 
     api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
     model: str = opt("", "name of the judge at that endpoint")
     api_key_variable: str = opt("", "environment variable that holds the endpoint's key")
-    local: str | None = opt(
-        None, "the judge as a transformers model, a folder or hub name (dLLM-RL: process_reward_model)"
-    )
+    local: str | None = opt(None, "the judge as a transformers model, a folder or hub name")
     mode: str = opt(
         "score",
         "marks or comparisons in place of the verifier, or process: chunks scored after the verifier",
         choices=("score", "pairwise", "process"),
     )
-    samples: int = opt(1, "judgements a question (dLLM-RL: k_sample)", low=1)
-    chunk_tokens: int = opt(200, "process: tokens judged at a time (dLLM-RL: reward_chunk_length)", low=1)
+    samples: int = opt(1, "judgements a question", low=1)
+    chunk_tokens: int = opt(200, "process: tokens judged at a time", low=1)
     temperature: float = opt(0.6, "of the judge; 0 = greedy", low=0.0)
     top_p: float = opt(0.95, "nucleus filter of the judge", low=1e-6, high=1.0)
-    max_tokens: int = opt(10_000, "longest answer of the judge (dLLM-RL: max_generation_token)", low=1)
+    max_tokens: int = opt(10_000, "longest answer of the judge", low=1)
     max_model_len: int = opt(15_000, "longest question and answer of the judge together, in tokens", low=2)
     parallel: int = opt(16, "questions asked (api) or decoded (local) at a time", low=1)
     timeout_seconds: float = opt(300.0, "time for one answer of the endpoint", low=0.1)
@@ -404,34 +410,3 @@ class Config:
     judge: JudgeConfig = section(JudgeConfig)
     execute: ExecuteConfig = section(ExecuteConfig)
     tracking: TrackingConfig = section(TrackingConfig)
-
-
-# Keys of dLLM-RL that have another name here.
-RENAMED: dict[str, str] = {
-    "model.process_reward_model": "judge.local",
-    "model.process_reward_chunk_size": "judge.chunk_tokens",
-    "rollout.reward_model.reward_chunk_length": "judge.chunk_tokens",
-    "rollout.reward_model.k_sample": "judge.samples",
-    "rollout.reward_model.max_model_len": "judge.max_model_len",
-    "rollout.reward_model.max_generation_token": "judge.max_tokens",
-    "rollout.reward_model.temperature": "judge.temperature",
-    "optimizer.params.policy_learning_rate": "optimizer.params.learning_rate",
-}
-
-# Keys of dLLM-RL that have no effect here, with what takes their place. They load and are warned about by name.
-RETIRED: dict[str, str] = {
-    "wandb.entity": "set WANDB_ENTITY",
-    "wandb.resume": "the tracker resumes with the run",
-    "experiment.function": "rl.py always trains and evaluates",
-    "experiment.current_epoch": "the newest checkpoint is found by itself",
-    "experiment.node_index": "it comes from the environment (MLP_ROLE_INDEX)",
-    "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
-    "system.HF_HOME": "set HF_HOME in the environment",
-    "system.env_name": "the Python that the command runs in is used",
-    "system.envs_dir": "the Python that the command runs in is used",
-    "system.base_dir": "paths are looked up from where the command is typed, then in this repository",
-    "rollout.tensor_parallel_size": "the sampler shares the trainer's device",
-    "evaluation.tensor_parallel_size": "the sampler shares the trainer's device",
-    "optimizer.params.scale_lr": "the learning rate is taken as given",
-    "lr_scheduler.params.learning_rate": "optimizer.params.learning_rate is used",
-}

@@ -26,7 +26,8 @@ from configs.schema import DATA_TYPES
 from data.console import columns_option, warnings_as_lines
 from data.faults import Fault
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
-from data.templates import FAMILIES, render_prompt
+from data.templates import chat_formats, render_prompt
+from models.families import FAMILIES, Family
 
 PERCENTILES = (0, 50, 90, 99, 100)
 _BATCH_TEXTS = 256
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             path = resolve_dataset(str(options.path), folder=Path(__file__).parent)
             tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-            family = options.family or _family_of(options.tokenizer)
+            family = options.family or _chat_of(options.tokenizer)
             texts_of = _texts_of(options, family)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -110,15 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A checkpoint's tokenizer, without any code of its own. Dream's files are those of a Qwen2 tokenizer."""
+    """A checkpoint's tokenizer, without any code of its own."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; --tokenizer takes a checkpoint's folder")
-    from transformers import AutoTokenizer, Qwen2Tokenizer, logging
+    from transformers import logging
+
+    from models.tokenizer import read_tokenizer
 
     logging.set_verbosity_error()
-    if _family_of(folder) == "dream":
-        return Qwen2Tokenizer.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = read_tokenizer(folder, _family_of(folder))
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files): give another folder")
+    return tokenizer
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -128,7 +132,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--columns", type=columns_option, help="WANTED=IN_THE_FILE,... as in dataset.columns")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="count tokens with this checkpoint's tokenizer")
     parser.add_argument("--max-prompt-tokens", type=int, help="count the prompts that are longer (needs --tokenizer)")
-    parser.add_argument("--family", choices=sorted(FAMILIES), help="whose prompt to render (default: the tokenizer's)")
+    parser.add_argument(
+        "--family", choices=sorted(chat_formats()), help="whose prompt to render (default: the tokenizer's)"
+    )
     parser.add_argument("--template", default="auto", help="auto, plain, or a text with {{problem}}")
     parser.add_argument("--start-with-think", action="store_true")
     options = parser.parse_args(arguments)
@@ -137,13 +143,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _family_of(folder: Path | None) -> str | None:
+def _family_of(folder: Path | None) -> Family | None:
+    """The family that the folder's config.json names by its model_type, None where it has none or no family does."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return None
-    name = str(config.get("model_type", "")).lower()
-    return name if name in FAMILIES else None
+    return next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+
+
+def _chat_of(folder: Path | None) -> str | None:
+    """The name of the checkpoint's family where that has a chat format."""
+    family = _family_of(folder)
+    return family.name if family is not None and family.chat is not None else None
 
 
 def _texts_of(options: argparse.Namespace, family: str | None) -> Callable[[Any], Texts]:

@@ -32,7 +32,7 @@ from data.console import columns_option, warnings_as_lines
 from data.faults import Fault, short, surrogate_faults, text_faults
 from data.readers import Record, iter_rows
 from data.tasks import Task, resolve_dataset, summary
-from data.templates import FAMILIES, chat_family, render_prompt
+from data.templates import chat_family, chat_formats, render_prompt
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _CHAT_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value")}
@@ -121,7 +121,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a .json, .jsonl or .parquet file, or a name as in dataset.train_dataset")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .json or .jsonl file to write")
-    parser.add_argument("--family", required=True, choices=sorted(FAMILIES), help="whose template and end of turn")
+    parser.add_argument(
+        "--family", required=True, choices=sorted(chat_formats()), help="whose template and end of turn"
+    )
     parser.add_argument("--data-type", default="math", choices=DATA_TYPES, help="how questions are put (default: math)")
     parser.add_argument("--template", default="auto", help="for questions: auto, plain, or a text with {{problem}}")
     parser.add_argument("--start-with-think", action="store_true", help="the prompt opens the thought")

@@ -8,88 +8,24 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from data.faults import check_data_type
 from data.tasks import Task
+from models.families import families
+from models.families.base import ChatFormat
 
 _PLACEHOLDER = re.compile(r"\{\{\s*problem\s*\}\}")
 _PLAIN = "{{problem}}"
 _THINK = "<think>\n"
-_BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
-_STEP_BY_STEP = "{{problem}}\nPlease reason step by step, and put your final answer within \\boxed{}."
 _FUNCTION = (
     "{{problem}}\nPlace your code within a single Python code block ```python ```. "
     "Do not include more than one code block. "
-)
-_STDIO = (
-    "This is the problem:\n{{problem}}\nYou should put your code in ```python ```. "
-    "Use input() to read input and print() to produce output in your script. "
 )
 _OPTION = (
     "This is the problem:\n{{problem}}\nYou need to think step by step and put the final option "
     "(A, B, C, or D only\N{EM DASH}no other character) in \\boxed{}. "
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family writes a conversation, and its words where they are its own."""
-
-    turn: str
-    answer: str
-    end_of_turn: str
-    system: str | None = None
-    thinking_answer: str | None = None
-    math: str = _BOXED
-    thinking_math: str = _BOXED
-    stdio: str = _STDIO
-
-    def conversation(self, messages: Sequence[tuple[str, str]], *, start_with_think: bool = False) -> str:
-        """(role, content) pairs and the assistant's open header; the family's system turn first if none is given."""
-        if self.system is not None and (not messages or messages[0][0] != "system"):
-            messages = [("system", self.system), *messages]
-        text = "".join(self._written(role, content) for role, content in messages)
-        if not start_with_think:
-            return text + self.answer
-        if self.thinking_answer is None:
-            raise ValueError(
-                "start_with_think is true, but this family has no prompt that opens a thought: "
-                "set rollout.start_with_think=false or give a template of your own"
-            )
-        return text + self.thinking_answer
-
-    def _written(self, role: str, content: str) -> str:
-        closing = self.turn.rpartition("%s")[2]
-        return self.answer + content + closing if role == "assistant" else self.turn % (role, content)
-
-
-_SDAR = Family(
-    turn="<|im_start|>%s\n%s<|im_end|>\n",
-    answer="<|im_start|>assistant\n",
-    thinking_answer="<|im_start|>assistant<think>\n",
-    end_of_turn="<|im_end|>",
-    math=_STEP_BY_STEP,
-)
-_DREAM = Family(
-    turn=_SDAR.turn, answer=_SDAR.answer, end_of_turn=_SDAR.end_of_turn, system="You are a helpful assistant."
-)
-_LLADA = Family(
-    turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>%s<|eot_id|>",
-    answer="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
-    end_of_turn="<|eot_id|>",
-    stdio=_STDIO.replace("\nYou", "\n You"),
-)
-FAMILIES = {
-    "sdar": _SDAR,
-    "sdar_moe": _SDAR,
-    "trado": _SDAR,
-    "dream": _DREAM,
-    "diffucoder": _DREAM,
-    "llada": _LLADA,
-    "mmada": _LLADA,
-}
 
 
 def render_prompt(
@@ -138,7 +74,7 @@ def render_prompt(
     return text + (_THINK if start_with_think and not text.endswith(_THINK) else "") + prefix
 
 
-def instruction(chat: Family, task: Task, data_type: str, start_with_think: bool = False) -> str:
+def instruction(chat: ChatFormat, task: Task, data_type: str, start_with_think: bool = False) -> str:
     """The user's turn for this type of task, with `{{problem}}` where the question goes."""
     if data_type == "math":
         return chat.thinking_math if start_with_think else chat.math
@@ -152,10 +88,15 @@ def fill(template: str, question: str) -> str:
     return _PLACEHOLDER.sub(lambda _: question, template)
 
 
-def chat_family(name: str) -> Family:
-    """The chat format by a family's name, in any case. Raises ValueError for a name that has none."""
-    chat = FAMILIES.get(name.lower())
-    if chat is None:
-        known = ", ".join(sorted(FAMILIES))
+def chat_family(name: str) -> ChatFormat:
+    """The chat format by a family's name, in any case. ValueError for a name that has none."""
+    chats = chat_formats()
+    if name.lower() not in chats:
+        known = ", ".join(sorted(chats))
         raise ValueError(f"no prompt format for family {name!r}: use one of {known}, or template 'plain'")
-    return chat
+    return chats[name.lower()]
+
+
+def chat_formats() -> dict[str, ChatFormat]:
+    """Chat formats by every name and alias of a family that has one."""
+    return {name: family.chat for name, family in families().items() if family.chat is not None}

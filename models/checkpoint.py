@@ -2,9 +2,7 @@
 
 import json
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,66 +10,19 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel
 
 from models.attention import ATTENTION_NAME
-from models.families.base import Family, Piece
+from models.families import Family, Piece
+from models.folder import read_json, weight_files
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _CARRIED_MAX_BYTES = 64 * 2**20
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
 Parts = list[tuple[str, Piece]]
-
-
-def resolve_folder(path: str | Path) -> Path:
-    """A local checkpoint folder; a name like `org/model` that is no folder is fetched from the hub (HF_HUB_OFFLINE
-    honoured)."""
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.exists():
-        raise ValueError(f"model path {folder} has no config.json: give the folder of a checkpoint.")
-    name = str(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        try:
-            return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.msgpack", "*.h5"]))
-        except Exception as error:
-            raise ValueError(
-                f"model path {name!r} is no folder and could not be fetched from the hub ({type(error).__name__}). "
-                "Give a local folder, or check the name and the network."
-            ) from error
-    raise ValueError(f"model path {name!r} does not exist. Give a checkpoint folder or a hub name (org/model).")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} when the file is absent. ValueError names a malformed file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object.")
-    return value
-
-
-def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, loaded without remote code: as the class of transformers that its files name, as the
-    family's where they name remote code. None when the folder has no tokenizer files."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    config = read_json(folder / "tokenizer_config.json")
-    named = getattr(transformers, str(config.get("tokenizer_class")), None)
-    if isinstance(named, type) and issubclass(named, PreTrainedTokenizerFast):
-        return named.from_pretrained(folder)
-    if "AutoTokenizer" in (config.get("auto_map") or {}) and family.tokenizer_class is not None:
-        return family.tokenizer_class.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_carried_files(folder: Path) -> dict[str, bytes]:
@@ -80,12 +31,22 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in files if p.stat().st_size <= _CARRIED_MAX_BYTES}
 
 
+def hf_config(family: Family, raw_config: Mapping[str, Any]) -> PretrainedConfig:
+    """transformers' config of the family's network."""
+    return _network_class(family).config_class(**family.config_arguments(raw_config))  # type: ignore[misc]
+
+
+def _network_class(family: Family) -> type[PreTrainedModel]:
+    found: type[PreTrainedModel] = getattr(transformers, family.model_class)
+    return found
+
+
 def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
     """The family's network with every parameter on the meta device: names and shapes; buffers are real."""
-    hf_config = family.hf_config(raw_config)
-    hf_config._attn_implementation = ATTENTION_NAME
+    config = hf_config(family, raw_config)
+    config._attn_implementation = ATTENTION_NAME
     with init_empty_weights(include_buffers=False):
-        network = family.model_class(hf_config)
+        network = _network_class(family)(config)
         if family.adapt is not None:
             family.adapt(network, raw_config)
     return network
@@ -93,11 +54,11 @@ def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedMo
 
 def random_network(family: Family, raw_config: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """The family's network with weights as transformers draws them, from this seed alone."""
-    hf_config = family.hf_config(raw_config)
-    hf_config._attn_implementation = ATTENTION_NAME
+    config = hf_config(family, raw_config)
+    config._attn_implementation = ATTENTION_NAME
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = family.model_class(hf_config)
+        network = _network_class(family)(config)
     if family.adapt is not None:
         family.adapt(network, raw_config)
     for parameter in network.parameters():
@@ -220,31 +181,6 @@ def stored_elements(folder: Path) -> int:
         with safe_open(path, "pt") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights. ValueError when there are none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{name}.index.json").is_file():
-            listed = read_json(folder / f"{name}.index.json").get("weight_map") or {}
-            return [folder / file for file in sorted(set(listed.values()))]
-        if (folder / name).is_file():
-            return [folder / name]
-    raise ValueError(
-        f"{folder} has no weights (model.safetensors or its index): copy the whole checkpoint again or give another "
-        "folder."
-    )
-
-
-def weight_names(folder: Path) -> set[str]:
-    """Names of the folder's weights, from the index or the headers; empty where only reading them all would tell."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return set(read_json(index).get("weight_map") or {})
-    names: set[str] = set()
-    with suppress(OSError, SafetensorError), safe_open(folder / "model.safetensors", "pt") as file:
-        names.update(file.keys())
-    return names
 
 
 def write_checkpoint(

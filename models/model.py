@@ -16,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
-from models.families.base import Decoding, Family, find_family
+from models.families import Decoding, Family, find_family
+from models.folder import read_json, resolve_folder, weight_names
 from models.head import OutputHead
+from models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -190,22 +192,22 @@ def load_model(
     besides: weights of the folder that are no part of the model.
     ValueError: no such folder, unknown family, weights that do not fit the config.
     """
-    folder = layout_io.resolve_folder(path)
+    folder = resolve_folder(path)
     if (folder / lora.CONFIG).is_file():
         return _load_adapted(folder, dtype, device, model_base)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
-    raw_config = layout_io.read_json(folder / "config.json")
-    family = find_family(raw_config, model_base, str(folder), layout_io.weight_names(folder))
-    tokenizer = layout_io.read_tokenizer(folder, family)
+    raw_config = read_json(folder / "config.json")
+    family = find_family(raw_config, model_base, str(folder), weight_names(folder))
+    tokenizer = read_tokenizer(folder, family)
     if random_init_seed is None:
         network = layout_io.read_weights(folder, family, raw_config, torch_dtype, device, besides)
     else:
         network = layout_io.random_network(family, raw_config, torch_dtype, random_init_seed)
     carried = layout_io.read_carried_files(folder)
-    generation_config = layout_io.read_json(folder / "generation_config.json")
+    generation_config = read_json(folder / "generation_config.json")
     model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
     return model.to(device=device).eval()
 
@@ -224,15 +226,15 @@ def _load_adapted(
 ) -> DiffusionLM:
     """The base that adapter_config.json names, with the folder's adapters; block size and carried files are the
     folder's."""
-    base = str(layout_io.read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
-    if not base or (layout_io.resolve_folder(base) / lora.CONFIG).is_file():
+    base = str(read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
+    if not base or (resolve_folder(base) / lora.CONFIG).is_file():
         raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {base!r}, which is no whole checkpoint.")
     model = load_model(base, dtype, device, model_base)
     model.adapters = lora.read(folder, model.model.requires_grad_(False))
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
-    block_size = layout_io.read_json(folder / "config.json").get("block_size")
+    block_size = read_json(folder / "config.json").get("block_size")
     if block_size and model.attention == "block" and block_size != model.block_size:
         model.block_size = int(block_size)
     return model.to(device=device).eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import checkpoint as layout_io
 from models.attention import Layout
+from models.folder import resolve_folder
 from models.model import DiffusionLM, load_model
 
 HEAD_NAME = "value_head.weight"
@@ -61,7 +62,7 @@ def load_value_model(
     if base.adapters is not None:
         base.merge_adapters()
     elif random_init_seed is None:
-        stored = layout_io.stored_tensor(layout_io.resolve_folder(path), HEAD_NAME)
+        stored = layout_io.stored_tensor(resolve_folder(path), HEAD_NAME)
     model = ValueModel(base)
     if stored is not None:
         with torch.no_grad():

@@ -13,6 +13,7 @@ from configs import load_config
 from models import load_model
 from reward.code.sandbox import find_isolation
 from train import evaluation, rl, sft
+from train.collect import Collector
 from train.setup import models as session
 
 BREAKS = """
@@ -71,6 +72,12 @@ def metrics_of(shop, run="rl"):
         (["rollout.block_size=[4,8]"], "rollout.block_size"),
         (["rollout.top_k=[0,1]"], "rollout.top_k"),
         (["rollout.remasking_strategy=[sequential]"], "rollout.remasking_strategy"),
+        (["rollout.remasking_strategy=low_confidence_dynamc"], "rollout.remasking_strategy is 'low_confidence_dynamc'"),
+        (["rollout.strategy=low_confidence_dynamc"], "Did you mean 'low_confidence_dynamic'?"),
+        (["evaluation.strategy=[sequential,entropy_bound]"], "evaluation.strategy is 'entropy_bound'"),
+        (["rollout.target=margin_confidense"], "Did you mean 'margin_confidence'?"),
+        (["evaluation.target=topk_margins"], "Did you mean 'topk_margin'?"),
+        (["rollout.strategy=nowhere.py:f"], "rollout.strategy: no file 'nowhere.py'"),
         (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
         (["rollout.max_gen_length=300"], "rollout.max_gen_length=300 and a prompt"),
@@ -149,7 +156,7 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
-    monkeypatch.setattr(rl.Run, "rollout", lambda *arguments: pytest.fail("a rollout began"))
+    monkeypatch.setattr(Collector, "sample", lambda *arguments: pytest.fail("a rollout began"))
     words = ["experiment.eval_first=false", f"{section}.max_token=253"]
     says = (
         rf"{section}.max_token=253 and the {7 if section == 'rollout' else 4} tokens of .*'s prompt .* exceed the 256"
@@ -438,7 +445,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
     """A step with advantages but without a usable rollout is skipped and says why."""
     import dataclasses
 
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def spoiled(self, prompts, step):
         return [
@@ -446,7 +453,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
             for r in rollout(self, prompts, step)
         ]
 
-    monkeypatch.setattr(rl.Run, "rollout", spoiled)
+    monkeypatch.setattr(Collector, "sample", spoiled)
     with caplog.at_level(logging.WARNING):
         run_rl(shop)
     (row,) = metrics_of(shop)

@@ -16,7 +16,8 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
-from train import rl, sft
+from train import evaluate, rl, sft
+from train.collect import Collector
 from train.learner.policy import Policy
 from train.setup import models as session
 
@@ -54,7 +55,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
     words = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
     run_rl(shop, *words, "experiment.project=straight")
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def asked_in_step_2(self, prompts, step):
         if step == 2:
@@ -62,7 +63,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
         return rollout(self, prompts, step)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(rl.Run, "rollout", asked_in_step_2)
+        patch.setattr(Collector, "sample", asked_in_step_2)
         run_rl(shop, *words, "experiment.project=stopped")
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000001"]
@@ -98,10 +99,10 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
     words += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
     given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
-    evaluate, at = rl.evaluate, []
+    run, at = evaluate.evaluate, []
 
     def with_given_accuracy(*args, **named):
-        (result,) = evaluate(*args, **named)
+        (result,) = run(*args, **named)
         at.append(len(at) + 1)
         if len(at) == 3 and dying:
             raise Stop
@@ -111,7 +112,7 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name
 
     ckpt, dying = shop.runs / "rl" / "ckpt", True
-    monkeypatch.setattr(rl, "evaluate", with_given_accuracy)
+    monkeypatch.setattr(evaluate, "evaluate", with_given_accuracy)
     with pytest.raises(Stop):
         run_rl(shop, *words)
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")
@@ -136,7 +137,7 @@ def test_an_evaluation_without_rewards_is_never_the_best(shop):
 @pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
-    write = rl.atomic_write_text
+    write = evaluate.atomic_write_text
 
     def dies_after_step_2(path, text):
         if "2" in json.loads(text):
@@ -144,7 +145,7 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
         write(path, text)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rl, "atomic_write_text", dies_after_step_2)
+        patch.setattr(evaluate, "atomic_write_text", dies_after_step_2)
         run_rl(shop)
     assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
     assert run_rl(shop)["accuracy_after"] is not None

@@ -12,8 +12,9 @@ from helpers import GOLDEN, random_prompts, tiny_checkpoint
 from configs.load import merge
 from models import load_model
 from sample import Sampler, SamplingConfig
+from train.distributed.accelerator import make_accelerator
 from train.learner.policy import Policy
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,16 +3,17 @@
 import logging
 from pathlib import Path
 
-from configs import find
 from configs.schema import Config
 from models import DiffusionLM
-from models.checkpoint import read_json
+from models.folder import read_json
 from runtime.run_folder import RunFolder
 from train.algorithm.masking import RL_METHODS
-from train.distributed.engine import check_engine, elements, engine_line, world_size
+from train.distributed.kind import check_engine, engine_line, world_size
+from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL
 from train.memory.report import check_memory
 from train.setup import models as session
+from train.setup.prompts import check_decodings
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -47,17 +48,18 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     for name, values in rollout.parallel_lists().items():
         raise ValueError(
-            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    check_decodings(rollout, config.evaluation)
     _check_best(config)
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)
     check_engine(config, None if first else folder)
     _warn_of_what_cannot_be_meant(config, folder)
-    session.check_room(config, folder, "rollout", rollout)
+    session.check_room(config, folder, rollout)
     if config.evaluation.eval_dataset:
-        session.check_room(config, folder, "evaluation", config.evaluation)
+        session.check_room(config, folder, config.evaluation)
     tasks = _check_tasks(config)
     step_judge_of(config)
     session.check_start(config, RL, with_value=bool(config.model.value_base_model))
@@ -118,16 +120,6 @@ def _check_best(config: Config) -> None:
             raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
 
 
-def to_be_prepared(config: Config) -> bool:
-    """Whether model.prepare_with must make the model first."""
-    if not config.model.prepare_with:
-        return False
-    if not find(config.model.prepare_with).is_file():
-        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    folder = find(config.model.pretrained_model)
-    return not folder.is_file() and not (folder / "config.json").is_file()
-
-
 def plan_lines(config: Config, tasks: int) -> list[str]:
     """The arithmetic of a step, for a dry run."""
     rollout = config.rollout
@@ -160,8 +152,8 @@ def banner_rows(
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
         "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
+        "sampling": f"{rollout.strategy}, block {rollout.block_size or model.block_size}, "
+        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
         "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),

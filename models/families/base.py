@@ -1,18 +1,60 @@
-"""What differs between model families. Adding one is adding one file that defines a `Family` and naming it in
-`families`."""
+"""What differs between model families: a `Family`, one file each. Nothing here imports torch or transformers, so that
+whoever renders prompts may read it."""
 
-import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+Turn = tuple[str, str] | Mapping[str, str]
+"""A turn of a conversation: (role, content), or {"role": ..., "content": ...}."""
 
-_WITHOUT_FAMILY = {
-    "llada2_moe": "LLaDA2.x has a sigmoid router over groups with an expert bias, shared experts, partial rotary "
-    "embeddings and one query_key_value projection",
-    "llava_llada": "LLaDA-V reads images",
-}
+BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
+STDIO = (
+    "This is the problem:\n{{problem}}\nYou should put your code in ```python ```. "
+    "Use input() to read input and print() to produce output in your script. "
+)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
+
+    turn: header and content of a turn, with a %s for role and content. end_of_turn: the token that ends a turn.
+    after_turn: what stands between two turns. answer: the assistant's header. thinking_answer: the header that opens
+    a thought too, None where the family has none. system: the system turn of a conversation without one.
+    math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
+    stdin, with {{problem}} where the question goes.
+    """
+
+    turn: str
+    end_of_turn: str
+    answer: str
+    after_turn: str = ""
+    thinking_answer: str | None = None
+    system: str | None = None
+    math: str = BOXED
+    thinking_math: str = BOXED
+    stdio: str = STDIO
+
+    def conversation(self, turns: Sequence[Turn], *, start_with_think: bool = False) -> str:
+        """The turns as text and the assistant's open header; the family's system turn first if none is given.
+        ValueError for start_with_think where the family has no such header."""
+        pairs = [(turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn for turn in turns]
+        if self.system is not None and (not pairs or pairs[0][0] != "system"):
+            pairs = [("system", self.system), *pairs]
+        text = "".join(self._written(role, content) for role, content in pairs)
+        if not start_with_think:
+            return text + self.answer
+        if self.thinking_answer is None:
+            raise ValueError(
+                "start_with_think is true, but this family has no prompt that opens a thought: "
+                "set rollout.start_with_think=false or give a template of your own"
+            )
+        return text + self.thinking_answer
+
+    def _written(self, role: str, content: str) -> str:
+        opened = self.answer + content if role == "assistant" else self.turn % (role, content)
+        return opened + self.end_of_turn + self.after_turn
 
 
 @dataclass(frozen=True)
@@ -40,13 +82,13 @@ def same_name(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers of a family are unmasked.
+    """How responses of a family are unmasked.
 
-    schedule: how the steps of a block share its positions (a name of `sample.unmask.SCHEDULES`).
+    schedule: how the steps of a block divide its positions (a name of `sample.unmask.SCHEDULES`).
     opens_with_first: the first call of a block decides its first position and no other.
     dynamic_at_least_one: low_confidence_dynamic decides at least one position a step, not the step's share.
     threshold_passes: a score equal to the threshold passes.
-    pads_end: a block of pads alone ends the answer, what is right of it is filled with pads.
+    pads_end: a block of pads alone ends the response; what is right of it becomes pads.
     block_size: for full attention, where blocks are only a schedule and no checkpoint names them.
     """
 
@@ -60,87 +102,58 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: how its checkpoints are laid out and how its outputs are read.
+    """One architecture: how its checkpoints are laid out, how its outputs are read and how it is asked.
 
     name: the canonical `model_base`; aliases: other names of the same architecture (TraDo is SDAR with other weights).
     model_types: values of config.json's `model_type` that mean this family.
     attention: "block" (clean past, bidirectional inside a block) or "full" (bidirectional everywhere).
-    logit_shift: the prediction of token i is read at position i - 1.
-    model_class, hf_config: transformers' class, and its config made from the checkpoint's config.json (ValueError
-    on flags that the class cannot express). adapt: changes of the modules that no config of the class expresses.
+    logit_shift: the prediction of token i is read at position i - 1 (full attention only).
+    model_class: name of transformers' class; config_arguments: those of its config, from the checkpoint's config.json
+    (ValueError on flags that the class cannot express). adapt: changes of the network's modules that no config of the
+    class expresses.
     pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
-    mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. end_of_turn: the chat's token
-    that ends an answer. tokenizer_class: stands in for the remote code that the tokenizer's files ask for.
+    chat: how a conversation is written, None for a family that has no format.
+    mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. tokenizer_class: name of
+    transformers' class that replaces the remote code that the tokenizer's files ask for.
     text_vocab_size: config.json -> ids from here on are never sampled; None = those that the tokenizer has no name for.
-    decoding: how answers are unmasked.
+    default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
     """
 
     name: str
     model_types: tuple[str, ...]
     attention: Literal["block", "full"]
-    model_class: type[PreTrainedModel]
-    hf_config: Callable[[Mapping[str, Any]], PretrainedConfig]
-    adapt: Callable[[PreTrainedModel, Mapping[str, Any]], None] | None = None
+    model_class: str
+    config_arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    adapt: Callable[[Any, Mapping[str, Any]], None] | None = None
     pieces: Pieces = same_name
     logit_shift: bool = False
     aliases: tuple[str, ...] = ()
+    chat: ChatFormat | None = None
     mask_token: str | None = None
     mask_id: int | None = None
-    end_of_turn: str | None = None
-    tokenizer_class: type[PreTrainedTokenizerBase] | None = None
+    tokenizer_class: str | None = None
     text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
     decoding: Decoding = Decoding()
 
-
-def families() -> dict[str, Family]:
-    """Every name and alias -> its family."""
-    from models.families.dream import DREAM
-    from models.families.llada import LLADA, MMADA
-    from models.families.sdar import SDAR
-    from models.families.sdar_moe import SDAR_MOE
-
-    every = (SDAR, SDAR_MOE, DREAM, LLADA, MMADA)
-    return {name: family for family in every for name in (family.name, *family.aliases)}
-
-
-def find_family(
-    raw_config: Mapping[str, Any], model_base: str | None, where: str, weight_names: Collection[str] = ()
-) -> Family:
-    """The family of a checkpoint: `model_base` if given, else config.json's model_type. ValueError when neither is
-    known, when they disagree, and for layouts that no family reads (by model_type, or by `weight_names` of a vision
-    tower under a text model's model_type)."""
-    known = families()
-    model_type = raw_config.get("model_type")
-    vision = next((name for name in weight_names if "vision_tower" in name or "mm_projector" in name), None)
-    if model_type in _WITHOUT_FAMILY or vision is not None:
-        reason = _WITHOUT_FAMILY.get(str(model_type)) or f"its weights hold {vision}, the part that reads images"
-        raise ValueError(
-            f"{where} is a {model_type} checkpoint, which no family here runs yet: {reason}. "
-            f"Known: {', '.join(sorted(known))}."
-        )
-    if model_base is not None:
-        if model_base not in known:
-            near = difflib.get_close_matches(model_base, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"model.model_base is {model_base!r}; known: {', '.join(sorted(known))}.{hint}")
-        family = known[model_base]
-    else:
-        family = next((f for f in known.values() if model_type in f.model_types), None)  # type: ignore[assignment]
-        if family is None:
+    def __post_init__(self) -> None:
+        if self.attention == "block" and self.logit_shift:
             raise ValueError(
-                f"{where}/config.json has model_type {model_type!r}, which no family here reads. "
-                f"Known: {', '.join(sorted({t for f in known.values() for t in f.model_types}))}. "
-                "If the layout is one of them, say so with model.model_base."
+                f"family {self.name!r} has attention='block' and logit_shift=True: the exact cache and packed rows "
+                "read token i at position i, so sampling and training would disagree. Use attention='full'."
             )
-    if model_type not in family.model_types:
-        raise ValueError(
-            f"model.model_base {model_base!r} and {where}/config.json disagree: its model_type is {model_type!r}, "
-            f"{family.name} checkpoints have {' or '.join(map(repr, family.model_types))}."
-        )
-    return family
+
+    @property
+    def end_of_turn(self) -> str | None:
+        """The chat's token that ends a response."""
+        return self.chat.end_of_turn if self.chat is not None else None
 
 
 def pick(raw_config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The entries of config.json that a transformers config takes; what is absent keeps its default."""
     return {name: raw_config[name] for name in names if name in raw_config}
+
+
+def refuse_sliding_window(raw_config: Mapping[str, Any]) -> None:
+    if raw_config.get("use_sliding_window"):
+        raise ValueError("config.json has use_sliding_window: true; attention over a window is not supported.")

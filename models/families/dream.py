@@ -4,10 +4,7 @@ https://github.com/DreamLM/Dream"""
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
-
-from models.families.base import Decoding, Family, pick
-from models.families.sdar import refuse_sliding_window
+from models.families.base import ChatFormat, Decoding, Family, pick, refuse_sliding_window
 
 _CONFIG_KEYS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -17,11 +14,11 @@ _CONFIG_KEYS = (
 )
 
 
-def _hf_config(raw_config: Mapping[str, Any]) -> Qwen2Config:
+def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_sliding_window(raw_config)
     if raw_config.get("use_mrope"):
         raise ValueError("config.json has use_mrope: true; positions of several dimensions are not supported.")
-    return Qwen2Config(**pick(raw_config, _CONFIG_KEYS))
+    return pick(raw_config, _CONFIG_KEYS)
 
 
 DREAM = Family(
@@ -30,12 +27,18 @@ DREAM = Family(
     model_types=("Dream",),
     attention="full",
     logit_shift=True,
-    model_class=Qwen2ForCausalLM,
-    hf_config=_hf_config,
+    model_class="Qwen2ForCausalLM",
+    config_arguments=_config_arguments,
     mask_token="<|mask|>",
     mask_id=151666,
-    end_of_turn="<|im_end|>",
-    tokenizer_class=Qwen2Tokenizer,
+    tokenizer_class="Qwen2Tokenizer",
+    chat=ChatFormat(
+        turn="<|im_start|>%s\n%s",
+        end_of_turn="<|im_end|>",
+        after_turn="\n",
+        answer="<|im_start|>assistant\n",
+        system="You are a helpful assistant.",
+    ),
     decoding=Decoding(
         schedule="timesteps",
         opens_with_first=True,

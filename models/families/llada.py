@@ -13,11 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-
-from models.families.base import Decoding, Family, Piece, pick
+from models.families.base import STDIO, ChatFormat, Decoding, Family, Piece, pick
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +104,15 @@ def _inner_size(flags: Mapping[str, Any]) -> int:
     return size // 2 if flags["activation_type"] == "swiglu" else size
 
 
-def _hf_config(raw_config: Mapping[str, Any]) -> LlamaConfig:
+def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     flags = _flags(raw_config)
     if flags is None:
-        return LlamaConfig(**pick(raw_config, _LLAMA_KEYS))
+        return pick(raw_config, _LLAMA_KEYS)
     _refuse(flags)
     for name in ("embedding_dropout", "residual_dropout", "attention_dropout"):
         if flags[name]:
             logger.warning("config.json has %s: %s; no dropout is applied here", name, flags[name])
-    return LlamaConfig(
+    return dict(
         vocab_size=flags["embedding_size"] or flags["vocab_size"],
         hidden_size=flags["d_model"],
         intermediate_size=_inner_size(flags),
@@ -134,17 +130,17 @@ def _hf_config(raw_config: Mapping[str, Any]) -> LlamaConfig:
     )
 
 
-def _adapt(network: PreTrainedModel, raw_config: Mapping[str, Any]) -> None:
+def _adapt(network: Any, raw_config: Mapping[str, Any]) -> None:
     """Biases other than Llama's: include_qkv_bias gives o_proj none, include_bias gives an untied head one."""
+    import torch
+
     flags = _flags(raw_config)
     if flags is None:
         return
-    head: Any = network.lm_head
     if flags["include_bias"] and not flags["weight_tying"]:
-        head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0]))
+        network.lm_head.bias = torch.nn.Parameter(torch.zeros_like(network.lm_head.weight[:, 0]))
     if flags["include_qkv_bias"] and not flags["include_bias"]:
-        body: Any = network.model
-        for layer in body.layers:
+        for layer in network.model.layers:
             layer.self_attn.o_proj.bias = None
 
 
@@ -203,14 +199,19 @@ LLADA = Family(
     name="llada",
     model_types=("llada",),
     attention="full",
-    model_class=LlamaForCausalLM,
-    hf_config=_hf_config,
+    model_class="LlamaForCausalLM",
+    config_arguments=_config_arguments,
     adapt=_adapt,
     pieces=_pieces,
     mask_token="<|mdm_mask|>",
     mask_id=126336,
-    end_of_turn="<|eot_id|>",
-    tokenizer_class=PreTrainedTokenizerFast,
+    tokenizer_class="PreTrainedTokenizerFast",
+    chat=ChatFormat(
+        turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>%s",
+        end_of_turn="<|eot_id|>",
+        answer="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
+        stdio=STDIO.replace("\nYou", "\n You"),
+    ),
     text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),  # the embedding may be larger
     decoding=Decoding(dynamic_at_least_one=True, threshold_passes=True, block_size=32),
 )

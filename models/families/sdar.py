@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
-
-from models.families.base import Family, pick
+from models.families.base import ChatFormat, Family, pick, refuse_sliding_window
 
 CONFIG_KEYS = (
     *(
@@ -21,14 +19,9 @@ CONFIG_KEYS = (
 )
 
 
-def refuse_sliding_window(raw_config: Mapping[str, Any]) -> None:
-    if raw_config.get("use_sliding_window"):
-        raise ValueError("config.json has use_sliding_window: true; attention over a window is not supported.")
-
-
-def _hf_config(raw_config: Mapping[str, Any]) -> Qwen3Config:
+def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_sliding_window(raw_config)
-    return Qwen3Config(**pick(raw_config, CONFIG_KEYS))
+    return pick(raw_config, CONFIG_KEYS)
 
 
 SDAR = Family(
@@ -36,11 +29,18 @@ SDAR = Family(
     aliases=("trado",),
     model_types=("sdar",),
     attention="block",
-    model_class=Qwen3ForCausalLM,
-    hf_config=_hf_config,
+    model_class="Qwen3ForCausalLM",
+    config_arguments=_config_arguments,
     mask_token="<|MASK|>",
     mask_id=151669,
-    end_of_turn="<|im_end|>",
-    tokenizer_class=Qwen2Tokenizer,
+    tokenizer_class="Qwen2Tokenizer",
+    chat=ChatFormat(
+        turn="<|im_start|>%s\n%s",
+        end_of_turn="<|im_end|>",
+        after_turn="\n",
+        answer="<|im_start|>assistant\n",
+        thinking_answer="<|im_start|>assistant<think>\n",
+        math="{{problem}}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    ),
     default_block_size=4,
 )

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-from models.families.base import Piece, pick
-from models.families.sdar import CONFIG_KEYS, SDAR, refuse_sliding_window
+from models.families.base import Piece, pick, refuse_sliding_window
+from models.families.sdar import CONFIG_KEYS, SDAR
 
 _CONFIG_KEYS = (
     *CONFIG_KEYS,
@@ -17,9 +15,9 @@ _CONFIG_KEYS = (
 )
 
 
-def _hf_config(raw_config: Mapping[str, Any]) -> Qwen3MoeConfig:
+def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_sliding_window(raw_config)
-    return Qwen3MoeConfig(**pick(raw_config, _CONFIG_KEYS))
+    return pick(raw_config, _CONFIG_KEYS)
 
 
 def _pieces(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) -> list[Piece]:
@@ -44,7 +42,7 @@ SDAR_MOE = replace(
     name="sdar_moe",
     aliases=(),
     model_types=("sdar_moe",),
-    model_class=Qwen3MoeForCausalLM,
-    hf_config=_hf_config,
+    model_class="Qwen3MoeForCausalLM",
+    config_arguments=_config_arguments,
     pieces=_pieces,
 )

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+from reward.code.source import FunctionNode, runnable_prefix
 
 _STARRED = (
     *("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"),
@@ -48,7 +48,10 @@ def plan_tests(tests: list[str], prefix: str = "") -> Plan:
 
 def _plan(tests: list[str], prefix: str) -> Plan:
     trees = [_parse(test) for test in tests]
-    prefix, known = _runnable_prefix(prefix)
+    runnable = runnable_prefix(prefix)
+    if runnable is None:
+        raise Ungradable("the prefix does not parse")
+    known = ast.parse(runnable)
     bound = {name for tree in trees for name in _top_level_names(tree)}
     read = {name for test in tests for name in _global_reads(symtable.symtable(test, "<test>", "exec"))} - bound
     free = read - vars(builtins).keys() or {name for name in read if _is_called(name, trees)}
@@ -60,7 +63,7 @@ def _plan(tests: list[str], prefix: str) -> Plan:
         raise Ungradable("the tests call nothing of the program")
     for tree in trees:
         _check(tree, entries)
-    return Plan(sorted(entries), sorted(modules), prefix)
+    return Plan(sorted(entries), sorted(modules), runnable)
 
 
 def _parse(source: str) -> ast.Module:
@@ -69,16 +72,6 @@ def _parse(source: str) -> ast.Module:
         return ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise Ungradable(f"a test does not parse: {error}") from None
-
-
-def _runnable_prefix(prefix: str) -> tuple[str, ast.Module]:
-    """The prefix as source that runs: a function that ends right after its head gets a body."""
-    for ending in ("", "\n    pass\n", "\n        pass\n"):
-        try:
-            return prefix + ending, ast.parse(prefix + ending)
-        except (SyntaxError, ValueError):
-            continue
-    raise Ungradable("the prefix does not parse")
 
 
 def _top_level_names(tree: ast.Module) -> set[str]:

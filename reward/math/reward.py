@@ -120,8 +120,8 @@ def _default_grader() -> MathGrader:
 def grade_math(completion: str, answer: str) -> bool:
     """Whether the last balanced \\boxed{} of `completion` holds `answer`.
 
-    An answer that takes more than 5 seconds of processor time or 4 GiB is wrong. Works from any thread and process; the
-    worker processes start with the first answer that needs them and end with this process.
+    An answer that takes more than CPU_SECONDS of processor time or 4 GiB is wrong. Works from any thread and process;
+    the worker processes start with the first answer that needs them and end with this process.
     """
     if not isinstance(answer, str):
         raise ValueError(f"grade_math needs the true answer as a string, got {answer!r}; drop tasks without an answer")

@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from configs import find
-from models.checkpoint import read_json, read_tokenizer
-from models.families.base import find_family
+from models.families import find_family
+from models.folder import read_json
+from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, read_traces

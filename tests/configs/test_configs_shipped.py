@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from configs import load_config
 from configs.load import REPOSITORY, flat_fields
-from configs.schema import RENAMED, RETIRED
+from configs.spellings import RENAMED, RETIRED
+from configs.tree import get
 from models import load_model
 from train import evaluation, rl, sft
 from train.setup import models as session
@@ -211,11 +212,12 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         config = load_config([f"config={file}"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
+    switches = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
-        got = config
-        for part in moved.get(key, key).split("."):
-            got = getattr(got, part)
+        switch = switches.get(key.split(".")[-1])
+        value = switch[value] if switch else value
+        got = get(config, moved.get(key, key))
         assert got == (type(got)(value) if isinstance(got, float) else value), key
 
 

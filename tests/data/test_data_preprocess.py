@@ -11,7 +11,7 @@ from data import Task, load_examples, preprocess_sft, render_prompt
 from data.faults import Fault
 from data.preprocess_sft import Format, convert, make_pair
 from data.readers import Record
-from data.templates import FAMILIES, chat_family
+from data.templates import chat_family, chat_formats
 
 CHAT = [("user", "hi"), ("assistant", "Hello."), ("user", "and?"), ("assistant", "Bye.")]
 anything = st.recursive(
@@ -31,7 +31,7 @@ def pair_of(values, family="sdar", **how):
     return make_pair(Record(1, "line 1", values), Format(family, **how), {})
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(chat_formats()))
 def test_questions_are_put_as_in_rl_and_answers_end(family):
     end = {"llada": "<|eot_id|>", "mmada": "<|eot_id|>"}.get(family, "<|im_end|>")
     task = Task("", "1+1?", None, {})

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import Task, render_prompt
-from data.templates import FAMILIES, chat_family, fill
+from data.templates import chat_family, chat_formats, fill
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 DREAM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + CHATML
@@ -78,7 +78,7 @@ def test_each_family_is_asked_as_its_checkpoints_were(family, data_type, columns
 
 @given(
     question=texts,
-    family=st.sampled_from(sorted(FAMILIES)),
+    family=st.sampled_from(sorted(chat_formats())),
     data_type=st.sampled_from(["math", "code", "option", "general"]),
 )
 def test_a_question_is_text_whatever_it_holds(question, family, data_type):
@@ -139,7 +139,7 @@ def test_function_tasks_say_that_they_ignore_the_thought():
     assert prompt.endswith("<|im_start|>assistant\nx = 1")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", chat_formats())
 @pytest.mark.parametrize(
     ("data_type", "columns", "words", "end"),
     [

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import load_model
-from models.checkpoint import first_ids, resolve_folder
-from models.families.base import find_family
+from models.checkpoint import first_ids
+from models.families import find_family
+from models.folder import resolve_folder
 from sample import Sampler, SamplingConfig
 
 BOMB = """import pathlib

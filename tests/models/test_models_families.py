@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from models import load_model
 from models.attention import Masked
-from models.checkpoint import empty_network, stored_parts, stored_shape, weight_names
-from models.families.base import families, find_family
+from models.checkpoint import empty_network, stored_parts, stored_shape
+from models.families import families, find_family
+from models.folder import weight_names
 
 NEW = ("dream", "llada", "mmada", "sdar_moe")
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent")

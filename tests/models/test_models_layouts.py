@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import torch
 from helpers import REAL
 
-from models.families.base import find_family
+from models.checkpoint import empty_network
+from models.families import find_family
 
 LAYOUTS = REAL / "layouts"
 pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason=f"{LAYOUTS} is absent")
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason=f"{LAYOUTS} is abse
 def test_names_and_shapes_on_the_meta_device(name, parameters):
     config = json.loads((LAYOUTS / name / "config.json").read_text())
     family = find_family(config, None, name)
-    with torch.device("meta"):
-        weights = family.model_class(family.hf_config(config)).state_dict()
+    weights = empty_network(family, config).state_dict()
     total = sum(weight.numel() for weight in weights.values())
     assert total == pytest.approx(parameters, rel=0.01)
     layers, hidden, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))

@@ -9,8 +9,9 @@ from naive_llada import NaiveLLaDA, random_weights
 from safetensors.torch import load_file, save_file
 
 from models import load_model
-from models.checkpoint import empty_network, stored_parts, stored_shape, weight_names
-from models.families.base import find_family
+from models.checkpoint import empty_network, stored_parts, stored_shape
+from models.families import find_family
+from models.folder import weight_names
 
 IDS = torch.tensor([[5, 9, 1, 33, 7, 1, 1, 60, 12, 3], [40, 1, 2, 17, 17, 1, 21, 6, 1, 50]])
 SEQUENTIAL = {"block_type": "sequential", "activation_type": "swiglu"}

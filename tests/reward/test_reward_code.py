@@ -2,16 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
+from built_rewards import built
 
+import reward.code.mounts
 import reward.code.reward
 import reward.code.run
-import reward.code.sandbox
-from reward import Verdict, build_reward, grade_code
+from reward import Verdict, grade_code
 from reward.code.plan import Ungradable, plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
 from reward.code.verdict import CodeTests
-from reward.text import extract_code
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -266,7 +266,7 @@ def test_stdio():
     assert grade_code("print(sum(map(int, input().split())), 'and more')", good).status == "wrong"
 
 
-# Schema, extraction, reward
+# Schema, reward
 
 
 def test_schema():
@@ -286,23 +286,6 @@ def test_schema():
             CodeTests.of(bad)
 
 
-@pytest.mark.parametrize(
-    ("completion", "prefix", "code"),
-    [
-        ("Look:\n```python\nx = 1\n```\nand better\n```python\nx = 2\n```\nthat is all", "", "x = 2"),
-        ("```py\r\nx = 1\r\n```", "", "x = 1"),
-        ("```python\nx = 1", "", "x = 1"),
-        ("```\nx = 1\n```", "", None),
-        ("x = 1", "", None),
-        ("```python\n```", "", None),
-        ("    return x\n```\nThis works because ...", "def f(x):\n", "def f(x):\n    return x\n"),
-        ("```python\ndef f(x): return 2\n```", "def f(x):\n", "def f(x): return 2"),
-    ],
-)
-def test_extract_code(completion, prefix, code):
-    assert extract_code(completion, prefix) == code
-
-
 @needs_sandbox
 def test_code_reward():
     completions = [
@@ -315,11 +298,11 @@ def test_code_reward():
         "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(1).odd"]],
         "test_method": ["function"] * 4,
     }
-    with build_reward(data_type="code", workers=2) as rewards:
+    with built(data_type="code", num_chunk=2) as rewards:
         assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.5, 0.0, None]
         counts = {"passed": 1.0, "wrong": 1.0, "no_code": 1.0, "ungradable": 1.0}
         assert rewards.stats == {"reward/none_count": 1.0} | {f"reward/code_{k}_count": v for k, v in counts.items()}
-    with build_reward(data_type="code", all_or_nothing=True) as rewards:
+    with built(data_type="code", all_or_nothing=True) as rewards:
         assert rewards(["p"] * 4, completions, **columns) == [1.0, 0.0, 0.0, None]
     with pytest.raises(ValueError, match="needs the column 'test_list'"):
         rewards(["p"], ["c"], question=["q"])
@@ -338,7 +321,7 @@ def nothing_isolates(monkeypatch):
 
 def test_no_isolation_is_refused(nothing_isolates):
     with pytest.raises(ValueError, match="apt-get install bubblewrap.*execute.allow_unsafe=true"):
-        build_reward(data_type="code")
+        built(data_type="code")
     with pytest.raises(ValueError, match="nothing isolates"):
         grade_code("def f(x): return x", task("assert f(1) == 1"))
 
@@ -368,7 +351,7 @@ def test_a_sandbox_that_fails_is_tried_again_then_left_out(monkeypatch):
     assert CodeGrader().grade([good])[0].passed and len(failures) == 2
     monkeypatch.setattr(reward.code.run, "start", lambda *a, **k: (_ for _ in ()).throw(OSError("no")))
     assert CodeGrader().grade([good])[0].status == "infra_error"
-    with build_reward(data_type="code") as rewards:
+    with built(data_type="code") as rewards:
         assert rewards(["p"], ["```python\nx = 1\n```"], test_list=[["assert f(1) == 1"]]) == [None]
 
 
@@ -378,18 +361,18 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible = reward.code.sandbox.visible_folders
-    monkeypatch.setattr(
-        reward.code.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)])
-    )
+    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
+    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
-    reward.code.sandbox.mounts.cache_clear()
+    for function in cached:
+        function.cache_clear()
     try:
         program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
         tests = task("assert f('library')", "assert not f('project/answers')")
         assert grade_code(program, tests).passed
     finally:
-        reward.code.sandbox.mounts.cache_clear()
+        for function in cached:
+            function.cache_clear()
 
 
 def test_tests_that_cannot_be_read_do_not_stop_a_run():

@@ -1,13 +1,13 @@
-import inspect
 import os
 import time
 import warnings
 from pathlib import Path
 
 import pytest
+from built_rewards import built
 
 from configs.schema import DATA_TYPES, ExecuteConfig, RewardConfig
-from reward import build_reward
+from reward.registry import DATA_TYPES as GRADED_TYPES
 
 FUNCTIONS = """
 import math, os, sys, time
@@ -83,7 +83,7 @@ def build(functions):
     made = []
 
     def make(name, timeout_seconds=20.0):
-        made.append(build_reward(function=f"{functions}:{name}", function_timeout_seconds=timeout_seconds))
+        made.append(built(function=f"{functions}:{name}", function_timeout_seconds=timeout_seconds))
         return made[-1]
 
     yield make
@@ -213,41 +213,48 @@ def test_nothing_is_left_after_close(build):
 
 def test_bad_names_are_said_before_anything_runs(functions, tmp_path):
     with pytest.raises(ValueError, match="must look like path/to/file.py:name"):
-        build_reward(function="no_colon.py")
+        built(function="no_colon.py")
     with pytest.raises(ValueError, match=f"nearest: .*{functions.name}"):
-        build_reward(function=f"{functions.parent}/my_reward.py:length")
+        built(function=f"{functions.parent}/my_reward.py:length")
     with pytest.raises(ValueError, match="no 'lenght'; nearest: length"):
-        build_reward(function=f"{functions}:lenght")
+        built(function=f"{functions}:lenght")
     broken = tmp_path / "broken.py"
     broken.write_text("def f(:\n")
     with pytest.raises(ValueError, match="line 1"):
-        build_reward(function=f"{broken}:f")
+        built(function=f"{broken}:f")
     crashing = tmp_path / "crashing.py"
     crashing.write_text("import a_module_that_is_not_here\ndef f(completions): return []\n")
     with pytest.raises(ValueError, match=r"cannot be loaded\n(?s:.*)a_module_that_is_not_here"):
-        build_reward(function=f"{crashing}:f")
+        built(function=f"{crashing}:f")
     constant = tmp_path / "constant.py"
     constant.write_text("f = 3\n")
     with pytest.raises(ValueError, match="not callable|not a callable"):
-        build_reward(function=f"{constant}:f")
+        built(function=f"{constant}:f")
 
 
-def test_the_defaults_are_those_of_a_run():
-    own = {name: item.default for name, item in inspect.signature(build_reward).parameters.items()}
-    names = ("function", "beside_verifier", "timeout_seconds", "function_timeout_seconds")
-    assert all(own[name] == getattr(RewardConfig(), name) for name in names)
-    assert all(own[name] == getattr(ExecuteConfig(), name) for name in own.keys() & vars(ExecuteConfig()).keys())
+def test_the_settings_of_a_run_reach_its_reward(functions):
+    with built() as reward:
+        assert reward.grader.pool.cpu_seconds == RewardConfig().timeout_seconds
+    with built(timeout_seconds=3.0, workers=1) as reward:
+        assert (reward.grader.pool.cpu_seconds, reward.grader.pool.workers) == (3.0, 1)
+    with built(function=f"{functions}:length", function_timeout_seconds=7.0) as reward:
+        assert reward.pool.wall_seconds == 7.0
+    with built("code", allow_unsafe=True, memory_gib=0.5, all_or_nothing=True, num_chunk=1) as reward:
+        assert (reward.grader.memory_bytes, reward.grader.workers, reward.all_or_nothing) == (2**29, 1, True)
+    with built("code", allow_unsafe=True) as reward:
+        assert reward.grader.memory_bytes == ExecuteConfig().memory_gib * 2**30
 
 
 def test_every_type_of_data_has_a_reward():
     for data_type in DATA_TYPES:
-        build_reward(data_type=data_type, workers=1, allow_unsafe=True).close()
+        built(data_type=data_type, workers=1, allow_unsafe=True).close()
+    assert set(DATA_TYPES) == set(GRADED_TYPES)
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="timeout_seconds must be positive, got 0"):
-        build_reward(timeout_seconds=0)
-    with pytest.raises(ValueError, match="workers must be 0 .* got -1"):
-        build_reward(workers=-1)
+    with pytest.raises(ValueError, match="reward.timeout_seconds must be positive, got 0"):
+        built(timeout_seconds=0)
+    with pytest.raises(ValueError, match="reward.workers must be 0 .* got -1"):
+        built(workers=-1)
     with pytest.raises(ValueError, match="no reward for data_type 'poems'"):
-        build_reward(data_type="poems")
+        built(data_type="poems")

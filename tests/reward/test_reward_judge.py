@@ -2,11 +2,19 @@ import statistics
 import time
 
 import pytest
+from built_rewards import built
 from judge_server import serving
 
-from reward import build_reward
-from reward.judge.judge import ApiJudge, CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from configs.schema import JudgeConfig
+from reward.judge.api import ApiJudge
+from reward.judge.judge import CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from reward.judge.preference import JudgeReward
 from reward.judge.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("reward.judge.api.PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -16,7 +24,7 @@ def server():
 
 
 def api(server, **settings):
-    return ApiJudge(server.url, "judge", **{"pause_seconds": 0.01, "timeout_seconds": 5.0, **settings})
+    return ApiJudge(JudgeConfig(**{"api": server.url, "model": "judge", "timeout_seconds": 5.0, **settings}))
 
 
 def text_of(request):
@@ -66,9 +74,9 @@ def test_unreachable_is_said_early(monkeypatch):
     with pytest.raises(ValueError, match="nothing answers at http://127.0.0.1:9"):
         build_judge(api="http://127.0.0.1:9/v1", model="judge")
     with pytest.raises(ValueError, match="must be a URL"):
-        ApiJudge("localhost", "judge")
+        ApiJudge(JudgeConfig(api="localhost"))
     with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
-        ApiJudge("http://localhost", "judge", api_key_variable="NO_SUCH_KEY")
+        ApiJudge(JudgeConfig(api="http://localhost", api_key_variable="NO_SUCH_KEY"))
     with pytest.raises(ValueError, match="judge.api.*or judge.local"):
         build_judge()
 
@@ -80,7 +88,6 @@ def test_cache_by_content(server):
     assert judge(ask) == ["a 0", "b 0", "a 0", "a 1", None]
     assert judge(ask) == ["a 0", "b 0", "a 0", "a 1", None]
     assert sorted(text_of(r) for r in server.requests) == ["a", "a", "b", "bad", "bad"]
-    assert (judge.asked, judge.answered_from_cache) == (5, 5)
     small = CachedJudge(lambda questions: [q.text for q in questions], size=2)
     small([Question(str(i)) for i in range(5)])
     assert list(small._answers) == [Question("3"), Question("4")]
@@ -197,7 +204,7 @@ def test_process_reward_over_http(server):
 def test_marks(server):
     marks = {"good": "\\boxed{10}", "fair": "\\boxed{4}", "odd": "\\boxed{11}"}
     server.reply = lambda request: next(said for word, said in marks.items() if word in text_of(request))
-    with build_reward(judge=build_judge(api=server.url, model="judge"), judge_samples=2) as reward:
+    with built(judge=JudgeReward(build_judge(api=server.url, model="judge"), samples=2)) as reward:
         assert reward(["p"] * 3, ["good", "fair", "odd"]) == [1.0, pytest.approx(1 / 3), None]
         assert reward.stats["reward/judge_unclear_count"] == 2.0 and reward.stats["reward/none_count"] == 1.0
 
@@ -215,13 +222,13 @@ def quality(questions):
 
 
 def test_pairwise():
-    with build_reward(judge=quality, judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(quality, mode="pairwise")) as reward:
         assert reward(["p", "q", "p", "q", "p"], ["aaa", "b", "a", "b", "aa"]) == [1.0, 0.5, 0.0, 0.5, 0.5]
         assert reward(["p"], ["alone"]) == [None]
 
 
 def test_pairwise_cancels_a_preference_for_a_place():
-    with build_reward(judge=lambda questions: ["\\boxed{1}"] * len(questions), judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(lambda questions: ["\\boxed{1}"] * len(questions), mode="pairwise")) as reward:
         assert reward(["p"] * 4, ["a", "b", "c", "d"]) == [0.5] * 4
 
 
@@ -232,7 +239,7 @@ def test_pairwise_asks_no_more_than_the_opponents():
         asked.extend(questions)
         return quality(questions)
 
-    with build_reward(judge=judge, judge_mode="pairwise") as reward:
+    with built(judge=JudgeReward(judge, mode="pairwise")) as reward:
         rewards = reward(["p"] * 16, ["a" * (i + 1) for i in range(16)])
     assert len(asked) == 2 * 16 * 4 / 2
     assert rewards[0] == 0.0 and rewards[15] == 1.0

@@ -1,8 +1,9 @@
 import threading
 
 import pytest
+from built_rewards import built
 
-from reward import build_reward, grade_math
+from reward import grade_math
 from reward.text import extract_boxed
 
 
@@ -68,7 +69,7 @@ def test_from_a_thread():
 
 
 def test_reward_of_a_batch():
-    with build_reward(data_type="math", workers=1, timeout_seconds=5.0) as reward:
+    with built(data_type="math", workers=1, timeout_seconds=5.0) as reward:
         completions = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{0.6}", "no box", r"\boxed{1}", r"\boxed{1}"]
         answers = ["0.5", "0.5", "0.5", "0.5", None, "  "]
         assert reward(["p"] * 6, completions, ground_truth_answer=answers) == [1.0, 1.0, 0.0, 0.0, None, None]

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from built_rewards import built
 from math_answers import BOMBS, DIFFERENT, EQUAL
 
-from reward import build_reward, grade_math
+from reward import grade_math
 from reward.math.equal import answers_equal, parsed_equal
 from reward.math.reward import MathGrader, quick_verdict
 
@@ -69,7 +70,7 @@ def test_all_true_answers_equal_themselves_when_parsed():
 
 @pytest.mark.slow
 def test_bombs_cost_their_own_answer_only():
-    with build_reward(data_type="math", workers=2, timeout_seconds=0.5) as reward:
+    with built(data_type="math", workers=2, timeout_seconds=0.5) as reward:
         completions, answers = [], []
         for bomb in BOMBS:
             completions += [f"\\boxed{{{bomb}}}", r"\boxed{\frac{1}{2}}", f"\\boxed{{{len(completions)}.50}}"]
@@ -81,7 +82,7 @@ def test_bombs_cost_their_own_answer_only():
 
 
 def test_options():
-    with build_reward(data_type="option") as reward:
+    with built(data_type="option") as reward:
         boxes = ["A", "(A)", r"\text{A}", "a", "A. 42", "B", "A or B", "ABCD", ""]
         completions = [*(f"\\boxed{{{box}}}" for box in boxes), "A"]
         assert reward([""] * 10, completions, ground_truth_answer=["A"] * 10) == [1.0] * 5 + [0.0] * 5

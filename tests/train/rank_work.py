@@ -13,10 +13,11 @@ from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
+from train.distributed.accelerator import make_accelerator
 from train.distributed.sharding import require_equal_weights, sample
 from train.learner.critic import Critic, value_updater_config
 from train.learner.policy import Policy
-from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.learner.updater import Updater, UpdateStats
 
 CPU = torch.device("cpu")
 
@@ -156,7 +157,7 @@ def sparing_updates(what, engine):
     elif what == "logits":
         patch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 40)
     else:
-        patch.setattr("train.distributed.engine.REDUCE_BUCKET_ELEMENTS", 500)
+        patch.setattr("train.distributed.zero.REDUCE_BUCKET_ELEMENTS", 500)
         patch.setattr("train.distributed.sharding.BUCKET_ELEMENTS", 500)
     return rl_updates(engine=engine)
 
@@ -190,5 +191,6 @@ def shares():
     join()
     stats = UpdateStats()
     stats.add(ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0}))
-    numbers = [ranks.count("n", 2) for _ in range(3)]
+    count = ranks.SharedCount("n")
+    numbers = [count.add(2) for _ in range(3)]
     return stats.sums, ranks.gather("x" * (1000 * ranks.rank())), numbers

@@ -18,7 +18,7 @@ from train import sft
 from train.algorithm.masking import semi_ar
 from train.algorithm.objectives import token_weights
 from train.algorithm.replay import Replayer, pack
-from train.sft import Sample, for_model, make_rows, tokenise
+from train.setup.examples import Sample, for_model, make_rows, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 

@@ -14,8 +14,9 @@ from configs.load import merge
 from models.attention import Masked, block_causal_mask
 from sample import Rollout, Sampler, SamplingConfig
 from train.algorithm.replay import Replayer, replay
+from train.distributed.accelerator import make_accelerator
 from train.learner.policy import Policy
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 
 STOPS = tuple(range(2, 64, 9))
 ADAM_EPSILON = 1e-4

@@ -46,6 +46,13 @@ class Estimates:
     advantages: list[Floats]
 
 
+class NoCritic:
+    """A run without a value model: the advantages of a step stay as they are."""
+
+    def step(self, batch: StepBatch, rollouts: Sequence[Rollout], step: int) -> tuple[StepBatch, dict[str, float]]:
+        return batch, {}
+
+
 class Critic:
     """A value model whose optimizer lives across steps. It reads the policy's rows: under TraceRL a token's value is
     that of the state in which its denoising step began, under random masks that of the mask that trains it."""

@@ -216,7 +216,7 @@ class Policy:
                 per_token(policy_weight, micro, device),
                 eps=training.eps,
                 beta=training.beta,
-                kl=training.kl_estimator or ("k3" if training.use_kl_estimator_k3 else "k1"),
+                kl=training.kl_estimator,
                 logp_reference_N=None if reference is None else per_token(reference, micro, device),
                 kl_weight_N=per_token(kl_weight, micro, device),
                 correction_N=rollout_correction(

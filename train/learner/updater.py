@@ -3,7 +3,6 @@ non-finite numbers."""
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,48 +14,17 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.engine import STAGES, TITLES, Kind
 from configs.schema import Config, OptimizerParams, SchedulerConfig
 from models import lora
 from runtime import ranks
 from train.algorithm.objectives import Metrics
 from train.algorithm.replay import MicroBatch, TrainingSample, pack, within_budget
-from train.distributed.engine import FsdpAccelerator, make_engine, zero_accelerator
+from train.distributed.accelerator import make_engine
 from train.distributed.sharding import require_equal_weights, share
 
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
-
-
-def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -> Accelerator:
-    """accelerate's Accelerator of this run, one process included (where there is nothing to share out). precision:
-    "bf16" or "no".
-
-    ValueError where accelerate's launcher asks for an engine that is not here; RuntimeError where accelerate sees other
-    ranks than this job has.
-    """
-    for engine in ("FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise ValueError(
-                f"accelerate's config asks for {engine}, which is not here. Take a _ddp or _deepspeed config of "
-                "accelerate_configs/, or start the command without accelerate, for FSDP2 with "
-                "experiment.deepspeed_file=1_node_8_gpus_fsdp2 or its like."
-            )
-    if kind.startswith("zero") and ranks.world_size() > 1:
-        accelerator = zero_accelerator(STAGES[kind], precision, device)
-    else:
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        made = FsdpAccelerator if kind == "fsdp2" and ranks.world_size() > 1 else Accelerator
-        accelerator = made(mixed_precision=precision, cpu=device.type == "cpu")
-    if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
-        raise RuntimeError(
-            f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
-            f"{ranks.rank()} of {ranks.world_size()}: the launcher's variables do not agree."
-        )
-    engine = f"{accelerator.distributed_type}, {TITLES[kind]}, {precision}, {accelerator.device.type}"
-    ranks.require_alike("the engine", engine)
-    return accelerator
 
 
 def make_optimizer(model: torch.nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
@@ -224,15 +192,15 @@ class Updater:
         loss_of_update = sums.pop("loss")
         stats.micro_batches += int(sums.pop("micro_batches"))
         stats.packed_tokens += int(sums.pop("packed_tokens"))
-        norm = self.engine.step(loss_of_update)
-        if math.isfinite(loss_of_update) and math.isfinite(norm):
+        step = self.engine.step(loss_of_update)
+        if step.taken:
             self.skipped_in_a_row = 0
             stats.updates += 1
-            stats.grad_norms.append(norm)
+            stats.grad_norms.append(step.norm)
             metrics_of_update = {name.removeprefix("metric/"): value for name, value in sums.items()}
             stats.add(metrics_of_update | {"loss": loss_of_update})
         else:
-            self.skip(rows, which, loss_of_update, norm, stats)
+            self.skip(rows, which, loss_of_update, step.norm, stats)
         self.updates += 1
 
     def outputs(self, rows: Sequence[TrainingSample], which: Sequence[int]) -> list[NDArray[np.float32]]:

@@ -13,15 +13,18 @@ from transformers import PreTrainedModel
 from configs import find
 from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
-from models.checkpoint import empty_network, read_json, resolve_folder, stored_elements
-from models.families.base import Family, find_family
+from models.checkpoint import empty_network, stored_elements
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
+from sample.unmask import choice_bytes
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
-from train.distributed.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
+from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.distributed.sharding import BUCKET_ELEMENTS
+from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.memory.sizes import (
     ADAM_BYTES,
     ADAPTED,
@@ -31,12 +34,12 @@ from train.memory.sizes import (
     Packing,
     Precision,
     cache_bytes,
-    choice_bytes,
     forward_bytes,
     micro_batch_bytes,
     state_bytes,
 )
 from train.setup import models as session
+from train.setup.prompts import decodings
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
@@ -102,7 +105,7 @@ def longest_rows(config: Config, family: Family, block_size: int, answer_tokens:
     methods = RL_METHODS | SFT_METHODS
     place = np.arange(answer_tokens)
     grid = place + (training.max_prompt_len if family.attention == "block" else 0)
-    per_block = min(_first(rollout.denoising_steps_per_block, block_size), block_size)
+    per_block = min(_first(rollout.steps_per_block, block_size), block_size)
     step = grid // block_size * per_block + grid % block_size * per_block // block_size
     response = Rollout(
         key=(0,),
@@ -171,14 +174,14 @@ class Budget:
     @property
     def slots(self) -> int:
         rollout = self.config.rollout
-        return rollout.slots if self.config.experiment.deterministic else min(rollout.slots, self.most_slots)
+        return rollout.max_slots if self.config.experiment.deterministic else min(rollout.max_slots, self.most_slots)
 
     @property
     def most_slots(self) -> int:
         """Answers of a step that one process decodes."""
         rollout = self.config.rollout
         if self.kind == "eval":
-            return max(rollout.slots, 2**16)
+            return max(rollout.max_slots, 2**16)
         return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
 
     @property
@@ -231,7 +234,7 @@ class Budget:
             phases |= self._updates("value ", self.value, self._value_trained(), tokens)
         phases |= self._updates("", self.net, self.trained, tokens)
         if evaluation.eval_dataset:
-            phases["evaluation"] = self._sampling(evaluation, evaluation.slots)
+            phases["evaluation"] = self._sampling(evaluation, evaluation.max_slots)
         return phases
 
     def total(self, parts: Mapping[str, float]) -> float:
@@ -304,7 +307,7 @@ class Budget:
         return self.config.training.max_prompt_len + decode.max_new_tokens + block_size - 1
 
     def _cached(self, decode: DecodeConfig) -> bool:
-        return self.family.attention == "block" or decode.use_cache or decode.cache in ("prefix", "dual")
+        return self.family.attention == "block" or decode.cache in ("prefix", "dual")
 
     def _slots(self, decode: DecodeConfig, slots: int, block_size: int | None = None) -> float:
         capacity = self._capacity(decode, block_size or self.block_size)
@@ -323,20 +326,7 @@ class Budget:
         else:
             forward = self._forward(slots * capacity)
         ways = [
-            choice_bytes(
-                self.net,
-                positions,
-                width,
-                SamplingConfig(
-                    temperature=decode.temperature,
-                    top_k=top_k,
-                    top_p=decode.top_p,
-                    target=decode.target,
-                    strategy=strategy,
-                ),
-            )
-            for top_k in _every(decode.top_k)
-            for strategy in _every(decode.remasking_strategy)
+            choice_bytes(SamplingConfig(**chosen).rules(), positions, self.net.vocab) for chosen in decodings(decode)
         ]
         choosing = width * positions * self.net.hidden + max(ways)
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}

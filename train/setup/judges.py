@@ -19,7 +19,7 @@ from transformers import (
 from configs import find
 from configs.schema import Config, JudgeConfig
 from models import DiffusionLM
-from models.checkpoint import resolve_folder
+from models.folder import resolve_folder
 from reward.judge.judge import CachedJudge, Question
 from reward.judge.process import ProcessReward, Response
 from sample import Rollout
@@ -31,8 +31,8 @@ def prompt_tokens(judge: JudgeConfig) -> int:
     """Tokens that a judge's longest answer leaves for its question."""
     if judge.max_tokens >= judge.max_model_len:
         raise ValueError(
-            f"judge.max_tokens={judge.max_tokens} leaves no room for a question in "
-            f"judge.max_model_len={judge.max_model_len}: lower the one or raise the other."
+            f"{judge.key('max_tokens')}={judge.max_tokens} leaves no room for a question in "
+            f"{judge.key('max_model_len')}={judge.max_model_len}: lower the one or raise the other."
         )
     return judge.max_model_len - judge.max_tokens
 
@@ -50,7 +50,7 @@ class LocalJudge:
         try:
             self.folder = resolve_folder(find(path))
         except ValueError as error:
-            raise ValueError(f"judge.local: {error}") from None
+            raise ValueError(f"{config.key('local')}: {error}") from None
         self._loaded = False
 
     def _load(self) -> None:

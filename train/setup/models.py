@@ -16,13 +16,14 @@ from configs import find, resolved
 from configs.schema import Config, DecodeConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
-from models.checkpoint import read_json, resolve_folder
-from models.families.base import Family, find_family
+from models.checkpoint import hf_config
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder
 from models.lora import Adapters
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
-from train.distributed.engine import shares_weights
+from train.distributed.kind import shards_weights
 from train.learner.checkpoint import given_checkpoint, newest_checkpoint
 from train.setup.prompts import require_room
 
@@ -92,6 +93,14 @@ def precision(config: Config, device: torch.device) -> str:
     return "bf16" if capable else "no"
 
 
+def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type of the sampler's weights: rollout.dtype, which follows training.mixed_precision where it is auto."""
+    wanted = config.rollout.dtype
+    if wanted == "auto":
+        wanted = precision(config, device)
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
 def _cpu_has_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if not capabilities and Path("/proc/cpuinfo").is_file():
@@ -148,14 +157,14 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
-def check_room(config: Config, folder: Path, key: str, decode: DecodeConfig) -> None:
-    """ValueError where the answers that section `key` asks for leave the model no position for a prompt."""
-    positions = model_family(config, folder).hf_config(read_json(folder / "config.json")).max_position_embeddings
-    require_room(positions, 1, "a prompt of one token", key, decode)
+def check_room(config: Config, folder: Path, decode: DecodeConfig) -> None:
+    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
+    positions = hf_config(model_family(config, folder), read_json(folder / "config.json")).max_position_embeddings
+    require_room(positions, 1, "a prompt of one token", decode)
 
 
 def make_model(
-    config: Config, path: Path | None = None, dtype: str = "float32", device: torch.device | None = None
+    config: Config, path: Path | None = None, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> DiffusionLM:
     """The model to train or evaluate, from `path` (a checkpoint of the run) or model.pretrained_model, on the run's
     device where no other is given."""
@@ -198,12 +207,12 @@ def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torc
         return None
     if model.adapters is not None:
         return _WithoutAdapters(model)
-    return make_model(config, dtype="bfloat16" if precision == "bf16" else "float32").requires_grad_(False)
+    return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:
     """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shares from it."""
-    return torch.device("cpu") if shares_weights(config) else pick_device(config.model.device)
+    return torch.device("cpu") if shards_weights(config) else pick_device(config.model.device)
 
 
 def make_value_model(config: Config, path: Path | None = None) -> ValueModel | None:

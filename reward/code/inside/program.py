@@ -11,6 +11,7 @@ import sys
 import types
 
 from reward.code.inside.plain import MAX_REQUEST_BYTES, FrameTooLong, read_frame, write_frame
+from reward.code.inside.told import tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ MEMORY_CODE = 77
 
 
 def load(source: str, name: str) -> types.ModuleType:
-    """Runs the program as a module of its own (dataclasses and pickle look modules up by name)."""
+    """Runs the program as a module of its own (dataclasses and pickle look modules up by name), with a file of its own
+    (inspect and multiprocessing look for it)."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(source, "<program>", "exec"), module.__dict__)
+    path = module.__file__ = os.path.join(os.getcwd(), "main.py")
+    with open(path, "wb") as file:
+        file.write(source.encode("utf-8", "replace"))
+    exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -63,9 +68,10 @@ def _raised(error: BaseException) -> dict[str, Any]:
     return {"raised": name, "text": text}
 
 
-def run_script() -> None:
-    """Reads {"program"} from standard input, then runs it as `__main__` on what is left of standard input."""
-    source = read_frame(0, MAX_REQUEST_BYTES)["program"]
+def run_script(request: int) -> None:
+    """Reads {"program"} from the descriptor `request`, then runs it as `__main__`."""
+    source = read_frame(request, MAX_REQUEST_BYTES)["program"]
+    os.close(request)
     sys.argv = ["main.py"]
     try:
         load(source, "__main__")
@@ -74,8 +80,8 @@ def run_script() -> None:
 
 
 def run_joint() -> None:
-    """Forgeable: program and tests in one interpreter. {"program", "tests", "nonce"} in, {"test", "nonce"} out after
-    each pass."""
+    """Forgeable: program and tests in one interpreter. {"program", "tests", "secret"} in; each pass is told with the
+    secret."""
     job, answers = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -83,8 +89,8 @@ def run_joint() -> None:
     module = load(job["program"], "program")
     for index, test in enumerate(job["tests"]):
         try:
-            exec(compile(test, "<test>", "exec"), module.__dict__)
+            exec(compile(test, "<test>", "exec", dont_inherit=True), module.__dict__)
         except Exception:
             continue
-        write_frame(answers, {"test": index, "nonce": job["nonce"]})
+        tell(answers, index, "passed", secret=job["secret"])
     os._exit(0)

@@ -1,13 +1,16 @@
 """The trusted side: runs the tests. The entry points under test are stand-ins that call the program in its own sandbox.
 
-In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: {"test", "status", "detail"} for each
-test, or for all of them with test -1. The program's side hangs on the two descriptors that `run_tests` is given.
+In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: status and detail of each test, or of
+all of them as test -1 (reward.code.inside.told). The program's side hangs on the two descriptors that `run_tests` is
+given.
 """
 
 from __future__ import annotations
 
 import builtins
 import os
+import sys
+import types
 from collections.abc import Callable
 
 from reward.code.inside.plain import (
@@ -18,6 +21,7 @@ from reward.code.inside.plain import (
     read_frame,
     write_frame,
 )
+from reward.code.inside.told import tell as tell_one
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +116,7 @@ def run_tests(calls: int, answers: int) -> None:
     program = Program(calls, answers)
 
     def tell(test: int, status: str, detail: str) -> None:
-        write_frame(verdicts, {"test": test, "status": status, "detail": detail[:MAX_TEXT]})
+        tell_one(verdicts, test, status, detail)
 
     try:
         namespace = prepare(job, program)
@@ -135,8 +139,9 @@ def run_tests(calls: int, answers: int) -> None:
 def prepare(job: dict[str, Any], program: Program) -> dict[str, Any]:
     """What the tests see: the prefix's own names, modules they use unimported, and the stand-ins for the program's
     functions."""
-    namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(job["prefix"], "<prefix>", "exec"), namespace)
+    module = sys.modules["tests"] = types.ModuleType("tests")
+    namespace = module.__dict__
+    exec(compile(job["prefix"], "<prefix>", "exec", dont_inherit=True), namespace)
     namespace.update({name: __import__(name) for name in job["modules"]})
     namespace.update({name: program.entry(name) for name in job["entries"]})
     return namespace
@@ -148,7 +153,7 @@ def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[st
     calls_before = program.count
     status, detail = "passed", ""
     try:
-        exec(compile(test, "<test>", "exec"), namespace)
+        exec(compile(test, "<test>", "exec", dont_inherit=True), namespace)
     except CannotCross as error:
         return "ungradable", f"a test passes {error}"
     except ProgramGone:

@@ -19,9 +19,10 @@ from sample import Rollout
 from train.algorithm.advantages import last_step_reward, step_gae
 from train.algorithm.objectives import clipped_value_loss, per_token, token_weights
 from train.algorithm.replay import Replayer, pack
+from train.distributed.accelerator import make_accelerator
 from train.learner.critic import Critic, denoising_steps, value_updater_config
 from train.learner.policy import StepBatch
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
 
 CASES = json.loads((GOLDEN / "value.json").read_text())["cases"]
 MASK = 255

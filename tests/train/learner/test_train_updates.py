@@ -17,7 +17,8 @@ import train.learner.policy
 from models import load_model
 from models.lora import Adapters
 from train.algorithm.objectives import k1, k2, k3, rollout_correction
-from train.learner.updater import NotFinite, UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
+from train.distributed.accelerator import make_accelerator
+from train.learner.updater import NotFinite, UpdateStats, learning_rate_scale, make_optimizer
 from train.setup import models as session
 
 LENGTHS = [5, 8, 3, 10]
@@ -333,9 +334,9 @@ def test_the_updaters_state_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        ({"use_kl_estimator_k3": True}, k3),
-        ({"use_kl_estimator_k3": False}, k1),
-        ({"use_kl_estimator_k3": True, "kl_estimator": "k2"}, k2),
+        ({}, k3),
+        ({"kl_estimator": "k1"}, k1),
+        ({"kl_estimator": "k2"}, k2),
     ],
 )
 def test_the_kl_estimator_that_a_config_names(settings, kind):

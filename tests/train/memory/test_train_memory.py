@@ -14,8 +14,9 @@ from memory_meter import Meter, held
 from trainees import make_config
 
 from sample import Rollout, Sampler
+from train.distributed.accelerator import make_accelerator
 from train.learner.policy import Policy
-from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.learner.updater import Updater, UpdateStats
 from train.memory.plan import Budget, Machine, host_memory_bytes, rows_bytes, world_size
 from train.memory.report import check_memory, memory_lines
 from train.setup import models as session
@@ -39,9 +40,9 @@ def settings(folder, **sections):
         "rollout": {
             "num_task_per_step": RESPONSES,
             "num_response_per_task": 1,
-            "max_token": R,
+            "max_new_tokens": R,
             "block_size": BLOCK,
-            "remasking_strategy": "low_confidence_static",
+            "strategy": "low_confidence_static",
             "early_stop": False,
         }
         | sections.pop("rollout", {}),
@@ -67,7 +68,8 @@ class Trainee:
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = make_accelerator(precision, torch.device("cpu"))
         self.updater = Updater(self.model, accelerator, config)
-        self.sampled = inference_model(self.model, config.rollout, precision)
+        sampled_in_half = {"auto": half}.get(config.rollout.dtype, config.rollout.dtype == "bf16")
+        self.sampled = inference_model(self.model, torch.bfloat16 if sampled_in_half else torch.float32)
         (sampling,) = sampling_entries(config.rollout, self.model, seed=0, deterministic=False).values()
         self.sampler = Sampler(self.sampled, replace(sampling, stop_ids=()))
         self.reference = session.frozen_reference(config, self.model, precision)
@@ -142,7 +144,7 @@ def slow(*values):
     [
         ("sdar", {"lora": {"rank": 4}}),
         ("dream", {"lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}}),
-        slow("llada", {"rollout": {"use_cache": True}, "training": {"kl_to": "reference"}}),
+        slow("llada", {"rollout": {"cache": "prefix"}, "training": {"kl_to": "reference"}}),
         slow("sdar_moe", {}),
         slow("sdar", {"rollout": {"dtype": "bf16", "temperature": 0.7, "top_p": 0.9}}),
     ],
@@ -227,7 +229,7 @@ def test_zero_shares_out_what_it_should(tmp_path):
 
 def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
     folder = checkpoint(tmp_path)
-    config = settings(folder, rollout={"num_task_per_step": 4096, "max_active": 64})
+    config = settings(folder, rollout={"num_task_per_step": 4096, "max_slots": 64})
     fitting = Budget(config, folder, machine=machine(gib=0.05))
     assert not fitting.too_large()
     slots, tokens = fitting.largest_slots(), fitting.largest_tokens()
@@ -241,7 +243,7 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"rollout": {"num_task_per_step": 4096, "max_active": 4000}}, "set rollout.max_active="),
+        ({"rollout": {"num_task_per_step": 4096, "max_slots": 4000}}, "set rollout.max_slots="),
         ({"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
         ({"training": {"max_prompt_len": 9000}}, "gradient_checkpointing_enable=true"),
         ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),

@@ -1,0 +1,25 @@
+"""A checkpoint's tokenizer, loaded without remote code."""
+
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from models.families import Family
+from models.folder import read_json
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
+
+def read_tokenizer(folder: Path, family: Family | None) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer: of the class of transformers that its files name, or the family's where they name remote
+    code. None when the folder has no tokenizer files."""
+    if not any((folder / name).is_file() for name in _FILES):
+        return None
+    config = read_json(folder / "tokenizer_config.json")
+    named = getattr(transformers, str(config.get("tokenizer_class")), None)
+    if isinstance(named, type) and issubclass(named, PreTrainedTokenizerFast):
+        return named.from_pretrained(folder)
+    if "AutoTokenizer" in (config.get("auto_map") or {}) and family is not None and family.tokenizer_class is not None:
+        return getattr(transformers, family.tokenizer_class).from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
