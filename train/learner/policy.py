@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs.schema import Config, TrainingConfig
 from models import DiffusionLM
 from sample import Rollout, SamplingConfig
-from sample.sampler import hash_key
+from sample.request import hash_key
 from train.algorithm.advantages import Floats
 from train.algorithm.masking import RL_METHODS
 from train.algorithm.objectives import (

@@ -18,7 +18,7 @@ from models.families import Family, find_family
 from models.folder import read_json, resolve_folder
 from runtime import ranks
 from sample import Rollout, SamplingConfig
-from sample.sampler import PREFILL_MAX_TOKENS
+from sample.generation import PREFILL_MAX_TOKENS
 from sample.unmask import choice_bytes
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
