@@ -225,11 +225,14 @@ class EvaluationConfig(DecodeConfig):
 
 @dataclass
 class TrainingConfig:
+    objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
+    objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "RL: TraceRL, coupled, random_masking; SFT: semi-ar, trace, random_masking, ar",
-        choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
+        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
+        "path/to/file.py:name",
     )
+    method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
         None,
         "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32",
@@ -254,7 +257,7 @@ class TrainingConfig:
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
-    kl_estimator: str = opt("k3", "estimator of the KL penalty", choices=("k1", "k2", "k3"))
+    kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
         "old",
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
@@ -265,7 +268,11 @@ class TrainingConfig:
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
     )
-    advantage: str = opt("zscore", "z-score in the group, or only centred on its mean", choices=("zscore", "centered"))
+    advantage: str = opt(
+        "zscore",
+        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+    )
+    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -277,7 +284,6 @@ class TrainingConfig:
     rollout_correction: str = opt(
         "none",
         "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
-        choices=("none", "truncated", "masked"),
     )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
     rows_per_update: int | None = opt(

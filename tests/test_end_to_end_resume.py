@@ -19,7 +19,8 @@ from runtime import stopping
 from train import evaluate, rl, sft
 from train.collect import Collector
 from train.learner.policy import Policy
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.process import prepare_process
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
 
@@ -76,15 +77,15 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
     """In the first of two updates of epoch 2."""
     words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def asked_in_epoch_2(sample, model, training, epoch, window):
+    def asked_in_epoch_2(sample, model, training, method, epoch, window):
         if epoch == 1 and not stopping.is_asked():
             signal.raise_signal(signal.SIGTERM)
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(sft, "make_rows", asked_in_epoch_2)
+        patch.setattr(sft, "make_samples", asked_in_epoch_2)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
     tuned, trained = (shop.runs / name / "ckpt" / "optimized" for name in ("sft", "rl"))
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, lambda *given: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(setup_models, name, lambda *given: pytest.fail("a model was loaded"))
     with_value = f"model.value_base_model={shop.model}"
     for dry in ("dry_run=true", "dry_run=false"):
         words = [NO_EVALUATION, "experiment.project=other", dry]
@@ -195,7 +196,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     made, seen, matmul = shop.runs / "sft" / "ckpt" / "optimized", [], torch.backends.cuda.matmul
 
     def tunes(config):
-        session.prepare_process(config)
+        prepare_process(config)
         matmul.allow_tf32 = True
         torch.use_deterministic_algorithms(True)
         torch.rand(3)

@@ -174,14 +174,10 @@ def test_an_impossible_value_names_key_value_and_range(file, word):
     ("word", "hint"),
     [
         ("training.normalization=constnt", "constant"),
-        ("training.method=tracerl", "TraceRL"),
-        ("training.method=couple", "coupled"),
-        ("training.method=semi_ar", "semi-ar"),
         ("rollout.cache=prefx", "prefix"),
         ("evaluation.confidence=untemperred", "untempered"),
         ("training.kl_to=referense", "reference"),
         ("dataset.data_type=maths", "math"),
-        ("training.advantage=z-score", "zscore"),
         ("lr_scheduler.scheduler=cosin", "cosine"),
     ],
 )
