@@ -107,7 +107,7 @@ def state_of(updater):
 
 
 def slots_of(sampler):
-    kv, state = sampler._slots
+    kv, state = sampler._held
     return held(vars(state), *((kv.keys, kv.values) if kv is not None else ()))
 
 
