@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 PLAIN_ATTRIBUTES = frozenset(name for kind in (*PLAIN_TYPES, range) for name in dir(kind))
 
 
+_NUMERIC = (
+    *("__abs__", "__int__", "__float__", "__complex__", "__index__", "__round__", "__trunc__", "__floor__", "__ceil__"),
+    *("__bool__", "__len__"),
+)
+
+
 class Remote:
     """What this side knows of an object of the program."""
 
@@ -185,9 +191,13 @@ def _plain(handle: Handle) -> Any:
 def _convert(handle: Handle, name: str, *more: Any) -> Any:
     """An operation without an operand that the program could fit its answer to."""
     remote = handle._remote_
+    value = remote.program.ask("operate", name, (handle, *more))
     if remote.is_tainted:
-        remote.deny(name)
-    return remote.program.ask("operate", name, (handle, *more))
+        if isinstance(value, Handle):
+            value._remote_.is_tainted, value._remote_.is_expected = True, remote.is_expected
+        elif name in _NUMERIC or not remote.is_expected:
+            remote.deny(name)
+    return value
 
 
 def _compare(name: str) -> Callable[..., Any]:
@@ -277,7 +287,6 @@ def handle_class(name: str, flags: str) -> type[Handle]:
         names = [flag for flag in flags.split() if flag in FORWARDED and flag not in vars(Handle)]
         methods = {flag: _SPECIAL.get(flag) or _forward(flag) for flag in names}
         own_name = name if name.isidentifier() else "object"
-        _classes[name, flags] = type(
-            own_name, (Handle,), {**_ORDER, **methods, "__slots__": (), "__module__": "program"}
-        )
+        fixed = {"__slots__": (), "__module__": "program", "__doc__": vars(Handle)["__doc__"]}
+        _classes[name, flags] = type(own_name, (Handle,), {**_ORDER, **methods, **fixed})
     return _classes[name, flags]

@@ -204,6 +204,10 @@ def new(name: str) -> Any:
     return _CHANGING[kind].make(import_name(kind), detail)
 
 
+def is_fixed(value: Any) -> bool:
+    return f"{type(value).__module__}:{type(value).__qualname__}" in _FIXED
+
+
 def is_changing(value: Any) -> bool:
     return f"{type(value).__module__}:{type(value).__qualname__}" in _CHANGING
 

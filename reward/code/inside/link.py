@@ -2,7 +2,7 @@
 
 What a request passes by value is numbered (wire). The answer, and whatever the other side asks meanwhile, refers to it
 by number and tells what changed in it, so that a list that a function sorts in place is sorted on this side too, and
-is the same list.
+is the same list. What an object may have kept of its arguments both sides keep, and tell each other's changes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from _operator import is_
 
 from reward.code.inside.kinds import contents, is_changing
 from reward.code.inside.plain import receive, send
-from reward.code.inside.wire import BadFrame, FrameTooLong, Hooks, NotPlain, Reader, Writer, flat, spread
+from reward.code.inside.wire import BadFrame, FrameTooLong, Hooks, NotPlain, Reader, Writer, flat, reference, spread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
+MAX_KEPT = 1000  # items of all that is kept: every message compares them
 ASK, ANSWER, RAISED = "ask", "answer", "raised"
 _EXACT = (int, str, float, bool, bytes, type(None))
 
@@ -28,6 +30,10 @@ class Side(Hooks):
 
     def perform(self, operation: str, arguments: tuple[Any, ...]) -> Any:
         raise BadFrame(f"unknown operation {operation!r}")
+
+    def keeps(self, operation: str, arguments: tuple[Any, ...], value: Any) -> bool:
+        """Whether what was done may have kept its arguments, beyond its end."""
+        return False
 
     def state(self, value: Any) -> list[Any]:
         """What an object by value holds now."""
@@ -75,6 +81,8 @@ class Link:
         self._may_take, self._may_send = may_take, may_send
         self.served: list[Reader] = []  # requests of the other side that wait for an answer, the newest last
         self.asked: list[Writer] = []  # requests of this side that do
+        self._kept: list[Any] = []
+        self._kept_items: list[list[Any]] = []  # what each held when a message last told
 
     def ask(self, operation: str, *arguments: Any) -> tuple[str, Any]:
         """(ANSWER, value) or (RAISED, error). NotPlain and FrameTooLong, before anything is sent, for arguments that
@@ -100,43 +108,56 @@ class Link:
     def _serve(self, request: tuple[str, tuple[Any, ...]], reader: Reader) -> None:
         self.served.append(reader)
         try:
+            kept: list[int] = []
             try:
                 kind, content = ANSWER, self.side.perform(*request)
+                if self.side.keeps(*request, content):
+                    kept = self._to_keep(reader.numbered)
             except BaseException as error:
                 if self.side.is_fatal(error):
                     raise
                 kind, content = RAISED, error
             with self.lock:
                 try:
-                    self._send(kind, content)
+                    self._send(kind, content, kept)
+                    self._keep(reader.numbered, kept)
                 except (NotPlain, FrameTooLong, RuntimeError, MemoryError) as error:
                     self._send(RAISED, error)
         finally:
             self.served.pop()
 
-    def _send(self, kind: str, content: Any) -> Writer:
-        known: dict[int, int] = {}
-        changes: list[tuple[int, list[Any]]] = []
+    def _send(self, kind: str, content: Any, kept: Sequence[int] = ()) -> Writer:
+        known = {id(value): reference("K", number) for number, value in enumerate(self._kept)}
+        places = self._changes(self._kept, self._kept_items)
+        changes = [(-1 - number, items) for number, items in places]
         if self.served:
-            known = {id(value): number for number, value in enumerate(self.served[-1].numbered)}
-            changes = self._changes(self.served[-1])
+            served = self.served[-1]
+            known |= {id(value): reference("A", number) for number, value in enumerate(served.numbered)}
+            changes += self._changes(served.numbered, served.items)
         writer = Writer(self.side, known)
-        body = writer.dumps((kind, content, changes, self.side.news()), self._may_send)
+        body = writer.dumps((kind, content, changes, list(kept), self.side.news()), self._may_send)
         for number, items in changes:
-            self.served[-1].items[number] = items
+            if number < 0:
+                self._kept_items[-1 - number] = items
+            else:
+                self.served[-1].items[number] = items
         send(self._outgoing, body)
         return writer
 
     def _receive(self) -> tuple[str, Any, Reader]:
         known = self.asked[-1].numbered if self.asked else ()
-        reader = Reader(receive(self._incoming, self._may_take), self.side, known)
+        reader = Reader(receive(self._incoming, self._may_take), self.side, known, self._kept)
         message = reader.loads()
-        if type(message) is not tuple or len(message) != 4 or message[0] not in (ASK, ANSWER, RAISED):
+        if type(message) is not tuple or len(message) != 5 or message[0] not in (ASK, ANSWER, RAISED):
             raise BadFrame("no message")
-        kind, content, changes, news = message
+        kind, content, changes, kept, news = message
         try:
             for number, items in changes:
-                self.side.changed(known[number], items)
+                self.side.changed(known[number] if number >= 0 else self._kept[-1 - number], items)
+                if number < 0:
+                    self._kept_items[-1 - number] = items
+            if kind == ANSWER:
+                self._keep(known, kept)
             self.side.hear(news)
             if kind == ASK:
                 operation, arguments = content
@@ -148,10 +169,28 @@ class Link:
             raise BadFrame("no error")
         return kind, content, reader
 
-    def _changes(self, served: Reader) -> list[tuple[int, list[Any]]]:
-        """What the containers of a request hold now, of those that hold something else than the other side knows."""
+    def _to_keep(self, numbered: list[Any]) -> list[int]:
+        """As many of the containers of a request as there is room for."""
+        room = MAX_KEPT - sum(map(len, self._kept_items))
+        found = []
+        for number, value in enumerate(numbered):
+            room -= 1 + len(self._contents(value))
+            if room < 0:
+                break
+            found.append(number)
+        return found
+
+    def _keep(self, numbered: Sequence[Any], kept: list[int]) -> None:
+        if len(self._kept) + len(kept) > MAX_KEPT:
+            raise BadFrame("too much is kept")
+        for number in kept:
+            self._kept.append(numbered[number])
+            self._kept_items.append(self._contents(numbered[number]))
+
+    def _changes(self, values: list[Any], known: list[list[Any]]) -> list[tuple[int, list[Any]]]:
+        """(number, what it holds now) of the containers that hold something else than the other side knows."""
         changes = []
-        for number, (value, before) in enumerate(zip(served.numbered, served.items, strict=True)):
+        for number, (value, before) in enumerate(zip(values, known, strict=True)):
             if type(value) is set:
                 if len(value) != len(before) or not value.issuperset(before):
                     changes.append((number, list(value)))
@@ -167,6 +206,8 @@ class Link:
             return list(value)
         if kind is dict:
             return flat(value)
+        if kind is set:
+            return list(value)
         if kind is bytearray:
             return [bytes(value)]
         return contents(value) if is_changing(value) else self.side.state(value)

@@ -130,7 +130,7 @@ class Objects(Side):
             error = build_error(self._error_class, *items[:4])
             self._remember(items[4], error)
             return error
-        if tag == "f":
+        if tag == "I":
             return found(kinds.import_name(items[0]), items[1])
         if tag == "m":
             kind = self.class_of(items[0])

@@ -6,6 +6,7 @@ import _operator
 import time
 import types
 
+from reward.code.inside import kinds
 from reward.code.inside.errors import MAX_TEXT
 from reward.code.inside.objects import Kept, Objects
 from reward.code.inside.shared import ARITHMETIC
@@ -45,6 +46,15 @@ class Operations(Objects):
 
     def perform(self, operation: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(self, f"do_{operation}")(*arguments)
+
+    def keeps(self, operation: str, arguments: tuple[Any, ...], value: Any) -> bool:
+        """A method may have kept its arguments in its object, and what is returned if it is no plain data."""
+        if operation not in ("call", "set", "operate", "send"):
+            return False
+        if operation == "call" and arguments[1] is None and isinstance(arguments[0], types.FunctionType):
+            value = value.value if type(value) is Kept else value
+            return plain_base(type(value)) is None and value is not None and not kinds.is_fixed(value)
+        return True
 
     def do_call(self, target: Any, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool) -> Any:
         """Of an object, or of its method `name`. keep: the tests use the result as an object."""

@@ -130,9 +130,9 @@ class TestsSide(Side):
             return "O", "=" + kind.__qualname__, flat(fields(value))
         if callable(value):
             if path := _library_path(value):
-                return "f", path
+                return "I", path
             if isinstance(value, type) and value.__qualname__ in self._defined and self._class(value.__qualname__):
-                return "f", ["program", value.__qualname__]
+                return "I", ["program", value.__qualname__]
             name, document = getattr(value, "__name__", "function"), getattr(value, "__doc__", None)
             return "H", [self._export(value), "function", str(name), document if type(document) is str else None]
         if hasattr(kind, "__next__"):

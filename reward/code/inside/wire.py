@@ -119,11 +119,16 @@ _CONTAINERS: dict[type, tuple[bytes, Callable[[Any], list[Any]]]] = {
 MUTABLE = (list, dict, set, deque, bytearray)
 
 
+def reference(tag: str, number: int) -> bytes:
+    """R: to an object of the same message, A: of the request that it answers, K: that both sides keep."""
+    return tag.encode() + number.to_bytes(4, "little")
+
+
 class Writer:
     """Writes one value. Mutable containers are numbered in the order in which they open: what occurs twice is written
-    once. `known` gives the numbers of objects that the reader has already (of the request that this value answers)."""
+    once. `known`: how objects are written that the reader has already, by identity (`reference`)."""
 
-    def __init__(self, hooks: Hooks = _PLAIN, known: dict[int, int] | None = None) -> None:
+    def __init__(self, hooks: Hooks = _PLAIN, known: dict[int, bytes] | None = None) -> None:
         self.numbered: list[Any] = []
         self._hooks, self._known = hooks, known or {}
         self._numbers: dict[int, int] = {}
@@ -156,9 +161,10 @@ class Writer:
         return body
 
     def _open(self, value: Any) -> tuple[bytes, list[Any]]:
-        for tag, numbers in ((b"A", self._known), (b"R", self._numbers)):
-            if (number := numbers.get(id(value))) is not None:
-                return tag + number.to_bytes(4, "little"), []
+        if (written := self._known.get(id(value))) is not None:
+            return written, []
+        if (number := self._numbers.get(id(value))) is not None:
+            return reference("R", number), []
         if (container := _CONTAINERS.get(type(value))) is not None:
             tag, items = container[0], container[1](value)
             if type(value) in MUTABLE:
@@ -197,13 +203,13 @@ class _Open:
 
 class Reader:
     """Reads one value. `numbered` and `items`: the mutable containers in the order of their numbers, and what each
-    held. `known`: the objects that the writer may refer to by the numbers of a request."""
+    held. `known` and `kept`: the objects of a request, and those that both sides keep, for the writer to refer to."""
 
-    def __init__(self, data: bytes, hooks: Hooks = _PLAIN, known: Sequence[Any] = ()) -> None:
+    def __init__(self, data: bytes, hooks: Hooks = _PLAIN, known: Sequence[Any] = (), kept: Sequence[Any] = ()) -> None:
         self.data, self.position = data, 0
         self.numbered: list[Any] = []
         self.items: list[list[Any]] = []
-        self._hooks, self._known, self._weight = hooks, known, 0
+        self._hooks, self._known, self._kept, self._weight = hooks, known, kept, 0
 
     def loads(self) -> Any:
         """The value that was written. BadFrame for anything else."""
@@ -301,6 +307,7 @@ READ: dict[bytes, Callable[[Reader], Any]] = {
     b"b": lambda reader: reader.take(reader.count()),
     b"R": lambda reader: reader.numbered[reader.count()],
     b"A": lambda reader: reader._known[reader.count()],
+    b"K": lambda reader: reader._kept[reader.count()],
 }
 _NEW: dict[str, Callable[[], Any]] = {"l": list, "d": dict, "S": set, "q": deque, "B": bytearray}
 _COMMON = "ltdSZ"
