@@ -7,11 +7,14 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from runtime.text import json_printable
 
 TEMPORARY = ".tmp-"
 _counter = itertools.count()
@@ -84,6 +87,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """What is called `prefix` and a number in `folder`, in order of the numbers; other names, links among them, are
+    left out."""
+    names = re.compile(re.escape(prefix) + "([0-9]+)")
+    found = [(match, path) for path in Path(folder).glob(f"{prefix}*") if (match := names.fullmatch(path.name))]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if not path.is_symlink())]
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
     """Deletes what killed writers left in `folder` and returns it. Only for the one process that writes there."""
     leftovers = sorted(folder.glob(f".*{TEMPORARY}*"))
@@ -103,14 +114,15 @@ def _number(value: Any) -> Any:
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends one line a row in a single write and flushes it to disk; a torn last line is closed off first."""
-    text = "".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows)
+    """Appends one line a row in a single write and flushes it to disk; an incomplete last line is ended first. Control
+    characters are written as JSON's escapes."""
+    text = json_printable("".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows))
     with Path(path).open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 text = "\n" + text
-        file.write(text.encode("utf-8", errors="backslashreplace"))
+        file.write(text.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
 
@@ -127,19 +139,19 @@ def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole objects of a JSONL file in order; torn lines are left out with a warning that counts them."""
-    torn = 0
+    """The whole objects of a JSONL file in order; incomplete lines are left out with a warning that counts them."""
+    incomplete = 0
     for _, row in _parsed_lines(Path(path)):
         if row is None:
-            torn += 1
+            incomplete += 1
         else:
             yield row
-    if torn:
-        warnings.warn(f"{path}: left out {torn} line(s) that are no whole JSON object", stacklevel=2)
+    if incomplete:
+        warnings.warn(f"{path}: left out {incomplete} line(s) that are no whole JSON object", stacklevel=2)
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Keeps the lines for whose object `keep` is true, drops the others and torn ones; returns how many were dropped.
+    """Keeps the lines for whose object `keep` is true, drops the rest and incomplete ones; returns how many.
 
     The file is rewritten aside and renamed, and not touched when nothing is dropped. A missing file has no lines.
     """

@@ -1,14 +1,10 @@
 """The folder of one run: its configuration, its logs and its checkpoints, written by one process at a time."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +18,7 @@ from configs.schema import Config
 from configs.tree import flat
 from runtime import heartbeat
 from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
+from runtime.lock import Lock
 
 MADE_HERE = (
     "config.yaml",
@@ -50,8 +47,6 @@ UNCOMPARED_KEYS = (
     "experiment.timeout_minutes",
     "dry_run",
 )
-HEARTBEAT_SECONDS = 10.0
-PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +70,7 @@ class RunFolder:
 
     path: Path
     resumed: bool = False
-    _lock: "Lock | None" = field(default=None, repr=False)
+    _lock: Lock | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -148,8 +143,8 @@ class RunFolder:
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
-                f"Continue that run with config={config_path}, choose another experiment.project (which may go on from "
-                "a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
+                f"Continue that run with config={config_path}, choose another experiment.project (which may resume "
+                "from a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
                 "experiment.overwrite=true."
             )
         return not differences
@@ -180,7 +175,7 @@ class RunFolder:
 
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
-        step that is not `evaluated` to its end, and torn ones."""
+        step that is not `evaluated` to its end, and incomplete ones."""
 
         def keep(row: Mapping[str, Any]) -> bool:
             step = row.get("step", 0)
@@ -200,109 +195,6 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Lock:
-    """A file that names the process that writes a folder, locked while that process lives and touched every
-    HEARTBEAT_SECONDS.
-
-    On one machine the operating system frees the lock with its process, however it ends. A holder on another machine
-    that shares the folder may be out of the lock's reach: it is believed alive while the file's time moves on.
-    """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run folder heartbeat", daemon=True)
-        self._thread.start()
-        os.register_at_fork(after_in_child=self._let_go)
-
-    @classmethod
-    def take(cls, path: Path) -> "Lock":
-        """ValueError naming the holder when there is one; OSError when the file cannot be written.
-
-        A killed holder may take a moment to vanish, so the lock is asked for during PATIENCE_SECONDS.
-        """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            held_here = not _try_flock(descriptor)
-            holder = _read_holder(descriptor)
-            if held_here or _lives_elsewhere(holder, path):
-                raise ValueError(
-                    f"{path.parent} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
-                    f"since {holder.get('started', '?')}. Stop that run, or choose another experiment.project."
-                )
-            started = time.strftime("%Y-%m-%d %H:%M:%S")
-            text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}) + "\n"
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return cls(path, descriptor)
-
-    def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_SECONDS):
-            try:
-                os.utime(self._descriptor)
-            except OSError:
-                return
-
-    def _let_go(self) -> None:
-        """In a forked child, which would else hold the lock on after its parent's death."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def release(self) -> None:
-        """Frees the lock; further calls do nothing."""
-        if self._descriptor < 0:
-            return
-        self._stopped.set()
-        self._thread.join()
-        os.ftruncate(self._descriptor, 0)
-        self._let_go()
-
-
-def _try_flock(descriptor: int) -> bool:
-    """False when another process keeps the lock; True also on a file system that has no locks."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        except OSError:
-            return True
-
-
-def _read_holder(descriptor: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _lives_elsewhere(holder: Mapping[str, Any], path: Path) -> bool:
-    """Whether the holder is on another machine and touches the file while it is watched for two heartbeats."""
-    if holder.get("host") in (None, socket.gethostname()):
-        return False
-    before = path.stat().st_mtime_ns
-    watch_seconds = 2.5 * HEARTBEAT_SECONDS
-    logger.warning(
-        "%s: last written on %s; watching %.0f s for a sign of life", path.parent, holder["host"], watch_seconds
-    )
-    deadline = time.monotonic() + watch_seconds
-    while time.monotonic() < deadline:
-        time.sleep(HEARTBEAT_SECONDS / 20)
-        if path.stat().st_mtime_ns != before:
-            return True
-    return False
 
 
 def _check_place(root: Path) -> None:

@@ -16,9 +16,11 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
-from train import rl, sft
+from train import evaluate, rl, sft
+from train.collect import Collector
 from train.learner.policy import Policy
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.process import prepare_process
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
 
@@ -54,7 +56,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
     words = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
     run_rl(shop, *words, "experiment.project=straight")
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def asked_in_step_2(self, prompts, step):
         if step == 2:
@@ -62,7 +64,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
         return rollout(self, prompts, step)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(rl.Run, "rollout", asked_in_step_2)
+        patch.setattr(Collector, "sample", asked_in_step_2)
         run_rl(shop, *words, "experiment.project=stopped")
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000001"]
@@ -75,15 +77,15 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
     """In the first of two updates of epoch 2."""
     words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def asked_in_epoch_2(sample, model, training, epoch, window):
+    def asked_in_epoch_2(sample, model, training, method, epoch, window):
         if epoch == 1 and not stopping.is_asked():
             signal.raise_signal(signal.SIGTERM)
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(sft, "make_rows", asked_in_epoch_2)
+        patch.setattr(sft, "make_samples", asked_in_epoch_2)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]
@@ -98,10 +100,10 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
     words += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
     given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
-    evaluate, at = rl.evaluate, []
+    run, at = evaluate.evaluate, []
 
     def with_given_accuracy(*args, **named):
-        (result,) = evaluate(*args, **named)
+        (result,) = run(*args, **named)
         at.append(len(at) + 1)
         if len(at) == 3 and dying:
             raise Stop
@@ -111,7 +113,7 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name
 
     ckpt, dying = shop.runs / "rl" / "ckpt", True
-    monkeypatch.setattr(rl, "evaluate", with_given_accuracy)
+    monkeypatch.setattr(evaluate, "evaluate", with_given_accuracy)
     with pytest.raises(Stop):
         run_rl(shop, *words)
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")
@@ -136,7 +138,7 @@ def test_an_evaluation_without_rewards_is_never_the_best(shop):
 @pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
-    write = rl.atomic_write_text
+    write = evaluate.atomic_write_text
 
     def dies_after_step_2(path, text):
         if "2" in json.loads(text):
@@ -144,7 +146,7 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
         write(path, text)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rl, "atomic_write_text", dies_after_step_2)
+        patch.setattr(evaluate, "atomic_write_text", dies_after_step_2)
         run_rl(shop)
     assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
     assert run_rl(shop)["accuracy_after"] is not None
@@ -174,7 +176,7 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
     tuned, trained = (shop.runs / name / "ckpt" / "optimized" for name in ("sft", "rl"))
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, lambda *given: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(setup_models, name, lambda *given: pytest.fail("a model was loaded"))
     with_value = f"model.value_base_model={shop.model}"
     for dry in ("dry_run=true", "dry_run=false"):
         words = [NO_EVALUATION, "experiment.project=other", dry]
@@ -194,7 +196,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     made, seen, matmul = shop.runs / "sft" / "ckpt" / "optimized", [], torch.backends.cuda.matmul
 
     def tunes(config):
-        session.prepare_process(config)
+        prepare_process(config)
         matmul.allow_tf32 = True
         torch.use_deterministic_algorithms(True)
         torch.rand(3)

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from built_rewards import built
 
+import reward.code.mounts
 import reward.code.reward
 import reward.code.run
-import reward.code.sandbox
 from reward import Verdict, grade_code
 from reward.code.plan import plan_tests
 from reward.code.reward import CodeGrader
@@ -389,18 +389,18 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible = reward.code.sandbox.visible_folders
-    monkeypatch.setattr(
-        reward.code.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)])
-    )
+    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
+    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
-    reward.code.sandbox.mounts.cache_clear()
+    for function in cached:
+        function.cache_clear()
     try:
         program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
         tests = task("assert f('library')", "assert not f('project/answers')")
         assert grade_code(program, tests).passed
     finally:
-        reward.code.sandbox.mounts.cache_clear()
+        for function in cached:
+            function.cache_clear()
 
 
 def test_tests_that_cannot_be_read_do_not_stop_a_run():

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.code.inside import plain
-from reward.code.inside.plain import dumps, frames, loads, read_frame, write_frame
+from reward.code.inside.plain import dumps, loads, read_frame, write_frame
 from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
 hashable = st.recursive(
@@ -283,28 +283,3 @@ def test_frames():
     with pytest.raises(EOFError):
         read_frame(reader)
     os.close(reader)
-    one = dumps(1)
-    good = len(one).to_bytes(4, "little") + one
-    assert frames(good + good + b"\x01\0\0\0?" + good) == [1, 1]
-    assert frames(good + good[:-1]) == [1] and frames(b"") == []
-
-
-def test_messages_for_the_trainer_are_flat_and_small():
-    def framed(body):
-        return len(body).to_bytes(4, "little") + body
-
-    message = {"test": 1, "status": "passed", "detail": ""}
-    assert frames(framed(dumps(message)) * 3) == [message] * 3
-    number = dumps(2**61 - 1)
-    for body in (
-        dumps({"a": [1]}),
-        dumps([1]),
-        dumps({1: 2}),
-        dumps("x" * plain.MAX_MESSAGE_BYTES),
-        b"d\xff\xff\xff\xff" + dumps("a") + number,
-        b"d\x02\0\0\0" + dumps("a") + number + b"N",
-        dumps(Fraction(1, 2)),
-        b"",
-    ):
-        assert frames(framed(dumps(message)) + framed(body) + framed(dumps(message))) == [message]
-    assert len(frames(framed(b"N") * 200_000)) == plain.MAX_MESSAGES

@@ -216,7 +216,7 @@ def test_forked_child_does_not_hold_the_lock(tmp_path):
 
 
 def test_holder_on_another_machine(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("runtime.lock.HEARTBEAT_SECONDS", 0.2)
     path = finished_run(tmp_path / "demo")
     lock = path / ".lock"
     holder = json.dumps({"pid": 7, "host": "node-1", "started": "2026-01-01 00:00:00"})

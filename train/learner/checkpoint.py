@@ -1,4 +1,4 @@
-"""A run on disk: model folders usable by themselves, with what the trainer needs to go on beside the weights."""
+"""Checkpoints on disk: model folders usable by themselves, with what the trainer needs to resume beside the weights."""
 
 import json
 import logging
@@ -6,13 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from models import DiffusionLM, ValueModel
 from runtime.files import atomic_folder
 
 logger = logging.getLogger(__name__)
@@ -20,50 +20,59 @@ logger = logging.getLogger(__name__)
 STATE = "trainer"
 VALUE = "value"
 BEST = "best"
+LIST = "files.json"
 RL, SFT = "rl.py", "train/sft.py"
+KINDS = {RL: "rl", SFT: "sft"}
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: DiffusionLM,
-    state: dict[str, Any],
-    link_name: str,
-    value: tuple[ValueModel, str] | None = None,
-) -> Path:
+class Savable(Protocol):
+    def save(self, path: Path) -> None:
+        """Writes a folder of weights, config and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds. command: the one that writes it (RL or SFT); state: the trainer's, of tensors and plain
+    values."""
+
+    command: str
+    model: Savable
+    state: Mapping[str, Any]
+    value: Savable | None = None
+
+
+def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
     """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, trainer/ with state and a
-    list of sizes, value/ with the value model.
-
-    `folder`/`link_name` then points to it, and the name that is given with a value model to its value/.
-    """
+    list of files, value/ with the value model."""
     path = folder / f"step-{step:06d}"
-    with _said(path), atomic_folder(path) as aside:
-        model.save(aside)
-        if value is not None:
-            value[0].save(aside / VALUE)
+    with _explained(path), atomic_folder(path) as aside:
+        contents.model.save(aside)
+        if contents.value is not None:
+            contents.value.save(aside / VALUE)
         (aside / STATE).mkdir()
-        torch.save(state | {"step": step, "torch_rng": torch.get_rng_state()}, aside / STATE / "state.pt")
+        state = {**contents.state, "step": step, "torch_rng": torch.get_rng_state()}
+        torch.save(state, aside / STATE / "state.pt")
         sizes = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-        (aside / STATE / "files.json").write_text(json.dumps({"step": step, "sizes": sizes}))
-    point_to(path, link_name, value[1] if value is not None else None)
+        listed = {"step": step, "kind": KINDS[contents.command], "sizes": sizes}
+        (aside / STATE / LIST).write_text(json.dumps(listed))
     return path
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _explained(path: Path) -> Iterator[None]:
     """An error of the disk as one that says what is left and what to do."""
     try:
         yield
     except OSError as error:
         raise OSError(
             f"checkpoint {path} could not be written ({error}). Older ones are whole: make room, or mend the disk, and "
-            "type the same command to go on from the newest."
+            "type the same command to resume from the newest."
         ) from error
 
 
-def point_to(checkpoint: Path, link_name: str, value_name: str | None) -> None:
-    """Links beside the checkpoint, to its model and its value model. A resumed run says it again: a kill may have come
-    between a checkpoint and its links."""
+def point_to(checkpoint: Path, link_name: str, value_name: str | None = None) -> None:
+    """Links beside the checkpoint, to its model and its value model. A resumed run makes them again: a kill may have
+    come between a checkpoint and its links."""
     _point(checkpoint.parent / link_name, checkpoint.name)
     if value_name is not None:
         _point(checkpoint.parent / value_name, f"{checkpoint.name}/{VALUE}")
@@ -78,7 +87,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a torn one is named in a warning and passed over."""
+    """The newest whole checkpoint; an incomplete one is named in a warning and passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if problem := _problem(path):
             logger.warning("checkpoint %s is not whole (%s): passed over", path, problem)
@@ -88,8 +97,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def starting_checkpoint(folder: Path, resume: str, command: str, with_value: bool = False) -> Path | None:
-    """What a run whose checkpoints lie in `folder` goes on from, by experiment.resume: auto, never, or the path of a
-    `given_checkpoint`. ValueError where that says no."""
+    """What a run whose checkpoints lie in `folder` resumes from, by experiment.resume: auto, never, or the path of a
+    `given_checkpoint`. ValueError where that forbids it."""
     own = newest_checkpoint(folder)
     if resume == "never" and own is not None:
         raise ValueError(
@@ -106,12 +115,11 @@ def given_checkpoint(resume: str, command: str, with_value: bool = False) -> Pat
     given = Path(resume).expanduser()
     if problem := _problem(given):
         raise ValueError(f"experiment.resume={resume} is not a whole checkpoint of a run: {problem}.")
-    state = _read_state(given)
-    written_by = RL if "curriculum" in state else SFT
+    written_by = _written_by(given)
     begin = f"begin with its weights alone: leave experiment.resume out and set model.pretrained_model={resume}."
     if written_by != command:
         raise ValueError(f"experiment.resume={resume} was written by {written_by}; {command} can only {begin}")
-    if with_value and "value_updater" not in state:
+    if with_value and not (given / VALUE).is_dir():
         raise ValueError(
             f"experiment.resume={resume} has no value model, and this run trains one: leave model.value_base_model "
             f"out, or {begin}"
@@ -119,16 +127,22 @@ def given_checkpoint(resume: str, command: str, with_value: bool = False) -> Pat
     return given
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint, left on disk until it is read; restores torch's random generator."""
-    state = _read_state(path)
-    torch.set_rng_state(state["torch_rng"])
-    return state
+def _written_by(path: Path) -> str:
+    """The command that wrote a whole checkpoint. A list of files without a kind is of a time when only RL's state had a
+    curriculum."""
+    kind = _listed(path).get("kind") or ("rl" if "curriculum" in read_state(path) else "sft")
+    return next(command for command, name in KINDS.items() if name == kind)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """The trainer's state of a checkpoint, left on disk until it is read."""
     state: dict[str, Any] = torch.load(path / STATE / "state.pt", weights_only=True, mmap=True)
     return state
+
+
+def restore_random(state: Mapping[str, Any]) -> None:
+    """Puts torch's random generator where a trainer's state left it."""
+    torch.set_rng_state(state["torch_rng"])
 
 
 def point_to_best(folder: Path, scores: Mapping[int, float]) -> Path | None:
@@ -146,8 +160,8 @@ def point_to_best(folder: Path, scores: Mapping[int, float]) -> Path | None:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, best: Path | None = None) -> None:
-    """Removes all but the newest `keep_last` whole checkpoints and the best; 0 = none is removed. A torn one counts for
-    none, and is removed once a newer one is whole."""
+    """Removes all but the newest `keep_last` whole checkpoints and the best; 0 = none is removed. An incomplete one
+    counts for none, and is removed once a newer one is whole."""
     paths = sorted(folder.glob("step-*"), reverse=True)
     kept = list(islice((path for path in paths if _problem(path) is None), keep_last))
     for path in paths[paths.index(kept[0]) :] if kept else []:
@@ -155,11 +169,17 @@ def prune_checkpoints(folder: Path, keep_last: int, best: Path | None = None) ->
             shutil.rmtree(path)
 
 
+def _listed(path: Path) -> dict[str, Any]:
+    """What trainer/files.json of a checkpoint says: its step, the kind of run, sizes of files."""
+    listed: dict[str, Any] = json.loads((path / STATE / LIST).read_text())
+    return listed
+
+
 def _problem(path: Path) -> str | None:
     if not path.is_dir():
         return "there is no such folder"
     try:
-        sizes = json.loads((path / STATE / "files.json").read_text())["sizes"]
+        sizes = _listed(path)["sizes"]
     except (OSError, ValueError, KeyError) as error:
         return f"no list of files: {type(error).__name__}"
     for name, size in sizes.items():

@@ -11,7 +11,7 @@ from runtime.files import append_jsonl, read_jsonl, truncate_jsonl
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
-from train.algorithm.advantages import Credit
+from train.algorithm.advantages import Credit, CreditKind
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class RolloutLog:
                     "task": tasks[i],
                     "text": texts[i],
                     "reward": graded.rewards[i],
-                    "advantage": scored.advantages[i],
                     "block_size": block_size,
                 }
+                | _credit(scored.kind, scored.values[i])
                 | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
                 | vars(rollout)
                 for i, rollout in enumerate(graded.rollouts)
@@ -111,13 +111,19 @@ def _rows_after(path: Path, last_step: int) -> Iterator[dict[str, Any]]:
     return (row for row in rows if row["step"] > last_step)
 
 
+def _credit(kind: CreditKind, value: float | list[float] | None) -> dict[str, Any]:
+    """What a response earned, under the name of what it is: an advantage, or a reward for the value model."""
+    return {"advantage": value} if kind == "advantage" else {"credit": value, "credit_kind": kind}
+
+
 def _graded(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> GradedRollouts:
     token_rewards = [row["token_rewards"] for row in rows] if rows and "token_rewards" in rows[0] else None
-    advantages = [row["advantage"] for row in rows]
+    kind: CreditKind = rows[0].get("credit_kind", "advantage") if rows else "advantage"
+    values = [row["advantage" if kind == "advantage" else "credit"] for row in rows]
     return GradedRollouts(
         [Rollout.from_dict(dict(row)) for row in rows],
         [row["reward"] for row in rows],
-        Credit(advantages, Counter(line["dropped"]), token_rewards, line["stats"]),
+        Credit(values, Counter(line["dropped"]), kind, token_rewards, line["stats"]),
         line["reward_stats"],
         line["seconds"],
     )

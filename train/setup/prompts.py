@@ -9,44 +9,63 @@ from typing import Any
 import torch
 
 from configs import find
-from configs.schema import DatasetConfig, DecodeConfig, RolloutConfig
+from configs.schema import DatasetConfig, DecodeConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
+from runtime.doors import is_file_target
 from sample import Rollout, SamplingConfig
+from sample.doors import open_strategy, open_target
 from sample.unmask import schedule
 
 logger = logging.getLogger(__name__)
 
 
 def sampling_entries(
-    decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
+    decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
     """Name -> sampling config for each entry of the parallel lists strategy, top_k, block_size, steps_per_block.
 
+    blocks: tokens of a block of each entry (`Blocks`).
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
     of_the_run = {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
     entries: dict[str, SamplingConfig] = {}
-    for chosen in decodings(decode):
-        config = SamplingConfig(**chosen | _cache(decode, model) | of_the_run).for_model(model)
+    for chosen, block_size in zip(decodings(decode), blocks, strict=True):
+        chosen |= {"block_size": block_size} | _cache(decode, model) | of_the_run
+        config = SamplingConfig(**chosen).for_model(model)
         _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
             config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
-        name = f"{config.strategy.removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
+        strategy = chosen["strategy"].rpartition(":")[2].removeprefix("low_confidence_")
+        name = f"{strategy}-b{config.block_size}-{mode}"
         name += f"-k{config.top_k}" if config.top_k > 1 else ""
         entries[_unused(name, entries)] = config
     return entries
 
 
 def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
-    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too."""
+    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too.
+    Parameters of strategies go to a user's own among several."""
     lists = decode.parallel_lists()
     shared = {item.name: getattr(decode, item.name) for item in fields(SamplingConfig) if hasattr(decode, item.name)}
     entries = range(len(next(iter(lists.values()), [None])))
-    return [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    chosen = [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    if any(is_file_target(entry["strategy"]) for entry in chosen):
+        chosen = [entry if is_file_target(entry["strategy"]) else entry | {"strategy_params": {}} for entry in chosen]
+    return chosen
+
+
+def check_decodings(*sections: DecodeConfig) -> None:
+    """ValueError, naming the key, for all about sections that can be known to fail before a model is loaded."""
+    named = ("strategy", "target", "strategy_params", "target_params")
+    for decode in sections:
+        for chosen in decodings(decode):
+            choices = SamplingConfig(**{name: value for name, value in chosen.items() if name not in named})
+            open_strategy(decode.key("strategy"), chosen["strategy"], chosen["strategy_params"], choices)
+            open_target(decode.key("target"), chosen["target"], chosen["target_params"])
 
 
 def _cache(decode: DecodeConfig, model: DiffusionLM) -> dict[str, Any]:
@@ -80,15 +99,10 @@ def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: Sa
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
-def inference_model(
-    model: DiffusionLM, decode: RolloutConfig, precision: str, apart_on: torch.device | None = None
-) -> DiffusionLM:
+def inference_model(model: DiffusionLM, dtype: torch.dtype, apart_on: torch.device | None = None) -> DiffusionLM:
     """The model that samples: the trained one itself, or a copy in the type that sampling wants. apart_on: always a
     copy, on that device."""
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(decode.dtype)
-    if wanted is None:
-        wanted = torch.bfloat16 if precision == "bf16" else model.dtype
-    return model if wanted == model.dtype and apart_on is None else model.copy_as(wanted, apart_on)
+    return model if dtype == model.dtype and apart_on is None else model.copy_as(dtype, apart_on)
 
 
 @dataclass(frozen=True)

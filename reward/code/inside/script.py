@@ -6,7 +6,8 @@ import os
 import sys
 import types
 
-from reward.code.inside.plain import MAX_REQUEST_BYTES, read_frame, write_frame
+from reward.code.inside.plain import MAX_REQUEST_BYTES, read_frame
+from reward.code.inside.told import tell
 
 MEMORY_CODE = 77
 
@@ -33,8 +34,8 @@ def run_script(request: int) -> None:
 
 
 def run_joint() -> None:
-    """Forgeable: program and tests in one interpreter. {"program", "tests", "nonce"} in, {"test", "nonce"} out after
-    each pass."""
+    """Forgeable: program and tests in one interpreter. {"program", "tests", "secret"} in; each pass is told with the
+    secret."""
     job, answers = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -46,5 +47,5 @@ def run_joint() -> None:
             exec(compile(test, "<test>", "exec", dont_inherit=True), module.__dict__)
         except Exception:
             continue
-        write_frame(answers, {"test": index, "nonce": job["nonce"]})
+        tell(answers, index, "passed", secret=job["secret"])
     os._exit(0)

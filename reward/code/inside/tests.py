@@ -1,8 +1,8 @@
 """The trusted side: runs the tests. What they use of the program are handles on objects in a sandbox of its own.
 
 In: {"program", "prefix", "tests", "entries", "makers", "modules", "classes", "preparation"} on standard input. Out:
-{"test", "status", "detail"} for each test, or for all of them with test -1. The program's side hangs on the two
-descriptors that `run_tests` is given.
+status and detail of each test, or of all of them as test -1 (reward.code.inside.told). The program's side hangs on the
+two descriptors that `run_tests` is given.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 import types
 
 from reward.code.inside.link import ANSWER, Link
-from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame, write_frame
+from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
+from reward.code.inside.told import tell as tell_one
 from reward.code.inside.values import TestsSide
 from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
@@ -20,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-MAX_TEXT = 500
 MAX_NESTED = 60  # calls inside calls; each takes a dozen frames of the interpreter
 MAX_WAIT_SECONDS = 4.0  # of one thread of a test for another
 # what the interpreter itself calls, and takes some errors of for an answer: IndexError for the end of a sequence
@@ -157,7 +157,7 @@ def run_tests(calls: int, answers: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
 
     def tell(test: int, status: str, detail: str) -> None:
-        write_frame(verdicts, {"test": test, "status": status, "detail": detail[:MAX_TEXT]})
+        tell_one(verdicts, test, status, detail)
 
     try:
         namespace = prepare(job)

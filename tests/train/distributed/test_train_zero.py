@@ -2,6 +2,7 @@
 of ranks goes on with. Real processes with gloo."""
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -18,7 +19,7 @@ from configs.engine import FOLDER, engine_file
 from models import load_model
 from models.lora import Adapters
 from runtime import ranks
-from train import checks, rl, sft
+from train import checks, prepare, sft
 from train.command import placement
 from train.distributed import kind
 from train.distributed.kind import check_engine, zero_stage
@@ -121,7 +122,7 @@ def test_the_first_model_is_made_by_the_engine_of_the_run(monkeypatch, tmp_path,
     words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
     config = load_config(shop.words(RL, *words, *([word] if word else [])))
     monkeypatch.setattr(sft, "run", lambda config: (prepared.append(config), shutil.copytree(model_folder, made)))
-    rl.prepare_model(config)
+    prepare.prepare_model(config)
     (first,) = prepared
     assert first.experiment.project == "sft"
     assert first.experiment.deepspeed_file == config.experiment.deepspeed_file == (word and word.split("=")[1])
@@ -163,8 +164,7 @@ def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     name = "2_node_8_gpus_deepspeed_zero3"
     config = with_file(name, experiment={"deepspeed_file": name, "gpu_memory_gib": 80.0})
-    config.dry_run = True
-    processes, node = placement(config, nodes=False)
+    processes, node = placement(replace(config, dry_run=True), nodes=False)
     assert (processes, node.count) == (8, 2)
 
 

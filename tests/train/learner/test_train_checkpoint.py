@@ -10,12 +10,16 @@ from trainees import assert_same_weights, weights_of
 
 from models import ValueModel, load_model, load_value_model
 from train.learner.checkpoint import (
+    SFT,
     STATE,
     VALUE,
-    load_state,
+    Contents,
     newest_checkpoint,
+    point_to,
     point_to_best,
     prune_checkpoints,
+    read_state,
+    restore_random,
     save_checkpoint,
 )
 
@@ -25,27 +29,32 @@ def model():
     return tiny_model("sdar")
 
 
+def save(folder, step, model, state=(), link="optimized", value=None, value_link=None):
+    path = save_checkpoint(folder, step, Contents(SFT, model, dict(state), value))
+    point_to(path, link, value_link)
+
+
 @pytest.fixture
 def folder(tmp_path, model):
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, step, model, {"note": step}, "optimized")
+        save(tmp_path, step, model, {"note": step})
     return tmp_path
 
 
 def test_a_checkpoint_is_a_model_folder_with_a_state(folder, model):
     newest = newest_checkpoint(folder)
     assert newest == folder / "step-000010"
-    assert load_state(newest)["note"] == 10 and load_state(newest)["step"] == 10
+    assert read_state(newest)["note"] == 10 and read_state(newest)["step"] == 10
     for path in (newest, folder / "optimized"):
         assert_same_weights(weights_of(load_model(path)), weights_of(model))
 
 
 def test_the_random_generator_goes_on_where_it_was(folder, model):
     torch.manual_seed(5)
-    save_checkpoint(folder, 11, model, {}, "optimized")
+    save(folder, 11, model)
     want = torch.rand(3)
     torch.manual_seed(99)
-    load_state(newest_checkpoint(folder))
+    restore_random(read_state(newest_checkpoint(folder)))
     assert torch.equal(torch.rand(3), want)
 
 
@@ -66,7 +75,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["cut weights", "no weights", "empty state", "no list", "cut list", "no state"])
-def test_a_torn_checkpoint_is_named_and_passed_over(folder, how, caplog):
+def test_an_incomplete_checkpoint_is_named_and_passed_over(folder, how, caplog):
     damage(folder / "step-000010", how)
     with caplog.at_level(logging.WARNING):
         assert newest_checkpoint(folder) == folder / "step-000004"
@@ -85,7 +94,7 @@ def test_a_write_that_fails_leaves_the_old_ones(folder, model, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model, "save", fails)
         with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(folder, 12, model, {}, "optimized")
+            save(folder, 12, model)
     assert newest_checkpoint(folder) == folder / "step-000010"
     assert (folder / "optimized").resolve().name == "step-000010"
 
@@ -94,7 +103,7 @@ def test_the_link_follows_and_spares_a_folder_of_that_name(folder, model):
     assert (folder / "optimized").resolve().name == "step-000010"
     (folder / "mine").mkdir()
     (folder / "mine" / "keep").write_text("me")
-    save_checkpoint(folder, 12, model, {}, "mine")
+    save(folder, 12, model, link="mine")
     assert (folder / "mine" / "keep").read_text() == "me"
 
 
@@ -102,7 +111,7 @@ def test_a_value_model_is_saved_beside_and_pointed_to(tmp_path, model):
     value = ValueModel(model)
     for step in (1, 2):
         torch.nn.init.constant_(value.value_head.weight, step)
-        save_checkpoint(tmp_path, step, model, {}, "optimized", (value, "optimized_value"))
+        save(tmp_path, step, model, value=value, value_link="optimized_value")
     assert_same_weights(weights_of(load_value_model(tmp_path / "optimized_value")), weights_of(value))
     assert_same_weights(weights_of(load_model(tmp_path / "optimized")), weights_of(model))
     (tmp_path / "step-000002" / VALUE / "model.safetensors").unlink()
@@ -116,7 +125,7 @@ def test_pruning_keeps_the_newest(folder, keep_last, left):
 
 
 @pytest.mark.parametrize(
-    ("torn", "keep_last", "left"),
+    ("incomplete", "keep_last", "left"),
     [
         ([10], 1, [4, 10]),
         ([10], 2, [2, 4, 10]),
@@ -127,9 +136,9 @@ def test_pruning_keeps_the_newest(folder, keep_last, left):
         ([4], 0, [2, 4, 10]),
     ],
 )
-def test_pruning_counts_whole_checkpoints_alone(folder, torn, keep_last, left):
-    """A torn one goes when a newer one is whole, and until then stays for people to look at."""
-    for step in torn:
+def test_pruning_counts_whole_checkpoints_alone(folder, incomplete, keep_last, left):
+    """An incomplete one goes when a newer one is whole, and until then stays for people to look at."""
+    for step in incomplete:
         damage(folder / f"step-{step:06d}", "cut weights")
     newest = newest_checkpoint(folder)
     prune_checkpoints(folder, keep_last)
@@ -145,7 +154,7 @@ def test_the_best_is_pointed_to_and_outlives_pruning(folder):
     assert point_to_best(folder, {2: 0.5, 10: 0.6}) == folder / "step-000010" == (folder / "best").resolve()
 
 
-def test_a_torn_checkpoint_is_never_the_best(folder):
+def test_an_incomplete_checkpoint_is_never_the_best(folder):
     damage(folder / "step-000004", "cut weights")
     assert point_to_best(folder, {2: 0.1, 4: 0.9}) == folder / "step-000002"
     damage(folder / "step-000002", "no list")

@@ -22,12 +22,12 @@ def keys_of(step):
     return [(step, task, j) for task in ("a", "b") for j in range(2)]
 
 
-def graded(step, token_rewards=None):
+def graded(step, token_rewards=None, kind="advantage"):
     rollouts = [
         Rollout(key, prompt, [9, 2, 1], [1, 2, 0], [-0.1 / 3, float("-inf"), 0.0], 2, "stop", 2, step - 1)
         for key, prompt in zip(keys_of(step), PROMPTS, strict=True)
     ]
-    scored = Credit([0.1, -0.1, None, None], Counter({"equal": 1}), token_rewards, {"judge/seconds": 0.5})
+    scored = Credit([0.1, -0.1, None, None], Counter({"equal": 1}), kind, token_rewards, {"judge/seconds": 0.5})
     return GradedRollouts(rollouts, [1.0, 1 / 3, None, 0.0], scored, {"reward/none_count": 1.0}, 0.25)
 
 
