@@ -78,7 +78,8 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         sys.exit(2)
     except stopping.Stopped as stop:
         if ranks.is_main():
-            print(f"{stop}: the same command goes on from here", file=sys.stderr)
+            resumes = stop.resumes or heartbeat.where_to_resume(run_path(config), config.experiment.resume)
+            print(f"{stop}. {resumes}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except ranks.FailedElsewhere as error:
         if os.environ.get("DEBUG"):
