@@ -25,7 +25,7 @@ from runtime.monitor import Monitor
 from sample import Rollout
 from train import evaluation, rl, sft
 from train.collect import Collector
-from train.setup import models as session
+from train.setup import process
 
 
 @pytest.fixture(autouse=True)
@@ -377,7 +377,7 @@ def test_rl_makes_its_own_first_model(shop, capsys):
 
 def test_training_and_sampling_in_bf16(shop, monkeypatch):
     """Weights and updates in fp32 under autocast, a bf16 copy that samples and follows every update."""
-    monkeypatch.setattr(session, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
     runs, save = [], rl.Run.save
     monkeypatch.setattr(rl.Run, "save", lambda self, step: (runs.append(self), save(self, step)))
     AcceleratorState._reset_state(True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from train import checks
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
@@ -35,20 +35,22 @@ from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import StepTotals, Updater
 from train.memory.report import check_memory
-from train.setup import models as session
+from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
+from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
-    session.prepare_process(config)
+    prepare_process(config)
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with session.run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
+    with run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
         return tuning.loop()
 
 
@@ -66,13 +68,12 @@ def check(config: Config) -> list[Example]:
         raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    session.pick_device(config.model.device)
-    folder = session.check_model_path(config)
-    check_engine(config, folder)
-    family = session.model_family(config, folder)
-    check_doors(training, "sft", family.attention, family.logit_shift)
-    path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
-    session.check_start(config, SFT)
+    pick_device(config.model.device)
+    spec = spec_of(config)
+    check_engine(config, spec.folder)
+    check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
+    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    checks.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
@@ -80,7 +81,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
-    check_memory(config, folder, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec.folder, "sft", _answer_tokens(training, examples))
     return examples
 
 
@@ -100,17 +101,19 @@ class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
-        self.monitor = session.monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
-        device = session.pick_device(config.model.device)
-        trained_on = session.trained_model_device(config)
-        self.model = session.make_model(config, self.checkpoints.start, device=trained_on)
+        device = pick_device(config.model.device)
+        trained_on = trained_model_device(config)
+        self.model = make_model(config, self.checkpoints.start, device=trained_on)
         self.method = method_of(config.training, "sft")
-        self.config = config = replace(config, training=for_model(config.training, self.model, self.method))
-        session.adopt_block_size(self.model, config.training.block_size or self.model.block_size)
+        blocks = Blocks.of(config, self.model.spec, "sft")
+        settings = for_model(config.training, self.model, self.method, blocks.trained)
+        self.config = config = replace(config, training=settings)
+        adopt_block_size(self.model, blocks.trained)
         self.samples = tokenise(examples, self.model, config, self.method)
-        accelerator = make_accelerator(session.precision(config, device), device, engine_kind(config))
+        accelerator = make_accelerator(precision(config, device), device, engine_kind(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
@@ -121,15 +124,16 @@ class FineTuning:
         self.total = self.updates_per_epoch * config.training.num_train_epochs
         self.schedule = Schedule.of(config.lr_scheduler, self.total)
         self.longest = max(len(sample.answer_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows(folder))
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -200,25 +204,25 @@ class FineTuning:
             "steps": self.total,
             "nll": self.nll,
             "seconds": round(self.checkpoints.seconds, 1),
-            "model": str(self.checkpoints.folder / self.config.model.optimized_name),
+            "model": str(self.checkpoints.model),
         }
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 
-    def _banner_rows(self, folder: RunFolder) -> dict[str, str]:
+    def _banner_rows(self) -> dict[str, str]:
         config, training, start = self.config, self.config.training, self.checkpoints.start
-        precision = session.precision(config, self.model.device).replace("no", "fp32")
         return {
             "model": checks.model_line(config, self.model),
-            "device": f"{self.model.device}, {precision}",
+            "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
             "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
             "update": f"{self.per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{self.total} updates in {training.num_train_epochs} epochs",
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),
-            "folder": f"{folder.path}" + (f" (resumed from {start.name})" if start else ""),
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
         }
 
     def __enter__(self) -> "FineTuning":

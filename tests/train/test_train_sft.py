@@ -14,11 +14,13 @@ from configs import load_config
 from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
+from models.spec import CheckpointSpec
 from train import sft
 from train.algorithm.masking import METHODS, semi_ar
 from train.algorithm.objectives import token_weights
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer
+from train.setup.blocks import Blocks
 from train.setup.doors import method_of
 from train.setup.examples import Sample, for_model, make_samples, tokenise
 
@@ -158,7 +160,7 @@ def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
 def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
     """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
     model = load_model(text_checkpoint(tmp_path, "llada"))
-    settings = for_model(training(mask_times_per_sample=35, block_size=4), model, SEMI_AR)
+    settings = for_model(training(mask_times_per_sample=35), model, SEMI_AR, 4)
     rows = make_samples(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, SEMI_AR, 0, window=12)
     assert [row.ids[3 : 3 + 4 * n].tolist() for n, row in enumerate(rows)] == [
         [*range(10, 10 + 4 * n)] for n in range(3)
@@ -170,7 +172,8 @@ def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
 
 def test_the_block_of_semi_ar_is_the_models(tmp_path):
     for family, size in (("sdar", 4), ("dream", 32)):
-        assert for_model(training(), load_model(text_checkpoint(tmp_path / family, family)), SEMI_AR).block_size == size
+        spec = CheckpointSpec.read(text_checkpoint(tmp_path / family, family))
+        assert Blocks.of(make_config(), spec, "sft") == Blocks(size, (), ())
 
 
 def test_filling_after_a_trace_is_masked(model):

@@ -16,9 +16,10 @@ from configs.schema import Config, DecodeConfig
 from models.checkpoint import empty_network, stored_elements
 from models.families import Family, find_family
 from models.folder import read_json, resolve_folder
+from models.spec import CheckpointSpec
 from runtime import ranks
 from sample import Rollout, SamplingConfig
-from sample.sampler import PREFILL_MAX_TOKENS
+from sample.generation import PREFILL_MAX_TOKENS
 from sample.unmask import choice_bytes
 from train.algorithm.masking import Method
 from train.algorithm.packing import pack, span_tokens
@@ -39,8 +40,9 @@ from train.memory.sizes import (
     micro_batch_bytes,
     state_bytes,
 )
-from train.setup import models as session
 from train.setup.doors import method_of, objective_of
+from train.setup.models import adapters_of, value_spec_of
+from train.setup.process import pick_device, precision
 from train.setup.prompts import decodings
 
 USABLE = 0.9
@@ -68,8 +70,8 @@ class Machine:
         if config.experiment.gpu_memory_gib:
             half = config.training.mixed_precision != "no"
             return Machine("cuda", config.experiment.gpu_memory_gib * 2**30, half)
-        device = session.pick_device(config.model.device)
-        half = session.precision(config, device) == "bf16"
+        device = pick_device(config.model.device)
+        half = precision(config, device) == "bf16"
         if device.type == "cuda":
             return Machine("cuda", torch.cuda.get_device_properties(device).total_memory, half)
         local = max(config.experiment.processes, ranks.local_world_size())
@@ -149,15 +151,16 @@ class Budget:
         self.engine = TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}"
         self.processes = processes or world_size(config)
         self.machine = machine or Machine.of(config)
-        self.family = session.model_family(config, folder)
+        spec = CheckpointSpec.read(folder, config.model.model_base)
+        self.family = spec.family
         self.net = network_of(folder, config.model.model_base)
         self.block_size = self._block_size(folder, config.training.block_size or config.rollout.block_size)
-        self.adapters = adapters = session.adapters_of(config, folder)
+        self.adapters = adapters = adapters_of(config, spec)
         self.adapted = frozenset(adapters.targets or ADAPTED) if adapters else None
         self.adapter_parameters = adapters.count(_empty(folder, config.model.model_base).model) if adapters else 0
         self.trained = self.adapter_parameters or self.net.parameters
-        value_base = session.check_value_base(config) if kind == "rl" else None
-        self.value = network_of(value_base, config.model.model_base) if value_base else None
+        value_spec = value_spec_of(config, spec) if kind == "rl" else None
+        self.value = network_of(value_spec.folder, config.model.model_base) if value_spec else None
         longest = answer_tokens or config.rollout.max_new_tokens
         self.rows: list[TrainingSample] = []
         if kind != "eval":

@@ -72,13 +72,13 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     return samples
 
 
-def for_model(training: TrainingConfig, model: DiffusionLM, method: Method) -> TrainingConfig:
-    """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
+def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
+    """The settings with the block size in force, and under full attention with one noisy copy of a block in semi-ar:
     each is a sequence of its own there, and dLLM-RL too has one a block."""
     alone = model.attention == "full" and method.one_copy
     return replace(
         training,
-        block_size=training.block_size or model.decoding.block_size or model.block_size,
+        block_size=block_size,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,
     )
 
@@ -91,7 +91,7 @@ def make_samples(
     The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
     Padding is masked; the first training.post_num pads are trained.
     """
-    b = training.block_size or model.block_size
+    b = training.block_size or model.spec.schedule_block_size
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
     padding = -(P + R) % b if model.attention == "block" else max(0, window - R)

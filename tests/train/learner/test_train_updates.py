@@ -21,7 +21,7 @@ from train.distributed.accelerator import make_accelerator
 from train.learner.optimizer import OptimizerSettings, Schedule, learning_rate_scale, make_optimizer
 from train.learner.policy import Numbers
 from train.learner.updater import NotFinite
-from train.setup import models as session
+from train.setup.models import frozen_reference
 
 LENGTHS = [5, 8, 3, 10]
 
@@ -373,7 +373,7 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
     model.add_adapters(Adapters(rank=4, alpha=8.0), tmp_path, seed=0)
     config = make_config(training={"kl_to": "reference", "beta": 0.1})
     policy = make_policy(model, kl_to="reference", beta=0.1)
-    policy.reference = session.frozen_reference(config, model, "no")
+    policy.reference = frozen_reference(config, model, "no")
     before = weights_of(model)
     for step in (1, 2):
         rollouts = sampled(model, LENGTHS, n=2, seed=step)
