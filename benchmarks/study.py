@@ -117,9 +117,9 @@ def blocks_of(size: int, section: str) -> tuple[str, str]:
 
 
 def visible_errors(folder: Path) -> float:
-    """Share of the variance of a run's credit (advantages of responses, before a value model), over trained tokens, that
-    goes with one bit: whether what the answer showed before the token's step was already wrong. Right is what the
-    group's rewarded answers say."""
+    """Share of the variance of a run's credit (of responses, before a value model), over trained tokens, that goes with
+    one bit: whether what the answer showed before the token's step was already wrong. Right is what the group's
+    rewarded answers say."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for line in (folder / "rollouts.jsonl").read_text().splitlines():
         rollout = json.loads(line)
