@@ -230,3 +230,15 @@ def test_what_a_clock_measures_is_no_part_of_the_proof(folder):
     """So that a step which is done again has the same line but for its seconds."""
     change(folder.graded, '"seconds": 0.25', '"seconds": 9.25', 4)
     assert take(RolloutLog(folder, 3), 4).seconds == 9.25
+
+
+@pytest.mark.parametrize("kind", ["advantage", "reward"])
+def test_a_row_says_whether_its_credit_is_an_advantage_or_a_reward(tmp_path, kind):
+    folder = RunFolder(tmp_path)
+    given = graded(1, kind=kind)
+    RolloutLog(folder, 0).put(1, "w", given, list("wxyz"), list("aabb"), 4)
+    rows = [json.loads(line) for line in folder.rollouts.read_text().splitlines()]
+    names = {"advantage"} if kind == "advantage" else {"credit", "credit_kind"}
+    assert all({"advantage", "credit", "credit_kind"} & row.keys() == names for row in rows)
+    assert [row["advantage" if kind == "advantage" else "credit"] for row in rows] == [0.1, -0.1, None, None]
+    assert RolloutLog(folder, 0).take(1, "w", keys_of(1), PROMPTS) == given
