@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from configs.schema import TrainingConfig
 from models import DiffusionLM
 from sample import Rollout, SamplingConfig
+from sample.request import hash_key
 from sample.rollout import Key
-from sample.sampler import hash_key
 from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.masking import TRACE, Method
 from train.algorithm.objectives import Weights, token_weights

@@ -19,7 +19,7 @@ from models.folder import read_json, resolve_folder
 from models.spec import CheckpointSpec
 from runtime import ranks
 from sample import Rollout, SamplingConfig
-from sample.sampler import PREFILL_MAX_TOKENS
+from sample.generation import PREFILL_MAX_TOKENS
 from sample.unmask import choice_bytes
 from train.algorithm.masking import Method
 from train.algorithm.packing import pack, span_tokens

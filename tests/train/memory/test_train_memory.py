@@ -107,7 +107,7 @@ def state_of(updater):
 
 
 def slots_of(sampler):
-    kv, state = sampler._slots
+    kv, state = sampler._held
     return held(vars(state), *((kv.keys, kv.values) if kv is not None else ()))
 
 
@@ -250,8 +250,8 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 )
 def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
     folder = checkpoint(tmp_path)
-    config = settings(folder, **{"experiment": {"gpu_memory_gib": 0.05}} | sections)
-    config.training.mixed_precision = "no"
+    sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
+    config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
     check_memory(config, folder)
     assert says in caplog.text and not capsys.readouterr().out
     assert "DOES NOT FIT" in "\n".join(memory_lines(Budget(config, folder)))
@@ -268,8 +268,8 @@ def test_what_fits_is_not_warned_of(tmp_path, caplog):
 def test_the_machine_is_what_is_here_or_what_is_said(tmp_path):
     config = settings(tmp_path)
     assert Machine.of(config).kind == "cpu" and 0 < Machine.of(config).memory_bytes <= host_memory_bytes() * 1.1
-    config.experiment.gpu_memory_gib, config.experiment.processes, config.experiment.num_node = 80.0, 8, 2
-    config.training.mixed_precision = "bf16"
+    there = {"gpu_memory_gib": 80.0, "processes": 8, "num_node": 2}
+    config = settings(tmp_path, experiment=there, training={"mixed_precision": "bf16"})
     assert Machine.of(config) == Machine("cuda", 80 * 2**30, True) and world_size(config) == 16
 
 
@@ -295,3 +295,19 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).samples
     near(host["rows"] / 50, rows_bytes(rows) / len(run.rollouts))
     assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))
+
+
+def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
+    """Under full attention each denoising step of a response is a sequence: all of them in one forward."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from train.algorithm.objectives import objective\n\n\n"
+        "@objective(whole_responses=True)\n"
+        "def mine(batch, params):\n    return -(batch.weight * batch.logp).sum(), {}\n"
+    )
+    folder = checkpoint(tmp_path, "dream")
+    plain, whole = (
+        Budget(settings(folder, training={"objective": objective}), folder, machine=machine())
+        for objective in ("clip", f"{path}:mine")
+    )
+    assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)
