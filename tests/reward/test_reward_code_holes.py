@@ -63,7 +63,9 @@ def nothing_left():
             Path("/proc/self/mountinfo").read_text(),
             Path("/proc/sysvipc/shm").read_text(),
             _tree(os.getpid()),
-            "".join(file.read_text() for file in groups.memory.glob("reward-*/cgroup.procs")) if groups else "",
+            "".join(file.read_text() for file in groups.memory.glob(f"reward-{os.getpid()}-*/cgroup.procs"))
+            if groups
+            else "",
         )
 
     before = seen()
@@ -90,7 +92,7 @@ def _key_users():
     return {user for user in (int(line.split(":")[0]) for line in lines) if user >= FIRST_USER}
 
 
-SLOW_ATTACKS = ("A47", "A49", "A50")
+MARKS = {"A47": pytest.mark.long, "A49": pytest.mark.slow, "A50": pytest.mark.slow, "A70": needs_filter}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ SLOW_ATTACKS = ("A47", "A49", "A50")
         pytest.param(
             line,
             id=f"{line['id']} {line['kind']}",
-            marks=[needs_filter] if line["id"] == "A70" else [pytest.mark.slow] if line["id"] in SLOW_ATTACKS else [],
+            marks=MARKS.get(line["id"], ()),
         )
         for line in ATTACKS
         if line["id"] not in OF_THE_TESTS_SIDE
