@@ -32,12 +32,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) so that `path` holds either its old content or all of the new one. OSError as from open."""
+def atomic_write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Writes `text` (UTF-8) so that `path` holds either its old content or all of the new one. mode: permissions of the
+    file, less the umask. OSError as from open."""
     path = Path(path)
     temporary = _beside(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -51,16 +51,16 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 
 def _start(module: str, config: Config, nodes: bool) -> None:
     # torch takes seconds to import: a mistake in the words is said before
-    from runtime import heartbeat, launch, ranks, stopping
-    from runtime.nodes import RendezvousConfig
+    from runtime import child, heartbeat, launch, ranks, stopping
+    from runtime.rendezvous import RendezvousConfig
     from runtime.run_folder import run_path
     from train.learner.updater import NotFinite
 
-    launch.follow_launcher()
+    child.follow_launcher()
     stopping.listen()
     try:
         processes, node = placement(config, nodes)
-        if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
+        if processes * node.count > 1 and not child.is_launched() and not config.dry_run:
             experiment = config.experiment
             settings = RendezvousConfig(
                 experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user
@@ -78,12 +78,12 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         if ranks.is_main():
             print(f"{stop}: the same command goes on from here", file=sys.stderr)
         sys.exit(128 + stop.number)
-    except ranks.FailedElsewhere as error:
+    except child.FailedElsewhere as error:
         if os.environ.get("DEBUG"):
             raise
         seen = heartbeat.last_seen(run_path(config), error.missing)
         print_error(f"{error}{f' (last sign of life: {seen})' if seen else ''}", f"rank {ranks.rank()} stops: ")
-        sys.exit(ranks.STOPPED_ELSEWHERE)
+        sys.exit(child.STOPPED_ELSEWHERE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -97,10 +97,10 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     import torch
 
     from configs.engine import engine_file
-    from runtime import launch
+    from runtime import child
     from runtime.nodes import Node, this_node
 
-    experiment, launched = config.experiment, launch.is_launched()
+    experiment, launched = config.experiment, child.is_launched()
     file = engine_file(experiment.deepspeed_file)
     if config.dry_run and experiment.gpu_memory_gib:  # a plan for machines that this one is not
         if file is not None:
@@ -138,7 +138,7 @@ def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> 
     """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
     a launcher has started this process."""
     from configs.engine import names_like
-    from runtime.ranks import STORE_VARIABLE
+    from runtime.child import STORE_VARIABLE
 
     named = f"experiment.deepspeed_file={file.name}"
     other_launcher = nodes is None and STORE_VARIABLE not in os.environ

@@ -9,19 +9,20 @@ SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from runtime import launch, nodes, ranks, stopping
+from runtime import child, launch, ranks, rendezvous, stopping
 from runtime.heartbeat import Heartbeat
-from runtime.nodes import RendezvousConfig, Node, this_node
+from runtime.nodes import Node, this_node
+from runtime.rendezvous import RendezvousConfig
 
 folder = Path({folder!r})
-nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
+rendezvous.SILENT_SECONDS, rendezvous.ANSWER_SECONDS, rendezvous.BEAT_SECONDS = {silent}, {silent}, 0.5
 
 def work():
     {work}
 
-launch.follow_launcher()
+child.follow_launcher()
 stopping.listen()
-if not launch.is_launched():
+if not child.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
         settings = RendezvousConfig({launcher!r}, {wait}, {ssh!r}, {user!r})
@@ -38,8 +39,8 @@ try:
 except stopping.Stopped as stop:
     sys.stdout.write(f"saved {{ranks.rank()}}\\n")
     sys.exit(128 + stop.number)
-except ranks.FailedElsewhere:
-    sys.exit(ranks.STOPPED_ELSEWHERE)
+except child.FailedElsewhere:
+    sys.exit(child.STOPPED_ELSEWHERE)
 finally:
     ranks.leave()
 """

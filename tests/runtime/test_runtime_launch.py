@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 from commands import finish, gone_in, start
@@ -22,6 +23,8 @@ def test_where_a_node_is():
     assert this_node(torch) == Node(2, 1, "h", 5)
     slurm = {"SLURM_JOB_NODELIST": "gpu[08-10]", "SLURM_NODEID": "2", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "3"}
     assert this_node(slurm) == Node(3, 2, "gpu08", 20017, ["gpu08", "gpu09", "gpu10"])
+    for found in (this_node(slurm), this_node(torch)):
+        assert this_node(found.variables(1)) == replace(found, index=1)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
     heartbeat.enter('update')
     try:
         ranks.gather(1)
-    except ranks.FailedElsewhere:
+    except child.FailedElsewhere:
         if ranks.rank() == 0: time.sleep({seconds})
         raise
     """

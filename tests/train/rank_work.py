@@ -191,6 +191,7 @@ def shares():
     join()
     stats = UpdateStats()
     stats.add(ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0}))
-    count = ranks.SharedCount("n")
-    numbers = [count.add(2) for _ in range(3)]
+    counts = ranks.SharedCounts("n", "m")
+    numbers = [counts.add("n", 2) for _ in range(3)]
+    assert counts.add("m", 0) == 0
     return stats.sums, ranks.gather("x" * (1000 * ranks.rank())), numbers
