@@ -35,7 +35,7 @@ from models import DiffusionLM, load_model
 from models.attention import block_causal_mask
 from sample import Sampler, SamplingConfig
 from sample.sampler import _Generation
-from sample.unmask import best
+from sample.strategies import best
 
 Clock = Callable[[], float]
 BLOCK, THRESHOLD, PROMPT_TOKENS, NEW_TOKENS, MASK_ID = 4, 0.9, 64, 64, 1

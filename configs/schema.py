@@ -149,17 +149,20 @@ class DecodeConfig(Section):
     steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
     strategy: Any = opt(
         "low_confidence_dynamic",
-        "how many positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded",
+        "which positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded, "
+        "or your own, path/to/file.py:name",
         each=str,
     )
+    strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
     threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
-        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream: maskgit_plus, "
-        "topk_margin, entropy, origin)",
+        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream's maskgit_plus, "
+        "topk_margin, entropy, origin), or your own, path/to/file.py:name",
     )
+    target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
     temperature: float = opt(1.0, "0 = greedy", low=0.0)

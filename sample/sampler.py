@@ -17,7 +17,8 @@ from sample.config import SamplingConfig
 from sample.rollout import Key, Rollout
 from sample.slots import Seat, SlotKV, StepState
 from sample.spans import Bounds, CachePolicy, ExactBlockCache, cache_policy, first_true
-from sample.unmask import SCHEDULES, propose, strategy_of
+from sample.targets import Coordinates
+from sample.unmask import SCHEDULES, propose
 
 PREFILL_MAX_TOKENS = 16384
 _PREFILL_MAX_PADDING = 1.25
@@ -49,6 +50,7 @@ class Sampler:
         self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._slots: tuple[SlotKV | None, StepState] | None = None
+        self.rules = self.config.rules(model.decoding.threshold_passes)
         self._device_constants()
 
     @torch.no_grad()
@@ -138,13 +140,12 @@ class Sampler:
         self.schedule = torch.tensor(table, device=device).clamp_min(1)
         stop_ids = config.stop_ids if config.early_stop else ()
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
-        self.strategy = strategy_of(config.strategy, self.model.decoding.threshold_passes)
 
     def _plans(self) -> list[list[int]]:
         """How many positions each step decides, a list a block; the last one holds for all further blocks."""
         config, rules = self.config, self.model.decoding
         assert config.block_size is not None and config.steps_per_block is not None
-        if rules.dynamic_at_least_one and config.strategy == "low_confidence_dynamic":
+        if rules.dynamic_at_least_one and self.rules.strategy.by_threshold:
             return [[1]]
         steps = config.steps_per_block
         per_block = [steps] if isinstance(steps, int) else list(steps)
@@ -227,11 +228,12 @@ class _Generation:
         row_N = first_true(masked.flatten(), bounds.masks)
         slot_N = row_N // b
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
-        names = (state.key[slot_N], position.flatten()[row_N], state.step[slot_N])
-        proposal = propose(logits_NV, *names, mask_id, self.config, self.model.text_vocab_size).spread(row_N, n, b)
+        coordinates = Coordinates(state.key[slot_N], position.flatten()[row_N], state.step[slot_N])
+        rules = self.sampler.rules
+        proposal = propose(logits_NV, coordinates, rules, mask_id, self.model.text_vocab_size).spread(row_N, n, b)
         table = self.sampler.schedule
         k = table[state.block_index.clamp_max(len(table) - 1), state.block_step.clamp_max(table.shape[1] - 1)]
-        chosen = self.sampler.strategy(proposal, masked, k, self.config)
+        chosen = rules.strategy(proposal, masked, k, self.config)
 
         state.step += active
         state.block_step += active

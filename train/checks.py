@@ -13,6 +13,7 @@ from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL
 from train.memory.report import check_memory
 from train.setup import models as session
+from train.setup.prompts import check_decodings
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def check(config: Config, first: Config | None = None) -> None:
             f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    check_decodings(rollout, config.evaluation)
     _check_best(config)
     session.pick_device(config.model.device)
     folder = session.check_model_path(first or config)

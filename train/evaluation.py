@@ -24,7 +24,7 @@ from sample import Rollout, Sampler, SamplingConfig
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup import models as session
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, sampling_entries
+from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import check_tasks, reward_of
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     session.pick_device(config.model.device)
     folder_of_model = session.check_model_path(config)
+    check_decodings(config.rollout, config.evaluation)
     session.check_room(config, folder_of_model, config.rollout)
     tasks = session.tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)

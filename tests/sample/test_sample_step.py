@@ -61,8 +61,19 @@ def steps_of(sampler, prompts, monkeypatch, watch=None):
     return seen
 
 
+def every_other(proposal, masked_nb, k_n, choices):
+    """A user's strategy: every other masked position, from the left."""
+    return masked_nb & (masked_nb.cumsum(-1) % 2 == 1)
+
+
+def surprise(candidates):
+    """A user's target."""
+    return -candidates.logp
+
+
 VARIANTS = [
     {},
+    {"strategy": every_other, "target": surprise},
     {"strategy": "low_confidence_static"},
     {"strategy": "sequential", "target": "random"},
     {"strategy": "entropy_bounded", "target": "margin_confidence"},
@@ -75,7 +86,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())) or "default")
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda v: "-".join(getattr(x, "__name__", str(x)) for x in v.values()) or "default"
+)
 @pytest.mark.parametrize("polls", [1, 4])
 def test_a_step_reads_nothing_to_the_host(sdar, monkeypatch, variant, polls):
     sampler = Sampler(sdar, SamplingConfig(max_new_tokens=10, **variant))

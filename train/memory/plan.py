@@ -19,6 +19,7 @@ from models.folder import read_json, resolve_folder
 from runtime import ranks
 from sample import Rollout, SamplingConfig
 from sample.sampler import PREFILL_MAX_TOKENS
+from sample.unmask import choice_bytes
 from train.algorithm.masking import RL_METHODS, SFT_METHODS
 from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
 from train.distributed.kind import engine_kind, world_size, zero_stage
@@ -33,12 +34,12 @@ from train.memory.sizes import (
     Packing,
     Precision,
     cache_bytes,
-    choice_bytes,
     forward_bytes,
     micro_batch_bytes,
     state_bytes,
 )
 from train.setup import models as session
+from train.setup.prompts import decodings
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
@@ -325,20 +326,7 @@ class Budget:
         else:
             forward = self._forward(slots * capacity)
         ways = [
-            choice_bytes(
-                self.net,
-                positions,
-                width,
-                SamplingConfig(
-                    temperature=decode.temperature,
-                    top_k=top_k,
-                    top_p=decode.top_p,
-                    target=decode.target,
-                    strategy=strategy,
-                ),
-            )
-            for top_k in _every(decode.top_k)
-            for strategy in _every(decode.strategy)
+            choice_bytes(SamplingConfig(**chosen).rules(), positions, self.net.vocab) for chosen in decodings(decode)
         ]
         choosing = width * positions * self.net.hidden + max(ways)
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}

@@ -13,7 +13,9 @@ from configs.schema import DatasetConfig, DecodeConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
+from runtime.doors import is_file_target
 from sample import Rollout, SamplingConfig
+from sample.doors import open_strategy, open_target
 from sample.unmask import schedule
 
 logger = logging.getLogger(__name__)
@@ -35,18 +37,33 @@ def sampling_entries(
         if decode.steps is not None:
             config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
-        name = f"{config.strategy.removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
+        strategy = chosen["strategy"].rpartition(":")[2].removeprefix("low_confidence_")
+        name = f"{strategy}-b{config.block_size}-{mode}"
         name += f"-k{config.top_k}" if config.top_k > 1 else ""
         entries[_unused(name, entries)] = config
     return entries
 
 
 def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
-    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too."""
+    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too.
+    Parameters of strategies go to a user's own among several."""
     lists = decode.parallel_lists()
     shared = {item.name: getattr(decode, item.name) for item in fields(SamplingConfig) if hasattr(decode, item.name)}
     entries = range(len(next(iter(lists.values()), [None])))
-    return [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    chosen = [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    if any(is_file_target(entry["strategy"]) for entry in chosen):
+        chosen = [entry if is_file_target(entry["strategy"]) else entry | {"strategy_params": {}} for entry in chosen]
+    return chosen
+
+
+def check_decodings(*sections: DecodeConfig) -> None:
+    """ValueError, naming the key, for all about sections that can be known to fail before a model is loaded."""
+    named = ("strategy", "target", "strategy_params", "target_params")
+    for decode in sections:
+        for chosen in decodings(decode):
+            choices = SamplingConfig(**{name: value for name, value in chosen.items() if name not in named})
+            open_strategy(decode.key("strategy"), chosen["strategy"], chosen["strategy_params"], choices)
+            open_target(decode.key("target"), chosen["target"], chosen["target_params"])
 
 
 def _cache(decode: DecodeConfig, model: DiffusionLM) -> dict[str, Any]:
