@@ -12,6 +12,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -54,15 +55,16 @@ class LocalNoticeboard:
             return self._notes.setdefault(name, text)
 
     def serve(self, listener: socket.socket, key: bytes) -> None:
-        """Answers those that connect and hold the key, in threads of their own, until the listener is closed."""
+        """Answers those that connect and hold the key, in threads of their own, until this process ends."""
         threading.Thread(target=self._accept, args=(listener, key), name="noticeboard", daemon=True).start()
 
     def _accept(self, listener: socket.socket, key: bytes) -> None:
-        while True:
+        while listener.fileno() >= 0:
             try:
                 connected, _ = listener.accept()
-            except OSError:
-                return
+            except OSError:  # the caller left, or there are too many open files
+                time.sleep(0.1)
+                continue
             threading.Thread(target=self._talk, args=(connected, key), daemon=True).start()
 
     def _talk(self, connected: socket.socket, key: bytes) -> None:

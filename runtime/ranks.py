@@ -70,7 +70,7 @@ def gather(value: T) -> list[T]:
 
 
 def on_main(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """What `function` returns on rank 0, on every rank. Its exception is raised on rank 0, FailedElsewhere on others."""
+    """What `function` returns on rank 0, on every rank. Its error is raised on rank 0, FailedElsewhere elsewhere."""
     if _group is None:
         return function(*args, **named)
     outcome: list[T] | None = None

@@ -50,11 +50,11 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 
 
 def _start(module: str, config: Config, nodes: bool) -> None:
-    # torch takes seconds to import: a mistake in the words is said before
+    # After the command line has been checked. None of these imports torch: a launcher starts its ranks at once.
     from runtime import child, heartbeat, launch, ranks, stopping
     from runtime.rendezvous import RendezvousConfig
     from runtime.run_folder import run_path
-    from train.learner.updater import NotFinite
+    from train.learner.divergence import NotFinite
 
     child.follow_launcher()
     stopping.listen()
@@ -94,10 +94,9 @@ def _start(module: str, config: Config, nodes: bool) -> None:
 def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
     disagree."""
-    import torch
-
     from configs.engine import engine_file
     from runtime import child
+    from runtime.devices import gpu_count
     from runtime.nodes import Node, this_node
 
     experiment, launched = config.experiment, child.is_launched()
@@ -117,7 +116,7 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
             f"experiment.num_node={experiment.num_node}: this command runs on one machine; use multinode_rl.py or "
             "multinode_eval.py."
         )
-    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    gpus = gpu_count() if config.model.device != "cpu" else 0
     processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
     if file is not None and not file.cpu and not experiment.processes and gpus < processes:
         processes = max(1, gpus)

@@ -6,7 +6,7 @@ import pytest
 from commands import ROOT
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from runtime import child, launch, ranks, rendezvous, stopping
@@ -33,6 +33,7 @@ if not child.is_launched():
     except stopping.Stopped as stop:
         status = 128 + stop.number
     sys.exit(status)
+{before}
 ranks.join("cpu", {timeout})
 try:
     work()
@@ -53,7 +54,7 @@ def script(tmp_path):
     def write(work, **named):
         path = tmp_path / "script.py"
         work = textwrap.indent(textwrap.dedent(work), "    ").strip()
-        usual = {"processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "user": "me"}
+        usual = {"before": "", "processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "user": "me"}
         usual |= {"timeout": 30.0, "silent": 30.0, "folder": str(tmp_path / "run")}
         path.write_text(SCRIPT.format(root=str(ROOT), work=work, **usual | named))
         return [path]

@@ -21,6 +21,7 @@ from train.algorithm.objectives import Metrics
 from train.algorithm.replay import MicroBatch, TrainingSample, pack, within_budget
 from train.distributed.accelerator import make_engine
 from train.distributed.sharding import require_equal_weights, share
+from train.learner.divergence import NotFinite
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +119,6 @@ def _shared_groups(
 
 def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
     return model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
-
-
-class NotFinite(RuntimeError):
-    """Training has diverged: too many updates in a row were not finite."""
 
 
 class Updater:
