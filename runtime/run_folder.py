@@ -11,13 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from configs.load import RUN_HEADER, flat_run
 from configs.schema import Config
-from configs.tree import flat
-from runtime import heartbeat
-from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
+from runtime import heartbeat, run_config
+from runtime.files import atomic_write_text, delete, remove_leftovers, truncate_jsonl
 from runtime.lock import Lock
 
 MADE_HERE = (
@@ -29,6 +25,7 @@ MADE_HERE = (
     "results.json",
     "evaluations.json",
     "curves.png",
+    "final.json",
     "ckpt",
     "heartbeat",
     "trackers",
@@ -96,6 +93,7 @@ class RunFolder:
             raise _unwritable(root, error) from error
         try:
             resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            (root / "final.json").unlink(missing_ok=True)
             if not resumed:
                 _delete_run(root)
             elif overwrite:
@@ -105,7 +103,7 @@ class RunFolder:
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
-                atomic_write_text(root / "config.yaml", RUN_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
+                run_config.write(root / "config.yaml", resolved_config)
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError):
@@ -133,13 +131,7 @@ class RunFolder:
                     "Choose another experiment.project, or move them away."
                 )
             return False
-        text = config_path.read_text(encoding="utf-8")
-        if not text.startswith(RUN_HEADER):
-            raise ValueError(
-                f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
-            )
-        here = flat(_as_read(OmegaConf.to_yaml(dict(resolved_config))))
-        differences = _differences(flat_run(text, here), here, uncompared_keys)
+        differences = run_config.differences(config_path, resolved_config, uncompared_keys)
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
@@ -170,15 +162,31 @@ class RunFolder:
         return self.path / "evaluations.json"
 
     @property
+    def logs(self) -> tuple[Path, ...]:
+        """What grows with the run, line by line: a checkpoint keeps how far."""
+        return self.metrics, self.graded
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
+    @property
+    def final(self) -> Path:
+        """What the last line of a run shows: there once it has done its last step, and until it is opened again."""
+        return self.path / "final.json"
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as done, with what its last line shows."""
+        atomic_write_text(self.final, json.dumps(dict(result), indent=1) + "\n")
+
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
-        step that is not `evaluated` to its end, and incomplete ones."""
+        step that is not `evaluated` to its end, and, with a warning, damaged ones."""
 
-        def keep(row: Mapping[str, Any]) -> bool:
-            step = row.get("step", 0)
+        def keep(row: Mapping[str, Any]) -> bool | None:
+            step = row.get("step")
+            if not isinstance(step, int) or not all(isinstance(value, int | float | None) for value in row.values()):
+                return None
             return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
 
         truncate_jsonl(self.metrics, keep)
@@ -228,31 +236,6 @@ def _delete_run(root: Path) -> None:
         path = root / name
         if path.is_symlink() and path.is_dir():
             for inner in path.iterdir():
-                _delete(inner)
+                delete(inner)
         else:
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _as_read(text: str) -> dict[str, Any]:
-    """YAML as a run reads it back: tuples are lists, for example."""
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)  # type: ignore[return-value]
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], uncompared_keys: Collection[str]) -> str:
-    """One line for each key whose value differs, aligned; empty when none does."""
-    absent = object()
-    keys = [key for key in {**there, **here} if key not in uncompared_keys]
-    changed = [key for key in keys if there.get(key, absent) != here.get(key, absent)]
-
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
-
-    width = max(map(len, changed), default=0)
-    return "\n".join(f"  {key:<{width}}  {shown(there, key)} -> {shown(here, key)}" for key in changed)
+            delete(path)

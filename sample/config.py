@@ -82,8 +82,7 @@ class SamplingConfig(Choices):
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
         full = model.attention == "full"
-        block_size = self.block_size or (model.decoding.block_size if full else None) or model.block_size
-        block_size = min(block_size, self.max_new_tokens) if full else block_size
+        block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         if not full and self.cache in ("prefix", "dual"):
             raise ValueError(
                 f"cache {self.cache!r} approximates full attention; {model.family} has an exact one: use auto or exact."

@@ -25,7 +25,7 @@ from runtime.monitor import Monitor
 from sample import Rollout
 from train import evaluation, rl, sft
 from train.collect import Collector
-from train.setup import models as session
+from train.setup import process
 
 
 @pytest.fixture(autouse=True)
@@ -332,15 +332,15 @@ def test_sft_trains_every_token_of_every_example_each_epoch(shop):
 def test_sft_resumed_equals_straight(shop, monkeypatch):
     words = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def dies_in_epoch_3(sample, model, training, epoch, window):
+    def dies_in_epoch_3(sample, model, training, method, epoch, window):
         if epoch == 3:
             raise Stop
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(sft, "make_rows", dies_in_epoch_3)
+        patch.setattr(sft, "make_samples", dies_in_epoch_3)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
     assert len(steps(shop.runs / "resumed")) == 6
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
@@ -377,7 +377,7 @@ def test_rl_makes_its_own_first_model(shop, capsys):
 
 def test_training_and_sampling_in_bf16(shop, monkeypatch):
     """Weights and updates in fp32 under autocast, a bf16 copy that samples and follows every update."""
-    monkeypatch.setattr(session, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
     runs, save = [], rl.Run.save
     monkeypatch.setattr(rl.Run, "save", lambda self, step: (runs.append(self), save(self, step)))
     AcceleratorState._reset_state(True)

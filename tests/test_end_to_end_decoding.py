@@ -6,7 +6,7 @@ from end_to_end import EVAL, RL, Workshop, read_jsonl, text_checkpoint
 
 from configs import load_config
 from train import evaluation, rl
-from train.setup import models as session
+from train.setup import models as setup_models
 
 OWN = '''
 import torch
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(sh
     def refuse(*arguments, **named):
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(session, "load_model", refuse)
+    monkeypatch.setattr(setup_models, "load_model", refuse)
     own = str(shop.folder / "own.py")
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match=says.replace("OWN", own)):

@@ -21,6 +21,7 @@ from train.algorithm.advantages import Credit, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
+from train.setup.doors import advantage_of
 from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, completion_text, reward_columns
 
@@ -60,6 +61,7 @@ class Collector:
         self.grading, self.monitor = grading, monitor
         self.group_size = config.rollout.num_response_per_task
         training = config.training
+        self.advantage = advantage_of(training)
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in prompts],
             training.seed,
@@ -148,7 +150,8 @@ class Collector:
         return group_advantages(
             rewards,
             self.group_size,
-            kind=training.advantage,
+            advantage=self.advantage,
+            kind="reward" if self.config.model.value_base_model else "advantage",
             min_accuracy=training.min_accuracy,
             max_accuracy=training.max_accuracy,
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],

@@ -21,9 +21,12 @@ from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
+from train.checks import check_room, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
-from train.setup import models as session
+from train.setup.blocks import Blocks, warn_of_block_size
+from train.setup.models import make_model, spec_of
+from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import check_tasks, reward_of
 
@@ -164,40 +167,41 @@ def run(config: Config) -> dict[str, Any] | None:
 
     Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
     """
-    session.prepare_process(config)
+    prepare_process(config)
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
-    device = session.pick_device(config.model.device)
-    model = session.make_model(config, dtype=session.sampling_dtype(config, device))
+    device = pick_device(config.model.device)
+    model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
+    blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
-        config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
+        config.rollout, model, blocks.sampled, seed=config.training.seed, deterministic=config.experiment.deterministic
     )
-    for entry in decodings.values():
-        session.warn_of_block_size(entry.block_size or model.block_size, model)
+    for block_size in blocks.sampled:
+        warn_of_block_size(block_size, model.spec)
     prompts = load_prompts(
         config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
         max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
         decode=config.rollout,
     )  # fmt: skip
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
-    with session.run_folder(config) as folder, ExitStack() as stack:
+    with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
-        monitor = session.monitor_of(config, folder)
+        monitor = monitor_of(config, folder)
         monitor.banner(f"eval {config.experiment.project}", _banner_rows(config, setup, folder_of_model))
         return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
 
 
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
-    session.pick_device(config.model.device)
-    folder_of_model = session.check_model_path(config)
+    pick_device(config.model.device)
+    spec = spec_of(config)
     check_decodings(config.rollout, config.evaluation)
-    session.check_room(config, folder_of_model, config.rollout)
-    tasks = session.tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    check_room(spec, config.rollout)
+    tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
@@ -211,8 +215,8 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, folder_of_model, "eval")
-    return folder_of_model
+    check_memory(config, spec.folder, "eval")
+    return spec.folder
 
 
 def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Reinforcement learning: rollout -> reward -> credit -> training samples -> update -> weights in place -> rollout."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from sample import Sampler, SamplingConfig
 from train import checks, prepare
@@ -14,28 +15,33 @@ from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import engine_kind, shards_weights
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
+from train.learner.batch import Replay
 from train.learner.checkpoint import BEST, RL
-from train.learner.critic import Critic, NoCritic, value_updater_config
+from train.learner.critic import Critic, NoCritic
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.policy import Policy
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
-from train.setup import models as session
+from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
+from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, inference_model, load_prompts, sampling_entries
 from train.setup.rewards import reward_of, step_judge_of
 
 
 def run(config: Config) -> dict[str, Any] | None:
     """A whole RL run, new or resumed. Returns what the final line shows; None for a dry run."""
-    session.prepare_process(config)
+    prepare_process(config)
     ranks.on_main(check, config)
     if config.dry_run:
         return None
     if ranks.on_main(prepare.to_be_prepared, config):
         prepare.prepare_model(config)
-        session.prepare_process(config)  # over what the SFT set for itself
-    with session.run_folder(config) as folder, Run(config, folder) as rl:
+        prepare_process(config)  # over what the SFT set for itself
+    with run_folder(config) as folder, Run(config, folder) as rl:
         return rl.loop()
 
 
@@ -48,7 +54,7 @@ class Run:
     """Everything alive during a run; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        self.monitor = session.monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder)
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
@@ -71,7 +77,14 @@ class Run:
         self.monitor.banner(
             f"RL {config.experiment.project}",
             checks.banner_rows(
-                config, model, self.learner.sampled, len(self.collector.prompts), step, folder, self.checkpoints.start
+                config,
+                model,
+                self.learner.sampled,
+                self.learner.blocks,
+                len(self.collector.prompts),
+                step,
+                folder,
+                self.checkpoints.start,
             ),
         )
 
@@ -79,9 +92,10 @@ class Run:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save(self.done)
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -97,7 +111,7 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.batch(graded.rollouts, graded.scored.advantages)
+                batch = policy.replay.batch(graded.rollouts, graded.scored.values, graded.scored.kind)
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
@@ -143,15 +157,16 @@ class Run:
         self.monitor.step(step, self.config.experiment.total_step, metrics)
 
     def finish(self) -> dict[str, Any]:
-        folder = self.checkpoints.folder
         summary: dict[str, Any] = {
             "steps": self.config.experiment.total_step,
             "seconds": round(self.checkpoints.seconds, 1),
         }
-        summary |= self.evaluations.summary() | {"model": str(folder / self.config.model.optimized_name)}
-        if self.config.experiment.keep_best and (folder / BEST).is_symlink():
-            summary["best_model"] = str(folder / BEST)
+        summary |= self.evaluations.summary() | {"model": str(self.checkpoints.model)}
+        best = self.folder.checkpoints / BEST
+        if self.config.experiment.keep_best and best.is_symlink():
+            summary["best_model"] = str(best)
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 
@@ -170,30 +185,38 @@ class Learner:
     """The models of a run, from a checkpoint or as the config names them, with what trains and samples them."""
 
     def __init__(self, config: Config, checkpoints: RunCheckpoints):
-        device = session.pick_device(config.model.device)
-        self.model = session.make_model(config, checkpoints.start, device=session.trained_model_device(config))
-        session.check_block_size(config, self.model)
+        device = pick_device(config.model.device)
+        self.model = make_model(config, checkpoints.start, device=trained_model_device(config))
+        self.blocks = Blocks.of(config, self.model.spec)
+        adopt_block_size(self.model, self.blocks.trained)
         apart_on = device if shards_weights(config) else None
-        self.sampled = inference_model(self.model, session.sampling_dtype(config, device), apart_on)
-        precision = session.precision(config, device)
-        self.updater = Updater(self.model, make_accelerator(precision, device, engine_kind(config)), config)
-        (sampling,) = _decodings(config, config.rollout, self.model).values()
+        self.sampled = inference_model(self.model, sampling_dtype(config, device), apart_on)
+        half, training, params = precision(config, device), config.training, config.optimizer.params
+        accelerator, settings = make_accelerator(half, device, engine_kind(config)), UpdateSettings.of(training)
+        self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
+        (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
         self.sampler = Sampler(self.sampled, sampling)
         self.sampler.weights_version = checkpoints.progress.step
-        reference = session.frozen_reference(config, self.model, precision)
-        self.policy = Policy(self.model, self.updater, config, sampling, reference)
+        reference = frozen_reference(config, self.model, half)
+        method, group_size = method_of(training, "rl"), config.rollout.num_response_per_task
+        replay = Replay.of(self.model, sampling, training, method, group_size)
+        schedule = Schedule.of(config.lr_scheduler, config.experiment.total_step)
+        self.policy = Policy(self.updater, replay, objective_of(training), schedule, reference)
         self.critic: Critic | NoCritic = NoCritic()
         self.trained = [Trained(self.model, self.updater, config.model.optimized_name)]
-        value = session.make_value_model(config, checkpoints.value_start)
+        value = make_value_model(config, self.model.spec, checkpoints.value_start)
         if value is not None:
-            updater = Updater(value, self.updater.accelerator, value_updater_config(config))
-            self.critic = Critic(value, updater, config, self.policy)
+            optimizer = OptimizerSettings.of(params, params.value_learning_rate)
+            updater = Updater(value, accelerator, optimizer, settings)
+            self.critic = Critic(value, updater, replay, schedule, config.experiment.train_value_every)
             self.trained.append(Trained(value, updater, config.model.optimized_value_name, "value_updater"))
 
 
-def _decodings(config: Config, decode: DecodeConfig, model: DiffusionLM) -> dict[str, SamplingConfig]:
+def _decodings(
+    config: Config, decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int]
+) -> dict[str, SamplingConfig]:
     seed, deterministic = config.training.seed, config.experiment.deterministic
-    return sampling_entries(decode, model, seed=seed, deterministic=deterministic)
+    return sampling_entries(decode, model, blocks, seed=seed, deterministic=deterministic)
 
 
 def _train_prompts(config: Config, model: DiffusionLM) -> list[Prompt]:
@@ -212,7 +235,7 @@ def _train_prompts(config: Config, model: DiffusionLM) -> list[Prompt]:
 def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | None:
     """What the run's evaluations sample; None where the config names no tasks for them."""
     evaluation = config.evaluation
-    decodings = _decodings(config, evaluation, learner.model)
+    decodings = _decodings(config, evaluation, learner.model, learner.blocks.evaluated)
     if not evaluation.eval_dataset:
         return None
     prompts = load_prompts(

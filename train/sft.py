@@ -21,32 +21,36 @@ from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from train import checks
-from train.algorithm.masking import SFT_METHODS
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.algorithm.replay import MicroBatch, TrainingSample
+from train.algorithm.packing import MicroBatch
+from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line
 from train.distributed.sharding import rows_per_update
 from train.learner.checkpoint import SFT
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
-from train.learner.updater import Updater, UpdateStats, scheduled
+from train.learner.updater import StepTotals, Updater
 from train.memory.report import check_memory
-from train.setup import models as session
-from train.setup.examples import for_model, make_rows, tokenise
+from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.doors import check_doors, method_of
+from train.setup.examples import for_model, make_samples, tokenise
+from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
-    session.prepare_process(config)
+    prepare_process(config)
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with session.run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
+    with run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
         return tuning.loop()
 
 
@@ -59,24 +63,17 @@ def _updates(config: Config, examples: int) -> tuple[int, int]:
 def check(config: Config) -> list[Example]:
     """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
     training = config.training
-    if training.method not in SFT_METHODS:
-        raise ValueError(
-            f"training.method={training.method!r} is not an SFT method; choose from {', '.join(SFT_METHODS)}."
-        )
+    method_of(training, "sft")
     if config.experiment.keep_best:
         raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    session.pick_device(config.model.device)
-    folder = session.check_model_path(config)
-    check_engine(config, folder)
-    if training.method == "ar" and not session.model_family(config, folder).logit_shift:
-        raise ValueError(
-            "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
-            "random_masking."
-        )
-    path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
-    session.check_start(config, SFT)
+    pick_device(config.model.device)
+    spec = spec_of(config)
+    check_engine(config, spec.folder)
+    check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
+    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    checks.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
@@ -84,7 +81,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
-    check_memory(config, folder, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec.folder, "sft", _answer_tokens(training, examples))
     return examples
 
 
@@ -104,33 +101,39 @@ class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
-        self.monitor = session.monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
-        device = session.pick_device(config.model.device)
-        trained_on = session.trained_model_device(config)
-        self.model = session.make_model(config, self.checkpoints.start, device=trained_on)
-        self.config = config = replace(config, training=for_model(config.training, self.model))
-        session.adopt_block_size(self.model, config.training.block_size or self.model.block_size)
-        self.samples = tokenise(examples, self.model, config)
-        accelerator = make_accelerator(session.precision(config, device), device, engine_kind(config))
-        self.updater = Updater(self.model, accelerator, config)
+        device = pick_device(config.model.device)
+        trained_on = trained_model_device(config)
+        self.model = make_model(config, self.checkpoints.start, device=trained_on)
+        self.method = method_of(config.training, "sft")
+        blocks = Blocks.of(config, self.model.spec, "sft")
+        settings = for_model(config.training, self.model, self.method, blocks.trained)
+        self.config = config = replace(config, training=settings)
+        adopt_block_size(self.model, blocks.trained)
+        self.samples = tokenise(examples, self.model, config, self.method)
+        accelerator = make_accelerator(precision(config, device), device, engine_kind(config))
+        optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
+        self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
         ranks.on_main(folder.drop_after, self.done)
         self.per_update, self.updates_per_epoch = _updates(config, len(self.samples))
         self.total = self.updates_per_epoch * config.training.num_train_epochs
+        self.schedule = Schedule.of(config.lr_scheduler, self.total)
         self.longest = max(len(sample.answer_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows(folder))
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -139,50 +142,49 @@ class FineTuning:
         for step in range(self.done + 1, self.total + 1):
             self.monitor.begin(step)
             with timed("replay"):
-                rows = self.rows(step)
+                samples = self.training_samples(step)
             with timed("update"):
-                stats = self.update(rows, step)
-            self.log(step, stats)
-            self.done, self.nll = step, stats.per_token("nll")
+                totals = self.update(samples, step)
+            self.log(step, totals)
+            self.done, self.nll = step, totals.per_token("nll")
             self.save_if_due(step)
             stopping.check()
 
-    def rows(self, step: int) -> list[TrainingSample]:
+    def training_samples(self, step: int) -> list[TrainingSample]:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
         masks."""
         epoch, place = divmod(step - 1, self.updates_per_epoch)
         order = epoch_order(self.config.training.seed, epoch, len(self.samples))
         chosen = [self.samples[i] for i in order[place * self.per_update : (place + 1) * self.per_update]]
-        training, longest = self.config.training, self.longest
-        return [row for sample in chosen for row in make_rows(sample, self.model, training, epoch, longest)]
+        given = self.model, self.config.training, self.method, epoch, self.longest
+        return [sample for example in chosen for sample in make_samples(example, *given)]
 
-    def update(self, rows: Sequence[TrainingSample], step: int) -> UpdateStats:
+    def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
         """Update `step` (from 1) on these training samples."""
-        training, stats = self.config.training, UpdateStats()
+        training = self.config.training
         block = self.model.attention == "block"
         weights = token_weights(
-            rows,
+            samples,
             training.normalization,
             max_gen_length=training.max_gen_length or self.longest,
-            longest_response=max(int(row.canvas_index.max()) + 1 for row in rows) if block else None,
+            longest_response=max(int(sample.canvas_index.max()) + 1 for sample in samples) if block else None,
         )
 
         def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
             return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
 
-        self.updater.set_rate(scheduled(self.config.lr_scheduler, step - 1, self.total))
-        self.updater.update(rows, range(len(rows)), loss_of, stats)
-        return stats
+        self.updater.set_rate(self.schedule.scale(step - 1))
+        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
 
-    def log(self, step: int, stats: UpdateStats) -> None:
+    def log(self, step: int, totals: StepTotals) -> None:
         metrics = {
-            "loss": stats.sums.get("loss", 0.0),
-            "nll": stats.per_token("nll"),
-            "grad_norm": stats.mean_grad_norm,
+            "loss": totals.mean_loss,
+            "nll": totals.per_token("nll"),
+            "grad_norm": totals.mean_grad_norm,
             "learning_rate": self.updater.rate,
-            "trained_tokens": stats.sums.get("tokens", 0.0),
-            "packed_tokens": float(stats.packed_tokens),
-            "updates_skipped": float(stats.skipped),
+            "trained_tokens": totals.total("tokens"),
+            "packed_tokens": float(totals.packed_tokens),
+            "updates_skipped": float(totals.skipped),
         }
         quiet = step % max(1, self.total // 20) != 0 and step != self.total
         self.monitor.step(step, self.total, metrics, SHOWN, quiet=quiet)
@@ -202,25 +204,25 @@ class FineTuning:
             "steps": self.total,
             "nll": self.nll,
             "seconds": round(self.checkpoints.seconds, 1),
-            "model": str(self.checkpoints.folder / self.config.model.optimized_name),
+            "model": str(self.checkpoints.model),
         }
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 
-    def _banner_rows(self, folder: RunFolder) -> dict[str, str]:
+    def _banner_rows(self) -> dict[str, str]:
         config, training, start = self.config, self.config.training, self.checkpoints.start
-        precision = session.precision(config, self.model.device).replace("no", "fp32")
         return {
             "model": checks.model_line(config, self.model),
-            "device": f"{self.model.device}, {precision}",
+            "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
             "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
             "update": f"{self.per_update} examples x {training.mask_times_per_sample} noisy copies",
             "steps": f"{self.total} updates in {training.num_train_epochs} epochs",
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),
-            "folder": f"{folder.path}" + (f" (resumed from {start.name})" if start else ""),
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
         }
 
     def __enter__(self) -> "FineTuning":

@@ -16,7 +16,8 @@ from configs.spellings import RENAMED, RETIRED
 from configs.tree import get
 from models import load_model
 from train import evaluation, rl, sft
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.blocks import block_sizes
 from train.setup.prompts import sampling_entries
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
@@ -56,7 +57,7 @@ def no_model_work(monkeypatch):
         raise AssertionError("a dry run must not load a model")
 
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, refuse)
+        monkeypatch.setattr(setup_models, name, refuse)
 
 
 def command(name):
@@ -241,7 +242,8 @@ def test_a_config_of_dllm_rl_samples_as_it_did(name, models, tmp_path):
             continue
         given = tree[section]
         decode = replace(getattr(config, section), stop_token_list=None)
-        entries = list(sampling_entries(decode, model, seed=0, deterministic=False).values())
+        blocks = block_sizes(decode, model.spec, model.block_size)
+        entries = list(sampling_entries(decode, model, blocks, seed=0, deterministic=False).values())
         lists = [len(value) for value in given.values() if OmegaConf.is_list(value)]
         assert len(entries) == (lists or [1])[0]
         first = {key: value[0] if OmegaConf.is_list(value) else value for key, value in given.items()}

@@ -7,7 +7,7 @@ import torch
 from helpers import random_prompts, tiny_model
 
 from sample import Rollout, Sampler, SamplingConfig
-from sample.sampler import hash_key
+from sample.request import hash_key
 
 PROMPTS = random_prompts([9, 1, 4, 6, 3, 11, 8], seed=3)
 FREE = {"stop_ids": [], "temperature": 1.0, "threshold": 0.5, "max_new_tokens": 12}

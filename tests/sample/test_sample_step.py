@@ -8,7 +8,7 @@ from helpers import random_prompts, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sample import Sampler, SamplingConfig
-from sample import sampler as engine
+from sample.denoiser import Denoiser
 
 HOST_READS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select")
 HOST_METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero")
@@ -46,18 +46,18 @@ def host_is_blind(monkeypatch):
 
 def steps_of(sampler, prompts, monkeypatch, watch=None):
     """Runs `generate`, every step under a fresh Ops; returns one Ops a step."""
-    seen, plain = [], engine._Generation.step
+    seen, plain = [], Denoiser.step
 
-    def step(batch, *args):
+    def step(denoiser, *args):
         with host_is_blind(monkeypatch), Ops(sampler.model) as ops:
-            plain(batch, *args)
+            plain(denoiser, *args)
         for hook in ops.hooks:
             hook.remove()
         seen.append(ops)
 
-    monkeypatch.setattr(engine._Generation, "step", step)
+    monkeypatch.setattr(Denoiser, "step", step)
     sampler.generate(prompts)
-    monkeypatch.setattr(engine._Generation, "step", plain)
+    monkeypatch.setattr(Denoiser, "step", plain)
     return seen
 
 

@@ -13,7 +13,7 @@ from models.randomness import hash_uniform
 from sample import Sampler, SamplingConfig, unmask
 from sample.choices import Choices
 from sample.draw import argmax, draw, filtered
-from sample.sampler import hash_key
+from sample.request import hash_key
 from sample.strategies import STRATEGIES, Proposal, best
 from sample.targets import TARGETS, Coordinates
 from sample.unmask import Rules, schedule, timestep_schedule

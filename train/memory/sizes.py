@@ -16,7 +16,7 @@ from torch import nn
 from models.attention import Packed
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
-from train.algorithm.replay import MicroBatch
+from train.algorithm.packing import MicroBatch
 
 FP32, BF16 = 4, 2
 ADAM_BYTES = 8

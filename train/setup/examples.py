@@ -11,7 +11,7 @@ from configs.schema import Config, TrainingConfig
 from data.tasks import Example
 from models import DiffusionLM
 from sample import Rollout
-from train.algorithm.masking import SFT_METHODS
+from train.algorithm.masking import Method
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.setup.prompts import drop_over_long, tokenizer_of
 
@@ -28,7 +28,7 @@ class Sample:
     step_map: list[int] | None
 
 
-def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) -> list[Sample]:
+def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[Sample]:
     """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
     that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
     does not fit its answer."""
@@ -38,8 +38,8 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
         prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
         answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
         steps = example.step_map
-        if training.method == "trace":
-            steps = _checked_steps(steps, len(answer), i)
+        if method.as_sampled:
+            steps = _checked_steps(steps, len(answer), i, training.method)
         if not answer or answer[-1] not in model.eos_ids:
             answer = [*answer, model.end_of_answer_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
@@ -72,51 +72,51 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) ->
     return samples
 
 
-def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
-    """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
-    each is a row of its own there, and dLLM-RL too has one a block."""
-    alone = model.attention == "full" and training.method == "semi-ar"
+def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
+    """The settings with the block size in force, and under full attention with one noisy copy of a block in semi-ar:
+    each is a sequence of its own there, and dLLM-RL too has one a block."""
+    alone = model.attention == "full" and method.one_copy
     return replace(
         training,
-        block_size=training.block_size or model.decoding.block_size or model.block_size,
+        block_size=block_size,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,
     )
 
 
-def make_rows(
-    sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int
+def make_samples(
+    sample: Sample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
 ) -> list[TrainingSample]:
-    """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
+    """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace.
 
-    Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
-    block families, to `window` answer tokens under full attention, as a sampler would see it.
+    The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
+    Padding is masked; the first training.post_num pads are trained.
     """
-    b = training.block_size or model.block_size
+    b = training.block_size or model.spec.schedule_block_size
     P, R = len(sample.prompt_ids), len(sample.answer_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
-    filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
-    traced = training.method == "trace"
+    padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
+    traced = method.as_sampled
     steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
         key=(sample.index,),
         prompt_ids=sample.prompt_ids,
-        canvas_ids=[*sample.answer_ids, *[pad] * filling],
-        canvas_step_map=[*steps, *[0 if traced else 1] * filling],
-        canvas_logprobs=[0.0] * (R + filling),
+        canvas_ids=[*sample.answer_ids, *[pad] * padding],
+        canvas_step_map=[*steps, *[0 if traced else 1] * padding],
+        canvas_logprobs=[0.0] * (R + padding),
         num_response_tokens=R,
         finish_reason="stop",
         num_steps=max(steps),
     )
     rng = np.random.default_rng([training.seed, epoch, sample.index])
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
-    return replay(canvas, replayer, training, method=SFT_METHODS[training.method], pad_id=pad, rng=rng)
+    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng)
 
 
-def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int]:
+def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:
     if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
         got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
         raise ValueError(
-            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, "
+            f"example {index}: training.method={method} needs a step_map of {tokens} steps >= 0, "
             f"one a response token; got {got}."
         )
     low = min(steps, default=0)

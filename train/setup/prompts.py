@@ -22,17 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 def sampling_entries(
-    decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
+    decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
     """Name -> sampling config for each entry of the parallel lists strategy, top_k, block_size, steps_per_block.
 
+    blocks: tokens of a block of each entry (`Blocks`).
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
     of_the_run = {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
     entries: dict[str, SamplingConfig] = {}
-    for chosen in decodings(decode):
-        config = SamplingConfig(**chosen | _cache(decode, model) | of_the_run).for_model(model)
+    for chosen, block_size in zip(decodings(decode), blocks, strict=True):
+        chosen |= {"block_size": block_size} | _cache(decode, model) | of_the_run
+        config = SamplingConfig(**chosen).for_model(model)
         _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
             config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))

@@ -12,7 +12,7 @@ from reward.judge.api import ApiJudge
 from reward.judge.judge import CachedJudge, build_judge
 from reward.judge.preference import JudgeReward
 from train.setup.judges import LocalJudge, prompt_tokens
-from train.setup.models import pick_device
+from train.setup.process import pick_device
 
 
 def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Reward:

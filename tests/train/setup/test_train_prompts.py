@@ -12,6 +12,7 @@ from data import Task
 from data.templates import chat_family
 from models import load_model
 from sample import Sampler
+from train.setup.blocks import block_sizes
 from train.setup.prompts import sampling_entries, tokenise
 
 
@@ -21,7 +22,9 @@ def dream():
 
 
 def entries(model, kind=RolloutConfig, **keys):
-    return sampling_entries(kind(**keys), model, seed=0, deterministic=False)
+    decode = kind(**keys)
+    blocks = block_sizes(decode, model.spec, model.block_size)
+    return sampling_entries(decode, model, blocks, seed=0, deterministic=False)
 
 
 def test_the_keys_of_dream(dream):
