@@ -19,7 +19,7 @@ num_machines: {nodes}
 num_processes: {processes}
 rdzv_backend: static
 same_network: true
-use_cpu: false
+use_cpu: {cpu}
 """
 DEEPSPEED = """\
 deepspeed_config:
@@ -66,6 +66,7 @@ def _config(name: str, nodes: int, processes: int, engine: str, device: str) -> 
         deepspeed=DEEPSPEED.format(stage=engine[-1]) if kind == "DEEPSPEED" else "",
         fsdp=FSDP if kind == "FSDP" else "",
         start=start,
+        cpu=str(device == "cpus").lower(),
     )
 
 

@@ -45,14 +45,14 @@ CONFIG = f"""
 experiment: {{save_every: {SAVE_EVERY}, eval_every: {EVAL_EVERY}, deterministic: true, threads: 1}}
 dataset: {{train_dataset: tiny_train, data_type: general, template: plain, max_tasks: 64}}
 model: {{random_init: true, device: cpu}}
-rollout: {{num_task_per_step: 8, num_response_per_task: 4, max_token: 15, block_size: 4, max_active: 16,
-  dynamic_threshold: 0.4}}
+rollout: {{num_task_per_step: 8, num_response_per_task: 4, max_new_tokens: 15, block_size: 4, max_slots: 16,
+  threshold: 0.4}}
 reward: {{function: "{{reward}}:share_of_digits", workers: 1}}
 training: {{gradient_accumulation_steps: 1, batch_size_lm: 32, num_train_epochs: 2, max_tokens_per_microbatch: 512,
   mixed_precision: "no"}}
 optimizer: {{params: {{learning_rate: 1.0e-3}}}}
-evaluation: {{eval_dataset: tiny_test, data_type: general, max_tasks: 16, max_active: 16, max_token: 15, block_size: 4,
-  dynamic_threshold: 0.4, top_k: [0, 1]}}
+evaluation: {{eval_dataset: tiny_test, data_type: general, max_tasks: 16, max_slots: 16, max_new_tokens: 15,
+  block_size: 4, threshold: 0.4, top_k: [0, 1]}}
 """
 REWARD = '''
 def share_of_digits(prompts, completions, **columns):

@@ -36,13 +36,16 @@ from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
 from models import DiffusionLM
+from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
-from tests.helpers import random_prompts, tiny_model
-from train.algorithm.objectives import clipped_surrogate, k3, token_weights
-from train.algorithm.replay import Replayer, TrainingSample, pack, replay
-from train.learner.updater import make_accelerator, outputs
+from train.algorithm.objectives import TokenBatch, clipped_surrogate, k3, params_of, token_weights
+from train.algorithm.packing import pack
+from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.distributed.accelerator import make_accelerator
+from train.learner.updater import outputs
 
 CPU = torch.device("cpu")
+PARAMS = params_of(clipped_surrogate, {"beta": 0.0})
 CONFIG = SamplingConfig(
     max_new_tokens=48,
     block_size=8,
@@ -102,7 +105,7 @@ def row_gradients(model: DiffusionLM, rows: Sequence[TrainingSample], advantage:
         micro = pack(rows, [i], CPU)
         logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
         advantage_N, weight_N = torch.full_like(logp_N, advantage), torch.from_numpy(weight).to(logp_N.dtype)
-        loss, _ = clipped_surrogate(logp_N, logp_N.detach(), advantage_N, weight_N, eps=0.2)
+        loss, _ = clipped_surrogate(TokenBatch.of(logp_N, logp_N.detach(), advantage_N, weight_N), PARAMS)
         found = torch.autograd.grad(loss, list(model.parameters()))
         gradients.append(torch.cat([g.flatten() for g in found]).double().numpy())
     return np.stack(gradients)

@@ -34,8 +34,8 @@ from transformers import DynamicCache, Qwen3ForCausalLM
 from models import DiffusionLM, load_model
 from models.attention import block_causal_mask
 from sample import Sampler, SamplingConfig
-from sample.sampler import _Generation
-from sample.unmask import best
+from sample.denoiser import Denoiser
+from sample.strategies import best
 
 Clock = Callable[[], float]
 BLOCK, THRESHOLD, PROMPT_TOKENS, NEW_TOKENS, MASK_ID = 4, 0.9, 64, 64, 1
@@ -193,14 +193,14 @@ class OutsideOps(TorchDispatchMode):
 
 def outside_ops_per_step(prompts: list[list[int]], config: SamplingConfig) -> float:
     model = random_model(torch.float32)
-    counter, plain_step = OutsideOps(model), _Generation.step
+    counter, plain_step = OutsideOps(model), Denoiser.step
 
-    def counted(batch: _Generation, *args: Any) -> None:
+    def counted(denoiser: Denoiser, *args: Any) -> None:
         counter.steps += 1
         with counter:
-            plain_step(batch, *args)
+            plain_step(denoiser, *args)
 
-    with mock.patch.object(_Generation, "step", counted):
+    with mock.patch.object(Denoiser, "step", counted):
         Sampler(model, config).generate(prompts)
     return counter.count / counter.steps
 

@@ -45,12 +45,13 @@ from benchmarks.sampler import BLOCK, CONFIG, MASK_ID, PROMPT_TOKENS, processor
 from configs.schema import TrainingConfig
 from models import DiffusionLM, load_model
 from sample.rollout import Rollout
-from train.algorithm.objectives import clipped_surrogate, per_token, token_weights
-from train.algorithm.replay import Replayer, TrainingSample, micro_batches, replay
+from train.algorithm.objectives import TokenBatch, clipped_surrogate, params_of, per_token, token_weights
+from train.algorithm.packing import MicroBatch, pack, within_budget
+from train.algorithm.replay import Replayer, TrainingSample, replay
 
 SPREAD, EQUAL = (60, 92, 180, 400), (184, 184, 184, 184)
 STEPS_SHARE = (0.3, 0.4, 0.2, 0.1)
-EPS, BETA = 0.2, 0.01
+PARAMS = params_of(clipped_surrogate, {"eps": 0.2, "beta": 0.01})
 MAX_TOKENS = 16384
 GIB = 2**30
 
@@ -110,6 +111,10 @@ def row_of(rollout: Rollout) -> TrainingSample:
     return row
 
 
+def packed(rows: Sequence[TrainingSample], which: Sequence[int]) -> list[MicroBatch]:
+    return [pack(rows, group, torch.device("cpu")) for group in within_budget(rows, which, MAX_TOKENS)]
+
+
 def our_update(model: DiffusionLM, job: Job) -> float:
     """Gradients of one update on the real code path; returns the loss."""
     rows = [row_of(rollout) for rollout in job.rollouts]
@@ -119,17 +124,11 @@ def our_update(model: DiffusionLM, job: Job) -> float:
     device = torch.device("cpu")
     for first in range(0, len(rows), job.responses_in_flight):
         group = range(len(rows))[first : first + job.responses_in_flight]
-        for micro in micro_batches(rows, group, MAX_TOKENS, device):
+        for micro in packed(rows, group):
             with job.autocast():
                 logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
-            loss, _ = clipped_surrogate(
-                logp_N,
-                per_token(old, micro, device),
-                per_token(job.advantages, micro, device),
-                per_token(weights, micro, device),
-                eps=EPS,
-                beta=BETA,
-            )
+            numbers = (per_token(values, micro, device) for values in (old, job.advantages, weights))
+            loss, _ = clipped_surrogate(TokenBatch.of(logp_N, *numbers), PARAMS)
             loss.backward()
             total += loss.item()
     return total
@@ -141,7 +140,7 @@ def with_log_probs(model: DiffusionLM, job: Job) -> Job:
     rollouts = []
     for rollout in job.rollouts:
         row = row_of(rollout)
-        (micro,) = micro_batches([row], [0], MAX_TOKENS, torch.device("cpu"))
+        (micro,) = packed([row], [0])
         logprobs = np.zeros(len(rollout.canvas_ids))
         with job.autocast():
             logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
@@ -220,7 +219,7 @@ def reference_update(model: DiffusionLM, job: Job) -> float:
         logp = reference_log_probs(model, batch, mask, job)[batch.trained_BR]
         advantage = advantages[batch.response_B].repeat_interleave(batch.trained_BR.sum(-1))
         weight = torch.full_like(logp, 1.0 / (len(rows.response_B) * job.longest))
-        loss, _ = clipped_surrogate(logp, old, advantage, weight, eps=EPS, beta=BETA)
+        loss, _ = clipped_surrogate(TokenBatch.of(logp, old, advantage, weight), PARAMS)
         loss.backward()
         total += loss.item()
     return total

@@ -1,4 +1,4 @@
-"""What a file of accelerate_configs/ says: how many nodes and processes, and which engine trains."""
+"""Files of accelerate_configs/: how many nodes and processes, and which engine trains."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ STAGES: dict[Kind, int] = {"ddp": 0, "zero2": 2, "zero3": 3, "fsdp2": 3}
 
 @dataclass(frozen=True)
 class EngineFile:
-    """kind: "ddp" = every process holds the whole model; "zero2", "zero3" = DeepSpeed's ZeRO shares out optimizer and
-    gradients, or weights too; "fsdp2" = torch's fully_shard shares out all. cpu: its processes need no GPU."""
+    """kind: "ddp" = every process holds the whole model; "zero2", "zero3" = DeepSpeed's ZeRO shards optimizer and
+    gradients, or weights too; "fsdp2" = torch's fully_shard shards all of them. cpu: its processes use no GPU."""
 
     name: str
     nodes: int
@@ -31,7 +31,7 @@ class EngineFile:
 
     @property
     def zero_stage(self) -> int:
-        """What is shared out, as ZeRO counts: FSDP2 shares what stage 3 does."""
+        """What is sharded, in ZeRO's count: FSDP2 shards what stage 3 does."""
         return STAGES[self.kind]
 
     @property
@@ -41,7 +41,7 @@ class EngineFile:
 
 def engine_file(name: str | None) -> EngineFile | None:
     """The file of that name (with or without .yaml); None for no name. ValueError where there is none, or where it asks
-    for what is not here."""
+    for what is not supported."""
     if name is None:
         return None
     stem, choices = name.removesuffix(".yaml"), sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -51,30 +51,35 @@ def engine_file(name: str | None) -> EngineFile | None:
             f"experiment.deepspeed_file={name} is none of accelerate_configs/: choose from {', '.join(choices)}."
             + (f" Did you mean {near[0]}?" if near else "")
         )
-    told: dict[str, Any] = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text())
-    deepspeed = told.get("deepspeed_config") or {}
-    told_by = f"accelerate_configs/{stem}.yaml"
-    kind = _kind(told, told_by)
+    raw: dict[str, Any] = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text(encoding="utf-8"))
+    source = f"accelerate_configs/{stem}.yaml"
+    deepspeed = raw.get("deepspeed_config") or {}
     for key in ("offload_optimizer_device", "offload_param_device"):
         if deepspeed.get(key, "none") != "none":
-            raise ValueError(f"{told_by}: {key}={deepspeed[key]}: offloading is not here; use none.")
-    return EngineFile(stem, int(told["num_machines"]), int(told["num_processes"]), kind, "_cpus_" in stem)
+            raise ValueError(f"{source}: {key}={deepspeed[key]}: offloading is not supported; use none.")
+    nodes, processes = int(raw["num_machines"]), int(raw["num_processes"])
+    return EngineFile(stem, nodes, processes, _kind(raw, source), bool(raw["use_cpu"]))
 
 
-def _kind(told: Mapping[str, Any], told_by: str) -> Kind:
-    asked, said = str(told["distributed_type"]), ""
-    if asked == "DEEPSPEED":
-        said = f"zero_stage {(told.get('deepspeed_config') or {}).get('zero_stage')}"
-    elif asked == "FSDP":
-        said = f"fsdp_version {(told.get('fsdp_config') or {}).get('fsdp_version')}"
+def names_like(file: EngineFile, nodes: int) -> list[str]:
+    """Files of the same engine and device for another number of nodes."""
+    found = [engine_file(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
+    return [f.name for f in found if f is not None and (f.kind, f.cpu, f.nodes) == (file.kind, file.cpu, nodes)]
+
+
+def _kind(raw: Mapping[str, Any], source: str) -> Kind:
+    launcher, version = str(raw["distributed_type"]), ""
+    if launcher == "DEEPSPEED":
+        version = f"zero_stage {(raw.get('deepspeed_config') or {}).get('zero_stage')}"
+    elif launcher == "FSDP":
+        version = f"fsdp_version {(raw.get('fsdp_config') or {}).get('fsdp_version')}"
     kinds: dict[tuple[str, str], Kind] = {
         ("DEEPSPEED", "zero_stage 2"): "zero2",
         ("DEEPSPEED", "zero_stage 3"): "zero3",
         ("FSDP", "fsdp_version 2"): "fsdp2",
         **{(name, ""): "ddp" for name in ("MULTI_GPU", "MULTI_CPU", "NO")},
     }
-    if (asked, said) not in kinds:
-        raise ValueError(
-            f"{told_by}: {' with '.join(filter(None, (asked, said)))}: there are {', '.join(TITLES.values())}."
-        )
-    return kinds[asked, said]
+    if (launcher, version) not in kinds:
+        found = " with ".join(filter(None, (launcher, version)))
+        raise ValueError(f"{source}: {found}: choose among {', '.join(TITLES.values())}.")
+    return kinds[launcher, version]

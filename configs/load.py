@@ -9,15 +9,19 @@ import math
 import sys
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.schema import RENAMED, RETIRED, Config
+from configs.schema import Config, Section
+from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
+from configs.tree import flat, get, pop, put
 
+# What the config.yaml of a run begins with. Runs of earlier versions have it: it never changes.
+RUN_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -53,11 +57,25 @@ def load_config(arguments: Sequence[str], usage: str = "python rl.py config=conf
             f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else "")
         )
     from_words = OmegaConf.from_dotlist([word for word in arguments])
-    return merge(*_read(file), _as_tree(from_words, "the command line"))
+    sources = [*_read(file), _read_tree(from_words, "the command line")]
+    typed: dict[str, str] = {}
+    for source in sources:
+        set_here = flat(source.tree)
+        typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
+    return _checked(_overlaid(sources, typed), typed)
 
 
-def _read(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """The trees of a YAML file and of the files that its `base` names, the deepest base first."""
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A YAML file or the command line under the schema's names. typed: key -> as it is spelled there, where that is
+    another name."""
+
+    tree: dict[str, Any]
+    typed: dict[str, str]
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
+    """A YAML file and the files that its `base` names, the deepest base first."""
     try:
         from_file = OmegaConf.load(file)
     except Exception as error:
@@ -66,37 +84,66 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
         raise ValueError(f"{file} holds no mapping of sections.")
     base = from_file.pop("base", None)
     if base is None:
-        return [_as_tree(from_file, str(file))]
+        return [_read_tree(from_file, str(file), of_a_run=file.read_text(encoding="utf-8").startswith(RUN_HEADER))]
     path = file.parent / str(base)
     if not path.is_file() or path.resolve() in (file.resolve(), *above):
         why = "is above it in the chain of bases" if path.is_file() else "does not exist"
         raise ValueError(f"{file}: base: {base} {why}; give a file beside {file.name}.")
-    return [*_read(path, (*above, file.resolve())), _as_tree(from_file, str(file))]
+    return [*_read(path, (*above, file.resolve())), _read_tree(from_file, str(file))]
 
 
 @functools.cache
 def _defaults() -> DictConfig:
-    return typing.cast(DictConfig, OmegaConf.structured(Config))
+    tree = typing.cast(DictConfig, OmegaConf.structured(Config))
+    _let_merge(tree)
+    return tree
+
+
+def _let_merge(tree: DictConfig) -> None:
+    """OmegaConf takes a frozen class for a tree that may not be merged into."""
+    OmegaConf.set_readonly(tree, False)
+    for value in tree.values():
+        if isinstance(value, DictConfig):
+            _let_merge(value)
 
 
 def merge(*trees: dict[str, Any]) -> Config:
     """Defaults overlaid with nested dicts, in order; every check of `load_config` applies."""
+    return _checked(_overlaid([_Source(tree, {}) for tree in trees], {}), {})
+
+
+def _overlaid(sources: Sequence[_Source], typed: Mapping[str, str]) -> Config:
     merged = copy.deepcopy(_defaults())
-    for tree in trees:
+    for source in sources:
         try:
-            merged.merge_with(tree)
+            merged.merge_with(source.tree)
         except OmegaConfBaseException as error:
-            raise ValueError(_wrong_type(error, tree)) from error
+            raise ValueError(_wrong_type(error, source)) from error
         except TypeError as error:
             raise ValueError(
                 f"config: a list stands where a section or a mapping is meant, or the reverse ({error})"
             ) from error
     try:
-        config = typing.cast(Config, OmegaConf.to_object(merged))
+        return typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ValueError(f"config: {_first_line(error)} (key {error.full_key!r})") from error
-    _check_ranges(config)
+        key = typed.get(str(error.full_key), error.full_key)
+        raise ValueError(f"config: {_first_line(error)} (key {key!r})") from error
+
+
+def _checked(config: Config, typed: Mapping[str, str]) -> Config:
+    """The config with the spellings that were typed known to its sections, all values in their ranges."""
+    sections: dict[str, Any] = {
+        item.name: dataclasses.replace(section, typed=_of_section(typed, item.name))
+        for item in dataclasses.fields(config)
+        if isinstance(section := getattr(config, item.name), Section)
+    }
+    config = dataclasses.replace(config, **sections)
+    _check_ranges(config, typed)
     return config
+
+
+def _of_section(typed: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key.removeprefix(f"{name}."): old for key, old in typed.items() if key.startswith(f"{name}.")}
 
 
 def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -104,15 +151,29 @@ def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, da
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(item.type):
             yield from flat_fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        else:
+        elif item.name != "typed":
             yield prefix + item.name, item
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a
     run."""
-    tree = dataclasses.asdict(config)
-    return {k: v for k, v in tree.items() if k not in ("config", "dry_run")}
+    tree: dict[str, Any] = {}
+    for name, _ in flat_fields():
+        if name not in ("config", "dry_run"):
+            put(tree, name, copy.deepcopy(get(config, name)))
+    return tree
+
+
+def flat_run(text: str, of_today: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of the config.yaml of a run, under today's names. of_today: a config of today, flat: a key of
+    it that was not there yet has its default in the run. Lists are values."""
+    tree = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text), resolve=False))
+    drop_what_lost(tree)
+    rename(tree, "config.yaml")
+    run, defaults = flat(tree), flat(resolved(Config()))
+    new = {key for key, value in of_today.items() if key not in run and key in defaults and defaults[key] == value}
+    return run | {key: defaults[key] for key in new}
 
 
 def help_text(usage: str) -> str:
@@ -123,9 +184,11 @@ def help_text(usage: str) -> str:
         lines.append(f"  {name:<44} {_kind(item):<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
     lines += [
         "",
+        "dLLM-RL's names of keys are read too (docs/from_dllm_rl.md).",
+        "",
         "examples:",
         "  python rl.py config=configs/rl_tiny.yaml",
-        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B rollout.max_token=1000",
+        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B rollout.temperature=0.8",
         "  python eval.py config=configs/trado_eval.yaml model.pretrained_model=/models/TraDo-4B",
         "  python rl.py config=configs/rl_trado.yaml dry_run=true",
     ]
@@ -138,9 +201,10 @@ def _range_text(item: dataclasses.Field) -> str:
     return ""
 
 
-def _as_tree(source: Any, where: str) -> dict[str, Any]:
-    """A source as nested dicts with dLLM-RL's spellings translated, retired keys taken out, unknown keys refused."""
-    tree = typing.cast(dict[str, Any], OmegaConf.to_container(source, resolve=False))
+def _read_tree(given: Any, where: str, of_a_run: bool = False) -> _Source:
+    """A source under the schema's names; retired keys taken out, unknown keys refused. of_a_run: it is the config.yaml
+    that a run wrote."""
+    tree = typing.cast(dict[str, Any], OmegaConf.to_container(given, resolve=False))
     training = tree.get("training")
     if isinstance(training, dict) and training.get("mixed_precision") is False:
         training["mixed_precision"] = "no"  # YAML reads an unquoted no as false
@@ -148,32 +212,23 @@ def _as_tree(source: Any, where: str) -> dict[str, Any]:
         tree["model"] = {"pretrained_model": tree["model"]}
     if "model_base" in tree:
         tree["model"] = dict(tree.get("model") or {}) | {"model_base": tree.pop("model_base")}
-    _rename(tree, where)
+    if of_a_run:
+        drop_what_lost(tree)
     known = dict(flat_fields())
+    _drop_empty(tree, {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *known)})
+    typed = rename(tree, where)
     free = {name for name, item in known.items() if str(item.type).startswith("dict")}
-    for name in list(_leaves(tree)):
+    for name in list(flat(tree)):
         if name in RETIRED:
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
-            _remove(tree, name)
+            pop(tree, name)
         elif name not in known and not any(name.startswith(f"{prefix}.") for prefix in free):
             if any(key.startswith(f"{name}.") for key in known):
                 raise ValueError(f"{name!r} in {where} is a section: set keys in it, as in {name}.KEY=value.")
-            raise ValueError(f"unknown key {name!r} in {where}.{_suggest(name, [*known])} --help lists every key.")
-    return tree
-
-
-def _rename(tree: dict[str, Any], where: str) -> None:
-    """Moves dLLM-RL's keys to their names here. A process reward model there is a judge of mode process here."""
-    names = set(_leaves(tree))
-    for old in [name for name in RENAMED if name in names]:
-        new, value = RENAMED[old], _get(tree, old)
-        if new in names:
-            raise ValueError(f"{old} and {new} are both in {where}: they mean the same, keep one.")
-        names.add(new)
-        _remove(tree, old)
-        _set(tree, new, (value or None) if new == "judge.local" else value)
-        if new == "judge.local" and value and "judge.mode" not in names:
-            _set(tree, "judge.mode", "process")
+            raise ValueError(
+                f"unknown key {name!r} in {where}.{_suggest(name, [*known, *RENAMED])} --help lists every key."
+            )
+    return _Source(tree, typed)
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -190,87 +245,63 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of what a tree sets; sections that it leaves empty are taken out."""
-    sections = {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *(name for name, _ in flat_fields()))}
+def _drop_empty(tree: dict[str, Any], sections: Collection[str], prefix: str = "") -> None:
+    """Takes out the sections that a source leaves empty."""
     for key, value in list(tree.items()):
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif value in (None, {}) and f"{prefix}{key}" in sections:
+        if isinstance(value, dict):
+            _drop_empty(value, sections, f"{prefix}{key}.")
+        if value in (None, {}) and f"{prefix}{key}" in sections:
             tree.pop(key)
-        else:
-            yield f"{prefix}{key}"
 
 
-def _get(tree: dict[str, Any], name: str) -> Any:
-    for part in name.split("."):
-        tree = tree[part]
-    return tree
-
-
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for part in sections:
-        tree[part] = tree.get(part) or {}
-        tree = tree[part]
-    tree[last] = value
-
-
-def _remove(tree: dict[str, Any], name: str) -> None:
-    *sections, last = name.split(".")
-    parents = [tree]
-    for part in sections:
-        parents.append(parents[-1][part])
-    del parents[-1][last]
-    for parent, part in zip(reversed(parents[:-1]), reversed(sections), strict=True):
-        if not parent[part]:
-            del parent[part]
-
-
-def _check_ranges(config: Config) -> None:
-    tree = dataclasses.asdict(config)
+def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
     for name, item in flat_fields():
-        value = _get(tree, name)
+        value = get(config, name)
         for entry in value if isinstance(value, list) else [value]:
-            if entry is not None or (item.type is Any and item.default is not None):
-                _check_entry(name, entry, item)
-    for name in ("rollout", "evaluation"):
-        decode = getattr(config, name)
+            if entry is not None or (item.metadata["each"] and item.default is not None):
+                _check_entry(typed.get(name, name), entry, item)
+    for section in ("rollout", "evaluation"):
+        decode = getattr(config, section)
         try:
             lists = decode.parallel_lists()
             for block_size in lists.get("block_size", [decode.block_size]):
                 if block_size is not None:
                     decode.check_steps(block_size)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{section}: {error}") from error
 
 
 def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
-    low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
+    low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
     if choices and entry not in choices:
         by_lower = {choice.lower(): choice for choice in choices}
         near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
         hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
         raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+    if each is str and not isinstance(entry, str):
+        raise ValueError(f"{name} is {entry!r}; it must be a name.")
     if low is None:
         return
-    whole = item.type is Any
-    if isinstance(entry, bool) or not isinstance(entry, int if whole else (int, float)) or not math.isfinite(entry):
-        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if whole else 'finite'} number.")
+    if isinstance(entry, bool) or not isinstance(entry, each or (int, float)) or not math.isfinite(entry):
+        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each else 'finite'} number.")
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
 
 
-def _wrong_type(error: OmegaConfBaseException, tree: dict[str, Any]) -> str:
-    item = dict(flat_fields()).get(str(error.full_key))
+def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:
+    key = str(error.full_key)
+    item = dict(flat_fields()).get(key)
     if item is None or not isinstance(error, ValidationError):
         return f"config: {_first_line(error)} (key {error.full_key!r})"
-    return f"{error.full_key} is {_get(tree, str(error.full_key))!r}; it must be of type {_kind(item)}."
+    return f"{source.typed.get(key, key)} is {get(source.tree, key)!r}; it must be of type {_kind(item)}."
 
 
 def _kind(item: dataclasses.Field) -> str:
-    return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.Any", "value or list")
+    each = item.metadata["each"]
+    if each:
+        return f"{each.__name__} or list of {each.__name__}"
+    return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.", "")
 
 
 def _first_line(error: Exception) -> str:

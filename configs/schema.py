@@ -1,10 +1,10 @@
 """Every key that a run understands, with type, default, range and one line of help.
 
-Names are those of dLLM-RL where it has one. `configs.load` merges YAML and command line into `Config`.
+`configs.load` merges YAML and command line into `Config`; `configs.spellings` has dLLM-RL's names of keys.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 DATA_TYPES = ("math", "code", "option", "general")
 
@@ -13,12 +13,14 @@ def opt(
     default: Any,
     help: str,
     *,
+    each: type | None = None,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field with its help line and the range or the names that its value (or each value of a list) must fit."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """A field with its help line and the range or the names that its value must fit. each: one value of this type, or a
+    list of such values, each of which must fit."""
+    metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -28,7 +30,7 @@ def section(kind: type) -> Any:
     return field(default_factory=kind)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExperimentConfig:
     project: str = opt("run", "name of the run; its folder is output_dir/project")
     output_dir: str = opt("runs", "folder that holds the folders of runs")
@@ -43,9 +45,6 @@ class ExperimentConfig:
         "RL: save every step that is evaluated too, and keep the checkpoint of the best accuracy besides (ckpt/best)",
     )
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
-    start_from_scratch: bool = opt(
-        True, "as in dLLM-RL; never deletes: a folder with the same config is resumed either way"
-    )
     resume: str = opt(
         "auto",
         "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
@@ -83,7 +82,7 @@ class ExperimentConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
     model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, dream, llada, ...")
@@ -99,7 +98,7 @@ class ModelConfig:
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
@@ -126,57 +125,61 @@ class DatasetConfig:
     over_long_prompts: str = opt("drop", "prompts over training.max_prompt_len", choices=("drop", "error"))
 
 
-@dataclass
-class DecodeConfig:
+@dataclass(frozen=True)
+class Section:
+    """A section of the config whose keys messages name. typed: field -> the dotted key as the user typed it, where that
+    is another spelling."""
+
+    section: ClassVar[str]
+    typed: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def key(self, name: str) -> str:
+        """The dotted key of a field, as the user typed it."""
+        return self.typed.get(name, f"{self.section}.{name}")
+
+
+@dataclass(frozen=True)
+class DecodeConfig(Section):
+    """How responses are sampled. A field that `sample.SamplingConfig` has too is handed to it under that name."""
+
     num_response_per_task: int = opt(1, "responses a task", low=1)
-    max_active: int = opt(256, "sequences decoded at a time", low=1)
-    batch_size: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_active", low=1)
-    temperature: float = opt(1.0, "0 = greedy", low=0.0)
-    max_token: int = opt(2000, "new tokens at most", low=1)
-    max_gen_length: int | None = opt(None, "dLLM-RL's key for full attention, in place of max_token", low=1)
-    block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", low=1)
-    denoising_steps_per_block: Any = opt(None, "denoising steps a block; default one a token, which is the most", low=1)
+    max_new_tokens: int = opt(2000, "length of a response at most, in tokens", low=1)
+    block_size: Any = opt(None, "tokens a block; default the checkpoint's, full attention 32", each=int, low=1)
+    steps_per_block: Any = opt(None, "denoising steps a block; default one a token, which is the most", each=int, low=1)
     steps: int | None = opt(None, "denoising steps in all, divided evenly over the blocks, the first one more", low=1)
-    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
-    top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", low=0)
-    remasking_strategy: Any = opt(
+    strategy: Any = opt(
         "low_confidence_dynamic",
-        "how many positions a step commits",
-        choices=("low_confidence_dynamic", "low_confidence_static", "sequential", "entropy_bounded"),
+        "which positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded, "
+        "or your own, path/to/file.py:name",
+        each=str,
     )
+    strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
+    threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
+    entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
+    alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
-        "score that ranks positions",
-        choices=(
-            *("confidence", "margin_confidence", "neg_entropy", "random"),
-            *("maskgit_plus", "topk_margin", "entropy", "origin"),
-        ),
+        "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream's maskgit_plus, "
+        "topk_margin, entropy, origin), or your own, path/to/file.py:name",
     )
-    alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
+    target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
-    dynamic_threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
-    entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
+    temperature: float = opt(1.0, "0 = greedy", low=0.0)
+    top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", each=int, low=0)
+    top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     cache: str = opt(
         "auto",
         "auto = the family's exact cache, none = full recompute; prefix, dual: approximate, full attention",
         choices=("auto", "exact", "none", "prefix", "dual"),
     )
-    use_cache: bool = opt(False, "dLLM-RL's key for full attention: cache=prefix where cache is auto")
     further_horizon: int | None = opt(
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
-    early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_token")
+    early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
+    max_slots: int = opt(256, "sequences decoded at a time", low=1)
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.max_gen_length or self.max_token
-
-    @property
-    def slots(self) -> int:
-        return self.batch_size or self.max_active
 
     def check_steps(self, block_size: int) -> None:
         """ValueError where `steps` are fewer than the blocks of so many tokens in the window."""
@@ -188,18 +191,20 @@ class DecodeConfig:
             )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
-        """Those of remasking_strategy, top_k, block_size and denoising_steps_per_block that are lists: entry i of each
-        goes with entry i of the others. ValueError where their lengths differ or are 0."""
-        names = ("remasking_strategy", "top_k", "block_size", "denoising_steps_per_block")
+        """Those of strategy, top_k, block_size and steps_per_block that are lists: entry i of each goes with entry i of
+        the others. ValueError where their lengths differ or are 0."""
+        names = ("strategy", "top_k", "block_size", "steps_per_block")
         lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
-        lengths = {name: len(value) for name, value in lists.items()}
+        lengths = {self.key(name): len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise ValueError(f"lists go together and must be of one length, at least 1; their lengths are {lengths}.")
         return lists
 
 
-@dataclass
+@dataclass(frozen=True)
 class RolloutConfig(DecodeConfig):
+    section = "rollout"
+
     dtype: str = opt(
         "auto",
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
@@ -209,20 +214,25 @@ class RolloutConfig(DecodeConfig):
     output_unmasking_history: bool = opt(True, "eval.py: write step maps into the samples file")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
+    section = "evaluation"
+
     eval_dataset: str | None = opt(None, "evaluation tasks during RL: a name or a path; null = no evaluation")
     data_type: str = opt("math", "kind of the evaluation tasks", choices=DATA_TYPES)
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingConfig:
+    objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
+    objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "RL: TraceRL, coupled, random_masking; SFT: semi-ar, trace, random_masking, ar",
-        choices=("TraceRL", "coupled", "random_masking", "semi-ar", "trace", "ar"),
+        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
+        "path/to/file.py:name",
     )
+    method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
         None,
         "tokens a block in training; must equal rollout.block_size; default the checkpoint's, full attention 32",
@@ -247,8 +257,7 @@ class TrainingConfig:
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
-    kl_estimator: str | None = opt(None, "k1, k2 or k3; default from use_kl_estimator_k3", choices=("k1", "k2", "k3"))
-    use_kl_estimator_k3: bool = opt(True, "dLLM-RL's key: k3 if true, else k1")
+    kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
         "old",
         "what the KL penalty is to: the policy of the last step, or the frozen first model",
@@ -259,7 +268,11 @@ class TrainingConfig:
     normalization: str = opt(
         "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
     )
-    advantage: str = opt("zscore", "z-score in the group, or only centred on its mean", choices=("zscore", "centered"))
+    advantage: str = opt(
+        "zscore",
+        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+    )
+    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -271,7 +284,6 @@ class TrainingConfig:
     rollout_correction: str = opt(
         "none",
         "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
-        choices=("none", "truncated", "masked"),
     )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
     rows_per_update: int | None = opt(
@@ -294,7 +306,7 @@ class TrainingConfig:
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoraSection:
     rank: int = opt(0, "train low-rank adapters of this rank and freeze the model; 0 = train all of it", low=0)
     alpha: float = opt(32.0, "an adapter adds alpha / rank times its output", low=0.0)
@@ -304,7 +316,7 @@ class LoraSection:
     target_modules: list[str] = opt([], "linear layers with an adapter (q_proj, ...); empty = all but the output head")
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerParams:
     learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
     value_learning_rate: float = opt(5e-6, "peak learning rate of the value model", low=0.0)
@@ -314,25 +326,25 @@ class OptimizerParams:
     epsilon: float = opt(1e-8, "Adam", low=0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerConfig:
     name: str = opt("adamw", "optimizer", choices=("adamw",))
     params: OptimizerParams = section(OptimizerParams)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SchedulerParams:
     warmup_steps: int = opt(0, "steps (RL steps, SFT updates) of linear warm-up", low=0)
     min_lr_scale: float = opt(1.0, "final learning rate as a share of the peak; 1 = constant", low=0.0, high=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SchedulerConfig:
     scheduler: str = opt("cosine", "shape of the decay", choices=("cosine", "linear", "constant"))
     params: SchedulerParams = section(SchedulerParams)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RewardConfig:
     function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
     beside_verifier: bool = opt(
@@ -347,33 +359,33 @@ class RewardConfig:
     function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
 
 
-@dataclass
-class JudgeConfig:
+@dataclass(frozen=True)
+class JudgeConfig(Section):
     """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while neither is set."""
+
+    section = "judge"
 
     api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
     model: str = opt("", "name of the judge at that endpoint")
     api_key_variable: str = opt("", "environment variable that holds the endpoint's key")
-    local: str | None = opt(
-        None, "the judge as a transformers model, a folder or hub name (dLLM-RL: process_reward_model)"
-    )
+    local: str | None = opt(None, "the judge as a transformers model, a folder or hub name")
     mode: str = opt(
         "score",
         "marks or comparisons in place of the verifier, or process: chunks scored after the verifier",
         choices=("score", "pairwise", "process"),
     )
-    samples: int = opt(1, "judgements a question (dLLM-RL: k_sample)", low=1)
-    chunk_tokens: int = opt(200, "process: tokens judged at a time (dLLM-RL: reward_chunk_length)", low=1)
+    samples: int = opt(1, "judgements a question", low=1)
+    chunk_tokens: int = opt(200, "process: tokens judged at a time", low=1)
     temperature: float = opt(0.6, "of the judge; 0 = greedy", low=0.0)
     top_p: float = opt(0.95, "nucleus filter of the judge", low=1e-6, high=1.0)
-    max_tokens: int = opt(10_000, "longest answer of the judge (dLLM-RL: max_generation_token)", low=1)
+    max_tokens: int = opt(10_000, "longest answer of the judge", low=1)
     max_model_len: int = opt(15_000, "longest question and answer of the judge together, in tokens", low=2)
     parallel: int = opt(16, "questions asked (api) or decoded (local) at a time", low=1)
     timeout_seconds: float = opt(300.0, "time for one answer of the endpoint", low=0.1)
     attempts: int = opt(4, "tries for one answer of the endpoint", low=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExecuteConfig:
     num_chunk: int = opt(0, "programs run at a time for code rewards at most; never more than the cores", low=0)
     all_or_nothing: bool = opt(False, "code: 1 only if every test passes, instead of the share that passes")
@@ -382,12 +394,12 @@ class ExecuteConfig:
     allow_forgeable: bool = opt(False, "also run tests that a determined program can forge")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = opt([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     config: str = opt("", "the YAML file")
     dry_run: bool = opt(False, "check everything and stop before any model work")
@@ -404,34 +416,3 @@ class Config:
     judge: JudgeConfig = section(JudgeConfig)
     execute: ExecuteConfig = section(ExecuteConfig)
     tracking: TrackingConfig = section(TrackingConfig)
-
-
-# Keys of dLLM-RL that have another name here.
-RENAMED: dict[str, str] = {
-    "model.process_reward_model": "judge.local",
-    "model.process_reward_chunk_size": "judge.chunk_tokens",
-    "rollout.reward_model.reward_chunk_length": "judge.chunk_tokens",
-    "rollout.reward_model.k_sample": "judge.samples",
-    "rollout.reward_model.max_model_len": "judge.max_model_len",
-    "rollout.reward_model.max_generation_token": "judge.max_tokens",
-    "rollout.reward_model.temperature": "judge.temperature",
-    "optimizer.params.policy_learning_rate": "optimizer.params.learning_rate",
-}
-
-# Keys of dLLM-RL that have no effect here, with what takes their place. They load and are warned about by name.
-RETIRED: dict[str, str] = {
-    "wandb.entity": "set WANDB_ENTITY",
-    "wandb.resume": "the tracker resumes with the run",
-    "experiment.function": "rl.py always trains and evaluates",
-    "experiment.current_epoch": "the newest checkpoint is found by itself",
-    "experiment.node_index": "it comes from the environment (MLP_ROLE_INDEX)",
-    "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
-    "system.HF_HOME": "set HF_HOME in the environment",
-    "system.env_name": "the Python that the command runs in is used",
-    "system.envs_dir": "the Python that the command runs in is used",
-    "system.base_dir": "paths are looked up from where the command is typed, then in this repository",
-    "rollout.tensor_parallel_size": "the sampler shares the trainer's device",
-    "evaluation.tensor_parallel_size": "the sampler shares the trainer's device",
-    "optimizer.params.scale_lr": "the learning rate is taken as given",
-    "lr_scheduler.params.learning_rate": "optimizer.params.learning_rate is used",
-}

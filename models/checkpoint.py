@@ -8,16 +8,15 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from models.attention import ATTENTION_NAME
 from models.families import Family, Piece
-from models.folder import read_json, weight_files
+from models.folder import read_json, weight_files, writing_weights
+from models.spec import CheckpointSpec, hf_config, network_class
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _CARRIED_MAX_BYTES = 64 * 2**20
@@ -31,34 +30,23 @@ def read_carried_files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in files if p.stat().st_size <= _CARRIED_MAX_BYTES}
 
 
-def hf_config(family: Family, raw_config: Mapping[str, Any]) -> PretrainedConfig:
-    """transformers' config of the family's network."""
-    return _network_class(family).config_class(**family.config_arguments(raw_config))  # type: ignore[misc]
-
-
-def _network_class(family: Family) -> type[PreTrainedModel]:
-    found: type[PreTrainedModel] = getattr(transformers, family.model_class)
-    return found
-
-
 def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
     """The family's network with every parameter on the meta device: names and shapes; buffers are real."""
     config = hf_config(family, raw_config)
-    config._attn_implementation = ATTENTION_NAME
     with init_empty_weights(include_buffers=False):
-        network = _network_class(family)(config)
+        network = network_class(family)(config)
         if family.adapt is not None:
             family.adapt(network, raw_config)
     return network
 
 
-def random_network(family: Family, raw_config: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """The family's network with weights as transformers draws them, from this seed alone."""
+def random_network(spec: CheckpointSpec, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """The checkpoint's network with weights as transformers draws them, from this seed alone."""
+    family, raw_config = spec.family, spec.raw
     config = hf_config(family, raw_config)
-    config._attn_implementation = ATTENTION_NAME
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network_class(family)(config)
+        network = network_class(family)(config)
     if family.adapt is not None:
         family.adapt(network, raw_config)
     for parameter in network.parameters():
@@ -67,15 +55,11 @@ def random_network(family: Family, raw_config: Mapping[str, Any], dtype: torch.d
 
 
 def read_weights(
-    folder: Path,
-    family: Family,
-    raw_config: Mapping[str, Any],
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    besides: Collection[str] = (),
+    spec: CheckpointSpec, dtype: torch.dtype, device: torch.device | str = "cpu", besides: Collection[str] = ()
 ) -> PreTrainedModel:
-    """The family's network with the folder's weights, one tensor in memory beside them at a time. ValueError when a
-    file is absent or damaged, or a weight is missing, extra or misshapen; those named `besides` are left unread."""
+    """The checkpoint's network with its weights, one tensor in memory beside them at a time. ValueError when a file is
+    absent or damaged, or a weight is missing, extra or misshapen; those named `besides` are left unread."""
+    folder, family, raw_config = spec.folder, spec.family, spec.raw
     network = empty_network(family, raw_config)
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -186,8 +170,8 @@ def stored_elements(folder: Path) -> int:
 def write_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype
 ) -> None:
-    """A checkpoint folder in the original layout: carried files as they were, config.json's torch_dtype set to what
-    is saved."""
+    """A checkpoint folder in the original layout: carried files as they are, config.json's torch_dtype set to what is
+    saved."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)
@@ -195,10 +179,8 @@ def write_checkpoint(
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    try:
+    with writing_weights(folder):
         save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
-    except SafetensorError as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _alone(weight: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
-from models.families import Decoding, Family, find_family
-from models.folder import read_json, resolve_folder, weight_names
+from models.families import Decoding
 from models.head import OutputHead
+from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -30,30 +30,30 @@ class DiffusionLM(nn.Module):
 
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
-    eos_ids: ids that end an answer; pad_id; block_size: the checkpoint's (1 for full attention); tokenizer: None
-    for a folder without one.
+    eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
+    `save` writes; tokenizer: None for a folder without one; spec: what the checkpoint's files say.
     """
 
     def __init__(
         self,
         network: PreTrainedModel,
-        family: Family,
-        raw_config: Mapping[str, Any],
+        spec: CheckpointSpec,
         carried: Mapping[str, bytes],
         tokenizer: PreTrainedTokenizerBase | None,
-        generation_config: Mapping[str, Any],
     ):
         super().__init__()
+        self.spec = spec
+        self.block_size = spec.block_size
         self.model: nn.Module = network.model
         self.lm_head = OutputHead(network.lm_head)
         self.hf_config = network.config
-        self._family, self._raw_config, self._carried = family, dict(raw_config), dict(carried)
+        self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.adapters: LoraConfig | None = None
-        self.mask_id = _mask_id(family, raw_config, tokenizer)
-        self.text_vocab_size = _text_vocab_size(family, raw_config, tokenizer, int(self.hf_config.vocab_size))
-        self.eos_ids = _eos_ids(family, raw_config, generation_config, tokenizer)
-        pads = layout_io.first_ids(raw_config.get("pad_token_id"), generation_config.get("pad_token_id"))
+        self.mask_id = _mask_id(spec, tokenizer)
+        self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
+        self.eos_ids = _eos_ids(spec, tokenizer)
+        pads = layout_io.first_ids(spec.raw.get("pad_token_id"), spec.generation.get("pad_token_id"))
         tokenizer_pad = tokenizer.pad_token_id if tokenizer is not None else None
         self.pad_id: int | None = (
             pads[0] if pads else (tokenizer_pad if tokenizer_pad is not None else next(iter(self.eos_ids), None))
@@ -61,35 +61,25 @@ class DiffusionLM(nn.Module):
 
     @property
     def family(self) -> str:
-        return self._family.name
+        return self.spec.family.name
 
     @property
     def attention(self) -> Literal["block", "full"]:
-        return self._family.attention
+        return self.spec.family.attention
 
     @property
     def logit_shift(self) -> bool:
-        return self._family.logit_shift
+        return self.spec.family.logit_shift
 
     @property
     def decoding(self) -> Decoding:
-        return self._family.decoding
-
-    @property
-    def block_size(self) -> int:
-        return int(self._raw_config.get("block_size") or self._family.default_block_size)
-
-    @block_size.setter
-    def block_size(self, tokens: int) -> None:
-        """Block families: the size that a checkpoint saved from here on names."""
-        self._raw_config["block_size"] = tokens
-        self._carried["config.json"] = (json.dumps(self._raw_config, indent=2) + "\n").encode()
+        return self.spec.family.decoding
 
     @property
     def end_of_answer_id(self) -> int:
         """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the
         first eos id."""
-        turn = self._family.end_of_turn
+        turn = self.spec.family.end_of_turn
         known = self.tokenizer.get_vocab().get(turn) if self.tokenizer is not None and turn is not None else None
         if known is None and not self.eos_ids:
             raise ValueError(
@@ -112,12 +102,18 @@ class DiffusionLM(nn.Module):
         return output.last_hidden_state
 
     def forward(
-        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
+        self,
+        input_ids_BL: Tensor,
+        positions_BL: Tensor,
+        layout: Layout,
+        index_N: Tensor,
+        targets_N: Tensor,
+        entropy: bool = False,
     ) -> Tensor:
-        """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L].
-        Logits exist only for these positions (`OutputHead`)."""
+        """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L];
+        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`)."""
         hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
-        return self.lm_head(hidden_ND, targets_N)
+        return self.lm_head(hidden_ND, targets_N, entropy)
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:
@@ -153,7 +149,7 @@ class DiffusionLM(nn.Module):
         weights = dict(self.state_dict())
         if self.hf_config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
-        return layout_io.stored_weights(weights, self._family, self._raw_config)
+        return layout_io.stored_weights(weights, self.spec.family, self.spec.raw)
 
     def add_adapters(self, adapters: lora.Adapters, base: str | Path, seed: int) -> None:
         """Freezes the model and adds adapters to its body; `base`: the checkpoint that it came from."""
@@ -170,15 +166,19 @@ class DiffusionLM(nn.Module):
     def save(self, path: str | Path, besides: Mapping[str, Tensor] | None = None) -> None:
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
         names more weights to keep with them. Of a model with adapters only these are written (`models.lora`)."""
+        carried = self._carried
+        if self.block_size != (self.spec.raw.get("block_size") or self.spec.family.default_block_size):
+            raw = {**self.spec.raw, "block_size": self.block_size}
+            carried = carried | {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
         if self.adapters is not None:
-            lora.write(Path(path), self.model, self.adapters, self._carried)
+            lora.write(Path(path), self.model, self.adapters, carried)
             return
         weights = self.checkpoint_weights() | dict(besides or {})
-        layout_io.write_checkpoint(Path(path), weights, self._carried, self.dtype)
+        layout_io.write_checkpoint(Path(path), weights, carried, self.dtype)
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | CheckpointSpec,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     model_base: str | None = None,
@@ -187,28 +187,25 @@ def load_model(
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
-    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
-    random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed.
-    besides: weights of the folder that are no part of the model.
+    path: a `CheckpointSpec` too, whose files are not looked at again. dtype: "float32" | "bfloat16" | "float16".
+    model_base: the family's name, when config.json alone does not tell. random_init_seed: the folder holds config.json
+    and tokenizer but no weights; they are drawn from this seed. besides: weights of the folder that are no part of the
+    model.
     ValueError: no such folder, unknown family, weights that do not fit the config.
     """
-    folder = resolve_folder(path)
-    if (folder / lora.CONFIG).is_file():
-        return _load_adapted(folder, dtype, device, model_base)
+    spec = path if isinstance(path, CheckpointSpec) else CheckpointSpec.read(path, model_base)
+    if spec.base is not None:
+        return _load_adapted(spec, spec.base, dtype, device)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
-    raw_config = read_json(folder / "config.json")
-    family = find_family(raw_config, model_base, str(folder), weight_names(folder))
-    tokenizer = read_tokenizer(folder, family)
+    tokenizer = read_tokenizer(spec.folder, spec.family)
     if random_init_seed is None:
-        network = layout_io.read_weights(folder, family, raw_config, torch_dtype, device, besides)
+        network = layout_io.read_weights(spec, torch_dtype, device, besides)
     else:
-        network = layout_io.random_network(family, raw_config, torch_dtype, random_init_seed)
-    carried = layout_io.read_carried_files(folder)
-    generation_config = read_json(folder / "generation_config.json")
-    model = DiffusionLM(network, family, raw_config, carried, tokenizer, generation_config)
+        network = layout_io.random_network(spec, torch_dtype, random_init_seed)
+    model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
     return model.to(device=device).eval()
 
 
@@ -222,59 +219,47 @@ def _check_device(device: str | torch.device) -> None:
 
 
 def _load_adapted(
-    folder: Path, dtype: str | torch.dtype, device: str | torch.device, model_base: str | None
+    spec: CheckpointSpec, base: CheckpointSpec, dtype: str | torch.dtype, device: str | torch.device
 ) -> DiffusionLM:
-    """The base that adapter_config.json names, with the folder's adapters; block size and carried files are the
-    folder's."""
-    base = str(read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
-    if not base or (resolve_folder(base) / lora.CONFIG).is_file():
-        raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {base!r}, which is no whole checkpoint.")
-    model = load_model(base, dtype, device, model_base)
-    model.adapters = lora.read(folder, model.model.requires_grad_(False))
+    """The base with the folder's adapters; the block size is the folder's."""
+    model = load_model(base, dtype, device)
+    model.adapters = lora.read(spec.folder, model.model.requires_grad_(False))
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
-    block_size = read_json(folder / "config.json").get("block_size")
-    if block_size and model.attention == "block" and block_size != model.block_size:
-        model.block_size = int(block_size)
+    model.spec, model.block_size = spec, spec.block_size
     return model.to(device=device).eval()
 
 
-def _mask_id(family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> int:
+def _mask_id(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    family, vocab_size = spec.family, int(spec.raw["vocab_size"])
     ids = layout_io.first_ids(
-        raw_config.get("mask_token_id"),
+        spec.raw.get("mask_token_id"),
         tokenizer.mask_token_id if tokenizer is not None else None,
         tokenizer.get_vocab().get(family.mask_token) if tokenizer is not None and family.mask_token else None,
         family.mask_id,
     )
-    if not ids or ids[0] >= int(raw_config["vocab_size"]):
+    if not ids or ids[0] >= vocab_size:
         raise ValueError(
-            f"no mask id below vocab_size {raw_config['vocab_size']} in config.json (mask_token_id), the tokenizer "
-            f"(mask_token) or the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
+            f"no mask id below vocab_size {vocab_size} in config.json (mask_token_id), the tokenizer (mask_token) or "
+            f"the family {family.name} (found {list(ids)}): add mask_token_id to config.json."
         )
     return ids[0]
 
 
-def _text_vocab_size(
-    family: Family, raw_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
-) -> int:
-    text = vocab_size if family.text_vocab_size is None else family.text_vocab_size(raw_config)
+def _text_vocab_size(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> int:
+    text = vocab_size if spec.family.text_vocab_size is None else spec.family.text_vocab_size(spec.raw)
     named = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
     return min(vocab_size, text, named)
 
 
-def _eos_ids(
-    family: Family,
-    raw_config: Mapping[str, Any],
-    generation_config: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> tuple[int, ...]:
+def _eos_ids(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
     turn = None
-    if tokenizer is not None and family.end_of_turn is not None:
-        turn = tokenizer.get_vocab().get(family.end_of_turn)
+    if tokenizer is not None and spec.family.end_of_turn is not None:
+        turn = tokenizer.get_vocab().get(spec.family.end_of_turn)
     return layout_io.first_ids(
-        raw_config.get("eos_token_id"),
-        generation_config.get("eos_token_id"),
+        spec.raw.get("eos_token_id"),
+        spec.generation.get("eos_token_id"),
         tokenizer.eos_token_id if tokenizer is not None else None,
         turn,
     )

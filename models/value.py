@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from models import checkpoint as layout_io
 from models.attention import Layout
-from models.folder import resolve_folder
 from models.model import DiffusionLM, load_model
+from models.spec import CheckpointSpec
 
 HEAD_NAME = "value_head.weight"
 
@@ -49,7 +49,7 @@ class ValueModel(nn.Module):
 
 
 def load_value_model(
-    path: str | Path,
+    path: str | Path | CheckpointSpec,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     model_base: str | None = None,
@@ -57,12 +57,13 @@ def load_value_model(
 ) -> ValueModel:
     """A value model from any checkpoint that `load_model` reads, with the same arguments and errors. Its head is the
     folder's where that holds one (a saved value model), else zero. Adapters are merged: all of it is trained."""
-    base = load_model(path, dtype, device, model_base, random_init_seed, besides=(HEAD_NAME,))
+    spec = path if isinstance(path, CheckpointSpec) else CheckpointSpec.read(path, model_base)
+    base = load_model(spec, dtype, device, random_init_seed=random_init_seed, besides=(HEAD_NAME,))
     stored = None
     if base.adapters is not None:
         base.merge_adapters()
     elif random_init_seed is None:
-        stored = layout_io.stored_tensor(resolve_folder(path), HEAD_NAME)
+        stored = layout_io.stored_tensor(spec.folder, HEAD_NAME)
     model = ValueModel(base)
     if stored is not None:
         with torch.no_grad():

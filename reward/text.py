@@ -16,21 +16,6 @@ _BOX = r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*"
 _BRACES = re.compile(rf"(?P<box>{_BOX}\{{)|{_BOX}(?P<bare>{_WITHOUT_BRACES})|\\[\s\S]|[{{}}]")
 
 
-_FENCED_PYTHON = re.compile(r"```(?:python3?|py)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-
-
-def extract_code(completion: str, prefix: str = "") -> str | None:
-    """The program in a completion: its last ```python block, or, where the prompt ended with `prefix`, what continues
-    it.
-
-    None when there is no code. A block that is not closed runs to the end.
-    """
-    text = prefix + completion
-    if blocks := _FENCED_PYTHON.findall(text):
-        return blocks[-1].strip("\r\n") or None
-    return text.partition("```")[0] if prefix else None
-
-
 def extract_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} (or \\fbox{...}) whose braces balance, stripped; None when there is none.
 

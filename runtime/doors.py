@@ -9,12 +9,16 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import math
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def is_file_target(given: str) -> bool:
@@ -25,19 +29,84 @@ def is_file_target(given: str) -> bool:
 def open_door(key: str, given: str, builtins: Mapping[str, T]) -> T | Any:
     """What the config key `key` names: the built-in `given`, or the object `name` of `path/to/file.py:name`, whose file
     is run. ValueError, naming the key, where there is no such built-in, file or name, or where the file fails."""
-    if given in builtins:
-        return builtins[given]
-    if not is_file_target(given):
-        near = difflib.get_close_matches(given, list(builtins), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{key} is {given!r}; choose from {', '.join(builtins)}, or name your own: path/to/file.py:name.{hint}"
-        )
+    if given in builtins or not is_file_target(given):
+        return choose(key, given, builtins, "name your own: path/to/file.py:name")
     path, name = find_target(key, given)
     try:
         return load_target(f"{path}:{name}")
+    except (Exception, SystemExit) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{key}: {given} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+def choose(key: str, given: str, builtins: Mapping[str, T], otherwise: str = "") -> T:
+    """The entry `given`; ValueError, naming the config key `key`, the names there are and the one that may be meant.
+    otherwise: what else the key takes."""
+    if given in builtins:
+        return builtins[given]
+    names = {name.lower(): name for name in builtins}
+    near = difflib.get_close_matches(str(given).lower(), names, n=1)
+    hint = f" Did you mean {names[near[0]]!r}?" if near else ""
+    rest = f", or {otherwise}" if otherwise else ""
+    raise ValueError(f"{key} is {given!r}; choose from {', '.join(builtins)}{rest}.{hint}")
+
+
+def check_params(key: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` where it fits the parameters and defaults that a function has. ValueError, naming the config key, for
+    another name, or for a value of another kind than the default's (a number, a truth value, text, a list)."""
+    for name, value in given.items():
+        if name not in defaults:
+            near = difflib.get_close_matches(name, list(defaults), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            known = f"its parameters are {', '.join(defaults)}" if defaults else "it has no parameters"
+            raise ValueError(f"{key}.{name} is unknown: {known}.{hint}")
+        default = defaults[name]
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if default is not None and not (is_number if number else isinstance(value, type(default))):
+            kind = "a finite number" if number else f"of type {type(default).__name__}"
+            raise ValueError(f"{key}.{name} is {value!r}; it must be {kind}, as its default {default!r}.")
+    return dict(given)
+
+
+def keyword_params(key: str, function: Callable[..., Any], positional: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` where a function that is called with `positional` arguments takes it by keyword. ValueError, naming the
+    config key and the function's signature, where it takes another number of arguments, lacks a name, or needs one that
+    is not given."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}: {function!r} is not a function.") from None
+    kinds = inspect.Parameter
+    parameters = list(signature.parameters.values())
+    free = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    spread = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    title = f"{getattr(function, '__name__', 'it')}{signature}"
+    if len(free) < positional and not spread:
+        raise ValueError(f"{key}: {title} is called with {positional} arguments in order, and takes {len(free)}.")
+    named = {p.name: p for p in parameters if p in free[positional:] or p.kind is kinds.KEYWORD_ONLY}
+    if not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        defaults = {name: None if p.default is kinds.empty else p.default for name, p in named.items()}
+        check_params(f"{key}_params", defaults, given)
+    missing = [name for name, p in named.items() if p.default is kinds.empty and name not in given]
+    if missing:
+        raise ValueError(f"{key}: {title} needs {', '.join(missing)}: set {key}_params.{missing[0]}.")
+    return dict(given)
+
+
+def call_target(key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """What a user's function returns. What it raises is a ValueError that names the config key, the function's file and
+    the line; running out of memory stays what it is."""
+    try:
+        return function(*args, **named)
     except Exception as error:
-        raise ValueError(f"{key}: {given} cannot be loaded: {type(error).__name__}: {error}") from error
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            raise
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+        line = str(error).splitlines()[0] if str(error) else ""
+        raise ValueError(f"{key}: {type(error).__name__}: {line} ({frame.filename} line {frame.lineno})") from error
 
 
 def load_target(target: str) -> Any:
@@ -70,6 +139,8 @@ def find_target(key: str, target: str) -> tuple[Path, str]:
     if not separator or not where.endswith(".py") or not name.isidentifier():
         raise ValueError(f"{key} must look like path/to/file.py:name, got {target!r}")
     path = Path(where).expanduser()
+    if not path.is_absolute() and not path.exists() and (REPOSITORY / path).is_file():
+        path = REPOSITORY / path
     if not path.is_file():
         files = [str(file) for file in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), files, n=3, cutoff=0.5)

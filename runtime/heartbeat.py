@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runtime.steps import step_folders
+
 FOLDER = "heartbeat"
 INTERVAL_SECONDS = 1.0
 _STARTED = datetime.now().astimezone()
@@ -32,7 +34,7 @@ class Heartbeat:
         self._written = -INTERVAL_SECONDS
 
     def enter(self, phase: str) -> None:
-        """The work called `phase` begins, or goes on."""
+        """The work called `phase` begins, or continues."""
         if phase == self._phase:
             self.beat()
             return
@@ -40,7 +42,7 @@ class Heartbeat:
         self._write()
 
     def beat(self) -> None:
-        """The phase has come further."""
+        """The phase has made progress."""
         if time.monotonic() - self._written >= INTERVAL_SECONDS:
             self._write()
 
@@ -56,7 +58,7 @@ class Heartbeat:
 
 
 def read(folder: Path) -> dict[int, dict[str, Any]]:
-    """The last sign of each rank of the job that wrote `folder` last."""
+    """The last sign of life of each rank of the job that last ran in `folder`."""
     found = {}
     for path in sorted((Path(folder) / FOLDER).glob("rank-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -66,7 +68,7 @@ def read(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _of_this_job(folder: Path) -> dict[int, dict[str, Any]]:
-    """Signs since this process, a launcher or a rank, started: those of a job before it are left out."""
+    """Signs since this process, a launcher or a rank, started: those of an earlier job are left out."""
     return {rank: sign for rank, sign in read(folder).items() if _time(sign) >= _STARTED}
 
 
@@ -81,7 +83,7 @@ def last_seen(folder: Path, ranks: Collection[int]) -> str:
 
 
 def longest_silent(folder: Path, ranks: Collection[int]) -> int:
-    """Which of these ranks gave its last sign before the others; one that gave none comes first."""
+    """The one of these ranks whose last sign is the oldest; one that gave none comes first."""
     times = {rank: _time(sign).timestamp() for rank, sign in _of_this_job(folder).items()}
     return min(sorted(ranks), key=lambda rank: times.get(rank, 0.0))
 
@@ -93,11 +95,11 @@ def _place(sign: dict[str, Any]) -> str:
 
 def where_to_resume(folder: Path, resume: str) -> str:
     """What typing the same command again does, with experiment.resume as given: auto, never or a path."""
-    whole = (path for path in (Path(folder) / "ckpt").glob("step-*") if (path / "trainer" / "files.json").is_file())
-    newest = max(whole, default=None)
+    folders = reversed(step_folders(Path(folder) / "ckpt"))
+    newest = next((path for path in folders if (path / "trainer" / "files.json").is_file()), None)
     if newest is not None and resume == "never":
-        return f"With experiment.resume=auto the same command goes on from {newest}"
+        return f"With experiment.resume=auto the same command resumes from {newest}"
     if newest is not None:
-        return f"The same command goes on from {newest}"
+        return f"The same command resumes from {newest}"
     start = "begins anew" if resume in ("auto", "never") else f"begins with {resume} again"
     return f"{folder} has no checkpoint yet: the same command {start}"

@@ -17,6 +17,7 @@ from types import FrameType
 from runtime import heartbeat
 from runtime.nodes import BEAT_SECONDS, LostNode, Node, Rendezvous, RendezvousConfig
 from runtime.ranks import STOPPED_ELSEWHERE, STORE_VARIABLE
+from runtime.text import print_error
 
 LAUNCHER_VARIABLE = "DLLM_RL_LAUNCHER"
 GRACE_SECONDS = 5.0
@@ -125,7 +126,7 @@ class _Ranks:
 
     def _lost(self, error: LostNode) -> int:
         self.rendezvous.fail(str(error))
-        self._say(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder, self.resume)}")
+        print_error(f"the job stops: {error}. {heartbeat.where_to_resume(self.folder, self.resume)}")
         return 1
 
     def _failed_elsewhere(self, seconds: float) -> LostNode | None:
@@ -167,7 +168,7 @@ class _Ranks:
         why += f" (last sign of life: {seen})" if seen else ""
         self.rendezvous.fail(why)
         again = "" if code == 2 else f". {heartbeat.where_to_resume(self.folder, self.resume)}"
-        self._say(f"{why}; the job stops{again}")
+        print_error(f"{why}; the job stops{again}")
         return 128 - code if code < 0 else code
 
     def _running(self) -> list[int]:
@@ -187,6 +188,3 @@ class _Ranks:
     def _send(self, number: int) -> None:
         for rank in self._running():
             self.children[rank].send_signal(number)
-
-    def _say(self, text: str) -> None:
-        print(f"error: {text}", file=sys.stderr, flush=True)

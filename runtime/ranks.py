@@ -8,7 +8,6 @@ within the time-out is named.
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
@@ -54,7 +53,6 @@ class _Job:
 
 
 _job: _Job | None = None
-_counters: Counter[str] = Counter()
 
 
 def join(device_type: str, timeout_seconds: float) -> None:
@@ -137,12 +135,18 @@ def on_main(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     return found[0]
 
 
-def count(name: str, add: int) -> int:
-    """Adds to a number that all ranks share; its value after that. A name counts from 0."""
-    if _job is not None:
-        return _job.store.add(f"count/{name}", add)
-    _counters[name] += add
-    return _counters[name]
+class SharedCount:
+    """A number that all ranks add to, from 0. Ranks that give one name share one number for the whole job."""
+
+    def __init__(self, name: str):
+        self.name, self._alone = name, 0
+
+    def add(self, number: int) -> int:
+        """Adds; the sum after that, of all ranks."""
+        if _job is not None:
+            return _job.store.add(f"count/{self.name}", number)
+        self._alone += number
+        return self._alone
 
 
 def summed(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -1,27 +1,21 @@
 """The folder of one run: its configuration, its logs and its checkpoints, written by one process at a time."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from configs.schema import Config
-from runtime import heartbeat
-from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
+from runtime import heartbeat, run_config
+from runtime.files import atomic_write_text, delete, remove_leftovers, truncate_jsonl
+from runtime.lock import Lock
 
-CONFIG_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
 MADE_HERE = (
     "config.yaml",
     "metrics.jsonl",
@@ -31,6 +25,7 @@ MADE_HERE = (
     "results.json",
     "evaluations.json",
     "curves.png",
+    "final.json",
     "ckpt",
     "heartbeat",
     "trackers",
@@ -38,7 +33,6 @@ MADE_HERE = (
 UNCOMPARED_KEYS = (
     "experiment.overwrite",
     "experiment.resume",
-    "experiment.start_from_scratch",
     "experiment.processes",
     "experiment.num_node",
     "experiment.deepspeed_file",
@@ -50,8 +44,6 @@ UNCOMPARED_KEYS = (
     "experiment.timeout_minutes",
     "dry_run",
 )
-HEARTBEAT_SECONDS = 10.0
-PATIENCE_SECONDS = 3.0
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +67,7 @@ class RunFolder:
 
     path: Path
     resumed: bool = False
-    _lock: "Lock | None" = field(default=None, repr=False)
+    _lock: Lock | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -101,6 +93,7 @@ class RunFolder:
             raise _unwritable(root, error) from error
         try:
             resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            (root / "final.json").unlink(missing_ok=True)
             if not resumed:
                 _delete_run(root)
             elif overwrite:
@@ -110,7 +103,7 @@ class RunFolder:
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
-                atomic_write_text(root / "config.yaml", CONFIG_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
+                run_config.write(root / "config.yaml", resolved_config)
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError):
@@ -138,19 +131,12 @@ class RunFolder:
                     "Choose another experiment.project, or move them away."
                 )
             return False
-        text = config_path.read_text(encoding="utf-8")
-        if not text.startswith(CONFIG_HEADER):
-            raise ValueError(
-                f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
-            )
-        differences = _differences(
-            _flat_yaml(text), _flat_yaml(OmegaConf.to_yaml(dict(resolved_config))), uncompared_keys
-        )
+        differences = run_config.differences(config_path, resolved_config, uncompared_keys)
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
-                f"Continue that run with config={config_path}, choose another experiment.project (which may go on from "
-                "a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
+                f"Continue that run with config={config_path}, choose another experiment.project (which may resume "
+                "from a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
                 "experiment.overwrite=true."
             )
         return not differences
@@ -176,15 +162,31 @@ class RunFolder:
         return self.path / "evaluations.json"
 
     @property
+    def logs(self) -> tuple[Path, ...]:
+        """What grows with the run, line by line: a checkpoint keeps how far."""
+        return self.metrics, self.graded
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
+    @property
+    def final(self) -> Path:
+        """What the last line of a run shows: there once it has done its last step, and until it is opened again."""
+        return self.path / "final.json"
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as done, with what its last line shows."""
+        atomic_write_text(self.final, json.dumps(dict(result), indent=1) + "\n")
+
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
-        step that is not `evaluated` to its end, and torn ones."""
+        step that is not `evaluated` to its end, and, with a warning, damaged ones."""
 
-        def keep(row: Mapping[str, Any]) -> bool:
-            step = row.get("step", 0)
+        def keep(row: Mapping[str, Any]) -> bool | None:
+            step = row.get("step")
+            if not isinstance(step, int) or not all(isinstance(value, int | float | None) for value in row.values()):
+                return None
             return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
 
         truncate_jsonl(self.metrics, keep)
@@ -201,109 +203,6 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Lock:
-    """A file that names the process that writes a folder, locked while that process lives and touched every
-    HEARTBEAT_SECONDS.
-
-    On one machine the operating system frees the lock with its process, however it ends. A holder on another machine
-    that shares the folder may be out of the lock's reach: it is believed alive while the file's time moves on.
-    """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run folder heartbeat", daemon=True)
-        self._thread.start()
-        os.register_at_fork(after_in_child=self._let_go)
-
-    @classmethod
-    def take(cls, path: Path) -> "Lock":
-        """ValueError naming the holder when there is one; OSError when the file cannot be written.
-
-        A killed holder may take a moment to vanish, so the lock is asked for during PATIENCE_SECONDS.
-        """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            held_here = not _try_flock(descriptor)
-            holder = _read_holder(descriptor)
-            if held_here or _lives_elsewhere(holder, path):
-                raise ValueError(
-                    f"{path.parent} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
-                    f"since {holder.get('started', '?')}. Stop that run, or choose another experiment.project."
-                )
-            started = time.strftime("%Y-%m-%d %H:%M:%S")
-            text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}) + "\n"
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return cls(path, descriptor)
-
-    def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_SECONDS):
-            try:
-                os.utime(self._descriptor)
-            except OSError:
-                return
-
-    def _let_go(self) -> None:
-        """In a forked child, which would else hold the lock on after its parent's death."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def release(self) -> None:
-        """Frees the lock; further calls do nothing."""
-        if self._descriptor < 0:
-            return
-        self._stopped.set()
-        self._thread.join()
-        os.ftruncate(self._descriptor, 0)
-        self._let_go()
-
-
-def _try_flock(descriptor: int) -> bool:
-    """False when another process keeps the lock; True also on a file system that has no locks."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        except OSError:
-            return True
-
-
-def _read_holder(descriptor: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _lives_elsewhere(holder: Mapping[str, Any], path: Path) -> bool:
-    """Whether the holder is on another machine and touches the file while it is watched for two heartbeats."""
-    if holder.get("host") in (None, socket.gethostname()):
-        return False
-    before = path.stat().st_mtime_ns
-    watch_seconds = 2.5 * HEARTBEAT_SECONDS
-    logger.warning(
-        "%s: last written on %s; watching %.0f s for a sign of life", path.parent, holder["host"], watch_seconds
-    )
-    deadline = time.monotonic() + watch_seconds
-    while time.monotonic() < deadline:
-        time.sleep(HEARTBEAT_SECONDS / 20)
-        if path.stat().st_mtime_ns != before:
-            return True
-    return False
 
 
 def _check_place(root: Path) -> None:
@@ -337,41 +236,6 @@ def _delete_run(root: Path) -> None:
         path = root / name
         if path.is_symlink() and path.is_dir():
             for inner in path.iterdir():
-                _delete(inner)
+                delete(inner)
         else:
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flat_yaml(text: str) -> dict[str, Any]:
-    """Dotted key -> value; lists are values."""
-
-    def flatten(node: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(node, dict) or not node:
-            return {prefix: node}
-        return {
-            key: value
-            for name, child in node.items()
-            for key, value in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
-        }
-
-    return flatten(OmegaConf.to_container(OmegaConf.create(text), resolve=False), "")
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], uncompared_keys: Collection[str]) -> str:
-    """One line for each key whose value differs, aligned; empty when none does."""
-    absent = object()
-    keys = [key for key in {**there, **here} if key not in uncompared_keys]
-    changed = [key for key in keys if there.get(key, absent) != here.get(key, absent)]
-
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
-
-    width = max(map(len, changed), default=0)
-    return "\n".join(f"  {key:<{width}}  {shown(there, key)} -> {shown(here, key)}" for key in changed)
+            delete(path)

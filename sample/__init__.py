@@ -3,5 +3,7 @@
 from sample.config import SamplingConfig
 from sample.rollout import Rollout
 from sample.sampler import Sampler
+from sample.strategies import Strategy
+from sample.targets import Target
 
-__all__ = ["Rollout", "Sampler", "SamplingConfig"]
+__all__ = ["Rollout", "Sampler", "SamplingConfig", "Strategy", "Target"]

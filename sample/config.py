@@ -1,98 +1,88 @@
 """What a user may choose about decoding, checked against the model before any work."""
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
-from sample.unmask import DREAM_TARGETS, STRATEGIES, TARGETS
+from sample.choices import Choices, require, require_name
+from sample.doors import open_strategy, open_target
+from sample.strategies import Choose, Strategy
+from sample.targets import DREAM_TARGETS, Target
+from sample.unmask import Rules
 
 CacheMode = Literal["auto", "exact", "none", "prefix", "dual"]
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """Decoding choices; `for_model` fills in what depends on the model.
-
-    max_new_tokens: length of the answer at most. block_size: None = the checkpoint's; full attention: 32.
-    steps_per_block: denoising steps of a block, an int or one int a block (the last one holds for all further blocks);
-        None = one token a step.
-    strategy: how many positions a step commits (`sample.unmask.STRATEGIES`); target: the score that ranks them
-        (neg_entropy: the least uncertain first). Dream's names of targets (`DREAM_TARGETS`) are taken too.
-    alg_temp: low_confidence_static draws positions from softmax(score / alg_temp) without replacement; 0 = the best.
-    threshold: of low_confidence_dynamic. entropy_bound: of entropy_bounded, nats.
-    temperature: 0 = greedy; filters apply in the order temperature, top_k (0 = off, 1 = greedy), top_p.
-    confidence: "untempered" = probability of the sampled token at temperature 1 over the whole vocabulary; "tempered" =
-        under the distribution that it was drawn from, as dLLM-RL has it. Greedy tokens have the untempered one always.
-    cache: "exact" (block families), "none" (full recompute); full attention also "prefix" and "dual", approximate:
-        a block's first call sees everything, later ones only the block and, prefix, what is right of it up to
-        further_horizon tokens (None = to the end), against frozen keys and values of the rest (prefix: the left only).
-        auto = exact, or none for full attention.
-    stop_ids: None = model.eos_ids, empty = never stop. early_stop: false decodes on to the end; the answer is cut at
-        the first stop id either way. pad_target_penalty: lowers the score of a pad token (divided by it, or
-        multiplied where negative).
-    seed: randomness is a hash of (seed, key, position, step). max_slots: sequences decoded at a time.
-    fuse_commit: a finished block is committed in the forward that denoises the next one.
-    deterministic: fixed shapes (all slots, whole cache), so that the same prompts give the same bits in any order.
-    """
+class SamplingConfig(Choices):
+    """Decoding choices, those of `Choices` among them; `for_model` fills in what depends on the model."""
 
     max_new_tokens: int = 256
+    """Length of a response at most, in tokens."""
     block_size: int | None = None
+    """Tokens of a block; None = the checkpoint's, under full attention 32."""
     steps_per_block: int | Sequence[int] | None = None
-    strategy: str = "low_confidence_dynamic"
-    target: str = "confidence"
-    threshold: float = 0.9
-    entropy_bound: float = 0.35
-    alg_temp: float = 0.0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    confidence: Literal["untempered", "tempered"] = "untempered"
+    """Denoising steps of a block: one number, or one a block (the last one holds for all further blocks); None = one
+    token a step."""
+    strategy: str | Strategy | Choose = "low_confidence_dynamic"
+    """Which positions a step commits: a name of `sample.strategies.STRATEGIES`, path/to/file.py:name, or your own
+    `Strategy`, or its function f(proposal, masked_nb, k_n, choices) -> bool [n, b]."""
+    target: str | Target | Any = "confidence"
+    """The score that ranks positions: a name of `sample.targets.TARGETS` or `DREAM_TARGETS`, path/to/file.py:name, or
+    your own `Target`, or its function f(candidates) -> [N]."""
+    strategy_params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Keyword arguments of your own strategy."""
+    target_params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Keyword arguments of your own target."""
     cache: CacheMode = "auto"
+    """exact (block families) or none (full recompute); under full attention also prefix and dual, approximate: a
+    block's first call sees everything, later ones only the block and, prefix, what is right of it, against frozen keys
+    and values of the rest (prefix: the left only). auto = exact, or none under full attention."""
     further_horizon: int | None = None
+    """prefix: tokens right of the block that later calls run and see; None = to the end."""
     stop_ids: Sequence[int] | None = None
+    """Ids that end a response; None = model.eos_ids, empty = never stop."""
     early_stop: bool = True
-    pad_id: int | None = None
-    pad_target_penalty: float = 1.0
+    """Decoding ends with the block that holds a stop id; False: at max_new_tokens. The response is cut at the first
+    stop id either way."""
     seed: int = 0
+    """Randomness is a hash of (seed, key, position, step)."""
     max_slots: int = 32
+    """Sequences decoded at a time."""
     fuse_commit: bool = True
+    """A finished block is committed in the forward that denoises the next one."""
     deterministic: bool = False
+    """Fixed shapes (all slots, whole cache), so that the same prompts give the same bits in any order."""
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        _require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
+        super().__post_init__()
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
         steps = self.steps_per_block if self.steps_per_block is not None else 1
         steps = [steps] if isinstance(steps, int) else list(steps)
         enough = bool(steps) and all(s >= 1 for s in steps)
-        _require(enough, "steps_per_block", self.steps_per_block, "at least 1 step a block")
-        _require_name("strategy", self.strategy, STRATEGIES)
-        object.__setattr__(self, "target", DREAM_TARGETS.get(self.target, self.target))
-        _require_name("target", self.target, TARGETS)
-        _require(self.alg_temp >= 0.0, "alg_temp", self.alg_temp, "at least 0 (0 = the best positions)")
-        _require(0.0 <= self.threshold <= 1.0, "threshold", self.threshold, "between 0 and 1")
-        _require(self.entropy_bound >= 0.0, "entropy_bound", self.entropy_bound, "at least 0")
-        _require(self.temperature >= 0.0, "temperature", self.temperature, "at least 0")
-        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 = off)")
-        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
-        _require_name("confidence", self.confidence, ("untempered", "tempered"))
-        _require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
+        require(enough, "steps_per_block", self.steps_per_block, "at least 1 step a block")
+        if isinstance(self.target, str):
+            object.__setattr__(self, "target", DREAM_TARGETS.get(self.target, self.target))
+        self.rules()
+        require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
         horizon = self.further_horizon
-        _require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
-        _require(self.pad_target_penalty > 0.0, "pad_target_penalty", self.pad_target_penalty, "above 0")
-        _require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
+        require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
+        require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
 
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0 or self.top_k == 1
+    def rules(self, threshold_passes: bool = False) -> Rules:
+        """What a step goes by. threshold_passes: the family's reading of the threshold. ValueError where strategy or
+        target is none."""
+        strategy = open_strategy("sampling strategy", self.strategy, self.strategy_params, self)
+        target = open_target("sampling target", self.target, self.target_params)
+        return Rules(self, strategy.of_family(threshold_passes), target)
 
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
         full = model.attention == "full"
-        block_size = self.block_size or (model.decoding.block_size if full else None) or model.block_size
-        block_size = min(block_size, self.max_new_tokens) if full else block_size
+        block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         if not full and self.cache in ("prefix", "dual"):
             raise ValueError(
                 f"cache {self.cache!r} approximates full attention; {model.family} has an exact one: use auto or exact."
@@ -107,7 +97,7 @@ class SamplingConfig:
             )
         vocab_size = int(model.hf_config.vocab_size)
         for name, ids in (("stop_ids", self.stop_ids or ()), ("pad_id", () if self.pad_id is None else (self.pad_id,))):
-            _require(all(0 <= i < vocab_size for i in ids), name, ids, f"ids of the vocabulary, 0 to {vocab_size - 1}")
+            require(all(0 <= i < vocab_size for i in ids), name, ids, f"ids of the vocabulary, 0 to {vocab_size - 1}")
         pad_id = self.pad_id if self.pad_id is not None else model.pad_id
         return replace(
             self,
@@ -116,18 +106,4 @@ class SamplingConfig:
             cache=self.cache if self.cache != "auto" else "none" if full else "exact",
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
-        )
-
-
-def _require(ok: bool, name: str, value: Any, range_text: str) -> None:
-    if not ok:
-        raise ValueError(f"sampling {name} is {value!r}; it must be {range_text}.")
-
-
-def _require_name(name: str, value: str, known: Any) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), list(known), n=1)
-        raise ValueError(
-            f"sampling {name} {value!r} is not known; choose from {', '.join(known)}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
         )

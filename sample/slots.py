@@ -114,6 +114,12 @@ class StepState:
         """Views of the first `width` slots: what a step works on."""
         return StepState(**{field.name: getattr(self, field.name)[:width] for field in fields(self)})
 
+    def commit(self, chosen_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
+        """Decides the chosen positions of each slot's block in the step that `step` counts."""
+        step_nb = self.step.int()[:, None]
+        for field, new in ((self.ids, ids_nb), (self.step_map, step_nb), (self.logp, logp_nb)):
+            field.scatter_(1, position_nb, torch.where(chosen_nb, new, field.gather(1, position_nb)))
+
     def place(self, seats: Sequence[Seat], mask_id: int) -> None:
         """Begins sequences: prompt ids, masks to the end (beyond it a token that stands for nothing), the block at
         `start` next."""

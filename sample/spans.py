@@ -107,7 +107,14 @@ class BlockSpans:
 
 
 class CachePolicy(Protocol):
-    """A family's way to get the hidden states of the block at hand of every slot."""
+    """A family's way to get the hidden states of the block at hand of every slot.
+
+    view_multiple: the bounds' view is rounded up to a multiple of so many tokens, so that shapes recur.
+    polls_every_step: the host looks at every step which slots have ended.
+    """
+
+    view_multiple: int
+    polls_every_step: bool
 
     def first_block(self, prompt_tokens: int) -> int:
         """Position where the first decoded block starts."""
@@ -142,6 +149,9 @@ class ExactBlockCache:
     before either attends, and each sees what it would see alone), so that a block of K steps costs K forwards, not K +
     1.
     """
+
+    view_multiple = 32
+    polls_every_step = False
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
         assert config.block_size is not None
@@ -208,6 +218,9 @@ class ExactBlockCache:
 class FullRecompute:
     """No cache: every step runs the whole sequence under the family's own mask. Exact for every family, and slow."""
 
+    view_multiple = 1
+    polls_every_step = False
+
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
         assert config.block_size is not None
         self.model, self.block_size = model, config.block_size
@@ -253,7 +266,10 @@ class FrozenContext(FullRecompute):
 
     prefix: the window reaches to the block's end + further_horizon, or to the end, and sees nothing right of itself.
     dual: the window is the block, and what is right of it is seen as it was in the first call.
+    polls_every_step keeps both kinds of forward small.
     """
+
+    polls_every_step = True
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
         super().__init__(model, config)

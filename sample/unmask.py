@@ -1,69 +1,46 @@
-"""Which tokens a denoising step proposes, how sure it is of them, and which positions it commits: small batched pure
-functions.
+"""One denoising step's proposals: which token each masked position would get, how sure it is, and by which score it is
+ranked; and how the steps of a block share its positions.
 
-Shapes: N positions that need a candidate, n slots, b positions of a block, V vocabulary.
+Shapes: N positions that need a candidate, V vocabulary.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.randomness import hash_uniform
+from sample.choices import Choices
+from sample.draw import CHUNK, argmax, draw, filtered
+from sample.strategies import Proposal, Strategy
+from sample.targets import ORDER_STREAM, Candidates, Coordinates, Target
 
-CHUNK = 128
-_TOKEN_STREAM, _ORDER_STREAM = 0, 1
-
-
-class Choices(Protocol):
-    """The part of SamplingConfig that a step reads."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_k(self) -> int: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def confidence(self) -> str: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def entropy_bound(self) -> float: ...
-    @property
-    def pad_id(self) -> int | None: ...
-    @property
-    def pad_target_penalty(self) -> float: ...
-    @property
-    def alg_temp(self) -> float: ...
-    @property
-    def greedy(self) -> bool: ...
+TOKEN_STREAM = 0
 
 
-class Proposal(NamedTuple):
-    """A candidate for each position: token, its log-probability at temperature 1, its score under the target; the
-    entropy (nats) where the strategy needs it, the confidence where a threshold does and the score is another."""
+@dataclass(frozen=True)
+class Rules:
+    """What a denoising step goes by: the choices, and the strategy and target that they name."""
 
-    token: Tensor
-    logp: Tensor
-    score: Tensor
-    entropy: Tensor | None
-    confidence: Tensor | None = None
+    choices: Choices
+    strategy: Strategy
+    target: Target
 
-    def spread(self, row_N: Tensor, n: int, b: int) -> "Proposal":
-        """From [N] to [n, b]: entry i goes to the flat position row_N[i], the rest are 0."""
+    @property
+    def needs_entropy(self) -> bool:
+        return self.strategy.needs_entropy or self.target.needs_entropy
 
-        def place(value_N: Tensor) -> Tensor:
-            return value_N.new_zeros(n * b).index_copy_(0, row_N, value_N).view(n, b)
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether a threshold is compared with something else than the score."""
+        return self.strategy.by_threshold and not self.target.bounded
 
-        more = (None if value is None else place(value) for value in (self.entropy, self.confidence))
-        return Proposal(place(self.token), place(self.logp), place(self.score), *more)
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are drawn from another distribution than the model's."""
+        choices = self.choices
+        return not choices.greedy and (choices.temperature != 1.0 or choices.top_k > 0 or choices.top_p < 1.0)
 
 
 def schedule(positions: int, steps: int) -> list[int]:
@@ -91,116 +68,62 @@ def timestep_schedule(positions: int, steps: int) -> list[int]:
 SCHEDULES: dict[str, Callable[[int, int], list[int]]] = {"even": schedule, "timesteps": timestep_schedule}
 
 
-def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """Inverse-CDF sample [N] from unnormalised weights >= 0: first the chunk of the vocabulary, then the token in it.
-
-    Two levels keep the cumulative sums short (exact enough in float64) and touch the vocabulary once. Weights that are
-    not finite give some index.
-    """
-    chunks = _chunked(weight_NV, fill=0.0)
-    chunk, fraction = _pick(chunks.sum(-1).double(), uniform_N)
-    token, _ = _pick(_chunk_at(chunks, chunk).double(), fraction)
-    return (chunk * CHUNK + token).clamp_max(weight_NV.shape[-1] - 1)
-
-
-def argmax(value_NV: Tensor) -> Tensor:
-    """Index [N] of the largest value, the leftmost of equal ones: chunk, then token, which is faster on a CPU."""
-    chunks = _chunked(value_NV, fill=-math.inf)
-    chunk = chunks.amax(-1).argmax(-1)
-    return (chunk * CHUNK + _chunk_at(chunks, chunk).argmax(-1)).clamp_max(value_NV.shape[-1] - 1)
-
-
-def _chunked(value_NV: Tensor, fill: float) -> Tensor:
-    """[N, V / 128, 128], padded where 128 does not divide V."""
-    if rest := value_NV.shape[-1] % CHUNK:
-        value_NV = torch.nn.functional.pad(value_NV, (0, CHUNK - rest), value=fill)
-    return value_NV.view(len(value_NV), -1, CHUNK)
-
-
-def _chunk_at(chunks: Tensor, chunk_N: Tensor) -> Tensor:
-    return chunks.gather(1, chunk_N[:, None, None].expand(-1, 1, CHUNK))[:, 0]
-
-
-def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index drawn along the last axis, and the uniform number that is left over for the next level."""
-    cumulative = weight.cumsum(-1)
-    goal = uniform.clamp_max(1.0 - 1e-12)[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, goal, right=True).clamp_max(weight.shape[-1] - 1)
-    mass = weight.gather(-1, index)
-    left = (goal - (cumulative.gather(-1, index) - mass)) / mass.clamp_min(torch.finfo(torch.float64).tiny)
-    return index[:, 0], left[:, 0].clamp_min(0.0)
-
-
-def filtered(logits_NV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Logits after temperature, top_k and top_p, in this order; -inf = not to be drawn.
-
-    top_k keeps what is at least as likely as the k-th token, top_p what is at least as likely as the token with which
-    the sum of the likeliest ones reaches it: equal tokens are kept or dropped together.
-    """
-    if temperature != 1.0:
-        logits_NV = logits_NV / temperature
-    ordered = None
-    if 0 < top_k < logits_NV.shape[-1]:
-        ordered = logits_NV.topk(top_k, dim=-1).values
-        logits_NV = logits_NV.masked_fill(logits_NV < ordered[:, -1:], -math.inf)
-    if top_p < 1.0:
-        if ordered is None:
-            ordered = logits_NV.sort(dim=-1, descending=True).values
-        probability = (ordered - logits_NV.logsumexp(-1, keepdim=True)).exp()
-        kept = (probability.cumsum(-1) - probability < top_p).sum(-1, keepdim=True)
-        logits_NV = logits_NV.masked_fill(logits_NV < ordered.gather(-1, kept - 1), -math.inf)
-    return logits_NV
-
-
 def propose(
-    logits_NV: Tensor,
-    key_N: Tensor,
-    position_N: Tensor,
-    step_N: Tensor,
-    mask_id: int,
-    choices: Choices,
-    text_vocab_size: int | None = None,
+    logits_NV: Tensor, coordinates: Coordinates, rules: Rules, mask_id: int, text_vocab_size: int | None = None
 ) -> Proposal:
-    """A candidate token for each position. The mask id and ids from text_vocab_size on are never drawn but stay in the
+    """A candidate for each position. The mask id and ids from text_vocab_size on are never drawn but stay in the
     softmax of `logp`.
 
     logits_NV is float32 and is overwritten.
     """
+    choices, strategy, target = rules.choices, rules.strategy, rules.target
     weight_NV = logits_NV.softmax(-1)
     lse = logits_NV.amax(-1) - weight_NV.amax(-1).log()
-    entropy = margin = drawn_logp = None
-    if choices.target == "neg_entropy" or choices.strategy == "entropy_bounded":
-        entropy = lse - (weight_NV * logits_NV).sum(-1)
-    if choices.target == "margin_confidence":
-        two = weight_NV.topk(2, dim=-1).values
-        margin = two[:, 0] - two[:, 1]
+    entropy = lse - (weight_NV * logits_NV).sum(-1) if rules.needs_entropy else None
+    margin = _margin(weight_NV) if target.needs_margin else None
     _forbid(logits_NV, mask_id, text_vocab_size, -math.inf)
     if choices.greedy:
-        token = argmax(logits_NV)
+        token, drawn_logp = argmax(logits_NV), None
     else:
-        if choices.temperature == 1.0 and choices.top_k == 0 and choices.top_p == 1.0:
-            _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
-        else:
+        if rules.filters:
             weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
-        token = draw(weight_NV, hash_uniform(key_N, position_N, step_N, _TOKEN_STREAM))
-        if choices.confidence == "tempered":
-            drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log()
+        else:
+            _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
+        token = draw(weight_NV, coordinates.uniform(TOKEN_STREAM))
+        tempered = choices.confidence == "tempered"
+        drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log() if tempered else None
     logp = _at(logits_NV, token) - lse
-    score = passing = (logp if drawn_logp is None else drawn_logp).exp()
-    if choices.target == "random":
-        score = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).float()
-    elif choices.target == "neg_entropy":
-        score = -entropy  # type: ignore[operator]
-    elif margin is not None:
-        score = passing = margin
+    confidence = (logp if drawn_logp is None else drawn_logp).exp()
+    score = target.score(Candidates(token, logp, confidence, entropy, margin, coordinates))
+    compared = confidence if rules.needs_confidence else None
     if choices.pad_target_penalty != 1.0 and choices.pad_id is not None:
         is_pad = token == choices.pad_id
-        score, passing = (_penalised(value, is_pad, choices.pad_target_penalty) for value in (score, passing))
-    if choices.alg_temp > 0.0 and choices.strategy == "low_confidence_static":
-        uniform = hash_uniform(key_N, position_N, step_N, _ORDER_STREAM).clamp_min(2.0**-53)
+        score = _penalised(score, is_pad, choices.pad_target_penalty)
+        compared = None if compared is None else _penalised(compared, is_pad, choices.pad_target_penalty)
+    if choices.alg_temp > 0.0 and strategy.draws_order:
+        uniform = coordinates.uniform(ORDER_STREAM).clamp_min(2.0**-53)
         score = score / choices.alg_temp - (-uniform.log()).log().float()
-    rank_only = choices.strategy == "low_confidence_dynamic" and choices.target in ("random", "neg_entropy")
-    return Proposal(token, logp, score, entropy, passing if rank_only else None)
+    return Proposal(token, logp, score, entropy, compared)
+
+
+def choice_bytes(rules: Rules, positions: float, vocab_size: int) -> float:
+    """The most that `propose` holds for so many positions: logits, their softmax, and what filters make of them."""
+    choices, fp32, fp64 = rules.choices, 4, 8
+    held = 2 * fp32
+    if rules.filters:
+        held = 4 * fp32 + 1
+        if choices.top_p < 1.0 and not choices.top_k:
+            held = (7 if choices.temperature != 1.0 else 6) * fp32
+    elif vocab_size % CHUNK or rules.needs_entropy:
+        held = 3 * fp32
+    drawing = 0 if choices.greedy else CHUNK * (fp32 + 2 * fp64)
+    weights = (3 if vocab_size % CHUNK else 2) * fp32
+    return positions * max(vocab_size * held, vocab_size * weights + drawing)
+
+
+def _margin(weight_NV: Tensor) -> Tensor:
+    two = weight_NV.topk(2, dim=-1).values
+    return two[:, 0] - two[:, 1]
 
 
 def _penalised(score_N: Tensor, is_pad_N: Tensor, penalty: float) -> Tensor:
@@ -215,77 +138,3 @@ def _forbid(value_NV: Tensor, mask_id: int, text_vocab_size: int | None, fill: f
 
 def _at(value_NV: Tensor, token_N: Tensor) -> Tensor:
     return value_NV.gather(-1, token_N[:, None])[:, 0]
-
-
-TARGETS = ("confidence", "margin_confidence", "neg_entropy", "random")
-DREAM_TARGETS = {
-    "maskgit_plus": "confidence",
-    "topk_margin": "margin_confidence",
-    "entropy": "neg_entropy",
-    "origin": "random",
-}
-
-
-def best(score_nb: Tensor, masked_nb: Tensor, k_n: Tensor) -> Tensor:
-    """The k highest scores among the masked positions, ties to the left; all of them where fewer are masked."""
-    order = score_nb.masked_fill(~masked_nb, -math.inf).argsort(dim=-1, descending=True, stable=True)
-    return (order.argsort(dim=-1) < k_n[:, None]) & masked_nb
-
-
-def low_confidence_static(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """The k best by score."""
-    return best(proposal.score, masked_nb, k_n)
-
-
-def low_confidence_dynamic(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """All that pass the threshold (confidence or margin > it) if they are at least k, else the k best by score.
-
-    SDAR's and TraDo's rule. Of the other targets, which are no probabilities, the confidence is compared.
-    """
-    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (_passing(proposal) > choices.threshold))
-
-
-def low_confidence_dynamic_or_equal(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """The same with >= threshold: LLaDA's and Dream's rule, where k = 1."""
-    return _passed_or_best(proposal, masked_nb, k_n, masked_nb & (_passing(proposal) >= choices.threshold))
-
-
-def _passing(proposal: Proposal) -> Tensor:
-    return proposal.score if proposal.confidence is None else proposal.confidence
-
-
-def _passed_or_best(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, passed: Tensor) -> Tensor:
-    enough = passed.sum(-1) >= k_n
-    return torch.where(enough[:, None], passed, best(proposal.score, masked_nb, k_n))
-
-
-def sequential(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """The k leftmost."""
-    return masked_nb & (masked_nb.cumsum(-1) <= k_n[:, None])
-
-
-def entropy_bounded(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-    """The surest positions while their entropies sum to less than the bound, at least one.
-
-    Ben-Hamu et al. 2025 (arXiv:2505.24857), with dLLM-RL's cut: searchsorted of the bound in the cumulative sum.
-    """
-    assert proposal.entropy is not None
-    entropy = proposal.entropy.masked_fill(~masked_nb, math.inf)
-    k = (entropy.sort(dim=-1).values.cumsum(-1) < choices.entropy_bound).sum(-1).clamp_min(1)
-    return best(-entropy, masked_nb, k)
-
-
-Strategy = Callable[[Proposal, Tensor, Tensor, Choices], Tensor]
-STRATEGIES: dict[str, Strategy] = {
-    "low_confidence_static": low_confidence_static,
-    "low_confidence_dynamic": low_confidence_dynamic,
-    "sequential": sequential,
-    "entropy_bounded": entropy_bounded,
-}
-
-
-def strategy_of(name: str, threshold_passes: bool) -> Strategy:
-    """The strategy of a name, under a family's reading of the threshold."""
-    if name == "low_confidence_dynamic" and threshold_passes:
-        return low_confidence_dynamic_or_equal
-    return STRATEGIES[name]

@@ -88,17 +88,17 @@ def without_clock(rows):
 RL = """
 experiment: {project: rl, total_step: 2, save_every: 1, eval_every: 2, threads: 1}
 dataset: {data_type: general, template: plain}
-rollout: {num_task_per_step: 4, num_response_per_task: 4, max_token: 10, block_size: 4, dynamic_threshold: 0.4}
+rollout: {num_task_per_step: 4, num_response_per_task: 4, max_new_tokens: 10, block_size: 4, threshold: 0.4}
 training: {batch_size_lm: 8, gradient_accumulation_steps: 2, mixed_precision: "no"}
 optimizer: {params: {learning_rate: 1.0e-3}}
 reward: {workers: 1}
-evaluation: {data_type: general, num_response_per_task: 2, max_token: 10, dynamic_threshold: 0.4, top_k: [0, 1]}
+evaluation: {data_type: general, num_response_per_task: 2, max_new_tokens: 10, threshold: 0.4, top_k: [0, 1]}
 """
 
 EVAL = """
 experiment: {project: eval, threads: 1}
 dataset: {data_type: general, template: plain}
-rollout: {num_response_per_task: 2, max_token: 10, dynamic_threshold: 0.4}
+rollout: {num_response_per_task: 2, max_new_tokens: 10, threshold: 0.4}
 training: {mixed_precision: "no"}
 reward: {workers: 1}
 """

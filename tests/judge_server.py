@@ -14,7 +14,8 @@ TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny_model"
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """A small OpenAI-compatible server; `reply` maps a request to a text, or to (status, text), and may sleep."""
+    """A small OpenAI-compatible server; `reply` maps a request to a text, or to (status, text), and may sleep;
+    `moved` is the path that others redirect to."""
 
     daemon_threads = True
 
@@ -22,6 +23,7 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests = []
         self.reply = lambda request: "\\boxed{1}"
+        self.moved = ""
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
@@ -31,6 +33,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.moved not in ("", self.path):
+            self.send_response(308)
+            self.send_header("Location", self.server.moved)
+            self.end_headers()
+            return
         self.server.requests.append({**request, "path": self.path, "key": self.headers.get("Authorization")})
         reply = self.server.reply(request)
         status, text = reply if isinstance(reply, tuple) else (200, reply)

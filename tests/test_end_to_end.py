@@ -24,7 +24,8 @@ from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Rollout
 from train import evaluation, rl, sft
-from train.setup import models as session
+from train.collect import Collector
+from train.setup import process
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
 @pytest.mark.parametrize("block", [8, 16])
 def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     """By config alone: sampled and replayed alike at the new size, which what is saved names."""
-    words = [f"rollout.block_size={block}", "rollout.max_token=20", "experiment.total_step=1"]
+    words = [f"rollout.block_size={block}", "rollout.max_new_tokens=20", "experiment.total_step=1"]
     run_rl(shop, *words, f"evaluation.block_size={block}", "training.normalization=constant")
     (row,) = steps(shop.runs / "rl")
     assert row["mismatch_abs"] < 1e-5 and row["updates"] >= 1
@@ -223,9 +224,9 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
             raise Stop
         return rollout(self, prompts, step)
 
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rl.Run, "rollout", dies_in_step_4)
+        patch.setattr(Collector, "sample", dies_in_step_4)
         run_rl(shop, *words, "experiment.project=resumed")
     resumed, straight = shop.runs / "resumed", shop.runs / "straight"
     assert [row["step"] for row in steps(resumed)] == [1, 2, 3]
@@ -234,7 +235,7 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
     sampled = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            rl.Run, "rollout", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
+            Collector, "sample", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
         )
         run_rl(shop, *words, "experiment.project=resumed")
     assert sampled == [4], "the rollouts of step 3 were on disk"
@@ -331,15 +332,15 @@ def test_sft_trains_every_token_of_every_example_each_epoch(shop):
 def test_sft_resumed_equals_straight(shop, monkeypatch):
     words = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def dies_in_epoch_3(sample, model, training, epoch, window):
+    def dies_in_epoch_3(sample, model, training, method, epoch, window):
         if epoch == 3:
             raise Stop
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(sft, "make_rows", dies_in_epoch_3)
+        patch.setattr(sft, "make_samples", dies_in_epoch_3)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
     assert len(steps(shop.runs / "resumed")) == 6
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
@@ -376,7 +377,7 @@ def test_rl_makes_its_own_first_model(shop, capsys):
 
 def test_training_and_sampling_in_bf16(shop, monkeypatch):
     """Weights and updates in fp32 under autocast, a bf16 copy that samples and follows every update."""
-    monkeypatch.setattr(session, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
     runs, save = [], rl.Run.save
     monkeypatch.setattr(rl.Run, "save", lambda self, step: (runs.append(self), save(self, step)))
     AcceleratorState._reset_state(True)
@@ -384,8 +385,8 @@ def test_training_and_sampling_in_bf16(shop, monkeypatch):
         run_rl(shop, "training.mixed_precision=bf16", "evaluation.top_k=0")
     finally:
         AcceleratorState._reset_state(True)
-    sampled = dict(runs[-1].sampled_model.named_parameters())
-    for name, weight in runs[-1].model.named_parameters():
+    sampled = dict(runs[-1].learner.sampled.named_parameters())
+    for name, weight in runs[-1].learner.model.named_parameters():
         assert weight.dtype == torch.float32 and torch.equal(sampled[name], weight.to(torch.bfloat16)), name
     for row in steps(shop.runs / "rl"):
         assert 0.0 < row["mismatch_kl"] < 0.01 and row["updates"] >= 1 and row["grad_norm"] > 0
@@ -398,7 +399,7 @@ def test_eval_of_a_checkpoint(shop, capsys):
     run_rl(shop, "experiment.total_step=1", "evaluation.eval_dataset=''")
     words = [
         f"model={shop.runs / 'rl' / 'ckpt' / 'optimized'}",
-        "rollout.remasking_strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
+        "rollout.strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
         "rollout.top_k=[0,1,0]",
         "rollout.block_size=[4,4,2]",
     ]
@@ -435,7 +436,7 @@ def test_eval_of_full_attention(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))
     words = [f"model_base={family}", "rollout.max_gen_length=12", "rollout.steps=9", "rollout.block_size=4"]
-    words += ["rollout.remasking_strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
+    words += ["rollout.strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
     metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
     assert set(metrics) == {"static-b4-T1", "dynamic-b4-T1"}
     rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")

@@ -11,9 +11,10 @@ from models import load_model, load_value_model
 from runtime.monitor import Monitor
 from sample import Sampler, SamplingConfig
 from train import evaluation, rl, sft
-from train.algorithm.masking import RL_METHODS, SFT_METHODS
+from train.algorithm.masking import METHODS
 
 FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("mmada", "random_masking")]
+RL_METHODS, SFT_METHODS = ([name for name in METHODS if getattr(METHODS[name], command)] for command in ("rl", "sft"))
 FAST_RL = [("dream", "TraceRL"), ("llada", "coupled")]
 SHIFTED = ("dream",)
 

@@ -13,7 +13,8 @@ from configs import load_config
 from models import load_model
 from reward.code.sandbox import find_isolation
 from train import evaluation, rl, sft
-from train.setup import models as session
+from train.collect import Collector
+from train.setup import models as setup_models
 
 BREAKS = """
 import os
@@ -37,7 +38,7 @@ def no_model_work(monkeypatch):
         raise AssertionError("a model was loaded before the mistake was found")
 
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, refuse)
+        monkeypatch.setattr(setup_models, name, refuse)
 
 
 def run_rl(shop, *words, **named):
@@ -71,6 +72,12 @@ def metrics_of(shop, run="rl"):
         (["rollout.block_size=[4,8]"], "rollout.block_size"),
         (["rollout.top_k=[0,1]"], "rollout.top_k"),
         (["rollout.remasking_strategy=[sequential]"], "rollout.remasking_strategy"),
+        (["rollout.remasking_strategy=low_confidence_dynamc"], "rollout.remasking_strategy is 'low_confidence_dynamc'"),
+        (["rollout.strategy=low_confidence_dynamc"], "Did you mean 'low_confidence_dynamic'?"),
+        (["evaluation.strategy=[sequential,entropy_bound]"], "evaluation.strategy is 'entropy_bound'"),
+        (["rollout.target=margin_confidense"], "Did you mean 'margin_confidence'?"),
+        (["evaluation.target=topk_margins"], "Did you mean 'topk_margin'?"),
+        (["rollout.strategy=nowhere.py:f"], "rollout.strategy: no file 'nowhere.py'"),
         (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
         (["rollout.max_gen_length=300"], "rollout.max_gen_length=300 and a prompt"),
@@ -149,7 +156,7 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
-    monkeypatch.setattr(rl.Run, "rollout", lambda *arguments: pytest.fail("a rollout began"))
+    monkeypatch.setattr(Collector, "sample", lambda *arguments: pytest.fail("a rollout began"))
     words = ["experiment.eval_first=false", f"{section}.max_token=253"]
     says = (
         rf"{section}.max_token=253 and the {7 if section == 'rollout' else 4} tokens of .*'s prompt .* exceed the 256"
@@ -167,7 +174,7 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
         (
             ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],
-            "evaluation in blocks of [4], of a model",
+            None,  # the evaluation's blocks are the trained ones
         ),
         ([TEST, "rollout.block_size=4"], None),
         ([TEST, "evaluation.block_size=[2,4]"], None),
@@ -283,7 +290,7 @@ def test_over_long_prompts_as_an_error_in_sft(shop):
 def test_a_malformed_evaluation_set_is_said_before_any_model_is_loaded(shop, monkeypatch):
     broken = shop.folder / "broken.json"
     broken.write_text('[{"question": "12=", "ground_truth_answer": ')
-    monkeypatch.setattr(session, "load_model", None)
+    monkeypatch.setattr(setup_models, "load_model", None)
     for words in ([], ["dry_run=true"]):
         with pytest.raises(ValueError, match="broken.json"):
             run_rl(shop, f"evaluation.eval_dataset={broken}", *words)
@@ -438,7 +445,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
     """A step with advantages but without a usable rollout is skipped and says why."""
     import dataclasses
 
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def spoiled(self, prompts, step):
         return [
@@ -446,7 +453,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
             for r in rollout(self, prompts, step)
         ]
 
-    monkeypatch.setattr(rl.Run, "rollout", spoiled)
+    monkeypatch.setattr(Collector, "sample", spoiled)
     with caplog.at_level(logging.WARNING):
         run_rl(shop)
     (row,) = metrics_of(shop)

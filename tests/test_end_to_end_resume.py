@@ -16,9 +16,12 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
-from train import rl, sft
+from runtime.run_folder import RunFolder
+from train import evaluate, rl, sft
+from train.collect import Collector
 from train.learner.policy import Policy
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.process import prepare_process
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
 
@@ -54,7 +57,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
     words = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
     run_rl(shop, *words, "experiment.project=straight")
-    rollout = rl.Run.rollout
+    rollout = Collector.sample
 
     def asked_in_step_2(self, prompts, step):
         if step == 2:
@@ -62,7 +65,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
         return rollout(self, prompts, step)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(rl.Run, "rollout", asked_in_step_2)
+        patch.setattr(Collector, "sample", asked_in_step_2)
         run_rl(shop, *words, "experiment.project=stopped")
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000001"]
@@ -75,15 +78,15 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
     """In the first of two updates of epoch 2."""
     words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
-    make_rows = sft.make_rows
+    make_samples = sft.make_samples
 
-    def asked_in_epoch_2(sample, model, training, epoch, window):
+    def asked_in_epoch_2(sample, model, training, method, epoch, window):
         if epoch == 1 and not stopping.is_asked():
             signal.raise_signal(signal.SIGTERM)
-        return make_rows(sample, model, training, epoch, window)
+        return make_samples(sample, model, training, method, epoch, window)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(sft, "make_rows", asked_in_epoch_2)
+        patch.setattr(sft, "make_samples", asked_in_epoch_2)
         sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]
@@ -98,10 +101,10 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
     words += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
     given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
-    evaluate, at = rl.evaluate, []
+    run, at = evaluate.evaluate, []
 
     def with_given_accuracy(*args, **named):
-        (result,) = evaluate(*args, **named)
+        (result,) = run(*args, **named)
         at.append(len(at) + 1)
         if len(at) == 3 and dying:
             raise Stop
@@ -111,7 +114,7 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name
 
     ckpt, dying = shop.runs / "rl" / "ckpt", True
-    monkeypatch.setattr(rl, "evaluate", with_given_accuracy)
+    monkeypatch.setattr(evaluate, "evaluate", with_given_accuracy)
     with pytest.raises(Stop):
         run_rl(shop, *words)
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")
@@ -136,7 +139,7 @@ def test_an_evaluation_without_rewards_is_never_the_best(shop):
 @pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
     """It dies when all lines of the evaluation after step 2 are written, and evaluations.json is not."""
-    write = rl.atomic_write_text
+    write = evaluate.atomic_write_text
 
     def dies_after_step_2(path, text):
         if "2" in json.loads(text):
@@ -144,7 +147,7 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
         write(path, text)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rl, "atomic_write_text", dies_after_step_2)
+        patch.setattr(evaluate, "atomic_write_text", dies_after_step_2)
         run_rl(shop)
     assert len(read_jsonl(shop.runs / "rl" / "metrics.jsonl")) == 6
     assert run_rl(shop)["accuracy_after"] is not None
@@ -174,7 +177,7 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
     tuned, trained = (shop.runs / name / "ckpt" / "optimized" for name in ("sft", "rl"))
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, lambda *given: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(setup_models, name, lambda *given: pytest.fail("a model was loaded"))
     with_value = f"model.value_base_model={shop.model}"
     for dry in ("dry_run=true", "dry_run=false"):
         words = [NO_EVALUATION, "experiment.project=other", dry]
@@ -194,11 +197,12 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     made, seen, matmul = shop.runs / "sft" / "ckpt" / "optimized", [], torch.backends.cuda.matmul
 
     def tunes(config):
-        session.prepare_process(config)
+        prepare_process(config)
         matmul.allow_tf32 = True
         torch.use_deterministic_algorithms(True)
         torch.rand(3)
         shutil.copytree(shop.model, made)
+        RunFolder(shop.runs / "sft").finish({})
 
     def begins(run, config, folder):
         settings = matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
@@ -212,6 +216,68 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
         with pytest.raises(Stop):
             run_rl(shop, *words, "training.enable_tf32=false")
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
+
+
+@pytest.fixture
+def prepared(shop):
+    """Words of a run whose first model is made by three epochs of two updates, with a checkpoint after each epoch."""
+    named = f"model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
+    first = SFT.replace("save_every: 4", "save_every: 1").replace("num_train_epochs: 8", "num_train_epochs: 3")
+    (shop.folder / "first.yaml").write_text(first + named)
+    made = shop.runs / "sft" / "ckpt" / "optimized"
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    return [*words, NO_EVALUATION, "experiment.total_step=1"]
+
+
+def interrupted_in_epoch_2(how):
+    make_samples = sft.make_samples
+
+    def interrupted(sample, model, training, method, epoch, window):
+        if epoch == 1 and not stopping.is_asked():
+            how()
+        return make_samples(sample, model, training, method, epoch, window)
+
+    return interrupted
+
+
+def dies():
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped), (dies, Stop)],
+    ids=["ctrl-c", "kill"],
+)
+def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monkeypatch, listening, how, error):
+    """Stopped or killed in the second of three epochs: the same command resumes there."""
+    with monkeypatch.context() as patch, pytest.raises(error) as stop:
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(how))
+        run_rl(shop, *prepared)
+    saved = shop.runs / "sft" / "ckpt" / ("step-000003" if error is stopping.Stopped else "step-000002")
+    if error is stopping.Stopped:
+        assert stop.value.resumes == f"The same command resumes from {saved}"
+    assert (shop.runs / "sft" / "ckpt" / "optimized").resolve() == saved and not (shop.runs / "rl").exists()
+    listening()
+    run_rl(shop, *prepared)
+    assert [row["step"] for row in read_jsonl(shop.runs / "sft" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (shop.runs / "sft" / "ckpt" / "optimized").resolve().name == "step-000006"
+    assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [1]
+
+
+def test_a_finished_first_model_is_taken_as_it_is(shop, prepared, monkeypatch):
+    run_rl(shop, *prepared)
+    monkeypatch.setattr(sft, "run", lambda config: pytest.fail("the SFT ran again"))
+    run_rl(shop, *prepared, "experiment.project=again")
+
+
+def test_a_half_made_first_model_of_other_settings_is_refused_with_the_way_out(shop, prepared, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(dies))
+        run_rl(shop, *prepared)
+    with pytest.raises(ValueError, match="(?s)not known to have done its last step.*training.seed.*prepare_with=null"):
+        run_rl(shop, *prepared, "training.seed=5")
+    run_rl(shop, *prepared[1:], "training.seed=5")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from configs import load_config
 from reward.code.sandbox import INSTALL_HINT, find_isolation
 from train import rl
 from train.algorithm.advantages import step_gae
+from train.setup import models as setup_models
 
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 NO_EVALUATION = "evaluation.eval_dataset=''"
@@ -147,12 +148,12 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         (["judge.mode=process"], "needs a judge"),
         (["judge.mode=process", "reward.speed_weight=0.1"], "speed_weight"),
         (["judge.mode=process", "judge.api=http://127.0.0.1:9/v1"], "nothing answers"),
-        (["model.process_reward_model=/nowhere/judge"], "judge.local: .*nowhere"),
+        (["model.process_reward_model=/nowhere/judge"], "model.process_reward_model: .*nowhere"),
         (["model.process_reward_model=/nowhere/judge", "judge.max_tokens=15000"], "no room for a question"),
         (["reward.beside_verifier=true"], "reward.function"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(shop, monkeypatch, words, says):
-    monkeypatch.setattr(rl.session, "load_model", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(setup_models, "load_model", lambda *a: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=says):
         rl.run(load_config(shop.words(RL, *words, NO_EVALUATION, "dry_run=true", reward=None)))

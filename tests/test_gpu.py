@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import GOLDEN, random_prompts, tiny_checkpoint
 
-from configs.load import merge
 from models import load_model
 from sample import Sampler, SamplingConfig
-from train.learner.policy import Policy
-from train.learner.updater import Updater, make_accelerator
+from train.distributed.accelerator import make_accelerator
+from train.learner.batch import Replay
+from train.learner.updater import Updater
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,11 +59,11 @@ def test_the_trainer_sees_the_samplers_log_probs_and_the_cpus(family, tmp_path):
     for device in ("cpu", "cuda"):
         model = load_model(tmp_path, device=device)
         rollouts[device] = Sampler(model, settings).generate(prompts, n=2)
-        config = merge({"training": {"mixed_precision": "no"}, "experiment": {"total_step": 1}})
-        updater = Updater(model, make_accelerator("no", torch.device(device)), config)
-        policy = Policy(model, updater, config, settings.for_model(model))
-        batch = policy.batch(rollouts[device], [1.0] * len(rollouts[device]))
-        for logp, seen in zip(updater.outputs(batch.rows, range(len(batch.rows))), batch.logp_rollout, strict=True):
+        updater = Updater(model, make_accelerator("no", torch.device(device)))
+        batch = Replay.of(model, settings.for_model(model)).batch(rollouts[device], [1.0] * len(rollouts[device]))
+        for logp, seen in zip(
+            updater.outputs(batch.samples, range(len(batch.samples))), batch.logp_rollout, strict=True
+        ):
             assert logp == pytest.approx(seen, abs=1e-4)
     assert [r.token_ids for r in rollouts["cpu"]] == [r.token_ids for r in rollouts["cuda"]]
 

@@ -1,18 +1,24 @@
-"""What a run will do, said and checked before a model is loaded."""
+"""What can be known to fail is checked before a model is loaded; and what the start of a run shows."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
-from configs import find
-from configs.schema import Config
+from configs import find, resolved
+from configs.schema import Config, DecodeConfig, TrainingConfig
+from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM
-from models.folder import read_json
-from runtime.run_folder import RunFolder
-from train.algorithm.masking import RL_METHODS
-from train.distributed.engine import check_engine, elements, engine_line, world_size
-from train.learner.checkpoint import BEST, RL
+from models.spec import CheckpointSpec
+from runtime.run_folder import RunFolder, run_path
+from train.distributed.kind import check_engine, engine_line, world_size
+from train.distributed.sharding import elements
+from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
-from train.setup import models as session
+from train.setup.blocks import Blocks
+from train.setup.doors import check_doors, method_of
+from train.setup.models import spec_of, value_spec_of
+from train.setup.process import pick_device, precision
+from train.setup.prompts import check_decodings, require_room
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -22,16 +28,15 @@ def check(config: Config, first: Config | None = None) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
     that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
-    if training.method not in RL_METHODS:
-        raise ValueError(f"training.method={training.method!r} is for train/sft.py; RL knows {', '.join(RL_METHODS)}.")
-    if training.method != "TraceRL" and training.logp_old == "rollout":
+    method = method_of(training, "rl")
+    if not method.as_sampled and training.logp_old == "rollout":
         raise ValueError(
             f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
             "draws others; set training.logp_old=auto."
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rollout_correction != "none" and (training.method != "TraceRL" or training.logp_old == "rollout"):
+    if training.rollout_correction != "none" and (not method.as_sampled or training.logp_old == "rollout"):
         raise ValueError(
             f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
             "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
@@ -47,41 +52,80 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     for name, values in rollout.parallel_lists().items():
         raise ValueError(
-            f"rollout.{name}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
             "evaluation.*."
         )
+    check_decodings(rollout, config.evaluation)
     _check_best(config)
-    session.pick_device(config.model.device)
-    folder = session.check_model_path(first or config)
-    check_engine(config, None if first else folder)
-    _warn_of_what_cannot_be_meant(config, folder)
-    session.check_room(config, folder, "rollout", rollout)
+    pick_device(config.model.device)
+    spec = spec_of(config) if first is None else _made_by(first)
+    check_engine(config, None if first else spec.folder)
+    check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
+    blocks = Blocks.of(config, spec)
+    _warn_of_unlikely_settings(config, spec, blocks)
+    check_room(spec, rollout)
     if config.evaluation.eval_dataset:
-        session.check_room(config, folder, "evaluation", config.evaluation)
+        check_room(spec, config.evaluation)
     tasks = _check_tasks(config)
     step_judge_of(config)
-    session.check_start(config, RL, with_value=bool(config.model.value_base_model))
+    check_start(config, RL, with_value=bool(config.model.value_base_model))
     if first is not None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
         return
-    session.check_blocks(config, folder)
-    session.check_value_base(config)
+    value_spec_of(config, spec)
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
-    check_memory(config, folder)
+    check_memory(config, spec.folder)
+
+
+def _made_by(first: Config) -> CheckpointSpec:
+    """What the checkpoint that an SFT makes will say of itself: what its base does, with the blocks that it trains."""
+    spec = spec_of(first)
+    block_size = Blocks.of(first, spec, "sft").trained if spec.family.attention == "block" else spec.block_size
+    return replace(spec, block_size=block_size)
+
+
+def check_start(config: Config, command: str, with_value: bool = False) -> None:
+    """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
+    experiment.resume names."""
+    experiment, path = config.experiment, run_path(config)
+    resumes = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
+    if experiment.resume in ("auto", "never") or (
+        resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
+    ):
+        return
+    given_checkpoint(experiment.resume, command, with_value)
+
+
+def check_dataset(config: Config, name: str, key: str) -> Path:
+    """The file of a data set that section and key `key` names. ValueError where there is none."""
+    if not name:
+        raise ValueError(f"{key} is not set: give a name in {config.dataset.folder}/ (MATH_train) or a path.")
+    return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
+
+
+def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
+    """The tasks of a data set, read as the run will read it: malformed rows are reported before any model is loaded."""
+    path = check_dataset(config, name, key)
+    return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
+
+
+def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
+    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
+    require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
 def _check_tasks(config: Config) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
     dataset, evaluation = config.dataset, config.evaluation
-    tasks = session.tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
     with reward_of(config, dataset.data_type) as reward:
         check_tasks(reward, tasks, "dataset.train_dataset")
         if not evaluation.eval_dataset:
             return len(tasks)
-        tests = session.tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
         if evaluates_as_it_trains(config):
             check_tasks(reward, tests, "evaluation.eval_dataset")
             return len(tasks)
@@ -90,7 +134,7 @@ def _check_tasks(config: Config) -> int:
     return len(tasks)
 
 
-def _warn_of_what_cannot_be_meant(config: Config, folder: Path) -> None:
+def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blocks) -> None:
     rollout, evaluation = config.rollout, config.evaluation
     if rollout.temperature == 0 or rollout.top_k == 1:
         logger.warning(
@@ -98,14 +142,12 @@ def _warn_of_what_cannot_be_meant(config: Config, folder: Path) -> None:
             "equal rewards teaches nothing",
             *(rollout.temperature, rollout.top_k),
         )
-    family = session.model_family(config, folder)
-    if family.attention == "full" or not evaluation.eval_dataset:
-        return
-    own = read_json(folder / "config.json").get("block_size") or family.default_block_size
-    given = evaluation.block_size if isinstance(evaluation.block_size, list) else [evaluation.block_size]
-    sizes, trained = [size or own for size in given], rollout.block_size or own
-    if trained not in sizes:
-        logger.warning("evaluation in blocks of %s, of a model that is trained in blocks of %s", sizes, trained)
+    if spec.family.attention == "block" and evaluation.eval_dataset and blocks.trained not in blocks.evaluated:
+        logger.warning(
+            "evaluation in blocks of %s, of a model that is trained in blocks of %s",
+            sorted(set(blocks.evaluated)),
+            blocks.trained,
+        )
 
 
 def _check_best(config: Config) -> None:
@@ -116,16 +158,6 @@ def _check_best(config: Config) -> None:
     for key in ("optimized_name", "optimized_value_name"):
         if getattr(config.model, key) == BEST:
             raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
-
-
-def to_be_prepared(config: Config) -> bool:
-    """Whether model.prepare_with must make the model first."""
-    if not config.model.prepare_with:
-        return False
-    if not find(config.model.prepare_with).is_file():
-        raise ValueError(f"model.prepare_with: {config.model.prepare_with} does not exist.")
-    folder = find(config.model.pretrained_model)
-    return not folder.is_file() and not (folder / "config.json").is_file()
 
 
 def plan_lines(config: Config, tasks: int) -> list[str]:
@@ -146,6 +178,7 @@ def banner_rows(
     config: Config,
     model: DiffusionLM,
     sampled_model: DiffusionLM,
+    blocks: Blocks,
     prompts: int,
     steps_done: int,
     folder: RunFolder,
@@ -153,16 +186,16 @@ def banner_rows(
 ) -> dict[str, str]:
     """What the start of an RL run shows."""
     training, rollout = config.training, config.rollout
-    precision = session.precision(config, model.device).replace("no", "fp32")
     return {
         "model": model_line(config, model),
-        "device": f"{model.device}, training {precision}, sampling {str(sampled_model.dtype).removeprefix('torch.')}",
+        "device": f"{model.device}, training {precision_line(config, model)}, "
+        f"sampling {str(sampled_model.dtype).removeprefix('torch.')}",
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
         "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.remasking_strategy}, block {rollout.block_size or model.block_size}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.slots} slots",
-        "objective": f"{training.method}, shrink {training.shrink}, eps {training.eps:g}, beta {training.beta:g}, "
+        "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, "
+        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
+        "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),
         "steps": f"{steps_done + 1} to {config.experiment.total_step}"
@@ -172,6 +205,14 @@ def banner_rows(
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
     }
+
+
+def objective_line(training: TrainingConfig) -> str:
+    """What is minimised: clip by its two numbers, any other by name and parameters."""
+    if training.objective == "clip" and not training.objective_params:
+        return f"eps {training.eps:g}, beta {training.beta:g}"
+    given = "".join(f", {name} {value}" for name, value in training.objective_params.items())
+    return f"{training.objective}{given}"
 
 
 def value_line(config: Config) -> str:
@@ -189,6 +230,10 @@ def _rows(config: Config) -> str:
     rows = training.gradient_accumulation_steps * training.batch_size_lm
     each = f"{training.gradient_accumulation_steps} x {training.batch_size_lm}"
     return f"{each} x {processes} = {rows * processes} rows" if processes > 1 else f"{each} = {rows} rows"
+
+
+def precision_line(config: Config, model: DiffusionLM) -> str:
+    return precision(config, model.device).replace("no", "fp32")
 
 
 def model_line(config: Config, model: DiffusionLM) -> str:

@@ -4,12 +4,14 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from configs import load_config
 from configs.schema import Config
 from reward.base import RewardError
+from runtime.text import print_error, print_traceback
 
 if TYPE_CHECKING:
     from configs.engine import EngineFile
@@ -27,7 +29,7 @@ class _Speaker(logging.Handler):
         text = record.getMessage()
         if text not in self.said and os.environ.get("RANK", "0") == "0":
             self.said.add(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print_error(text, "warning: ")
 
 
 def main(module: str, usage: str, *, nodes: bool = False) -> None:
@@ -37,12 +39,13 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     ValueErrors, those of the operating system, of rewards that keep failing and of diverged training are messages for
     users: printed without a traceback, exit status 2 (DEBUG=1 shows all).
     """
+    sys.excepthook = print_traceback
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
         config = load_config(sys.argv[1:], usage)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(2)
     _start(module, config, nodes)
 
@@ -58,29 +61,31 @@ def _start(module: str, config: Config, nodes: bool) -> None:
     stopping.listen()
     try:
         processes, node = placement(config, nodes)
+        experiment = config.experiment
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
-            experiment = config.experiment
             settings = RendezvousConfig(
                 experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user
             )
             sys.exit(launch.launch(processes, node, settings, run_path(config), experiment.resume))
         if config.dry_run:
-            config.experiment.processes, config.experiment.num_node = processes, node.count
+            experiment = replace(experiment, processes=processes, num_node=node.count)
+            config = replace(config, experiment=experiment)
         import_module(module).run(config)
     except (ValueError, OSError, NotFinite, RewardError) as error:
         if os.environ.get("DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(2)
     except stopping.Stopped as stop:
         if ranks.is_main():
-            print(f"{stop}: the same command goes on from here", file=sys.stderr)
+            resumes = stop.resumes or heartbeat.where_to_resume(run_path(config), config.experiment.resume)
+            print(f"{stop}. {resumes}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except ranks.FailedElsewhere as error:
         if os.environ.get("DEBUG"):
             raise
         seen = heartbeat.last_seen(run_path(config), error.missing)
-        print(f"rank {ranks.rank()} stops: {error}{f' (last sign of life: {seen})' if seen else ''}", file=sys.stderr)
+        print_error(f"{error}{f' (last sign of life: {seen})' if seen else ''}", f"rank {ranks.rank()} stops: ")
         sys.exit(ranks.STOPPED_ELSEWHERE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -135,14 +140,15 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
 def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> None:
     """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
     a launcher has started this process."""
+    from configs.engine import names_like
     from runtime.ranks import STORE_VARIABLE
 
     named = f"experiment.deepspeed_file={file.name}"
-    kind = file.name.split("_gpus_" if not file.cpu else "_cpus_")[-1]
     other_launcher = nodes is None and STORE_VARIABLE not in os.environ
     if other_launcher and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
         raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
     if nodes not in (None, file.nodes):
-        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {nodes}_node_..._{kind}.")
+        others = " or ".join(names_like(file, nodes)) or "experiment.processes in place of a file"
+        raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {others}.")
     if processes not in (0, file.processes_per_node):
         raise ValueError(f"{named} and experiment.processes={processes} disagree: leave experiment.processes out.")

@@ -21,10 +21,13 @@ from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
+from train.checks import check_room, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
-from train.setup import models as session
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, sampling_entries
+from train.setup.blocks import Blocks, warn_of_block_size
+from train.setup.models import make_model, spec_of
+from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
+from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
 from train.setup.rewards import check_tasks, reward_of
 
 logger = logging.getLogger(__name__)
@@ -118,27 +121,30 @@ def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
     return found
 
 
-def evaluate(
-    model: DiffusionLM,
-    entries: Mapping[str, SamplingConfig],
-    prompts: Sequence[Prompt],
-    reward: Reward | None,
-    *,
-    responses_per_task: int,
-    monitor: Monitor,
-) -> list[Evaluation]:
-    """Samples every entry over all ranks and grades it on rank 0, which has the reward. Keys are (eval, task, sample):
-    the same randomness at every call, so that changes show."""
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """The model that samples, its prompts, and by name each way of decoding them."""
+
+    model: DiffusionLM
+    prompts: Sequence[Prompt]
+    decodings: Mapping[str, SamplingConfig]
+    responses_per_task: int
+
+
+def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) -> list[Evaluation]:
+    """Samples under every decoding over all ranks and grades on rank 0, which has the reward. Keys are (eval, task,
+    sample): the same randomness at every call, so that changes show."""
     results = []
-    keys = [("eval", p.task.id, j) for p in prompts for j in range(responses_per_task)]
-    for name, config in entries.items():
-        sampler = Sampler(model, config)
+    prompts, n = setup.prompts, setup.responses_per_task
+    keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
+    for name, config in setup.decodings.items():
+        sampler = Sampler(setup.model, config)
         with monitor.progress(len(keys), f"eval {name}") as progress:
             start = time.perf_counter()
-            rollouts = sample(sampler, [p.ids for p in prompts], responses_per_task, keys, progress.advance)
+            rollouts = sample(sampler, [p.ids for p in prompts], n, keys, progress.advance)
             seconds = time.perf_counter() - start
-        completions = [completion_text(rollout, model) for rollout in rollouts]
-        texts = [p.text for p in prompts for _ in range(responses_per_task)]
+        completions = [completion_text(rollout, setup.model) for rollout in rollouts]
+        texts = [p.text for p in prompts for _ in range(n)]
         rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
         if all(reward is None for reward in rewards):
             logger.warning(
@@ -161,48 +167,41 @@ def run(config: Config) -> dict[str, Any] | None:
 
     Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
     """
-    session.prepare_process(config)
+    prepare_process(config)
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
-    bf16 = config.rollout.dtype == "bf16"
-    if config.rollout.dtype == "auto":
-        bf16 = session.precision(config, session.pick_device(config.model.device)) == "bf16"
-    model = session.make_model(config, dtype="bfloat16" if bf16 else "float32")
+    device = pick_device(config.model.device)
+    model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
-    ways = sampling_entries(
-        config.rollout, model, seed=config.training.seed, deterministic=config.experiment.deterministic
+    blocks = Blocks.of(config, model.spec, "eval")
+    decodings = sampling_entries(
+        config.rollout, model, blocks.sampled, seed=config.training.seed, deterministic=config.experiment.deterministic
     )
-    for entry in ways.values():
-        session.warn_of_block_size(entry.block_size or model.block_size, model)
+    for block_size in blocks.sampled:
+        warn_of_block_size(block_size, model.spec)
     prompts = load_prompts(
         config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
         max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-        key="rollout", decode=config.rollout,
+        decode=config.rollout,
     )  # fmt: skip
-    with session.run_folder(config) as folder, ExitStack() as stack:
+    setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
+    with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
-        monitor = session.monitor_of(config, folder)
-        _banner(monitor, config, model, folder_of_model, prompts, ways)
-        results = evaluate(
-            model,
-            ways,
-            prompts,
-            reward,
-            responses_per_task=config.rollout.num_response_per_task,
-            monitor=monitor,
-        )
-        return ranks.on_main(_report, config, folder, monitor, results)
+        monitor = monitor_of(config, folder)
+        monitor.banner(f"eval {config.experiment.project}", _banner_rows(config, setup, folder_of_model))
+        return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
 
 
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
-    session.pick_device(config.model.device)
-    folder_of_model = session.check_model_path(config)
-    session.check_room(config, folder_of_model, "rollout", config.rollout)
-    tasks = session.tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    pick_device(config.model.device)
+    spec = spec_of(config)
+    check_decodings(config.rollout, config.evaluation)
+    check_room(spec, config.rollout)
+    tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
@@ -216,8 +215,8 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, folder_of_model, "eval")
-    return folder_of_model
+    check_memory(config, spec.folder, "eval")
+    return spec.folder
 
 
 def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:
@@ -246,22 +245,14 @@ def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
-def _banner(
-    monitor: Monitor,
-    config: Config,
-    model: DiffusionLM,
-    folder_of_model: Path,
-    prompts: Sequence[Prompt],
-    entries: Mapping[str, SamplingConfig],
-) -> None:
-    monitor.banner(
-        f"eval {config.experiment.project}",
-        {
-            "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
-            "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
-            "tasks": f"{config.dataset.eval_dataset}: {len(prompts):,}",
-            "samples": f"{config.rollout.num_response_per_task} a task",
-            "entries": ", ".join(entries),
-            "seed": str(config.training.seed),
-        },
-    )
+def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) -> dict[str, str]:
+    """What the start of an evaluation shows."""
+    model = setup.model
+    return {
+        "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+        "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
+        "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
+        "samples": f"{setup.responses_per_task} a task",
+        "entries": ", ".join(setup.decodings),
+        "seed": str(config.training.seed),
+    }

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the same packed rows as RL, from masks that noise or a given trace draw.
+"""Supervised fine-tuning: examples -> noisy training samples -> update.
 
 Run it as `python train/sft.py config=configs/sft_tiny.yaml`.
 """
@@ -9,62 +9,49 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import logging
-import time
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
-from models import DiffusionLM
-from runtime import ranks, stopping
-from runtime.monitor import Monitor
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
-from sample import Rollout
 from train import checks
-from train.algorithm.masking import SFT_METHODS
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, replay
-from train.distributed.engine import check_engine, engine_kind, engine_line
-from train.distributed.sharding import keep_rows_per_update, require_equal_weights, rows_per_update
-from train.learner.checkpoint import SFT, load_state, point_to, prune_checkpoints, save_checkpoint, starting_checkpoint
-from train.learner.updater import Updater, UpdateStats, make_accelerator, scheduled
+from train.algorithm.packing import MicroBatch
+from train.algorithm.replay import TrainingSample
+from train.distributed.accelerator import make_accelerator
+from train.distributed.kind import check_engine, engine_kind, engine_line
+from train.distributed.sharding import rows_per_update
+from train.learner.checkpoint import SFT
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
+from train.learner.saving import RunCheckpoints, Trained
+from train.learner.updater import StepTotals, Updater
 from train.memory.report import check_memory
-from train.setup import models as session
-from train.setup.prompts import drop_over_long, tokenizer_of
-
-logger = logging.getLogger(__name__)
+from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.doors import check_doors, method_of
+from train.setup.examples import for_model, make_samples, tokenise
+from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One example as ids: prompt, answer with its end id, and for `trace` the step of each answer id."""
-
-    index: int
-    prompt_ids: list[int]
-    answer_ids: list[int]
-    step_map: list[int] | None
-
-
 def run(config: Config) -> dict[str, Any] | None:
-    """A whole SFT run, new or resumed (from the last saved epoch). Returns what the final line says; None for a dry
-    run."""
-    session.prepare_process(config)
+    """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
+    prepare_process(config)
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with session.run_folder(config) as folder:
-        monitor = session.monitor_of(config, folder)
-        try:
-            return _train(config, folder, monitor, examples)
-        finally:
-            monitor.close()
+    with run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
+        return tuning.loop()
 
 
 def _updates(config: Config, examples: int) -> tuple[int, int]:
@@ -76,24 +63,17 @@ def _updates(config: Config, examples: int) -> tuple[int, int]:
 def check(config: Config) -> list[Example]:
     """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
     training = config.training
-    if training.method not in SFT_METHODS:
-        raise ValueError(
-            f"training.method={training.method!r} is not an SFT method; choose from {', '.join(SFT_METHODS)}."
-        )
+    method_of(training, "sft")
     if config.experiment.keep_best:
         raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    session.pick_device(config.model.device)
-    folder = session.check_model_path(config)
-    check_engine(config, folder)
-    if training.method == "ar" and not session.model_family(config, folder).logit_shift:
-        raise ValueError(
-            "training.method=ar needs a model that predicts the next token (Dream, DiffuCoder); choose semi-ar or "
-            "random_masking."
-        )
-    path = session.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
-    session.check_start(config, SFT)
+    pick_device(config.model.device)
+    spec = spec_of(config)
+    check_engine(config, spec.folder)
+    check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
+    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    checks.check_start(config, SFT)
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
@@ -101,7 +81,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
-    check_memory(config, folder, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec.folder, "sft", _answer_tokens(training, examples))
     return examples
 
 
@@ -111,241 +91,147 @@ def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int
     return min(longest, training.max_gen_length or longest)
 
 
-def _train(config: Config, folder: RunFolder, monitor: Monitor, examples: Sequence[Example]) -> dict[str, Any]:
-    experiment = config.experiment
-    checkpoint = ranks.on_main(starting_checkpoint, folder.checkpoints, experiment.resume, SFT)
-    device = session.pick_device(config.model.device)
-    model = session.make_model(config, checkpoint, device=session.trained_model_device(config))
-    config = replace(config, training=for_model(config.training, model))
-    training = config.training
-    session.adopt_block_size(model, training.block_size or model.block_size)
-    samples = tokenise(examples, model, config)
-    precision = session.precision(config, device)
-    updater = Updater(model, make_accelerator(precision, device, engine_kind(config)), config)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "nll": 0.0}
-    if checkpoint is not None:
-        state = _restore(config, folder, updater, checkpoint)
-    ranks.on_main(folder.drop_after, state["step"])
-    started = time.perf_counter() - state["seconds"]
-    per_update, updates_per_epoch = _updates(config, len(samples))
-    total = updates_per_epoch * training.num_train_epochs
-    window = max(len(sample.answer_ids) for sample in samples)
-    _banner(monitor, config, model, samples, per_update, total, folder, checkpoint)
-    step = state["step"]
-    stats = UpdateStats()
-
-    def save() -> dict[str, Any]:
-        now = {"step": step, "seconds": time.perf_counter() - started, "nll": stats.per_token("nll")}
-        with monitor.timed("save"):
-            _save(config, folder, model, updater, now)
-        return now
-
-    for epoch in range(step // updates_per_epoch, training.num_train_epochs):
-        order = np.random.default_rng([training.seed, epoch]).permutation(len(samples))
-        for first in range((step - epoch * updates_per_epoch) * per_update, len(samples), per_update):
-            stats = UpdateStats()
-            chosen = [samples[i] for i in order[first : first + per_update]]
-            rows = [row for sample in chosen for row in make_rows(sample, model, training, epoch, window)]
-            monitor.begin(step + 1)
-            with monitor.timed("update"):
-                updater.set_rate(scheduled(config.lr_scheduler, step, total))
-                _update(updater, rows, training, window, model.attention == "block", stats)
-            step += 1
-            _log(monitor, step, total, stats, rows, updater.rate)
-            try:
-                stopping.check()
-            except stopping.Stopped:
-                save()
-                raise
-        if (epoch + 1) % experiment.save_every == 0 or epoch + 1 == training.num_train_epochs:
-            state = save()
-    summary = {
-        "steps": total,
-        "nll": state["nll"],
-        "seconds": round(time.perf_counter() - started, 1),
-        "model": str(folder.checkpoints / config.model.optimized_name),
-    }
-    monitor.curves()
-    monitor.final(summary)
-    return summary
+@functools.lru_cache(maxsize=1)
+def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
+    """The order of the examples in an epoch (from 0)."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-def _restore(config: Config, folder: RunFolder, updater: Updater, checkpoint: Path) -> dict[str, Any]:
-    """Puts the updater where the checkpoint was; returns the loop's state there."""
-    saved = load_state(checkpoint)
-    updater.load_state_dict(saved["updater"])
-    if checkpoint.parent == folder.checkpoints:
-        keep_rows_per_update(config.training, saved)
-        ranks.on_main(point_to, checkpoint, config.model.optimized_name, None)
-    return {name: saved[name] for name in ("step", "seconds", "nll")}
+class FineTuning:
+    """Everything alive during fine-tuning; `steps` is the algorithm."""
 
+    def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
+        self.folder, self.monitor = folder, monitor_of(config, folder)
+        self.checkpoints = RunCheckpoints(folder, config, SFT)
+        config = self.checkpoints.resumed_config(config)
+        device = pick_device(config.model.device)
+        trained_on = trained_model_device(config)
+        self.model = make_model(config, self.checkpoints.start, device=trained_on)
+        self.method = method_of(config.training, "sft")
+        blocks = Blocks.of(config, self.model.spec, "sft")
+        settings = for_model(config.training, self.model, self.method, blocks.trained)
+        self.config = config = replace(config, training=settings)
+        adopt_block_size(self.model, blocks.trained)
+        self.samples = tokenise(examples, self.model, config, self.method)
+        accelerator = make_accelerator(precision(config, device), device, engine_kind(config))
+        optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
+        self.updater = Updater(self.model, accelerator, optimizer, updates)
+        self.nll: float = self.checkpoints.saved.get("nll", 0.0)
+        self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
+        self.done = self.checkpoints.progress.step
+        ranks.on_main(folder.drop_after, self.done)
+        self.per_update, self.updates_per_epoch = _updates(config, len(self.samples))
+        self.total = self.updates_per_epoch * config.training.num_train_epochs
+        self.schedule = Schedule.of(config.lr_scheduler, self.total)
+        self.longest = max(len(sample.answer_ids) for sample in self.samples)
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
-def _save(config: Config, folder: RunFolder, model: DiffusionLM, updater: Updater, state: dict[str, Any]) -> None:
-    more = state | {"updater": updater.state_dict(), "rows_per_update": rows_per_update(config.training)}
-    require_equal_weights(model, "model")
-    with updater.engine.whole_on_main():
-        ranks.on_main(save_checkpoint, folder.checkpoints, state["step"], model, more, config.model.optimized_name)
-    if ranks.is_main():
-        prune_checkpoints(folder.checkpoints, config.experiment.keep_last)
+    def loop(self) -> dict[str, Any]:
+        """The whole run. Asked to stop, it finishes the update at hand and saves."""
+        try:
+            self.steps()
+        except stopping.Stopped as stop:
+            if self.done > self.checkpoints.progress.step:
+                self.save()
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
+            raise
+        return self.finish()
 
+    def steps(self) -> None:
+        timed = self.monitor.timed
+        for step in range(self.done + 1, self.total + 1):
+            self.monitor.begin(step)
+            with timed("replay"):
+                samples = self.training_samples(step)
+            with timed("update"):
+                totals = self.update(samples, step)
+            self.log(step, totals)
+            self.done, self.nll = step, totals.per_token("nll")
+            self.save_if_due(step)
+            stopping.check()
 
-def _update(
-    updater: Updater,
-    rows: Sequence[TrainingSample],
-    training: TrainingConfig,
-    window: int,
-    block: bool,
-    stats: UpdateStats,
-) -> None:
-    """window: tokens of the longest answer of all, which `constant` divides by where no length is set."""
-    weights = token_weights(
-        rows,
-        training.normalization,
-        max_gen_length=training.max_gen_length or window,
-        longest_response=max(int(row.canvas_index.max()) + 1 for row in rows) if block else None,
-    )
+    def training_samples(self, step: int) -> list[TrainingSample]:
+        """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
+        masks."""
+        epoch, place = divmod(step - 1, self.updates_per_epoch)
+        order = epoch_order(self.config.training.seed, epoch, len(self.samples))
+        chosen = [self.samples[i] for i in order[place * self.per_update : (place + 1) * self.per_update]]
+        given = self.model, self.config.training, self.method, epoch, self.longest
+        return [sample for example in chosen for sample in make_samples(example, *given)]
 
-    def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-        return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
-
-    updater.update(rows, range(len(rows)), loss_of, stats)
-
-
-def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config) -> list[Sample]:
-    """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
-    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
-    does not fit its answer."""
-    tokenizer, training = tokenizer_of(model), config.training
-    samples, long_prompts, cut, masked = [], 0, 0, 0
-    for i, example in enumerate(examples):
-        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
-        steps = example.step_map
-        if training.method == "trace":
-            steps = _checked_steps(steps, len(answer), i)
-        if not answer or answer[-1] not in model.eos_ids:
-            answer = [*answer, model.end_of_answer_id]
-            steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
-        if not prompt or len(prompt) > training.max_prompt_len:
-            long_prompts += 1
-            continue
-        if model.mask_id in prompt or model.mask_id in answer:
-            masked += 1
-            continue
-        if training.max_gen_length and len(answer) > training.max_gen_length:
-            cut += 1
-            answer = answer[: training.max_gen_length]
-        samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
-    if long_prompts:
-        drop_over_long(
-            f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
-            f"{training.max_prompt_len}",
-            config.dataset,
+    def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
+        """Update `step` (from 1) on these training samples."""
+        training = self.config.training
+        block = self.model.attention == "block"
+        weights = token_weights(
+            samples,
+            training.normalization,
+            max_gen_length=training.max_gen_length or self.longest,
+            longest_response=max(int(sample.canvas_index.max()) + 1 for sample in samples) if block else None,
         )
-    if masked:
-        logger.warning("SFT data: %d of %d examples hold the mask token: dropped", masked, len(examples))
-    if cut:
-        logger.warning(
-            "SFT data: %d answers are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
-        )
-    if not samples:
-        raise ValueError(
-            f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
-        )
-    return samples
 
+        def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+            return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
 
-def for_model(training: TrainingConfig, model: DiffusionLM) -> TrainingConfig:
-    """The settings with the model's block size, and under full attention with one noisy copy of a block in semi-ar:
-    each is a row of its own there, and dLLM-RL too has one a block."""
-    alone = model.attention == "full" and training.method == "semi-ar"
-    return replace(
-        training,
-        block_size=training.block_size or model.decoding.block_size or model.block_size,
-        mask_times_per_sample=1 if alone else training.mask_times_per_sample,
-    )
+        self.updater.set_rate(self.schedule.scale(step - 1))
+        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
 
+    def log(self, step: int, totals: StepTotals) -> None:
+        metrics = {
+            "loss": totals.mean_loss,
+            "nll": totals.per_token("nll"),
+            "grad_norm": totals.mean_grad_norm,
+            "learning_rate": self.updater.rate,
+            "trained_tokens": totals.total("tokens"),
+            "packed_tokens": float(totals.packed_tokens),
+            "updates_skipped": float(totals.skipped),
+        }
+        quiet = step % max(1, self.total // 20) != 0 and step != self.total
+        self.monitor.step(step, self.total, metrics, SHOWN, quiet=quiet)
 
-def make_rows(
-    sample: Sample, model: DiffusionLM, training: TrainingConfig, epoch: int, window: int
-) -> list[TrainingSample]:
-    """The rows of one sample: masks drawn from (seed, epoch, sample), or its own trace.
+    def save_if_due(self, step: int) -> None:
+        epochs, rest = divmod(step, self.updates_per_epoch)
+        if step == self.total or (rest == 0 and epochs % self.config.experiment.save_every == 0):
+            self.save()
 
-    Behind the answer stands filling that is masked, and trained up to training.post_num: to the end of the block for
-    block families, to `window` answer tokens under full attention, as a sampler would see it.
-    """
-    b = training.block_size or model.block_size
-    P, R = len(sample.prompt_ids), len(sample.answer_ids)
-    pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
-    filling = -(P + R) % b if model.attention == "block" else max(0, window - R)
-    traced = training.method == "trace"
-    steps = sample.step_map if traced and sample.step_map is not None else [1] * R
-    canvas = Rollout(
-        key=(sample.index,),
-        prompt_ids=sample.prompt_ids,
-        canvas_ids=[*sample.answer_ids, *[pad] * filling],
-        canvas_step_map=[*steps, *[0 if traced else 1] * filling],
-        canvas_logprobs=[0.0] * (R + filling),
-        num_response_tokens=R,
-        finish_reason="stop",
-        num_steps=max(steps),
-    )
-    rng = np.random.default_rng([training.seed, epoch, sample.index])
-    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
-    return replay(canvas, replayer, training, method=SFT_METHODS[training.method], pad_id=pad, rng=rng)
+    def save(self) -> None:
+        with self.monitor.timed("save"):
+            self.checkpoints.save(self.done, {"nll": self.nll})
+            self.checkpoints.prune()
 
+    def finish(self) -> dict[str, Any]:
+        summary = {
+            "steps": self.total,
+            "nll": self.nll,
+            "seconds": round(self.checkpoints.seconds, 1),
+            "model": str(self.checkpoints.model),
+        }
+        self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
+        self.monitor.final(summary)
+        return summary
 
-def _checked_steps(steps: list[int] | None, tokens: int, index: int) -> list[int]:
-    if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
-        got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
-        raise ValueError(
-            f"example {index}: training.method=trace needs a step_map of {tokens} steps >= 0, "
-            f"one a response token; got {got}."
-        )
-    low = min(steps, default=0)
-    return [s - low + 1 for s in steps]
-
-
-def _log(
-    monitor: Monitor, step: int, total: int, stats: UpdateStats, rows: Sequence[TrainingSample], rate: float
-) -> None:
-    metrics = {
-        "loss": stats.sums.get("loss", 0.0),
-        "nll": stats.per_token("nll"),
-        "grad_norm": float(np.mean(stats.grad_norms)) if stats.grad_norms else 0.0,
-        "learning_rate": rate,
-        "trained_tokens": stats.sums.get("tokens", 0.0),
-        "packed_tokens": float(stats.packed_tokens),
-        "updates_skipped": float(stats.skipped),
-    }
-    monitor.step(step, total, metrics, SHOWN, quiet=step % max(1, total // 20) != 0 and step != total)
-
-
-def _banner(
-    monitor: Monitor,
-    config: Config,
-    model: DiffusionLM,
-    samples: Sequence[Sample],
-    per_update: int,
-    total: int,
-    folder: RunFolder,
-    checkpoint: Path | None,
-) -> None:
-    training = config.training
-    monitor.banner(
-        f"SFT {config.experiment.project}",
-        {
-            "model": checks.model_line(config, model),
-            "device": f"{model.device}, {session.precision(config, model.device).replace('no', 'fp32')}",
-            "examples": f"{config.dataset.optimization_data}: {len(samples):,}",
-            "update": f"{per_update} examples x {training.mask_times_per_sample} noisy copies",
-            "steps": f"{total} updates in {training.num_train_epochs} epochs",
+    def _banner_rows(self) -> dict[str, str]:
+        config, training, start = self.config, self.config.training, self.checkpoints.start
+        return {
+            "model": checks.model_line(config, self.model),
+            "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
+            "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
+            "update": f"{self.per_update} examples x {training.mask_times_per_sample} noisy copies",
+            "steps": f"{self.total} updates in {training.num_train_epochs} epochs",
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),
-            "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
-        },
-    )
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
+        }
+
+    def __enter__(self) -> "FineTuning":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.monitor.close()
 
 
 if __name__ == "__main__":

@@ -148,6 +148,13 @@ class Family:
         """The chat's token that ends a response."""
         return self.chat.end_of_turn if self.chat is not None else None
 
+    def decoding_block_size(self, asked: int | None, own: int, response_tokens: int) -> int:
+        """Tokens of a block in decoding: those `asked` for, else the model's `own`; under full attention, where blocks
+        are a schedule of the response, else the schedule's, and no more than the response has."""
+        if self.attention == "block":
+            return asked or own
+        return min(asked or self.decoding.block_size or own, response_tokens)
+
 
 def pick(raw_config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The entries of config.json that a transformers config takes; what is absent keeps its default."""

@@ -6,7 +6,6 @@ with a test, an expected value or a verdict, so there is nothing in its reach to
 program once a case, and its output is compared outside.
 """
 
-import queue
 import threading
 import time
 import warnings
@@ -16,11 +15,12 @@ from functools import cache, partial
 from typing import Any
 
 from reward.base import Reward, column
-from reward.code.plan import Ungradable, plan_tests
+from reward.code.extract import extract_code
+from reward.code.plan import plan_tests
 from reward.code.run import Room, run_apart, run_script, run_together
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, Isolation, Limits, find_isolation
+from reward.code.ungradable import Ungradable
 from reward.code.verdict import CodeTests, Verdict
-from reward.text import extract_code
 from reward.workers.pool import default_workers
 
 LEFT_OUT = ("infra_error", "ungradable")
@@ -47,9 +47,7 @@ class CodeGrader:
         self.allow_forgeable = allow_forgeable
         self.memory_bytes = memory_bytes
         self.workers = min(workers or default_workers(), default_workers())
-        self._slots: queue.LifoQueue[int] = queue.LifoQueue()
-        for slot in range(self.workers):
-            self._slots.put(slot)
+        self._free = threading.BoundedSemaphore(self.workers)
 
     def grade(self, jobs: Sequence[tuple[str | None, Mapping[str, Any]]]) -> list[Verdict]:
         """One verdict for each (program, task), in order. ValueError for a task that is not in the schema."""
@@ -83,13 +81,11 @@ class CodeGrader:
         return verdict
 
     def _run(self, run: Callable[..., Verdict], *arguments: Any) -> Verdict:
-        slot = self._slots.get()
-        try:
-            return run(Room(self.isolation, slot, self.memory_bytes), *arguments)
-        except OSError as error:
-            return Verdict(False, "infra_error", 0, 0, str(error))
-        finally:
-            self._slots.put(slot)
+        with self._free:
+            try:
+                return run(Room(self.isolation, self.memory_bytes), *arguments)
+            except OSError as error:
+                return Verdict(False, "infra_error", 0, 0, str(error))
 
 
 def require_isolation(allow_unsafe: bool) -> Isolation:

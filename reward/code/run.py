@@ -2,19 +2,23 @@
 
 import math
 import os
+import re
 import secrets
 import select
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from itertools import zip_longest
+from typing import IO, Any, get_args
 
-from reward.code.inside.plain import MAX_REQUEST_BYTES, frames, write_frame
-from reward.code.inside.program import MEMORY_CODE
+from reward.code.inside.plain import MAX_REQUEST_BYTES, write_frame
+from reward.code.inside.script import MEMORY_CODE
+from reward.code.inside.told import told
 from reward.code.plan import Plan
-from reward.code.sandbox import Isolation, Limits, Process, start
+from reward.code.process import End, Process
+from reward.code.sandbox import Isolation, Limits, start
 from reward.code.verdict import CodeTests, Status, Verdict
 
 START_CPU_SECONDS = 2
@@ -23,22 +27,25 @@ MAX_OUTPUT_BYTES = 8 << 20
 MAX_TIMEOUTS = 5
 MAX_PARALLEL = 2.0  # times one process's limit of processor time, for all processes of a program together
 TICK_SECONDS = 0.25
+IDLE_SECONDS = 5.0
 EXIT_SECONDS = 1.0
-TIMEOUT_CODE = 128 + 9  # SIGKILL at the limit of processor time
+KILLED_FROM_OUTSIDE = "a sandbox was killed from outside"
+DID_NOT_START = "a sandbox did not start"
+TOLD = {*get_args(Status), "preparation", "gone"}
+_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class Room:
-    """Where a program runs: a way to isolate, a slot that nothing else uses meanwhile, a limit of memory."""
+    """Where a program runs: a way to isolate, and a limit of memory."""
 
     isolation: Isolation
-    slot: int
     memory_bytes: int
 
     @contextmanager
-    def process(self, place: int, cpu_seconds: float, call: list[Any], **streams: Any) -> Iterator[Process]:
+    def process(self, cpu_seconds: float, call: list[Any], **streams: Any) -> Iterator[Process]:
         limits = Limits(cpu_seconds=math.ceil(cpu_seconds), memory_bytes=self.memory_bytes)
-        process = start(self.isolation, 2 * self.slot + place, limits, call, **streams)
+        process = start(self.isolation, limits, call, **streams)
         try:
             yield process
         finally:
@@ -48,24 +55,14 @@ class Room:
 def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
     """Function tests: the program in one sandbox, the tests in another, only plain data between them."""
     cpu_seconds = tests.time_limit_seconds + START_CPU_SECONDS
-    job = {
-        "program": code,
-        "prefix": plan.prefix,
-        "tests": tests.tests,
-        "entries": plan.entries,
-        "modules": plan.modules,
-    }
     with ExitStack() as stack:
         calls, calls_in = _pipe(stack)
         answers, answers_in = _pipe(stack)
         verdicts, verdicts_in = _pipe(stack)
-        request = stack.enter_context(_message(job))
-        program = stack.enter_context(
-            room.process(0, cpu_seconds, ["program", "serve"], stdin=calls, stdout=answers_in)
-        )
+        request = stack.enter_context(_message(plan.job(code)))
+        program = stack.enter_context(room.process(cpu_seconds, ["program", "serve"], stdin=calls, stdout=answers_in))
         judge = stack.enter_context(
             room.process(
-                1,
                 cpu_seconds + TESTS_CPU_SECONDS,
                 ["tests", "run_tests", calls_in.fileno(), answers.fileno()],
                 stdin=request,
@@ -75,29 +72,38 @@ def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
         )
         for end in (calls, calls_in, answers, answers_in, verdicts_in):
             end.close()
-        output, stopped = _collect(verdicts, [program, judge], cpu_seconds, room.memory_bytes)
+        output, stopped = _collect(verdicts, [program, judge], cpu_seconds)
         unfinished, gone = (stopped or _why_ended(process) for process in (judge, program))
+        overran = None if stopped else _overran(program, cpu_seconds)
         if not (judge.end() and program.end()):
-            return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
-    return _judged(frames(output), len(tests.tests), gone, unfinished)
+            return _left_out(tests, DID_NOT_START)
+    if overran:
+        return Verdict(False, overran, 0, len(tests.tests))
+    return _judged(told(output, len(tests.tests)), len(tests.tests), gone, unfinished)
+
+
+def _left_out(tests: CodeTests, detail: str) -> Verdict:
+    return Verdict(False, "infra_error", 0, len(tests.tests), detail)
+
+
+_STATUS: dict[End, Status] = {"memory": "memory", "timeout": "timeout", "outside": "infra_error", "left": "error"}
 
 
 def _why_ended(process: Process) -> Status:
-    return "timeout" if process.exit_code(EXIT_SECONDS) == TIMEOUT_CODE else "error"
+    return _STATUS[process.why_ended(EXIT_SECONDS)]
 
 
-def _judged(messages: list[dict[str, Any]], total: int, gone: Status, unfinished: Status) -> Verdict:
+def _judged(messages: Iterable[tuple[int, str, str]], total: int, gone: Status, unfinished: Status) -> Verdict:
     """The verdict from what the tests' side told. gone: why the program left, unfinished: why the tests were not
     finished."""
     statuses: list[Any] = [unfinished] * total
     details: dict[int, str] = {}
-    for message in messages:
-        if "test" not in message:
-            continue
-        status = gone if message["status"] == "gone" else message["status"]
-        where = range(total) if message["test"] < 0 else range(message["test"], message["test"] + 1)
-        for index in where:
-            statuses[index], details[index] = status, message["detail"]
+    for test, status, detail in messages:
+        if status in TOLD:
+            for index in range(total) if test < 0 else [test]:
+                statuses[index], details[index] = gone if status == "gone" else status, detail
+    if "infra_error" in statuses:
+        return Verdict(False, "infra_error", 0, total, KILLED_FROM_OUTSIDE)
     if "ungradable" in statuses:
         return Verdict(False, "ungradable", 0, total, details[statuses.index("ungradable")])
     if not set(statuses) - {"preparation"}:
@@ -125,51 +131,68 @@ def run_script(room: Room, code: str, tests: CodeTests) -> Verdict:
         if statuses.count("timeout") >= MAX_TIMEOUTS:
             statuses.append("timeout")
             continue
-        statuses.append(_run_case(room, code, given, expected, tests.time_limit_seconds + START_CPU_SECONDS))
-        if statuses[-1] == "infra_error":
-            return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
+        status = _run_case(room, code, given, expected, tests.time_limit_seconds + START_CPU_SECONDS)
+        if status is None:
+            return _left_out(tests, DID_NOT_START)
+        if status == "infra_error":
+            return _left_out(tests, KILLED_FROM_OUTSIDE)
+        statuses.append(status)
     return _verdict(statuses, {})
 
 
-def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: float) -> Status:
+def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: float) -> Status | None:
+    """None where the sandbox did not start."""
     with ExitStack() as stack:
         output_end, output_in = _pipe(stack)
-        request = stack.enter_context(_message({"program": code}, given.encode("utf-8", "surrogatepass")))
+        program = stack.enter_context(_message({"program": code}))
+        stdin = stack.enter_context(_file(given.encode("utf-8", "surrogatepass")))
+        call = ["script", "run_script", program.fileno()]
         process = stack.enter_context(
-            room.process(0, cpu_seconds, ["program", "run_script"], stdin=request, stdout=output_in)
+            room.process(cpu_seconds, call, stdin=stdin, stdout=output_in, pass_fds=[program.fileno()])
         )
         output_in.close()
-        output, stopped = _collect(output_end, [process], cpu_seconds, room.memory_bytes)
-        code_left = None if stopped else process.exit_code(EXIT_SECONDS)
+        output, stopped = _collect(output_end, [process], cpu_seconds)
+        ended = stopped or _overran(process, cpu_seconds) or _why_ended(process)
+        code_left = process.exit_code(0.0)
         if not process.end():
-            return "infra_error"
-    if stopped:
-        return stopped
-    if code_left == TIMEOUT_CODE:
-        return "timeout"
+            return None
+    if ended != "error":
+        return ended
     if code_left != 0:
         return "memory" if code_left == MEMORY_CODE else "error"
-    return "passed" if output.decode("utf-8", "replace").split() == expected.split() else "wrong"
+    return "passed" if _same_words(output.decode("utf-8", "replace"), expected) else "wrong"
+
+
+def _same_words(output: str, expected: str) -> bool:
+    """Compared word by word, up to the first that differs."""
+    words, wanted = (map(re.Match.group, _WORD.finditer(text)) for text in (output, expected))
+    return all(word == other for word, other in zip_longest(words, wanted))
 
 
 def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
     """Forgeable: program and tests in one interpreter; a test passed when a secret comes out after its last line."""
     cpu_seconds = tests.time_limit_seconds + START_CPU_SECONDS
-    nonce = secrets.token_hex(16)
+    total, secret = len(tests.tests), secrets.token_hex(16)
     source = code if code.startswith(tests.prefix) else f"{tests.prefix}\n{code}"
     with ExitStack() as stack:
         results, results_in = _pipe(stack)
-        request = stack.enter_context(_message({"program": source, "tests": tests.tests, "nonce": nonce}))
+        request = stack.enter_context(_message({"program": source, "tests": tests.tests, "secret": secret}))
         process = stack.enter_context(
-            room.process(0, cpu_seconds, ["program", "run_joint"], stdin=request, stdout=results_in)
+            room.process(cpu_seconds, ["script", "run_joint"], stdin=request, stdout=results_in)
         )
         results_in.close()
-        output, stopped = _collect(results, [process], cpu_seconds, room.memory_bytes)
-        failed: Status = stopped or ("timeout" if process.exit_code(EXIT_SECONDS) == TIMEOUT_CODE else "wrong")
+        output, stopped = _collect(results, [process], cpu_seconds)
+        failed = stopped or _why_ended(process)
+        overran = None if stopped else _overran(process, cpu_seconds)
         if not process.end():
-            return Verdict(False, "infra_error", 0, len(tests.tests), "a sandbox did not start")
-    proven = [told["test"] for told in frames(output) if isinstance(told, dict) and told.get("nonce") == nonce]
-    return _verdict(["passed" if index in proven else failed for index in range(len(tests.tests))], {})
+            return _left_out(tests, DID_NOT_START)
+    if overran:
+        return Verdict(False, overran, 0, total)
+    passed = {test for test, status, _ in told(output, total, secret) if status == "passed"}
+    if failed == "infra_error" and len(passed) < total:
+        return _left_out(tests, KILLED_FROM_OUTSIDE)
+    failed = "wrong" if failed == "error" else failed
+    return _verdict(["passed" if index in passed else failed for index in range(total)], {})
 
 
 def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
@@ -181,27 +204,35 @@ def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 
 
 @contextmanager
-def _message(message: dict[str, Any], rest: bytes = b"") -> Iterator[IO[bytes]]:
-    """A nameless file that holds one frame and what follows it, to be some process's standard input."""
+def _message(message: dict[str, Any]) -> Iterator[IO[bytes]]:
+    """A nameless file that holds one frame, for a process to read."""
     with tempfile.TemporaryFile() as file:
         write_frame(file.fileno(), message, MAX_REQUEST_BYTES)
-        file.write(rest)
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[IO[bytes]]:
+    """A nameless file to be a program's standard input: it can be mapped, sought, and opened as /dev/stdin by any
+    user."""
+    with tempfile.TemporaryFile() as file:
+        os.fchmod(file.fileno(), 0o444)
+        file.write(content)
         file.flush()
         file.seek(0)
         yield file
 
 
-def _collect(
-    source: IO[bytes], processes: list[Process], cpu_seconds: float, memory_bytes: int
-) -> tuple[bytes, Status | None]:
+def _collect(source: IO[bytes], processes: list[Process], cpu_seconds: float) -> tuple[bytes, Status | None]:
     """Everything that comes out of `source` until its end, and why it was cut short, if it was.
 
-    Each process's processor time is limited inside. Limited here: output, memory of all processes of a sandbox,
-    processor time of all of the first one, and time that passes while they compute next to nothing; time that they
-    want to compute and may not, on a busy machine, is forgiven for long.
+    Each process's processor time is limited inside. Limited here: output, memory of a sandbox, processor time of all
+    processes of the first one, and time that passes while none of them wants to compute; time that they want to compute
+    and may not, on a busy machine, is forgiven for long.
     """
     pieces: list[bytes] = []
-    size = 0
+    size, idle = 0, 0.0
     started = checked = time.monotonic()
     poller = select.poll()
     poller.register(source, select.POLLIN)
@@ -217,15 +248,21 @@ def _collect(
         now = time.monotonic()
         if now - checked < TICK_SECONDS:
             continue
+        if not any(process.wants_to_run() for process in processes):
+            idle += min(now - checked, 2 * TICK_SECONDS)  # if more has passed, it was this process that stood still
         checked = now
-        usage = [process.usage() for process in processes]
-        if max(memory for _, memory in usage) > memory_bytes:
+        if any(process.is_over_memory() for process in processes):
             return b"".join(pieces), "memory"
-        used = [seconds for seconds, _ in usage]
-        if used[0] > MAX_PARALLEL * cpu_seconds or _is_late(now - started, sum(used), cpu_seconds):
+        if _overran(processes[0], cpu_seconds) or _is_late(now - started, idle, cpu_seconds):
             return b"".join(pieces), "timeout"
 
 
-def _is_late(elapsed_seconds: float, used_seconds: float, cpu_seconds: float) -> bool:
-    idle = elapsed_seconds > 5.0 + 2.0 * cpu_seconds and used_seconds < 0.01 * elapsed_seconds
-    return idle or elapsed_seconds > 60.0 + 30.0 * cpu_seconds
+def _overran(process: Process, cpu_seconds: float) -> Status | None:
+    """The limit for all processes of a sandbox together that it passed, even if it then ended in order."""
+    if process.is_over_memory():
+        return "memory"
+    return "timeout" if process.seconds() > MAX_PARALLEL * cpu_seconds else None
+
+
+def _is_late(elapsed_seconds: float, idle_seconds: float, cpu_seconds: float) -> bool:
+    return idle_seconds > IDLE_SECONDS + 2.0 * cpu_seconds or elapsed_seconds > 60.0 + 30.0 * cpu_seconds

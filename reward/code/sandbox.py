@@ -1,30 +1,35 @@
 """Runs untrusted Python in a bubblewrap sandbox.
 
-Covered: no network, no view of other processes, a read-only root with the interpreter and system libraries only, a
-private tmpfs, an empty environment, an unprivileged user, limits on processor time, memory, files and processes, and
-the end of every process of the sandbox when the first one ends or the caller kills it. Not covered: bugs of the kernel,
-and what a program can learn from how fast it runs. Without bubblewrap there is no isolation, only the limits.
+Covered: no network, no view of other processes, a read-only root with the interpreter and shared libraries only, two
+private folders in memory, an empty environment, an unprivileged user without namespaces or keyrings to share with
+others, limits on processor time, memory, files and processes, and the end of every process of the sandbox when the
+first one ends or the caller kills it. Not covered: bugs of the kernel, and what a program can learn from how fast it
+runs. What this machine cannot give is named in `Isolation.gaps`. Without bubblewrap there is no isolation, only the
+limits.
 """
 
+import ctypes
 import functools
+import itertools
 import json
-import marshal
 import os
 import shutil
-import signal
-import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRATCH_BYTES = 64 << 20
-PATIENCE_SECONDS = 30.0  # for the kernel to take a dead sandbox apart
+from reward.code.bootstrap import bootstrap
+from reward.code.cgroup import Group, enter, find_hierarchy
+from reward.code.filter import filter_program
+from reward.code.mounts import ROOT, SCRATCH, mounts, open_view, package_folders
+from reward.code.process import Process, Watch
+
 FIRST_USER = 1 << 30
 NOBODY = 65534
 ENVIRONMENT = {
@@ -40,6 +45,8 @@ ENVIRONMENT = {
 }
 PYTHON_FLAGS = ("-s", "-S", "-P", "-B")  # no site: it costs more than all else
 INSTALL_HINT = "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap)"
+KEYCTL = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, 0)  # the system call's number; C libraries have none
+GET_KEYRING_ID, SESSION_KEYRING = 0, -3
 
 
 @dataclass(frozen=True)
@@ -58,38 +65,64 @@ class Limits:
 class Isolation:
     """One way to start a sandboxed process.
 
-    name: what the start banner shows. python: the interpreter inside. user: "own" for one of its own for each slot
-    (only root can give that), "nobody", or "same" for the caller's. mounts_as_root: bubblewrap keeps root's rights
-    until the root is built.
+    name: what the start banner shows. python: the interpreter inside. user: "own" for one of its own for each sandbox
+    (only root can give that), "nobody", or "same" for the caller's. user_namespace: the sandbox has one of its own, and
+    with it keyrings of its own; otherwise bubblewrap keeps root's rights until the root is built. filtered, grouped:
+    system calls are filtered, and memory and time counted by control groups, where this machine can. gaps: what was
+    seen not to hold, and what cannot be bounded here.
     """
 
     name: str
     python: str
     user: Literal["own", "nobody", "same"] = "same"
-    mounts_as_root: bool = False
+    user_namespace: bool = True
     isolated: bool = True
+    filtered: bool = True
+    grouped: bool = True
+    gaps: tuple[str, ...] = ()
 
-    def command(self, slot: int) -> list[str]:
-        """What to run, up to and including the interpreter.
+    def command(self, number: int, limits: Limits, files: Sequence[str] = (), seccomp: int | None = None) -> list[str]:
+        """What to run, up to and including the interpreter, in sandbox `number` of this process.
 
+        A shell puts itself into the control groups of `files` and sets the limit of processor time, then gives way.
         With --as-pid-1 bubblewrap waits for its child; otherwise it leaves an orphan for the init process to reap.
-        --die-with-parent reaches only processes of bubblewrap's own user: where that is another one than the program's,
-        a shell that is left as it is waits for the program.
         """
         if not self.isolated:
             return [self.python]
-        user = str(NOBODY if self.user == "nobody" else FIRST_USER + (os.getpid() % 4096) * 4096 + slot)
-        drop = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups"]
+        begin = ["/bin/sh", "-c", f'{enter(files)}ulimit -t {limits.cpu_seconds} && exec "$@"', "sh"]
         bwrap = [_tool("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-        bwrap += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1", *mounts(self.python)]
-        if self.mounts_as_root:
-            bwrap += [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
-            shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
-            return [*bwrap, *shell, *drop, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", self.python]
-        return [*([] if self.user == "same" else drop), *bwrap, "--unshare-user", "--cap-drop", "ALL", self.python]
+        bwrap += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"]
+        bwrap += [] if seccomp is None else ["--seccomp", str(seccomp)]
+        if not self.user_namespace:
+            return [*begin, *bwrap, *self._drop_inside(self._user(number))]
+        bwrap += ["--unshare-user", *(["--disable-userns"] if _knows("--disable-userns") else []), "--cap-drop", "ALL"]
+        return [*begin, *self._drop(self._user(number)), *bwrap, *mounts(self.python), self.python]
+
+    def _user(self, number: int) -> str:
+        return str(NOBODY if self.user == "nobody" else FIRST_USER + (os.getpid() % 4096) * 4096 + number)
+
+    def _drop(self, user: str) -> list[str]:
+        """Makes bubblewrap another user's, where that one can reach what it is to mount."""
+        if self.user == "same":
+            return []
+        if (view := open_view(self.python)) is not None:
+            place = f"/proc/{os.getpid()}/fd/{view}"
+            return [_tool("nsenter"), f"--mount={place}", "--setuid", user, "--setgid", user]
+        return [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups"]
+
+    def _drop_inside(self, user: str) -> list[str]:
+        """--die-with-parent reaches only processes of bubblewrap's own user: a shell that is left as it is waits for
+        the program."""
+        setpriv = os.path.realpath(_tool("setpriv"))
+        words = [word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")]
+        words += [*mounts(self.python, setpriv), "/bin/sh", "-c", '"$@"; exit $?', "sh", setpriv, "--reuid", user]
+        words += ["--regid", user, "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        return [*words, self.python]
 
 
-NO_ISOLATION = Isolation("none: limits only", os.path.realpath(sys.executable), isolated=False)
+NO_ISOLATION = Isolation(
+    "none: limits only", os.path.realpath(sys.executable), isolated=False, filtered=False, grouped=False
+)
 
 
 def candidates() -> list[Isolation]:
@@ -99,28 +132,51 @@ def candidates() -> list[Isolation]:
         return []
     if os.geteuid() != 0:
         return [Isolation("bubblewrap", python)]
-    if not shutil.which("setpriv"):
+    if not (shutil.which("setpriv") and shutil.which("nsenter")):
         return []
-    ways = [Isolation("bubblewrap, a user of its own for each sandbox", python, "own", mounts_as_root=True)]
-    ways += [Isolation("bubblewrap as nobody", python, "nobody", mounts_as_root=True)]
-    return ways + [Isolation("bubblewrap as nobody", path, "nobody") for path in (python, "/usr/bin/python3")]
+    own = Isolation("bubblewrap, a user of its own for each sandbox", python, "own")
+    nobody = Isolation("bubblewrap as nobody", python, "nobody")
+    ways = [replace(way, user_namespace=namespace) for way in (own, nobody) for namespace in (True, False)]
+    return [*ways, replace(nobody, python=os.path.realpath("/usr/bin/python3"))]
 
 
 @functools.cache
 def find_isolation() -> Isolation | None:
     """The best isolation that was seen to hold on this machine, or None. Looks once a process."""
-    return next((way for way in candidates() if not leaks(way)), None)
+    best: Isolation | None = None
+    for way in candidates():
+        open_doors, gaps = try_out(way)
+        if not open_doors and (best is None or len(gaps) < len(best.gaps)):
+            best = replace(way, gaps=tuple(gaps))
+        if best is not None and not set(best.gaps) & {NESTED, KEYRINGS}:
+            break
+    return best
+
+
+NESTED = "a program can make user namespaces"
+KEYRINGS = "kernel keyrings can be shared"
+UNCOUNTED = "shared memory and the time of short-lived children are not counted (no control group)"
+UNFILTERED = "system calls are not filtered"
 
 
 def leaks(isolation: Isolation) -> list[str]:
     """What a trial run inside found open, or that it did not start; empty when the sandbox holds."""
-    folders = ["/", "/usr", "/dev", "/dev/shm", "/tmp", "/var/tmp", sys.base_prefix, str(ROOT), "/scratch"]
+    return try_out(isolation)[0]
+
+
+def try_out(isolation: Isolation) -> tuple[list[str], list[str]]:
+    """What a trial run inside found open of what every sandbox must hold, or that it did not start; and what is weaker
+    than it could be."""
+    folders = ["/", "/usr", "/dev", "/tmp", "/var/tmp", "/run", sys.base_prefix, str(ROOT), *SCRATCH]
     packages = package_folders(isolation.python)
-    files = [str(Path(__file__)), str(ROOT / "rl.py"), "/etc/shadow", "/etc/hostname", *packages]
+    files = [str(Path(__file__)), str(ROOT / "rl.py"), "/etc/shadow", "/etc/hostname", "/usr/share/doc", *packages]
     forks = 2 * Limits().processes
     with tempfile.TemporaryFile() as report:
-        call = ["start", "report", folders, files, forks]
-        process = start(isolation, 0, Limits(), call, stdin=subprocess.DEVNULL, stdout=report)
+        call = ["start", "report", folders, files, forks, KEYCTL]
+        try:
+            process = start(isolation, Limits(), call, stdin=subprocess.DEVNULL, stdout=report)
+        except OSError as error:
+            return [f"did not start ({error})"], []
         try:
             code = process.exit_code(30.0)
         finally:
@@ -129,17 +185,29 @@ def leaks(isolation: Isolation) -> list[str]:
         try:
             seen = json.loads(report.read())
         except ValueError:
-            return [f"did not start (exit code {code})"]
+            return [f"did not start (exit code {code})"], []
     found = {
         "root user": seen["user"] == 0,
         "network": seen["interfaces"] not in ([], ["lo"]),
         "other processes": seen["processes"] > 4,
-        "writable folders": seen["writable"] != ["/scratch"],
+        "writable folders": sorted(seen["writable"]) != sorted(SCRATCH),
         "environment": not set(seen["environment"]) <= {*ENVIRONMENT, "PWD", "LC_CTYPE", "OLDPWD", "SHLVL", "_"},
         "files of the host": set(seen["readable"]) != set(packages),
         "processes without limit": seen["forks"] >= forks,
     }
-    return [name for name, is_open in found.items() if is_open]
+    shares_users = seen["user_namespace"] == os.readlink("/proc/self/ns/user")
+    session = seen["session_keyring"]
+    weaker = {
+        NESTED: seen["nested"],
+        KEYRINGS: session > 0 and (shares_users or session == _session_keyring()),
+        UNCOUNTED: not (isolation.grouped and find_hierarchy()),
+        UNFILTERED: not (isolation.filtered and filter_program()),
+    }
+    return [name for name, is_open in found.items() if is_open], [name for name, is_open in weaker.items() if is_open]
+
+
+def _session_keyring() -> int:
+    return ctypes.CDLL(None).syscall(KEYCTL, GET_KEYRING_ID, SESSION_KEYRING, 0) if KEYCTL else 0
 
 
 @functools.cache
@@ -148,89 +216,45 @@ def _tool(name: str) -> str:
 
 
 @functools.cache
-def mounts(python: str) -> list[str]:
-    """bubblewrap's words for the root: system libraries, interpreter and packages to read, a small folder to write."""
-    words = ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    visible = visible_folders(python)
-    private = [str(folder) for folder in {ROOT, Path.cwd().resolve()} if any(_is_inside(folder, v) for v in visible)]
-    for folder in sorted({*visible, *private}):
-        words += [word for parent in reversed(Path(folder).parents[:-1]) for word in ("--dir", str(parent))]
-        words += ["--tmpfs", folder] if folder in private else ["--ro-bind", folder, folder]
-    for link in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-        words += ["--symlink", os.readlink(link), link] if os.path.islink(link) else ["--ro-bind-try", link, link]
-    for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
-        words += ["--ro-bind-try", file, file]
-    words += [word for folder in private for word in ("--remount-ro", folder)]
-    words += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/scratch", "--chdir", "/scratch"]
-    return [*words, "--remount-ro", "/"]
+def _knows(option: str) -> bool:
+    """Whether this bubblewrap has an option (--disable-userns: since 0.8)."""
+    return option in subprocess.run([_tool("bwrap"), "--help"], capture_output=True, text=True).stdout
 
 
-def visible_folders(python: str) -> list[str]:
-    """What a program can read: /usr, the interpreter's installation, the installed packages."""
-    folders = {"/usr", *package_folders(python)}
-    if not python.startswith("/usr/"):
-        folders.add(os.path.realpath(sys.base_prefix))
-    return sorted(folders)
+class _Numbers:
+    """Numbers of the sandboxes that run in this process: each is a user and a control group that no other one has
+    meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+        self._groups: dict[int, Group] = {}
+        self._owner = os.getpid()
+
+    def take(self) -> int:
+        with self._lock:
+            if self._owner != os.getpid():  # a fork: the parent's sandboxes are none of its own
+                self._taken, self._groups, self._owner = set(), {}, os.getpid()
+            number = next(number for number in itertools.count() if number not in self._taken)
+            self._taken.add(number)
+            return number
+
+    def group(self, number: int) -> Group | None:
+        """Its control group, None where this machine gives none."""
+        if number not in self._groups and (hierarchy := find_hierarchy()):
+            self._groups[number] = Group(hierarchy, number)
+        return self._groups.get(number)
+
+    def give_back(self, number: int) -> None:
+        with self._lock:
+            self._taken.discard(number)
 
 
-def _is_inside(folder: Path, outer: str) -> bool:
-    return str(folder) != outer and folder.is_relative_to(outer)
-
-
-@functools.cache
-def package_folders(python: str) -> list[str]:
-    """The folders of installed packages that `python` can use."""
-    if python != os.path.realpath(sys.executable):
-        return [folder for folder in ("/usr/lib/python3/dist-packages",) if os.path.isdir(folder)]
-    folders = [os.path.realpath(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())]
-    return [folder for folder in folders if os.path.isdir(folder)]
-
-
-class Process:
-    """A process in a sandbox, with everything that it starts."""
-
-    def __init__(
-        self, popen: subprocess.Popen[bytes], ready: int, scratch: tempfile.TemporaryDirectory[str] | None
-    ) -> None:
-        self.popen, self._ready, self._scratch = popen, ready, scratch
-        self._was_ready: bool | None = None
-
-    def exit_code(self, patience_seconds: float) -> int | None:
-        """The code it left with (128 + signal when it was killed inside), None when it still runs."""
-        with suppress(subprocess.TimeoutExpired):
-            code = self.popen.wait(patience_seconds)
-            return 128 - code if code < 0 else code
-        return None
-
-    def usage(self) -> tuple[float, int]:
-        """Processor seconds and bytes of memory of all its processes."""
-        return _usage(self.popen.pid)
-
-    def end(self) -> bool:
-        """Kills what is left of it and waits until all is gone. Whether the harness inside it ever ran."""
-        if self._was_ready is not None:
-            return self._was_ready
-        inside = _children(self.popen.pid)
-        for child in inside:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(child, signal.SIGKILL)
-        if self.exit_code(PATIENCE_SECONDS if inside else 0.0) is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
-        os.set_blocking(self._ready, False)
-        with suppress(BlockingIOError):
-            self._was_ready = os.read(self._ready, 1) == b"r"
-        os.close(self._ready)
-        if self._scratch is not None:
-            self._scratch.cleanup()
-        self._was_ready = bool(self._was_ready)
-        return self._was_ready
+_numbers = _Numbers()
 
 
 def start(
     isolation: Isolation,
-    slot: int,
     limits: Limits,
     call: list[Any],
     *,
@@ -238,79 +262,50 @@ def start(
     stdout: int | IO[bytes],
     pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Starts `call` ([module, function, *arguments] of reward.code.inside) in a sandbox. `slot` tells apart what runs
-    at once."""
-    ready, ready_inside = os.pipe()
-    scratch = None if isolation.isolated else tempfile.TemporaryDirectory(prefix="reward-", ignore_cleanup_errors=True)
-    settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
-    try:
+    """Starts `call` ([module, function, *arguments] of reward.code.inside) in a sandbox. OSError where that fails."""
+    with ExitStack() as undo, ExitStack() as passed:
+        number = _numbers.take()
+        undo.callback(_numbers.give_back, number)
+        group = _numbers.group(number) if isolation.grouped else None
+        files = group.prepare(limits.memory_bytes) if group is not None else []
+        folder = "/"
+        if not isolation.isolated:
+            scratch = tempfile.TemporaryDirectory(prefix="reward-", ignore_cleanup_errors=True)
+            folder = undo.enter_context(scratch)
+        ready, ready_inside = os.pipe()
+        passed.callback(os.close, ready_inside)
+        undo.callback(os.close, ready)
+        inside, seccomp = [ready_inside, *pass_fds], None
+        if isolation.filtered and (program := filter_program(isolation.user_namespace)):
+            seccomp = passed.enter_context(_pipe_of(program))
+            inside.append(seccomp)
+        settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
+        settings |= {"limit_cpu": not isolation.isolated, "keyctl": KEYCTL if isolation.isolated and not seccomp else 0}
+        command = isolation.command(number, limits, files, seccomp)
         popen = subprocess.Popen(
-            [*isolation.command(slot), *PYTHON_FLAGS, "-c", _bootstrap(isolation.python, settings, call)],
+            [*command, *PYTHON_FLAGS, "-c", bootstrap(isolation.python, settings, call)],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
-            pass_fds=(ready_inside, *pass_fds),
+            pass_fds=inside,
             env=ENVIRONMENT,
-            cwd=scratch.name if scratch else "/",
+            cwd=folder,
             start_new_session=True,
         )
-    except BaseException:
-        os.close(ready)
-        if scratch:
-            scratch.cleanup()
-        raise
-    finally:
-        os.close(ready_inside)
-    return Process(popen, ready, scratch)
+        first = isolation.isolated and isolation.user_namespace
+        release = undo.pop_all().close
+        return Process(
+            popen, ready, Watch(limits.cpu_seconds, limits.memory_bytes, group, isolation.isolated, first, release)
+        )
 
 
-def _bootstrap(python: str, settings: dict[str, Any], call: list[Any]) -> str:
-    """The program that takes the place of a script: no file of this project has to be visible inside."""
-    return f"""{_modules(python, call[0])}
-sys.modules["reward.code.inside.start"].begin({settings!r})
-sys.modules["reward.code.inside.{call[0]}"].{call[1]}(*{call[2:]!r})
-"""
-
-
-@functools.cache
-def _modules(python: str, module: str) -> str:
-    """Source that makes the modules of reward.code.inside which `module` needs; compiled already for this same
-    interpreter."""
-    texts = {
-        name: (ROOT / "reward" / "code" / "inside" / f"{name}.py").read_text() for name in ("plain", "start", module)
-    }
-    codes, unpack = texts, "compile(code, name, 'exec')"
-    if python == os.path.realpath(sys.executable):
-        codes = {name: marshal.dumps(compile(text, name, "exec")).hex() for name, text in texts.items()}
-        unpack = "marshal.loads(bytes.fromhex(code))"
-    return f"""
-import marshal, sys
-module = type(sys)
-for name in ("reward", "reward.code", "reward.code.inside"):
-    sys.modules[name] = module(name)
-for name, code in {codes!r}.items():
-    made = sys.modules["reward.code.inside." + name] = module("reward.code.inside." + name)
-    exec({unpack}, made.__dict__)
-"""
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):  # it may end at any moment
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-    return found
-
-
-def _usage(pid: int) -> tuple[float, int]:
+@contextmanager
+def _pipe_of(content: bytes) -> Iterator[int]:
+    """A descriptor to read `content` from, which is less than a pipe holds."""
+    reader, writer = os.pipe()
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0, 0
-    seconds = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    memory = resident * os.sysconf("SC_PAGE_SIZE")
-    for child in _children(pid):
-        more_seconds, more_memory = _usage(child)
-        seconds, memory = seconds + more_seconds, memory + more_memory
-    return seconds, memory
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(content)
+        yield reader
+    finally:
+        os.close(reader)

@@ -1,10 +1,10 @@
 """A pool of processes that run one function under a hard deadline for each job.
 
-A worker is a fresh interpreter (never a fork, and never a second run of the caller's main module), so the pool works
-from any thread, any process and any script. A worker that exceeds its deadline is killed and replaced: it costs its own
-job only. The deadline counts from the moment the worker picks the job up. `cpu_seconds` is processor time, so that a
-busy machine gives the verdicts of a quiet one; `wall_seconds` is the generous limit for a job that waits without
-computing.
+A worker is a fresh interpreter (never a fork of the caller, and never a second run of its main module), so the pool
+works from any thread, any process and any script. A worker that exceeds its deadline is killed, with all that it
+started, and replaced: it costs its own job only. The deadline counts from the moment the worker picks the job up.
+`cpu_seconds` is processor time, so that a busy machine gives the verdicts of a quiet one; `wall_seconds` is the
+generous limit for a job that waits without computing.
 """
 
 import json
@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reward.workers.process import HEADER, write_frame
+from reward.workers.tree import end_descendants
+from runtime.text import printable
 
 START_SECONDS = 180.0
 
@@ -95,7 +97,7 @@ class Worker:
             return self._ended()
         except _Late:
             return Reply("stalled", detail=f"no answer after {wall_seconds:g} seconds")
-        return Reply("error", detail=message["error"]) if "error" in message else Reply("ok", message["ok"])
+        return Reply("error", detail=printable(message["error"])) if "error" in message else Reply("ok", message["ok"])
 
     def _read(self, size: int, deadline: float) -> bytes:
         assert self.process.stdout is not None
@@ -123,8 +125,9 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process and everything it started, and reaps it."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            end_descendants(self.process.pid)
+            self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:

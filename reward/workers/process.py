@@ -12,12 +12,11 @@ import resource
 import signal
 import struct
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
+from reward.workers.tree import supervise
 from runtime.doors import load_target
 
 HEADER = struct.Struct("<Q")
@@ -50,12 +49,6 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _leave_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
-
-
 def _answer(function: Callable[..., Any], job: bytes, cpu_seconds: float) -> dict[str, Any]:
     try:
         args, kwargs = pickle.loads(job)
@@ -83,11 +76,14 @@ def plain(value: Any) -> Any:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
+    supervise(lambda: serve(settings), settings["parent"])
+
+
+def serve(settings: dict[str, Any]) -> None:
     jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    threading.Thread(target=_leave_with_parent, args=(settings["parent"],), daemon=True).start()
     if settings["memory_bytes"]:
         resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
     try:

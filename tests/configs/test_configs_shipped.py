@@ -12,10 +12,12 @@ from omegaconf import OmegaConf
 
 from configs import load_config
 from configs.load import REPOSITORY, flat_fields
-from configs.schema import RENAMED, RETIRED
+from configs.spellings import RENAMED, RETIRED
+from configs.tree import get
 from models import load_model
 from train import evaluation, rl, sft
-from train.setup import models as session
+from train.setup import models as setup_models
+from train.setup.blocks import block_sizes
 from train.setup.prompts import sampling_entries
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
@@ -55,7 +57,7 @@ def no_model_work(monkeypatch):
         raise AssertionError("a dry run must not load a model")
 
     for name in ("load_model", "load_value_model"):
-        monkeypatch.setattr(session, name, refuse)
+        monkeypatch.setattr(setup_models, name, refuse)
 
 
 def command(name):
@@ -211,11 +213,12 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         config = load_config([f"config={file}"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
+    switches = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
-        got = config
-        for part in moved.get(key, key).split("."):
-            got = getattr(got, part)
+        switch = switches.get(key.split(".")[-1])
+        value = switch[value] if switch else value
+        got = get(config, moved.get(key, key))
         assert got == (type(got)(value) if isinstance(got, float) else value), key
 
 
@@ -239,7 +242,8 @@ def test_a_config_of_dllm_rl_samples_as_it_did(name, models, tmp_path):
             continue
         given = tree[section]
         decode = replace(getattr(config, section), stop_token_list=None)
-        entries = list(sampling_entries(decode, model, seed=0, deterministic=False).values())
+        blocks = block_sizes(decode, model.spec, model.block_size)
+        entries = list(sampling_entries(decode, model, blocks, seed=0, deterministic=False).values())
         lists = [len(value) for value in given.values() if OmegaConf.is_list(value)]
         assert len(entries) == (lists or [1])[0]
         first = {key: value[0] if OmegaConf.is_list(value) else value for key, value in given.items()}

@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 from built_rewards import built
 
+import reward.code.mounts
 import reward.code.reward
 import reward.code.run
-import reward.code.sandbox
 from reward import Verdict, grade_code
-from reward.code.plan import Ungradable, plan_tests
+from reward.code.plan import plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
+from reward.code.ungradable import Ungradable
 from reward.code.verdict import CodeTests
-from reward.text import extract_code
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -62,15 +62,9 @@ def test_a_helper_of_the_prompt_cannot_be_replaced():
 
 
 @needs_data
-def test_what_cannot_be_split_of_mbpp():
-    reasons = {}
-    for index, row in enumerate(rows("MBPP")):
-        try:
-            plan = plan_tests(row["test_list"])
-            assert len(plan.entries) == 1
-        except Ungradable as error:
-            reasons[index] = str(error)
-    assert list(reasons.values()) == ["a test passes more than plain data: is_tree_balanced(root)"]
+def test_all_of_mbpp_can_be_split():
+    entries = [plan_tests(row["test_list"]).entries for row in rows("MBPP")]
+    assert [names for names in entries if len(names) != 1] == [["is_tree_balanced", "root", "root1", "root2"]]
 
 
 MBPP_SOLUTIONS = {
@@ -111,6 +105,7 @@ def test_share_and_first_status():
         ),
         ("def f(x): return x", "assert type(f((1, [2]))) is tuple and type(f(True)) is bool"),
         ("def f(): return float('inf'), 1e308, -0.0", "import math\nassert f() == (math.inf, 1e308, 0.0)"),
+        ("def f(): return iter((1, 2))", "back = f()\nassert next(back) == 1 and list(back) == [2]"),
         (
             "from collections import *\ndef f(): return OrderedDict(a=1), Counter('aa'), defaultdict(list, b=[2])",
             "assert f() == ({'a': 1}, {'a': 2}, {'b': [2]})",
@@ -216,20 +211,44 @@ for descriptor in range(3, 20):
     [
         (["assert True"], "call nothing of the program"),
         (["assert f(1 == 2"], "does not parse"),
-        (["x = [2, 1]\nf(x)\nassert x == [1, 2]"], "does to its arguments"),
-        (["assert f(lambda x: x) == 1"], "more than plain data"),
-        (["assert f(Pair(1, 2)) == 1"], "more than plain data"),
-        (["assert decode(encode('a')) == 'a'"], "more than plain data"),
-        (["assert f(1)(2) == 3"], "what the program returned"),
-        (["assert f(1).value == 3"], "an object of the program"),
-        (["assert Solution().f(1) == 3"], "an object of the program"),
-        (["assert f.cache == 3"], "reads f.cache"),
-        (["def check(c):\n    assert c(1).value == 3\ncheck(f)"], "an object of the program"),
+        (["assert decode(encode('a')) == 'a'"], "one function of the program inside a call of another"),
+        (["assert f(list(map(g, [1]))) == 1"], "one function of the program inside a call of another"),
+        (["class Sub(Stack): pass\nassert Sub().pop() == 1"], "derives a class"),
+        (["assert type(Stack()) is Stack"], "classes of the program"),
+        (["open('a', 'w').write('1')\nassert f('a') == 1"], "uses open"),
+        (["from tempfile import mkdtemp\nassert f(mkdtemp()) == 1"], "uses tempfile.mkdtemp"),
+        (["import os\nos.environ['A'] = '1'\nassert f() == 1"], "uses os.environ"),
+        (["import time\ntime.time = lambda: 3\nassert f() == 3"], "changes time.time"),
+        (["from unittest.mock import patch\nwith patch('os.getcwd'): assert f() == 3"], "uses patch"),
+        (
+            ["import unittest\nclass T(unittest.TestCase):\n    def test(self): f(1)\nunittest.main()"],
+            "uses unittest.main",
+        ),
     ],
 )
 def test_ungradable(tests, reason):
     with pytest.raises(Ungradable, match=reason):
         plan_tests(tests)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["x = [2, 1]\nf(x)\nassert x == [1, 2]"],
+        ["assert f(lambda x: x) == 1"],
+        ["assert f(Pair(1, 2)) == 1"],
+        ["assert f(1)(2) == 3"],
+        ["assert f(1).value == 3"],
+        ["assert Solution().f(1) == 3"],
+        ["assert f.cache == 3"],
+        ["def check(c):\n    assert c(1).value == 3\ncheck(f)"],
+        ["open = 3\nsignal = [1]\nassert f(open, signal) == 3"],
+        ["import io, sys\nsys.stdin = io.StringIO('3')\nassert f() == 3"],
+        ["from unittest.mock import patch\nwith patch('builtins.input', side_effect=['3']): assert f() == 3"],
+    ],
+)
+def test_gradable(tests):
+    plan_tests(tests)
 
 
 def test_plan():
@@ -239,12 +258,20 @@ def test_plan():
     prefix = "import re\ndef helper(x): return x\ndef f(x):\n    '''Doc.'''\n"
     assert plan_tests(["assert helper(f(1)) == re.escape('1')"], prefix).entries == ["f"]
     assert plan_tests(["assert f(1) == 2"], "def f(x):").prefix.endswith("pass\n")
+    assert plan_tests(["assert f(1) == P(2)"], "class P:\n    x: int\n").entries == ["f"]
+    assert plan_tests(["assert f(1) == 2"], "def f(x):\n    y = x").entries == ["f"]
+    plan = plan_tests(
+        ["class Q: pass", "s = Solution()", "assert s.reverse(12) == f(1).value"], "class P:\n    x: int\n"
+    )
+    assert (plan.makers, plan.classes, plan.preparation) == (["Solution", "f"], ["P", "Q"], [0, 1])
+    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == []
+    assert plan_tests(["x = f(1)", "y = x.count(2)"]).preparation == []
 
 
 @needs_sandbox
 def test_forgeable_tests_only_when_accepted():
-    program = "class Pair:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a"
-    tests = task("assert f(Pair(3)) == 3", "assert f(Pair(3)) == 4")
+    program = "class Pair:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a\ndef g(p): return p"
+    tests = task("assert f(g(Pair(3))) == 3", "assert f(g(Pair(3))) == 4")
     assert grade_code(program, tests).status == "ungradable"
     verdict = grade_code(program, tests, allow_forgeable=True)
     assert (verdict.status, verdict.passed_tests, verdict.total_tests) == ("wrong", 1, 2)
@@ -267,7 +294,7 @@ def test_stdio():
     assert grade_code("print(sum(map(int, input().split())), 'and more')", good).status == "wrong"
 
 
-# Schema, extraction, reward
+# Schema, reward
 
 
 def test_schema():
@@ -287,23 +314,6 @@ def test_schema():
             CodeTests.of(bad)
 
 
-@pytest.mark.parametrize(
-    ("completion", "prefix", "code"),
-    [
-        ("Look:\n```python\nx = 1\n```\nand better\n```python\nx = 2\n```\nthat is all", "", "x = 2"),
-        ("```py\r\nx = 1\r\n```", "", "x = 1"),
-        ("```python\nx = 1", "", "x = 1"),
-        ("```\nx = 1\n```", "", None),
-        ("x = 1", "", None),
-        ("```python\n```", "", None),
-        ("    return x\n```\nThis works because ...", "def f(x):\n", "def f(x):\n    return x\n"),
-        ("```python\ndef f(x): return 2\n```", "def f(x):\n", "def f(x): return 2"),
-    ],
-)
-def test_extract_code(completion, prefix, code):
-    assert extract_code(completion, prefix) == code
-
-
 @needs_sandbox
 def test_code_reward():
     completions = [
@@ -313,7 +323,7 @@ def test_code_reward():
         "```python\ndef f(x): return x\n```",
     ]
     columns = {
-        "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(1).odd"]],
+        "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(g(1)) == 1"]],
         "test_method": ["function"] * 4,
     }
     with built(data_type="code", num_chunk=2) as rewards:
@@ -379,18 +389,18 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible = reward.code.sandbox.visible_folders
-    monkeypatch.setattr(
-        reward.code.sandbox, "visible_folders", lambda python: sorted([*visible(python), str(tmp_path)])
-    )
+    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
+    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
-    reward.code.sandbox.mounts.cache_clear()
+    for function in cached:
+        function.cache_clear()
     try:
         program = f"import os\ndef f(name): return os.path.exists(os.path.join({str(tmp_path)!r}, name))"
         tests = task("assert f('library')", "assert not f('project/answers')")
         assert grade_code(program, tests).passed
     finally:
-        reward.code.sandbox.mounts.cache_clear()
+        for function in cached:
+            function.cache_clear()
 
 
 def test_tests_that_cannot_be_read_do_not_stop_a_run():

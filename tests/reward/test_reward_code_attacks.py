@@ -11,8 +11,9 @@ import pytest
 from code_attacks import EXPECTED, FUNCTIONS, SCRIPTS
 
 from reward import grade_code
+from reward.code.process import _children
 from reward.code.reward import CodeGrader
-from reward.code.sandbox import INSTALL_HINT, _children, find_isolation
+from reward.code.sandbox import INSTALL_HINT, find_isolation
 
 pytestmark = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
 

@@ -5,9 +5,16 @@ import pytest
 from built_rewards import built
 from judge_server import serving
 
-from reward.judge.judge import ApiJudge, CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from configs.schema import JudgeConfig
+from reward.judge.api import ApiJudge
+from reward.judge.judge import CachedJudge, Question, boxed_number, build_judge, fenced, shortened
 from reward.judge.preference import JudgeReward
 from reward.judge.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("reward.judge.api.PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -17,7 +24,7 @@ def server():
 
 
 def api(server, **settings):
-    return ApiJudge(server.url, "judge", **{"pause_seconds": 0.01, "timeout_seconds": 5.0, **settings})
+    return ApiJudge(JudgeConfig(**{"api": server.url, "model": "judge", "timeout_seconds": 5.0, **settings}))
 
 
 def text_of(request):
@@ -67,9 +74,9 @@ def test_unreachable_is_said_early(monkeypatch):
     with pytest.raises(ValueError, match="nothing answers at http://127.0.0.1:9"):
         build_judge(api="http://127.0.0.1:9/v1", model="judge")
     with pytest.raises(ValueError, match="must be a URL"):
-        ApiJudge("localhost", "judge")
+        ApiJudge(JudgeConfig(api="localhost"))
     with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
-        ApiJudge("http://localhost", "judge", api_key_variable="NO_SUCH_KEY")
+        ApiJudge(JudgeConfig(api="http://localhost", api_key_variable="NO_SUCH_KEY"))
     with pytest.raises(ValueError, match="judge.api.*or judge.local"):
         build_judge()
 
@@ -81,7 +88,6 @@ def test_cache_by_content(server):
     assert judge(ask) == ["a 0", "b 0", "a 0", "a 1", None]
     assert judge(ask) == ["a 0", "b 0", "a 0", "a 1", None]
     assert sorted(text_of(r) for r in server.requests) == ["a", "a", "b", "bad", "bad"]
-    assert (judge.asked, judge.answered_from_cache) == (5, 5)
     small = CachedJudge(lambda questions: [q.text for q in questions], size=2)
     small([Question(str(i)) for i in range(5)])
     assert list(small._answers) == [Question("3"), Question("4")]

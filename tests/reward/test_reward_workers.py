@@ -21,6 +21,17 @@ def target(tmp_path):
         textwrap.dedent("""
         import os, time
 
+        def leaves_its_session(file):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    with open(file, "w") as out:
+                        out.write(str(os.getpid()))
+                    time.sleep(60)
+                os._exit(0)
+            while not (os.path.exists(file) and open(file).read()):
+                time.sleep(0.001)
+
         def job(kind, value):
             if kind == "spin":
                 9**9**9
@@ -32,6 +43,14 @@ def target(tmp_path):
                 os.kill(os.getpid(), 9)
             if kind == "pid":
                 return os.getpid()
+            if kind == "raise":
+                raise ValueError(value)
+            if kind in ("daemon", "daemon and sleep", "daemon and die"):
+                leaves_its_session(value)
+            if kind == "daemon and sleep":
+                time.sleep(60)
+            if kind == "daemon and die":
+                os._exit(3)
             return value
         """)
     )
@@ -67,6 +86,41 @@ def test_processor_time_counts_from_the_pick_up(pool):
         assert time.process_time() - started < 0.3
 
 
+def ends(pid, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def test_what_a_job_started_ends_with_its_worker_even_in_a_session_of_its_own(target, tmp_path):
+    pool = WorkerPool(target, workers=1, wall_seconds=5.0)
+
+    def daemon(kind, status):
+        file = tmp_path / kind
+        assert pool.run(kind, str(file)).status == status
+        return int(file.read_text())
+
+    assert ends(daemon("daemon and die", "died"))
+    kept = daemon("daemon", "ok")
+    assert os.path.exists(f"/proc/{kept}")
+    assert pool.run("die", 0).status == "died" and ends(kept)
+    pool.wall_seconds = 0.5
+    pool.start()
+    assert ends(daemon("daemon and sleep", "stalled"))
+    (tmp_path / "daemon").unlink()
+    pool.wall_seconds = 5.0
+    left = daemon("daemon", "ok")
+    pool.close()
+    assert ends(left)
+
+
+def test_a_traceback_is_shown_without_control_characters(pool):
+    reply = pool.run("raise", "\x1b]0;title\x07 \x9b2J \u202e")
+    assert reply.status == "error" and "ValueError" in reply.detail
+    assert all(character.isprintable() or character == "\n" for character in reply.detail)
+
+
 def test_many_threads_share_the_pool(pool):
     results = {}
     threads = [threading.Thread(target=lambda i=i: results.update({i: pool.run("ok", i).value})) for i in range(16)]
@@ -95,11 +149,12 @@ def test_a_fork_uses_workers_of_its_own(pool):
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_parent(target):
+def test_workers_end_with_their_parent(target, tmp_path):
     program = f"""
 import os, sys
 from reward.workers.pool import WorkerPool
 pool = WorkerPool({target!r}, workers=1, wall_seconds=60)
+pool.run("daemon", {str(tmp_path / "pid")!r})
 print(pool.run("pid", 0).value, flush=True)
 import threading
 threading.Thread(target=pool.run, args=("sleep", 50), daemon=True).start()
@@ -109,13 +164,10 @@ sys.stdin.readline()
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     worker = int(parent.stdout.readline())
+    daemon = int((tmp_path / "pid").read_text())
     parent.kill()
     parent.communicate()
-    for _ in range(100):
-        if not os.path.exists(f"/proc/{worker}"):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"worker {worker} outlived its parent")
+    assert ends(worker) and ends(daemon)
 
 
 def test_a_target_that_cannot_be_loaded_is_an_error():

@@ -16,7 +16,7 @@ def test_accelerate_reads_them(name):
     config, file = load_config_from_file(str(FOLDER / name)), engine_file(name)
     places, engine = name.removesuffix(".yaml").split("_node_")[0], name.removesuffix(".yaml").split("pus_")[1]
     nodes, each = int(places), int(name.split("_")[2])
-    assert (config.num_machines, config.num_processes, config.use_cpu) == (nodes, nodes * each, False)
+    assert (config.num_machines, config.num_processes, config.use_cpu) == (nodes, nodes * each, "_cpus_" in name)
     assert (file.nodes, file.processes, file.cpu) == (nodes, nodes * each, "_cpus_" in name)
     kind = str(config.distributed_type).rpartition(".")[2]
     assert kind == (

@@ -69,16 +69,19 @@ def test_who_was_silent_longest(tmp_path):
 
 def test_where_to_resume(tmp_path):
     nothing = f"{tmp_path} has no checkpoint yet: the same command "
-    torn = tmp_path / "ckpt" / "step-000012"
-    torn.mkdir(parents=True)
+    incomplete = tmp_path / "ckpt" / "step-000012"
+    incomplete.mkdir(parents=True)
     assert heartbeat.where_to_resume(tmp_path, "auto") == nothing + "begins anew"
     assert heartbeat.where_to_resume(tmp_path, "/other/step-000004") == nothing + "begins with /other/step-000004 again"
-    for step in (2, 10):
+    for step in (2, 1000000, 999999):
         path = tmp_path / "ckpt" / f"step-{step:06d}"
         (path / "trainer").mkdir(parents=True)
         (path / "trainer" / "files.json").touch()
+    (tmp_path / "ckpt" / "step-2000000-good" / "trainer").mkdir(parents=True)
+    (tmp_path / "ckpt" / "step-2000000-good" / "trainer" / "files.json").touch()
+    newest = f"{tmp_path}/ckpt/step-1000000"
     for resume in ("auto", "/other/step-000004"):
-        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command goes on from {path}"
+        assert heartbeat.where_to_resume(tmp_path, resume) == f"The same command resumes from {newest}"
     assert heartbeat.where_to_resume(tmp_path, "never").startswith("With experiment.resume=auto the same command")
 
 

@@ -118,7 +118,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_job(script, tmp_path, work, stat
     work = f"{SIGN}ranks.gather(1)\n{work}\ntime.sleep(60)"
     got, out, err = finish(start(script(work)), 40)
     assert got == status and f"{says} (last sign of life: rank 1 in step 12, rollout, " in err
-    assert f"The same command goes on from {tmp_path}/run/ckpt/step-000010" in err
+    assert f"The same command resumes from {tmp_path}/run/ckpt/step-000010" in err
     assert gone_in([int(line.split()[1]) for line in out.splitlines()], 1.0)
 
 

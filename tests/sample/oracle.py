@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from models.randomness import hash_uniform
-from sample.sampler import hash_key
+from sample.request import hash_key
 
 
 @dataclass

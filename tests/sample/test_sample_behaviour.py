@@ -7,7 +7,7 @@ import torch
 from helpers import random_prompts, tiny_model
 
 from sample import Rollout, Sampler, SamplingConfig
-from sample.sampler import hash_key
+from sample.request import hash_key
 
 PROMPTS = random_prompts([9, 1, 4, 6, 3, 11, 8], seed=3)
 FREE = {"stop_ids": [], "temperature": 1.0, "threshold": 0.5, "max_new_tokens": 12}
@@ -313,7 +313,7 @@ def test_bad_calls(sdar, call, message):
         ({"steps_per_block": [4, 0]}, "steps_per_block"),
         ({"steps_per_block": []}, "steps_per_block"),
         ({"strategy": "low_confidence_dinamic"}, "Did you mean 'low_confidence_dynamic'"),
-        ({"target": "entropie"}, "target 'entropie' is not known; choose from confidence"),
+        ({"target": "entropie"}, "target is 'entropie'; choose from confidence.*Did you mean 'entropy'"),
         ({"alg_temp": -1.0}, "alg_temp is -1.0"),
         ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
         ({"entropy_bound": -1.0}, "entropy_bound"),

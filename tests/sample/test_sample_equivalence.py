@@ -11,7 +11,8 @@ from helpers import random_prompts, thinned, tiny_model
 from oracle import same
 
 from sample import Sampler, SamplingConfig
-from sample.unmask import STRATEGIES, TARGETS
+from sample.strategies import STRATEGIES
+from sample.targets import TARGETS
 
 LENGTHS = [9, 1, 4, 6, 3, 11, 8]
 PROMPTS = random_prompts(LENGTHS, seed=3)

@@ -10,7 +10,8 @@ from helpers import random_prompts, thinned, tiny_model
 from oracle import same
 
 from sample import Sampler, SamplingConfig
-from sample.unmask import STRATEGIES, TARGETS
+from sample.strategies import STRATEGIES
+from sample.targets import TARGETS
 
 FAMILIES = ("dream", "llada", "mmada")
 PROMPTS = random_prompts([9, 1, 4, 6], seed=3)

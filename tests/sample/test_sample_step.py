@@ -8,7 +8,7 @@ from helpers import random_prompts, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sample import Sampler, SamplingConfig
-from sample import sampler as engine
+from sample.denoiser import Denoiser
 
 HOST_READS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select")
 HOST_METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero")
@@ -46,23 +46,34 @@ def host_is_blind(monkeypatch):
 
 def steps_of(sampler, prompts, monkeypatch, watch=None):
     """Runs `generate`, every step under a fresh Ops; returns one Ops a step."""
-    seen, plain = [], engine._Generation.step
+    seen, plain = [], Denoiser.step
 
-    def step(batch, *args):
+    def step(denoiser, *args):
         with host_is_blind(monkeypatch), Ops(sampler.model) as ops:
-            plain(batch, *args)
+            plain(denoiser, *args)
         for hook in ops.hooks:
             hook.remove()
         seen.append(ops)
 
-    monkeypatch.setattr(engine._Generation, "step", step)
+    monkeypatch.setattr(Denoiser, "step", step)
     sampler.generate(prompts)
-    monkeypatch.setattr(engine._Generation, "step", plain)
+    monkeypatch.setattr(Denoiser, "step", plain)
     return seen
+
+
+def every_other(proposal, masked_nb, k_n, choices):
+    """A user's strategy: every other masked position, from the left."""
+    return masked_nb & (masked_nb.cumsum(-1) % 2 == 1)
+
+
+def surprise(candidates):
+    """A user's target."""
+    return -candidates.logp
 
 
 VARIANTS = [
     {},
+    {"strategy": every_other, "target": surprise},
     {"strategy": "low_confidence_static"},
     {"strategy": "sequential", "target": "random"},
     {"strategy": "entropy_bounded", "target": "margin_confidence"},
@@ -75,7 +86,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())) or "default")
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda v: "-".join(getattr(x, "__name__", str(x)) for x in v.values()) or "default"
+)
 @pytest.mark.parametrize("polls", [1, 4])
 def test_a_step_reads_nothing_to_the_host(sdar, monkeypatch, variant, polls):
     sampler = Sampler(sdar, SamplingConfig(max_new_tokens=10, **variant))

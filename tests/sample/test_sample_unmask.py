@@ -10,30 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.randomness import hash_uniform
-from sample import Sampler, SamplingConfig
-from sample.sampler import hash_key
-from sample.unmask import (
-    STRATEGIES,
-    Proposal,
-    argmax,
-    best,
-    draw,
-    filtered,
-    propose,
-    schedule,
-    strategy_of,
-    timestep_schedule,
-)
+from sample import Sampler, SamplingConfig, unmask
+from sample.choices import Choices
+from sample.draw import argmax, draw, filtered
+from sample.request import hash_key
+from sample.strategies import STRATEGIES, Proposal, best
+from sample.targets import TARGETS, Coordinates
+from sample.unmask import Rules, schedule, timestep_schedule
 
 settings.register_profile("sample", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sample")
+NAMES = {"strategy": "low_confidence_dynamic", "target": "confidence"}
 
 
 def choices(**changes):
-    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "confidence": "untempered", "target": "confidence"}
-    plain |= {"strategy": "low_confidence_dynamic", "threshold": 0.9, "entropy_bound": 0.35, "pad_id": None}
-    plain |= {"pad_target_penalty": 1.0, "alg_temp": 0.0, "greedy": changes.get("temperature") == 0.0}
-    return SimpleNamespace(**plain | changes)
+    """Choices at temperature 1, with the names of a strategy and a target."""
+    names = {name: changes.pop(name, default) for name, default in NAMES.items()}
+    changes = Choices(**{"temperature": 1.0} | changes)
+    return SimpleNamespace(**vars(changes), **names, greedy=changes.greedy)
+
+
+def propose(logits, key, position, step, mask_id, rules, text_vocab_size=None):
+    named = Rules(rules, STRATEGIES[rules.strategy], TARGETS[rules.target])
+    return unmask.propose(logits, Coordinates(key, position, step), named, mask_id, text_vocab_size)
 
 
 @given(st.integers(0, 200), st.integers(1, 300))
@@ -62,10 +61,10 @@ def test_a_score_at_the_threshold_passes_where_the_family_says_so():
     proposal, masked = Proposal(score.long(), score, score, None), torch.ones(1, 4, dtype=torch.bool)
     one, rules = torch.ones(1, dtype=torch.long), choices(threshold=0.5)
     for passes, want in ((True, [True, True, True, False]), (False, [False, True, False, False])):
-        strategy = strategy_of("low_confidence_dynamic", passes)
+        strategy = STRATEGIES["low_confidence_dynamic"].of_family(passes)
         assert strategy(proposal, masked, one, rules).tolist() == [want]
         assert strategy(proposal, masked, one, choices(threshold=0.9)).tolist() == [[False, True, False, False]]
-    assert strategy_of("sequential", True) is STRATEGIES["sequential"]
+    assert STRATEGIES["sequential"].of_family(True) is STRATEGIES["sequential"]
 
 
 def test_drawn_orders_follow_the_softmax_of_the_scores():

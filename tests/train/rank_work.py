@@ -6,17 +6,16 @@ import time
 import pytest
 import torch
 from helpers import tiny_model
-from trainees import make_config, sampled, shifted
+from trainees import make_config, policy_of, sampled, shifted, updater_of
 
 from models import ValueModel
 from models.lora import Adapters
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
+from train.distributed.accelerator import make_accelerator
 from train.distributed.sharding import require_equal_weights, sample
-from train.learner.critic import Critic, value_updater_config
-from train.learner.policy import Policy
-from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.learner.critic import Critic
 
 CPU = torch.device("cpu")
 
@@ -49,23 +48,28 @@ def rl_updates(
     model = tiny_model(family, **(model_config or {}))
     rollouts = shifted(sampled(model, lengths, n=n), 0.3)
     config = make_config(**sections(training=training))
-    updater = Updater(model, make_accelerator(precision, CPU, engine), config)
-    policy = Policy(model, updater, config, SamplingConfig(max_new_tokens=16).for_model(model))
+    accelerator = make_accelerator(precision, CPU, engine)
+    policy = policy_of(config, model, accelerator, SamplingConfig(max_new_tokens=16))
     critic = None
     if with_value:
         value = ValueModel(tiny_model(family, **(model_config or {})))
-        critic = Critic(value, Updater(value, updater.accelerator, value_updater_config(config)), config, policy)
+        critic = Critic(
+            value,
+            updater_of(config, value, accelerator, config.optimizer.params.value_learning_rate),
+            policy.replay,
+            policy.schedule,
+        )
     advantages = [(-1.0) ** i * (1 + i / 7) for i in range(len(rollouts))]
     if poison is not None:
         advantages[poison] = float("nan")
     metrics = []
     for step in (1, 2):
-        batch, found = policy.batch(rollouts, advantages), {}
+        batch, found = policy.batch(rollouts, advantages, "reward" if critic else "advantage"), {}
         if critic is not None:
             batch, found = critic.step(batch, rollouts, step)
         metrics.append(policy.train(batch, step) | found)
     require_equal_weights(model, "policy")
-    weights = whole(updater)
+    weights = whole(policy.updater)
     if critic is not None:
         weights |= {f"value {name}": weight for name, weight in whole(critic.updater).items()}
     return metrics, weights
@@ -119,7 +123,7 @@ def other_weights(adapters=False, engine="ddp"):
     model = tiny_model("sdar", seed=0 if adapters else ranks.rank())
     if adapters:
         model.add_adapters(Adapters(4, 8.0), "base", seed=ranks.rank())
-    Updater(model, make_accelerator("no", CPU, engine), make_config())
+    updater_of(make_config(), model, make_accelerator("no", CPU, engine))
 
 
 def held(kind):
@@ -127,7 +131,7 @@ def held(kind):
     join()
     model = tiny_model("sdar")
     total = sum(p.numel() for p in model.parameters())
-    engine = Updater(model, make_accelerator("no", CPU, kind), make_config()).engine
+    engine = updater_of(make_config(), model, make_accelerator("no", CPU, kind)).engine
     if kind == "fsdp2":
         parts = [p.to_local() for group in engine.optimizer.param_groups for p in group["params"]]
         return sum(p.to_local().numel() for p in model.parameters()), sum(map(torch.numel, parts)), total
@@ -156,7 +160,7 @@ def sparing_updates(what, engine):
     elif what == "logits":
         patch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 40)
     else:
-        patch.setattr("train.distributed.engine.REDUCE_BUCKET_ELEMENTS", 500)
+        patch.setattr("train.distributed.zero.REDUCE_BUCKET_ELEMENTS", 500)
         patch.setattr("train.distributed.sharding.BUCKET_ELEMENTS", 500)
     return rl_updates(engine=engine)
 
@@ -188,7 +192,12 @@ def a_rank_dies():
 def shares():
     """Every collective with something uneven in it."""
     join()
-    stats = UpdateStats()
-    stats.add(ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0}))
-    numbers = [ranks.count("n", 2) for _ in range(3)]
-    return stats.sums, ranks.gather("x" * (1000 * ranks.rank())), numbers
+    sums = ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0})
+    count = ranks.SharedCount("n")
+    numbers = [count.add(2) for _ in range(3)]
+    return sums, ranks.gather("x" * (1000 * ranks.rank())), numbers
+
+
+def rl_updates_with(arguments, training):
+    """`rl_updates` with a training section."""
+    return rl_updates(*arguments, **training)

@@ -14,11 +14,15 @@ from configs import load_config
 from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
+from models.spec import CheckpointSpec
 from train import sft
-from train.algorithm.masking import semi_ar
+from train.algorithm.masking import METHODS, semi_ar
 from train.algorithm.objectives import token_weights
-from train.algorithm.replay import Replayer, pack
-from train.sft import Sample, for_model, make_rows, tokenise
+from train.algorithm.packing import pack
+from train.algorithm.replay import Replayer
+from train.setup.blocks import Blocks
+from train.setup.doors import method_of
+from train.setup.examples import Sample, for_model, make_samples, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 
@@ -36,8 +40,11 @@ def config_of(**settings):
     return make_config(training={"method": "semi-ar", **settings})
 
 
+SEMI_AR, BY_TRACE = METHODS["semi-ar"], METHODS["trace"]
+
+
 def make_row(sample, model, settings, epoch):
-    (row,) = make_rows(sample, model, settings, epoch, window=0)
+    (row,) = make_samples(sample, model, settings, method_of(settings, "sft"), epoch, window=0)
     return row
 
 
@@ -141,8 +148,8 @@ def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
     examples = [Example("12", "345345", steps) for steps in ([0, 1, 1, 4, 2, 3], [5, 90, 90, 1007, 91, 300])]
     settings = training(method="trace", block_size=4)
     rows, gapped = (
-        make_rows(sample, model, settings, 0, window=9)
-        for sample in tokenise(examples, model, make_config(training=vars(settings)))
+        make_samples(sample, model, settings, method_of(settings, "sft"), 0, window=9)
+        for sample in tokenise(examples, model, make_config(training=vars(settings)), BY_TRACE)
     )
     assert len(rows) == len(gapped) == (1 if family == "sdar" else 6)
     for row, other in zip(rows, gapped, strict=True):
@@ -153,8 +160,8 @@ def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
 def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
     """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
     model = load_model(text_checkpoint(tmp_path, "llada"))
-    settings = for_model(training(mask_times_per_sample=35, block_size=4), model)
-    rows = make_rows(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, 0, window=12)
+    settings = for_model(training(mask_times_per_sample=35), model, SEMI_AR, 4)
+    rows = make_samples(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, SEMI_AR, 0, window=12)
     assert [row.ids[3 : 3 + 4 * n].tolist() for n, row in enumerate(rows)] == [
         [*range(10, 10 + 4 * n)] for n in range(3)
     ]
@@ -165,7 +172,8 @@ def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
 
 def test_the_block_of_semi_ar_is_the_models(tmp_path):
     for family, size in (("sdar", 4), ("dream", 32)):
-        assert for_model(training(), load_model(text_checkpoint(tmp_path / family, family))).block_size == size
+        spec = CheckpointSpec.read(text_checkpoint(tmp_path / family, family))
+        assert Blocks.of(make_config(), spec, "sft") == Blocks(size, (), ())
 
 
 def test_filling_after_a_trace_is_masked(model):
@@ -197,7 +205,7 @@ def ids(model, text):
 
 def test_examples_as_ids_end_with_one_end(model):
     examples = [Example("12=", "34", None), Example("12=", "34<eos>", None)]
-    first, second = tokenise(examples, model, config_of())
+    first, second = tokenise(examples, model, config_of(), SEMI_AR)
     assert first.prompt_ids == second.prompt_ids == ids(model, "12=")
     assert first.answer_ids == second.answer_ids == [*ids(model, "34"), EOS]
 
@@ -205,27 +213,31 @@ def test_examples_as_ids_end_with_one_end(model):
 def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
     examples = [Example("1" * n, "2" * m, None) for n, m in ((3, 3), (9, 3), (3, 9), (4, 4))]
     with caplog.at_level(logging.WARNING):
-        samples = tokenise(examples, model, config_of(max_prompt_len=4, max_gen_length=5))
+        samples = tokenise(examples, model, config_of(max_prompt_len=4, max_gen_length=5), SEMI_AR)
     assert [(s.index, len(s.prompt_ids), len(s.answer_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
     assert "1 of 4 prompts" in caplog.text and "1 answers are cut" in caplog.text
 
 
 def test_nothing_left_is_an_error(model):
     with pytest.raises(ValueError, match="max_prompt_len=2"):
-        tokenise([Example("123", "4", None)], model, config_of(max_prompt_len=2))
+        tokenise([Example("123", "4", None)], model, config_of(max_prompt_len=2), SEMI_AR)
 
 
 def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
-    (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace"))
+    (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace"), BY_TRACE)
     assert sample.answer_ids == [*ids(model, "234"), EOS] and sample.step_map == [1, 3, 2, 4]
-    (cut,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace", max_gen_length=2))
+    (cut,) = tokenise(
+        [Example("1", "234", [0, 2, 1])], model, config_of(method="trace", max_gen_length=2), METHODS["trace"]
+    )
     assert cut.step_map == [1, 3]
 
 
 @pytest.mark.parametrize("steps", [None, [], [1, 2], [1, 2, 3, 4], [1, -2, 3]])
 def test_a_step_map_that_does_not_fit_is_an_error(model, steps):
     with pytest.raises(ValueError, match="example 1.*3 steps"):
-        tokenise([Example("1", "2", [1]), Example("1", "234", steps)], model, config_of(method="trace"))
+        tokenise(
+            [Example("1", "2", [1]), Example("1", "234", steps)], model, config_of(method="trace"), METHODS["trace"]
+        )
 
 
 @pytest.mark.parametrize("window", [None, 9])

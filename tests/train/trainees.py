@@ -14,8 +14,12 @@ from configs.load import merge
 from models.attention import Masked, block_causal_mask
 from sample import Rollout, Sampler, SamplingConfig
 from train.algorithm.replay import Replayer, replay
+from train.distributed.accelerator import make_accelerator
+from train.learner.batch import Replay
+from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.policy import Policy
-from train.learner.updater import Updater, make_accelerator
+from train.learner.updater import Updater
+from train.setup.doors import method_of, objective_of
 
 STOPS = tuple(range(2, 64, 9))
 ADAM_EPSILON = 1e-4
@@ -42,8 +46,23 @@ def make_policy(model, sampling=None, *, total_step=1000, learning_rate=1e-3, **
         experiment={"total_step": total_step},
         optimizer={"params": {"learning_rate": learning_rate}},
     )
-    updater = Updater(model, make_accelerator("no", torch.device("cpu")), config)
-    return Policy(model, updater, config, (sampling or SamplingConfig(max_new_tokens=16)).for_model(model))
+    accelerator = make_accelerator("no", torch.device("cpu"))
+    return policy_of(config, model, accelerator, sampling or SamplingConfig(max_new_tokens=16))
+
+
+def updater_of(config, model, accelerator, learning_rate=None):
+    optimizer = OptimizerSettings.of(config.optimizer.params, learning_rate)
+    return Updater(model, accelerator, optimizer, UpdateSettings.of(config.training))
+
+
+def policy_of(config, model, accelerator, sampling, reference=None):
+    """The policy that a config asks for, of the rollouts that `sampling` gives."""
+    training = config.training
+    replay = Replay.of(
+        model, sampling.for_model(model), training, method_of(training, "rl"), config.rollout.num_response_per_task
+    )
+    schedule = Schedule.of(config.lr_scheduler, config.experiment.total_step)
+    return Policy(updater_of(config, model, accelerator), replay, objective_of(training), schedule, reference)
 
 
 def sampled(model, lengths, *, n=1, seed=0, **settings):
@@ -105,8 +124,9 @@ def random_rollout(generator, *, prompt_tokens, block_size, blocks=3, vocab_size
     )
 
 
-def plain_log_probs(model, rollout, block_size):
-    """Canvas index -> log-probability of each token of the view, and the number of rounds, at shrink 1."""
+def plain_distributions(model, rollout, block_size):
+    """Canvas index -> (token, log-distribution [V] that it was drawn from) of each token of the view, and the number of
+    rounds, at shrink 1."""
     P, b = len(rollout.prompt_ids), block_size
     whole, steps = rollout.prompt_ids + rollout.canvas_ids, [0] * P + rollout.canvas_step_map
     found, rounds = {}, set()
@@ -122,9 +142,15 @@ def plain_log_probs(model, rollout, block_size):
                 L = ids.shape[1]
                 hidden_LD = model.hidden(ids, torch.arange(L)[None], Masked(block_causal_mask(L, b)))[0]
                 logp_LV = model.lm_head(hidden_LD).log_softmax(-1)
-                found |= {i - P: logp_LV[i, whole[i]] for i in trained}
+                found |= {i - P: (whole[i], logp_LV[i]) for i in trained}
                 rounds.add(rank)
     return found, len(rounds)
+
+
+def plain_log_probs(model, rollout, block_size):
+    """Canvas index -> log-probability of each token of the view, and the number of rounds, at shrink 1."""
+    found, rounds = plain_distributions(model, rollout, block_size)
+    return {place: logp_V[token] for place, (token, logp_V) in found.items()}, rounds
 
 
 def plain_loss(model, rollouts, advantages, *, block_size, normalization, max_gen_length, longest, eps=0.2, beta=0.01):

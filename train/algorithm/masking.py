@@ -4,7 +4,7 @@ Shapes: C canvas tokens, K noisy copies.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,28 @@ class NoisyCopy:
     causal: bool = False
 
 
-Method = Callable[[Canvas, TrainingConfig, np.random.Generator], list[NoisyCopy]]
+Masking = Callable[[Canvas, TrainingConfig, np.random.Generator], list[NoisyCopy]]
+"""(canvas, training section, random numbers of this response) -> its noisy copies."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method: how it masks, and what the trainer must know about that.
+
+    as_sampled: masks are those of the steps in step_C, one after another. RL takes the sampler's log-probabilities as
+    the old ones then, SFT needs a step_map in its data. rl, sft: which command it serves. next_token: for models that
+    predict the next token (Dream) alone. one_copy: under full attention mask_times_per_sample counts as 1.
+    """
+
+    copies: Masking
+    as_sampled: bool = False
+    rl: bool = True
+    sft: bool = True
+    next_token: bool = False
+    one_copy: bool = False
+
+    def __call__(self, canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+        return self.copies(canvas, training, rng)
 
 
 def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
@@ -104,7 +125,7 @@ def coupled(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
 def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """mask_times_per_sample noisy copies of each block, all before it clean and all after it masked: a level t from
     U(lower_p, upper_p), each trained position of the block masked with probability t, at least one (Block Diffusion,
-    arXiv:2503.09573). What is not trained is masked: filling is not to be read as a sign that the answer ends."""
+    arXiv:2503.09573). What is not trained is masked, so that padding does not tell where the answer ends."""
     copies = []
     for number in range(training.mask_times_per_sample):
         for block in np.unique(canvas.block_C[canvas.trained_C]):
@@ -125,13 +146,47 @@ def autoregressive(canvas: Canvas, training: TrainingConfig, rng: np.random.Gene
     return [NoisyCopy(0, 0, nothing_C, canvas.trained_C, causal=True)]
 
 
-RL_METHODS: dict[str, Method] = {"TraceRL": trace, "coupled": coupled, "random_masking": random_masking}
-SFT_METHODS: dict[str, Method] = {
-    "semi-ar": semi_ar,
-    "trace": trace,
-    "random_masking": random_masking,
-    "ar": autoregressive,
+TRACE = Method(trace, as_sampled=True)
+METHODS: dict[str, Method] = {
+    "TraceRL": replace(TRACE, sft=False),
+    "coupled": Method(coupled, sft=False),
+    "random_masking": Method(random_masking),
+    "semi-ar": Method(semi_ar, rl=False, one_copy=True),
+    "trace": replace(TRACE, rl=False),
+    "ar": Method(autoregressive, rl=False, next_token=True),
 }
+
+
+def check_copies(copies: object, canvas: Canvas, next_token: bool = False) -> list[NoisyCopy]:
+    """The noisy copies that a method gave for `canvas`; ValueError where they cannot be trained: another type or
+    length, a unit that is not there, a position outside the unit, one that is trained but not masked or not to be
+    trained, a copy that trains nothing, a causal one of a method that is not `next_token`."""
+    if not isinstance(copies, list) or not all(isinstance(copy, NoisyCopy) for copy in copies):
+        raise ValueError("it must return a list of train.algorithm.masking.NoisyCopy.")
+    for number, copy in enumerate(copies):
+        for name in ("masked_C", "trained_C"):
+            value = getattr(copy, name)
+            if not isinstance(value, np.ndarray) or value.dtype != bool or value.shape != canvas.trained_C.shape:
+                raise ValueError(f"copy {number}: {name} must be a bool array of shape {canvas.trained_C.shape}.")
+        if copy.causal and not next_token:
+            raise ValueError(f"copy {number} is causal: say so with Method(..., next_token=True).")
+        if problem := _problem(copy, canvas):
+            raise ValueError(f"copy {number} {problem}.")
+    return copies
+
+
+def _problem(copy: NoisyCopy, canvas: Canvas) -> str:
+    if not (canvas.unit_C == copy.unit).any():
+        return f"is of unit {copy.unit}, which the canvas has not"
+    if not copy.trained_C.any():
+        return "trains no position"
+    if (copy.trained_C & ~canvas.trained_C).any():
+        return "trains a position that is not in canvas.trained_C"
+    if ((copy.trained_C | copy.masked_C) & (canvas.unit_C != copy.unit)).any():
+        return f"masks or trains a position outside its unit {copy.unit} (canvas.unit_C)"
+    if not copy.causal and (copy.trained_C & ~copy.masked_C).any():
+        return "trains a position that it does not mask"
+    return "" if np.isfinite(copy.weight) else f"has the weight {copy.weight}"
 
 
 def sample_copies(copies: list[NoisyCopy], count: int, rng: np.random.Generator) -> list[NoisyCopy]:
@@ -141,10 +196,7 @@ def sample_copies(copies: list[NoisyCopy], count: int, rng: np.random.Generator)
         return copies
     chosen = np.sort(rng.choice(len(copies), count, replace=False))
     scale = len(copies) / count
-    return [
-        NoisyCopy(c.unit, c.round, c.masked_C, c.trained_C, c.weight * scale, c.causal)
-        for c in (copies[i] for i in chosen)
-    ]
+    return [replace(copies[i], weight=copies[i].weight * scale) for i in chosen]
 
 
 def _draw(from_C: Bools, level: float, rng: np.random.Generator) -> Bools:

@@ -1,4 +1,4 @@
-"""Trajectory -> rows: what the trainer runs so that every token is scored exactly as the sampler saw it.
+"""Trajectory -> training samples: what the trainer runs so that every token is scored exactly as the sampler saw it.
 
 A block family's response becomes one sequence: one clean copy of prompt and canvas, then one noisy copy of each
 block for each round (denoising step) that has trained tokens. A noisy block sees the clean blocks before its own
@@ -6,26 +6,21 @@ and itself; it holds what the sampler held at that step: earlier tokens in place
 decided at that step or later, or never. Blocks lie on the absolute grid from position 0, so the prompt's tail
 stands in the first noisy block as it is.
 
-Shapes: S tokens of a row, N trained tokens of a row, C canvas tokens, K noisy copies, b block size.
+Shapes: S tokens of a sample, N trained tokens of a sample, C canvas tokens, K noisy copies, b block size.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from configs.schema import TrainingConfig
-from models.attention import Packed, Span
 from sample.rollout import Key, Rollout
-from train.algorithm.masking import Bools, Canvas, Ints, Method, NoisyCopy, sample_copies, trace
+from train.algorithm.masking import Bools, Canvas, Ints, Masking, NoisyCopy, sample_copies, trace
 
 Floats = NDArray[np.float64]
-_SPAN_TOKENS, _SPAN_TOKENS_CPU = 1024, 192
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class TrainingSample:
     """A response, replayed: all of it for a block family, one noisy copy of it under full attention.
 
     ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
-    the number of the noisy block copy. index [N]: where in the row the trained tokens are read; targets [N]: their
+    the number of the noisy block copy. index [N]: where in the sample the trained tokens are read; targets [N]: their
     ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
     block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
     loss, before any normalisation.
@@ -76,7 +71,7 @@ def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None
 
 @dataclass(frozen=True)
 class Replayer:
-    """How a model's responses become rows.
+    """How a model's responses become training samples.
 
     attention, logit_shift, mask_id: the family's (`models.DiffusionLM`). block_size: on the absolute grid for block
     families, from the end of the prompt under full attention.
@@ -94,22 +89,22 @@ class Replayer:
         block = (prompt_tokens + place) // self.block_size
         return Canvas(step_C, trained_C, block, block)
 
-    def rows(
+    def samples(
         self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]
     ) -> list[TrainingSample]:
-        """One packed row of all copies for a block family; a row a copy where attention is full or causal."""
+        """One packed sample of all copies for a block family; a sample a copy where attention is full or causal."""
         ids_P, ids_C = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas))
         assert self.logit_shift or not any(copy.causal for copy in copies)
         if self.attention == "block":
-            row = pack_row(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
-            return [] if row is None else [row]
+            sample = block_sample(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
+            return [] if sample is None else [sample]
         if self.logit_shift and not len(ids_P):
             raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
         position = np.arange(len(ids_P) + len(ids_C))
         zeros = np.zeros_like(position)
-        return [self._whole_row(key, ids_P, ids_C, copy, position, zeros) for copy in copies]
+        return [self._whole_sample(key, ids_P, ids_C, copy, position, zeros) for copy in copies]
 
-    def _whole_row(
+    def _whole_sample(
         self, key: Key, prompt: Ints, canvas: Ints, copy: NoisyCopy, position: Ints, zeros: Ints
     ) -> TrainingSample:
         place = np.flatnonzero(copy.trained_C)
@@ -128,11 +123,11 @@ class Replayer:
         )
 
 
-def by_response(rows: Sequence[TrainingSample]) -> list[list[int]]:
-    """Places of the rows of each response (rows with one key), in the order of their first ones."""
+def by_response(samples: Sequence[TrainingSample]) -> list[list[int]]:
+    """Places of the samples of each response (samples with one key), in the order of their first ones."""
     places: dict[Key, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(row.key, []).append(i)
+    for i, sample in enumerate(samples):
+        places.setdefault(sample.key, []).append(i)
     return list(places.values())
 
 
@@ -141,12 +136,12 @@ def replay(
     replayer: Replayer,
     training: TrainingConfig,
     *,
-    method: Method = trace,
+    method: Masking = trace,
     pad_id: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[TrainingSample]:
-    """The rows that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods, and
-    which rows are kept under training.rows_per_response.
+    """The samples that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods,
+    and which samples are kept under training.rows_per_response (a sample is one row where attention is full).
 
     Pads are counted within the response; under normalization `reference` within each round of a block family, as
     dLLM-RL does.
@@ -164,10 +159,10 @@ def replay(
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
     if training.rows_per_response is not None and replayer.attention == "full":
         copies = sample_copies(copies, training.rows_per_response, rng)
-    return replayer.rows(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+    return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
 
 
-def pack_row(
+def block_sample(
     key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int, mask_id: int
 ) -> TrainingSample | None:
     """Clean copy of everything before the last noisy block, then the noisy blocks, as one `TrainingSample`; None
@@ -218,109 +213,3 @@ def limit_pads_per_round(copies: Sequence[NoisyCopy], after_answer_C: Bools, pos
         seen[copy.round] = seen.get(copy.round, 0) + int(allowed_C.sum())
         kept.append(replace(copy, trained_C=(copy.trained_C & ~pads_C) | allowed_C))
     return [copy for copy in kept if copy.trained_C.any()]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows packed for one forward: ids and positions [1, T], the attention layout, and the N trained tokens' flat
-    index and targets.
-
-    row_of_N: which of `rows` each trained token belongs to.
-    """
-
-    rows: Sequence[int]
-    ids: Tensor
-    positions: Tensor
-    layout: Packed
-    index: Tensor
-    targets: Tensor
-    row_of_N: Ints
-
-
-def micro_batches(
-    rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int, device: torch.device
-) -> Iterator[MicroBatch]:
-    """Packs rows[which] up to a token budget, rows of like length together. How rows are split never changes a
-    result."""
-    for group in within_budget(rows, which, max_tokens):
-        yield pack(rows, group, device)
-
-
-def within_budget(rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """The rows of each micro-batch; a row that is longer than the budget is one of its own."""
-    groups: list[list[int]] = []
-    total = 0
-    for i in sorted(which, key=lambda i: (-rows[i].num_tokens, i)):
-        total += rows[i].num_tokens
-        if not groups or total > max_tokens:
-            groups.append([])
-            total = rows[i].num_tokens
-        groups[-1].append(i)
-    return groups
-
-
-def span_tokens(device_type: str) -> int:
-    """How long a span of a packed row is about."""
-    return _SPAN_TOKENS_CPU if device_type == "cpu" else _SPAN_TOKENS
-
-
-def pack(
-    rows: Sequence[TrainingSample], which: Sequence[int], device: torch.device, tokens_a_span: int | None = None
-) -> MicroBatch:
-    """One packed micro-batch of the rows named by `which`; tokens_a_span: None = what suits the device."""
-    chosen = [rows[i] for i in which]
-    length = tokens_a_span or span_tokens(device.type)
-    orders, spans = zip(*(_spans(row, device, length) for row in chosen), strict=True)
-    starts = np.cumsum([0] + [row.num_tokens for row in chosen])
-
-    def joined(arrays: Iterable[Ints]) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(arrays))).to(device)
-
-    return MicroBatch(
-        rows=list(which),
-        ids=joined(row.ids[order] for row, order in zip(chosen, orders, strict=True))[None],
-        positions=joined(row.positions[order] for row, order in zip(chosen, orders, strict=True))[None],
-        layout=Packed(_side_by_side(spans)),
-        index=joined(
-            start + np.argsort(order)[row.index] for row, order, start in zip(chosen, orders, starts, strict=False)
-        ),
-        targets=joined(row.targets for row in chosen),
-        row_of_N=np.concatenate([np.full(row.num_trained, i) for i, row in enumerate(chosen)]),
-    )
-
-
-def _spans(row: TrainingSample, device: torch.device, tokens_a_span: int) -> tuple[Ints, list[Span]]:
-    """Order of the row's tokens [S] on the packed axis, and its spans: consecutive blocks, clean tokens first."""
-    if not row.block.any() and not row.copy.any():
-        return np.arange(row.num_tokens), [Span(0, row.num_tokens, None)]
-    num_spans = -(-row.num_tokens // tokens_a_span)
-    span_of_block = (np.cumsum(np.bincount(row.block)) - 1) * num_spans // row.num_tokens
-    order = np.lexsort((row.copy > 0, span_of_block[row.block]))
-    span, block, copy = span_of_block[row.block[order]], row.block[order], row.copy[order]
-    spans = []
-    for i in np.unique(span):
-        inside = span == i
-        num_shared = int((copy[inside] == 0).sum())
-        own = (torch.from_numpy(x[inside]).to(device) for x in (block, copy))
-        spans.append(Span(num_shared, int(inside.sum()) - num_shared, replay_mask(*own)))
-    return order, spans
-
-
-def _side_by_side(rows: Sequence[list[Span]]) -> list[list[Span]]:
-    """Neighbouring rows of one span and one size as one entry, so that attention runs over all of them at once."""
-    joined: list[list[Span]] = []
-    for size, group in itertools.groupby(rows, lambda row: row[0].num_shared + row[0].num_own if len(row) == 1 else 0):
-        members = list(group)
-        masks = [row[0].mask_QQ for row in members if row[0].mask_QQ is not None]
-        if size and len(members) > 1 and len(masks) in (0, len(members)):
-            joined.append([Span(0, size, torch.stack(masks) if masks else None, len(members))])
-        else:
-            joined += members
-    return joined
-
-
-def replay_mask(block_S: Tensor, copy_S: Tensor) -> Tensor:
-    """Bool [S, S], query by key: a clean token sees clean blocks up to its own, a noisy one the clean blocks before its
-    own and its own copy."""
-    block, copy = block_S[:, None], copy_S[:, None]
-    return ((copy_S == 0) & (block_S < block)) | ((copy_S == copy) & (block_S == block))

@@ -1,10 +1,11 @@
-"""Work shared by the ranks: rollouts from a common queue, rows of an update by tokens, gradients summed."""
+"""How ranks divide the work: samples from a common queue, the rows of an update by tokens, gradients summed."""
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,6 @@ T = TypeVar("T")
 
 BUCKET_ELEMENTS = 2**25
 _CHUNKS_PER_RANK = 4
-_calls = itertools.count()
 
 
 class _Break(Exception):
@@ -36,27 +36,29 @@ def sample(
     progress: Callable[[int], None],
 ) -> list[Rollout]:
     """`sampler.generate` by all ranks together: each takes samples from a common queue when it has room, so that a slow
-    rank takes fewer. Every rank gets all rollouts. `keys` are unique; who took what does not enter a result.
+    rank takes fewer. Every rank gets all rollouts. `keys` are unique; which rank took a sample does not change it.
 
-    progress is told of the answers of all ranks. Stopped, and nothing kept, when a rank was asked to stop.
+    progress: called with the number of rollouts that all ranks have finished since its last call. Stopped, and nothing
+    kept, when a rank was asked to stop.
     """
     total, world = len(keys), ranks.world_size()
     assert len(set(keys)) == total
-    name = f"rollouts {next(_calls)}"
+    queue = ranks.gather(secrets.token_hex(8))[0]
+    taken, done = ranks.SharedCount(f"{queue} taken"), ranks.SharedCount(f"{queue} done")
     size = max(1, min(n, total // (_CHUNKS_PER_RANK * world)))
     shown = 0
 
     def take() -> Sequence[int]:
-        last = ranks.count(f"{name} taken", size)
+        last = taken.add(size)
         return range(min(total, last - size), min(total, last))
 
     def finished(count: int) -> None:
         nonlocal shown
         if stopping.is_asked():
             raise _Break
-        done = ranks.count(f"{name} done", count)
-        progress(done - shown)
-        shown = done
+        of_all = done.add(count)
+        progress(of_all - shown)
+        shown = of_all
 
     mine: list[Rollout] = []
     with suppress(_Break):
@@ -74,14 +76,9 @@ def rows_per_update(training: TrainingConfig) -> int:
     return training.rows_per_update or each * ranks.world_size()
 
 
-def keep_rows_per_update(training: TrainingConfig, saved: Mapping[str, Any]) -> None:
-    """A resumed run goes on with updates of the size that it began with, on another number of ranks too."""
-    training.rows_per_update = training.rows_per_update or saved.get("rows_per_update")
-
-
 def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> list[list[int]]:
-    """rows[which] shared by `world` ranks: whole responses, the longest first, each to the rank with the fewest tokens
-    so far. A function of the rows alone. Some ranks may get none."""
+    """rows[which] sharded over `world` ranks: whole responses, the longest first, each to the rank with the fewest
+    tokens so far. A function of the rows alone. Some ranks may get none."""
     which = list(which)
     responses = [[which[i] for i in places] for places in by_response([rows[i] for i in which])]
     tokens = [sum(rows[i].num_tokens for i in response) for response in responses]
@@ -95,7 +92,7 @@ def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> li
 
 
 def share(rows: Sequence[TrainingSample], which: Sequence[int]) -> list[int]:
-    """This rank's part of rows[which]."""
+    """This rank's shard of rows[which]."""
     world = ranks.world_size()
     return list(which) if world == 1 else deal(rows, which, world)[ranks.rank()]
 
@@ -119,15 +116,20 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             gradient.copy_(total.view_as(gradient))
 
 
+def elements(parameter: torch.nn.Parameter) -> int:
+    """Numbers in a parameter, over all its shards where it is sharded."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def buckets(items: Iterable[T], elements_of: Callable[[T], int]) -> list[list[T]]:
-    """Neighbours together up to a size, so that few calls carry many small ones."""
+    """Groups of neighbours, each of at most BUCKET_ELEMENTS or one larger item: one call carries many small ones."""
     found: list[list[T]] = []
-    elements = 0
+    size = 0
     for item in items:
-        elements += elements_of(item)
-        if not found or elements > BUCKET_ELEMENTS:
+        size += elements_of(item)
+        if not found or size > BUCKET_ELEMENTS:
             found.append([])
-            elements = elements_of(item)
+            size = elements_of(item)
         found[-1].append(item)
     return found
 
@@ -140,8 +142,8 @@ def require_equal_weights(model: torch.nn.Module, what: str) -> None:
 
 @torch.no_grad()
 def weights_digest(model: torch.nn.Module) -> str:
-    """A name of the model's weights that changes when an update changes them: a hash of the sums of bits of each
-    tensor, in pieces that take little memory. What ranks share is left out: none has it to compare."""
+    """A hash that changes when an update changes the weights: of the sums of bits of each tensor, in pieces that take
+    little memory. Sharded weights are left out: no rank has them to compare."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         piece.view(integers[tensor.element_size()]).sum(dtype=torch.int64)

@@ -1,230 +1,177 @@
-"""One RL step's learning: rollouts and advantages -> rows -> updates of the policy."""
+"""One RL step's learning: training samples and their advantages -> updates of the policy."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from configs.schema import Config, TrainingConfig
-from models import DiffusionLM
-from sample import Rollout, SamplingConfig
-from sample.sampler import hash_key
-from train.algorithm.advantages import Floats
-from train.algorithm.masking import RL_METHODS
+from sample import Rollout
+from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.objectives import (
+    BoundObjective,
     Metrics,
+    TokenBatch,
     Weights,
+    bind,
     clipped_surrogate,
     k3,
     per_token,
-    rollout_correction,
-    token_weights,
 )
-from train.algorithm.replay import MicroBatch, Replayer, TrainingSample, by_response, replay
-from train.distributed.sharding import rows_per_update
-from train.learner.updater import Loss, Updater, UpdateStats, outputs, scheduled
+from train.algorithm.packing import MicroBatch, TrainedTokens, trained_tokens
+from train.learner.batch import Replay, StepBatch
+from train.learner.optimizer import Schedule
+from train.learner.updater import Loss, StepTotals, Updater, UpdateResult, count_rows, outputs
 
 logger = logging.getLogger(__name__)
 
+LogProbs = Sequence[NDArray[np.float32]]
+REPORTED = {"kl": "kl", "clipped": "clip_ratio", "ratio": "ratio"}
+"""Sums of an objective that are logged per token under a name of the trainer; others are under objective/NAME."""
+_NOT_PER_TOKEN = ("tokens", "policy_loss", "kl_loss", "mismatch_kl", "mismatch_abs", "mismatch_tokens")
+
 
 @dataclass(frozen=True)
-class StepBatch:
-    """A step's rows with, for each, its advantage (one number, or [N] of its trained tokens) and the sampler's
-    log-probabilities [N]."""
+class Numbers:
+    """What an update's objective reads besides the policy: of each sample of the step, by place, [N] of its trained
+    tokens (credit: or one number). weights: of the update's samples `which`; sums: what the objective asked for."""
 
-    rows: list[TrainingSample]
-    advantages: list[float | Floats]
-    logp_rollout: list[NDArray[np.float32]]
-    longest_response: int
-    skipped: int
-
-
-def plan_updates(rows: Sequence[TrainingSample], rows_per_update: int, seed: Sequence[int]) -> list[list[int]]:
-    """Order and cut of a step's rows: whole responses shuffled by seed, until an update has `rows_per_update` rows as
-    dLLM-RL counts them (one a round); the last update may be smaller."""
-    responses = by_response(rows)
-    updates: list[list[int]] = [[]]
-    count = 0
-    for response in np.random.default_rng(seed).permutation(len(responses)):
-        if count >= rows_per_update:
-            updates.append([])
-            count = 0
-        updates[-1] += responses[response]
-        count += sum(rows[i].num_rounds for i in responses[response])
-    return [update for update in updates if update]
-
-
-def step_updates(rows: Sequence[TrainingSample], training: TrainingConfig, step: int) -> Iterator[list[int]]:
-    """The updates of RL step `step`, epoch after epoch."""
-    for epoch in range(training.num_train_epochs):
-        yield from plan_updates(rows, rows_per_update(training), [training.seed, step, epoch])
-
-
-def at_trained_tokens(given: float | Sequence[float] | Floats, rollout: Rollout, row: TrainingSample) -> float | Floats:
-    """A response's number as it is; one number a response token as [N] of the row's trained tokens, 0 at pads after
-    the answer. ValueError for another length."""
-    if np.ndim(given) == 0:
-        return given  # type: ignore[return-value]
-    if len(given) != rollout.num_response_tokens:  # type: ignore[arg-type]
-        raise ValueError(
-            f"rollout {rollout.key} has {rollout.num_response_tokens} tokens and {len(given)} rewards or "  # type: ignore[arg-type]
-            "advantages; give one number, or one a token."
-        )
-    canvas = np.zeros(len(rollout.canvas_ids))
-    canvas[: rollout.num_response_tokens] = given
-    return canvas[row.canvas_index]
+    batch: StepBatch
+    which: Sequence[int]
+    logp_old: LogProbs
+    logp_reference: LogProbs | None
+    weights: Weights
+    sums: Mapping[str, Mapping[int, NDArray[np.float32]]] = field(default_factory=dict)
 
 
 class Policy:
-    """The policy under training: turns rollouts into rows, and rows into updates whose optimizer lives across steps.
+    """The policy under training, whose optimizer lives across steps.
 
-    reference: the frozen model that the KL is to under training.kl_to=reference.
+    replay: makes samples of rollouts. objective: default clip. reference: the frozen model that the KL is to under
+    training.kl_to=reference.
     """
 
     def __init__(
         self,
-        model: DiffusionLM,
         updater: Updater,
-        config: Config,
-        sampling: SamplingConfig,
+        replay: Replay,
+        objective: BoundObjective | None = None,
+        schedule: Schedule | None = None,
         reference: nn.Module | None = None,
     ):
-        self.model, self.updater, self.sampling, self.reference = model, updater, sampling, reference
-        self.training, self.schedule, self.total_steps = (
-            config.training,
-            config.lr_scheduler,
-            config.experiment.total_step,
-        )
-        self.max_gen_length = config.training.max_gen_length or sampling.max_new_tokens
-        assert sampling.block_size is not None
-        self.replayer = Replayer(model.attention, model.logit_shift, model.mask_id, sampling.block_size)
-        self.as_sampled = config.training.method == "TraceRL" and config.training.shrink == 1
-        exact = self.as_sampled and sampling.cache in ("exact", "none")
-        choice = config.training.logp_old
-        self.recompute = choice == "recompute" or (choice == "auto" and not exact)
+        self.updater, self.replay, self.reference = updater, replay, reference
+        self.objective = objective or bind("clip", clipped_surrogate, replay.training)
+        self.schedule = schedule or Schedule()
 
     def batch(
-        self, rollouts: Sequence[Rollout], advantages: Sequence[float | Sequence[float] | Floats | None]
+        self,
+        rollouts: Sequence[Rollout],
+        credit: Sequence[float | Sequence[float] | Floats | None],
+        kind: CreditKind = "advantage",
     ) -> StepBatch:
-        """Replays every rollout that has an advantage, one number or one a response token. A rollout with a non-finite
-        log-probability is left out, counted and named."""
-        training = self.training
-        batch = StepBatch([], [], [], max((r.num_response_tokens for r in rollouts), default=0), 0)
-        skipped = 0
-        for rollout, advantage in zip(rollouts, advantages, strict=True):
-            if advantage is None:
-                continue
-            logprobs = np.asarray(rollout.canvas_logprobs, dtype=np.float32)
-            if not np.isfinite(logprobs).all():
-                skipped += 1
-                logger.warning("rollout %s left out: non-finite log-probability", rollout.key)
-                continue
-            rng = np.random.default_rng([training.seed, hash_key(rollout.key) % 2**63])
-            for row in replay(
-                rollout,
-                self.replayer,
-                training,
-                method=RL_METHODS[training.method],
-                pad_id=self.model.pad_id,
-                rng=rng,
-            ):
-                batch.rows.append(row)
-                batch.advantages.append(at_trained_tokens(advantage, rollout, row))
-                batch.logp_rollout.append(logprobs[row.canvas_index])
-        return replace(batch, skipped=skipped)
+        """As `Replay.batch`."""
+        return self.replay.batch(rollouts, credit, kind)
 
     def rows_to_train(self, batch: StepBatch) -> int:
         """Rows of all updates of a step."""
-        return len(batch.rows) * self.training.num_train_epochs
+        return count_rows(batch.samples, range(len(batch.samples))) * self.replay.training.num_train_epochs
 
     def train(self, batch: StepBatch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
-        """All updates of RL step `step` (from 1); `progress` hears of rows as they are done. Returns the metrics of the
-        step; of one without rows only how many rollouts were left out. One whose rows are all left out for a computed
-        log-probability counts as a skipped update."""
-        if not batch.rows:
+        """All updates of RL step `step` (from 1); `progress` gets the number of rows as they are done. Returns the
+        metrics of the step; of one without samples only how many rollouts were left out. One whose samples are all left
+        out for a computed log-probability counts as a skipped update."""
+        assert batch.kind == "advantage", "a critic turns rewards into advantages"
+        if not batch.samples:
             return {"rollouts_skipped": float(batch.skipped)}
-        training, stats = self.training, UpdateStats()
-        self.updater.set_rate(scheduled(self.schedule, step - 1, self.total_steps))
-        rows = batch.rows
+        self.updater.set_rate(self.schedule.scale(step - 1))
+        given = batch.samples
         batch, old, reference = self._with_log_probs(batch)
-        if not batch.rows:
-            self.updater.skip(rows, range(len(rows)), math.nan, math.nan, stats)
-            return {"rollouts_skipped": float(batch.skipped), "updates_skipped": float(stats.skipped)}
-        for which in step_updates(batch.rows, training, step):
-            loss_of = self._loss(batch, old, reference, which, measure_mismatch=stats.updates == 0)
-            self.updater.update(batch.rows, which, loss_of, stats, progress)
-        return self._metrics(stats, batch)
+        if not batch.samples:
+            self.updater.count_skipped(given, range(len(given)), UpdateResult(False, math.nan, math.nan))
+            return {"rollouts_skipped": float(batch.skipped), "updates_skipped": 1.0}
+        results: list[UpdateResult] = []
+        needs = self.objective.needs
+        for which in self.replay.updates(batch, step, whole_groups=needs.sums is not None):
+            measure = self.replay.as_sampled and not any(result.taken for result in results)
+            loss_of = self._loss(self._numbers(batch, which, old, reference), measure)
+            results.append(self.updater.update(batch.samples, which, loss_of, progress, needs))
+        return self._metrics(StepTotals(results), batch)
 
-    def weights(self, batch: StepBatch, which: Sequence[int]) -> Weights:
-        """Weights of the rows `which` in the update that they make."""
-        return token_weights(
-            [batch.rows[i] for i in which],
-            self.training.normalization,
-            max_gen_length=self.max_gen_length,
-            longest_response=batch.longest_response if self.model.attention == "block" else None,
-        )
-
-    def _with_log_probs(
-        self, batch: StepBatch
-    ) -> tuple[StepBatch, Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]] | None]:
-        """The batch with the old and the reference's log-probabilities of its rows. A response with a non-finite one is
-        left out, counted and named; every rank has all numbers and leaves out the same."""
-        every = range(len(batch.rows))
-        old = self.updater.outputs(batch.rows, every) if self.recompute else batch.logp_rollout
+    def _with_log_probs(self, batch: StepBatch) -> tuple[StepBatch, LogProbs, LogProbs | None]:
+        """The batch with the old and the reference's log-probabilities of its samples. A response with a non-finite one
+        is left out, counted and named; every rank has all numbers and leaves out the same."""
+        every = range(len(batch.samples))
+        old = self.updater.outputs(batch.samples, every) if self.replay.recomputes else batch.logp_rollout
         reference = None
         if self.reference is not None:
-            limit = self.training.max_tokens_per_microbatch
-            reference = outputs(self.reference, batch.rows, every, limit, self.updater.accelerator)
-        spoiled = dict.fromkeys(
-            batch.rows[i].key for logp in (old, reference or old) for i in every if not np.isfinite(logp[i]).all()
+            limit = self.updater.settings.max_tokens
+            reference = outputs(self.reference, batch.samples, every, limit, self.updater.accelerator)
+        non_finite = dict.fromkeys(
+            batch.samples[i].key for logp in (old, reference or old) for i in every if not np.isfinite(logp[i]).all()
         )
-        for key in spoiled:
+        for key in non_finite:
             logger.warning("rollout %s left out: non-finite log-probability in training", key)
-        kept = [i for i in every if batch.rows[i].key not in spoiled]
-        finite = StepBatch(
-            [batch.rows[i] for i in kept],
-            [batch.advantages[i] for i in kept],
-            [batch.logp_rollout[i] for i in kept],
-            batch.longest_response,
-            batch.skipped + len(spoiled),
-        )
+        kept = [i for i in every if batch.samples[i].key not in non_finite]
+        finite = batch.only(kept, len(non_finite))
         return finite, [old[i] for i in kept], None if reference is None else [reference[i] for i in kept]
 
-    def _loss(
-        self,
-        batch: StepBatch,
-        old: Sequence[NDArray[np.float32]],
-        reference: Sequence[NDArray[np.float32]] | None,
-        which: Sequence[int],
-        measure_mismatch: bool,
-    ) -> Loss:
-        training, device = self.training, self.updater.accelerator.device
-        weights = self.weights(batch, which)
-        policy_weight, kl_weight = (dict(zip(which, w, strict=True)) for w in (weights.policy, weights.kl))
+    def _numbers(self, batch: StepBatch, which: Sequence[int], old: LogProbs, reference: LogProbs | None) -> Numbers:
+        """What the objective reads of the update samples[which]; where it needs sums, after a forward pass over it."""
+        numbers = Numbers(batch, which, old, reference, self.replay.weights(batch, which))
+        if self.objective.needs.sums is None:
+            return numbers
+        now = self.updater.outputs(batch.samples, which, self.objective.needs.entropy)
+        tokens = trained_tokens(batch.samples, which)
+        device = self.updater.accelerator.device
+        with torch.no_grad():
+            logp = torch.from_numpy(np.concatenate([now[i] for i in which], axis=-1)).to(device)
+            sums = self.objective.sums(self._tokens(numbers, logp, tokens))
+        ends = np.cumsum([batch.samples[i].num_trained for i in which])[:-1]
+        by_sample = {
+            name: dict(zip(which, np.split(value.cpu().numpy(), ends), strict=True)) for name, value in sums.items()
+        }
+        return Numbers(batch, which, old, reference, numbers.weights, by_sample)
 
-        def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-            logp_old_N = per_token(old, micro, device)
-            logp_rollout_N = per_token(batch.logp_rollout, micro, device)
-            loss, metrics = clipped_surrogate(
-                logp_N,
-                logp_old_N,
-                per_token(batch.advantages, micro, device),
-                per_token(policy_weight, micro, device),
-                eps=training.eps,
-                beta=training.beta,
-                kl=training.kl_estimator or ("k3" if training.use_kl_estimator_k3 else "k1"),
-                logp_reference_N=None if reference is None else per_token(reference, micro, device),
-                kl_weight_N=per_token(kl_weight, micro, device),
-                correction_N=rollout_correction(
-                    training.rollout_correction, logp_old_N, logp_rollout_N, training.rollout_correction_limit
-                ),
-            )
-            if measure_mismatch and self.as_sampled:
-                gap = logp_rollout_N - logp_N.detach()
+    def _tokens(self, numbers: Numbers, output: Tensor, tokens: TrainedTokens) -> TokenBatch:
+        """The record of these trained tokens. output: log-probabilities [N], or [2, N] with entropies under them."""
+        batch, device = numbers.batch, self.updater.accelerator.device
+        logp, entropy = output if output.dim() == 2 else (output, None)
+        keys = [batch.samples[i].key for i in tokens.samples]
+
+        def spread(values: Sequence | Mapping) -> Tensor:
+            return per_token(values, tokens, device)
+
+        def numbered(names: Sequence) -> Tensor:
+            order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+            number_of_sample = np.array([order[name] for name in names], dtype=np.int64)
+            return torch.from_numpy(number_of_sample[tokens.sample_of_N]).to(device)
+
+        rounds = np.concatenate([batch.samples[i].round_index for i in tokens.samples])
+        return TokenBatch(
+            logp=logp,
+            logp_old=spread(numbers.logp_old),
+            logp_rollout=spread(batch.logp_rollout),
+            logp_reference=None if numbers.logp_reference is None else spread(numbers.logp_reference),
+            advantage=spread(batch.credit),
+            weight=spread(dict(zip(numbers.which, numbers.weights.policy, strict=True))),
+            kl_weight=spread(dict(zip(numbers.which, numbers.weights.kl, strict=True))),
+            response=numbered(keys),
+            round=torch.from_numpy(rounds.astype(np.int64)).to(device),
+            group=numbered([self.replay.group_of(key) for key in keys]),
+            entropy=entropy,
+            sums={name: spread(values) for name, values in numbers.sums.items()} or None,
+        )
+
+    def _loss(self, numbers: Numbers, measure_mismatch: bool) -> Loss:
+        def loss_of(output: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+            tokens = self._tokens(numbers, output, micro)
+            loss, metrics = self.objective(tokens)
+            if measure_mismatch:
+                gap = tokens.logp_rollout - tokens.logp.detach()
                 metrics |= {
                     "mismatch_kl": k3(gap).sum(),
                     "mismatch_abs": gap.abs().sum(),
@@ -234,23 +181,22 @@ class Policy:
 
         return loss_of
 
-    def _metrics(self, stats: UpdateStats, batch: StepBatch) -> dict[str, float]:
-        updates = max(1, stats.updates)
-        compared = stats.sums.get("mismatch_tokens", 0.0)
-        mismatch = {name: stats.sums[name] / compared for name in ("mismatch_kl", "mismatch_abs") if compared}
+    def _metrics(self, totals: StepTotals, batch: StepBatch) -> dict[str, float]:
+        compared = totals.total("mismatch_tokens")
+        mismatch = {name: totals.total(name) / compared for name in ("mismatch_kl", "mismatch_abs") if compared}
+        named = {REPORTED.get(name, f"objective/{name}"): name for name in totals.names if name not in _NOT_PER_TOKEN}
+        policy_loss = totals.total("policy_loss") / max(1, totals.updates)
         return mismatch | {
-            "loss": stats.sums.get("loss", 0.0) / updates,
-            "policy_loss": stats.sums.get("policy_loss", 0.0) / updates,
-            "kl": stats.per_token("kl"),
-            "clip_ratio": stats.per_token("clipped"),
-            "ratio": stats.per_token("ratio"),
-            "grad_norm": stats.mean_grad_norm,
+            "loss": totals.mean_loss,
+            **({"policy_loss": policy_loss} if "policy_loss" in totals.names else {}),
+            **{shown: totals.per_token(name) for shown, name in named.items()},
+            "grad_norm": totals.mean_grad_norm,
             "learning_rate": self.updater.rate,
-            "updates": float(stats.updates),
-            "updates_skipped": float(stats.skipped),
-            "micro_batches": float(stats.micro_batches),
-            "trained_tokens": stats.sums.get("tokens", 0.0),
-            "packed_tokens": float(stats.packed_tokens),
-            "rows": float(sum(row.num_rounds for row in batch.rows)),
+            "updates": float(totals.updates),
+            "updates_skipped": float(totals.skipped),
+            "micro_batches": float(totals.micro_batches),
+            "trained_tokens": totals.total("tokens"),
+            "packed_tokens": float(totals.packed_tokens),
+            "rows": float(count_rows(batch.samples, range(len(batch.samples)))),
             "rollouts_skipped": float(batch.skipped),
         }

@@ -1,10 +1,7 @@
-"""Gradient updates: exact accumulation over micro-batches, clipping, the learning rate, and the guard against
-non-finite numbers."""
+"""Gradient updates: exact accumulation over micro-batches and ranks, and the guard against non-finite numbers."""
 
 import logging
-import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,141 +12,149 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.engine import STAGES, TITLES, Kind
-from configs.schema import Config, OptimizerParams, SchedulerConfig
 from models import lora
 from runtime import ranks
-from train.algorithm.objectives import Metrics
-from train.algorithm.replay import MicroBatch, TrainingSample, pack, within_budget
-from train.distributed.engine import FsdpAccelerator, make_engine, zero_accelerator
+from train.algorithm.objectives import NOTHING, Metrics, Needs
+from train.algorithm.packing import MicroBatch, pack, within_budget
+from train.algorithm.replay import TrainingSample
+from train.distributed.accelerator import make_engine
 from train.distributed.sharding import require_equal_weights, share
+from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_optimizer
 
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 
 
-def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -> Accelerator:
-    """accelerate's Accelerator of this run, one process included (where there is nothing to share out). precision:
-    "bf16" or "no".
+@dataclass(frozen=True)
+class UpdateResult:
+    """One update. taken: False where loss or gradient were not finite and the weights stayed; loss and sums (of the
+    metrics that the loss function returns), micro_batches and packed_tokens are over all ranks; grad_norm: before
+    clipping."""
 
-    ValueError where accelerate's launcher asks for an engine that is not here; RuntimeError where accelerate sees other
-    ranks than this job has.
-    """
-    for engine in ("FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise ValueError(
-                f"accelerate's config asks for {engine}, which is not here. Take a _ddp or _deepspeed config of "
-                "accelerate_configs/, or start the command without accelerate, for FSDP2 with "
-                "experiment.deepspeed_file=1_node_8_gpus_fsdp2 or its like."
-            )
-    if kind.startswith("zero") and ranks.world_size() > 1:
-        accelerator = zero_accelerator(STAGES[kind], precision, device)
-    else:
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        made = FsdpAccelerator if kind == "fsdp2" and ranks.world_size() > 1 else Accelerator
-        accelerator = made(mixed_precision=precision, cpu=device.type == "cpu")
-    if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
-        raise RuntimeError(
-            f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
-            f"{ranks.rank()} of {ranks.world_size()}: the launcher's variables do not agree."
-        )
-    engine = f"{accelerator.distributed_type}, {TITLES[kind]}, {precision}, {accelerator.device.type}"
-    ranks.require_alike("the engine", engine)
-    return accelerator
-
-
-def make_optimizer(model: torch.nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; decay on matrices only (norms and biases are left alone)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": params.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=(params.beta1, params.beta2), eps=params.epsilon)
-
-
-def learning_rate_scale(step: float, total: float, *, shape: str, warmup: float, min_scale: float) -> float:
-    """Share of the peak rate at `step` (counted from 0) of `total`: linear warm-up, then the decay down to
-    min_scale, clamped there."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if shape == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
-    decay = 0.5 * (1.0 + math.cos(math.pi * progress)) if shape == "cosine" else 1.0 - progress
-    return min_scale + (1.0 - min_scale) * decay
-
-
-def scheduled(schedule: SchedulerConfig, step: float, total: float) -> float:
-    """`learning_rate_scale` of a config's schedule."""
-    params = schedule.params
-    return learning_rate_scale(
-        step, total, shape=schedule.scheduler, warmup=params.warmup_steps, min_scale=params.min_lr_scale
-    )
-
-
-@dataclass
-class UpdateStats:
-    """Sums over the updates of one step; `mean` metrics come from dividing by tokens."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    updates: int = 0
-    skipped: int = 0
-    grad_norms: list[float] = field(default_factory=list)
+    taken: bool
+    loss: float
+    grad_norm: float
+    sums: Mapping[str, float] = field(default_factory=dict)
     micro_batches: int = 0
     packed_tokens: int = 0
 
-    def add(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+
+@dataclass(frozen=True)
+class StepTotals:
+    """The updates of one step, added up."""
+
+    results: Sequence[UpdateResult] = ()
+
+    @property
+    def taken(self) -> list[UpdateResult]:
+        return [result for result in self.results if result.taken]
+
+    @property
+    def updates(self) -> int:
+        return len(self.taken)
+
+    @property
+    def skipped(self) -> int:
+        return len(self.results) - self.updates
+
+    @property
+    def micro_batches(self) -> int:
+        return sum(result.micro_batches for result in self.results)
+
+    @property
+    def packed_tokens(self) -> int:
+        return sum(result.packed_tokens for result in self.results)
+
+    @property
+    def mean_loss(self) -> float:
+        return sum((result.loss for result in self.taken), 0.0) / max(1, self.updates)
 
     @property
     def mean_grad_norm(self) -> float:
-        return float(np.mean(self.grad_norms)) if self.grad_norms else 0.0
+        return float(np.mean([result.grad_norm for result in self.taken])) if self.taken else 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """Of the sums, in the order in which they came."""
+        return list(dict.fromkeys(name for result in self.results for name in result.sums))
+
+    def total(self, name: str) -> float:
+        """A sum over the updates that were taken; 0 where none has it."""
+        return sum((result.sums.get(name, 0.0) for result in self.taken), 0.0)
 
     def per_token(self, name: str) -> float:
-        return self.sums.get(name, 0.0) / max(1.0, self.sums.get("tokens", 0.0))
+        return self.total(name) / max(1.0, self.total("tokens"))
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What one rank's forward and backward passes of an update add up to."""
+
+    loss: float
+    sums: dict[str, float]
+    micro_batches: int
+    packed_tokens: int
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 @torch.no_grad()
 def outputs(
     model: torch.nn.Module,
-    rows: Sequence[TrainingSample],
+    samples: Sequence[TrainingSample],
     which: Sequence[int],
     max_tokens: int,
     accelerator: Accelerator,
     lockstep: bool = False,
+    entropy: bool = False,
 ) -> list[NDArray[np.float32]]:
-    """A model's numbers [N] for each row's trained tokens under its weights as they are; empty for rows that are not in
-    `which`. The ranks share the rows, and each gets all numbers. lockstep: all run as many forwards."""
+    """A model's numbers [N] (entropy: [2, N], as `_forward`) for each sample's trained tokens under its weights as they
+    are; empty for samples that are not in `which`. The ranks shard the samples, and each gets all numbers. lockstep:
+    all run as many forwards."""
     found: dict[int, NDArray[np.float32]] = {}
-    for group, is_padding in _shared_groups(rows, which, max_tokens, lockstep):
-        batch = pack(rows, group, accelerator.device)
+    for group, is_padding in _sharded_groups(samples, which, max_tokens, lockstep):
+        batch = pack(samples, group, accelerator.device)
         with accelerator.autocast():
-            output_N = _outputs(model, batch).float().cpu().numpy()
+            output_N = _forward(model, batch, entropy).float().cpu().numpy()
         if is_padding:
             continue
-        for place, i in enumerate(batch.rows):
-            found[i] = output_N[batch.row_of_N == place]
+        for place, i in enumerate(batch.samples):
+            found[i] = output_N[..., batch.sample_of_N == place]
     everywhere = {i: output_N for part in ranks.gather(found) for i, output_N in part.items()}
-    return [everywhere.get(i, np.empty(0, np.float32)) for i in range(len(rows))]
+    return [everywhere.get(i, np.empty(0, np.float32)) for i in range(len(samples))]
 
 
-def _shared_groups(
-    rows: Sequence[TrainingSample], which: Sequence[int], max_tokens: int, lockstep: bool
+def _sharded_groups(
+    samples: Sequence[TrainingSample],
+    which: Sequence[int],
+    max_tokens: int,
+    lockstep: bool,
+    whole_responses: bool = False,
 ) -> list[tuple[list[int], bool]]:
-    """The rows of this rank's micro-batches of rows[which]; `lockstep`: as many on every rank, those that fill up
-    marked True."""
-    mine = within_budget(rows, share(rows, which), max_tokens)
+    """The samples of each of this rank's micro-batches of samples[which], and whether it is padding: `lockstep` pads
+    with the shortest sample, so that all ranks run the same number. whole_responses: as `within_budget`."""
+    mine = within_budget(samples, share(samples, which), max_tokens, whole_responses)
     missing = max(ranks.gather(len(mine))) - len(mine) if lockstep else 0
-    shortest = [min(which, key=lambda i: rows[i].num_tokens)] if missing else []
+    shortest = [min(which, key=lambda i: samples[i].num_tokens)] if missing else []
     return [(group, False) for group in mine] + [(shortest, True)] * missing
 
 
-def _outputs(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    return model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
+def _forward(model: torch.nn.Module, batch: MicroBatch, entropy: bool = False) -> Tensor:
+    """The model's numbers of a micro-batch's trained tokens [N]; with entropy [2, N], the entropies second."""
+    given = batch.ids, batch.positions, batch.layout, batch.index, batch.targets
+    return model(*given, entropy=True) if entropy else model(*given)
+
+
+def count_rows(samples: Sequence[TrainingSample], which: Iterable[int]) -> int:
+    """Rows of samples[which] as dLLM-RL counts them: one a response and round."""
+    return sum(samples[i].num_rounds for i in which)
 
 
 class NotFinite(RuntimeError):
@@ -161,22 +166,24 @@ class Updater:
     and targets to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
 
     A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
-    in a row stop the run (NotFinite). Ranks share the rows of an update and sum their gradients, so that weights
-    stay equal and the number of ranks does not enter; a rank may be left without rows.
+    in a row stop the run (NotFinite). Ranks shard the samples of an update and sum their gradients, so that weights
+    stay equal and the number of ranks does not enter; a rank may be left without samples.
     """
 
-    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, config: Config):
-        self.accelerator = accelerator
-        self.peak_rate = config.optimizer.params.learning_rate
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        accelerator: Accelerator,
+        optimizer: OptimizerSettings | None = None,
+        settings: UpdateSettings | None = None,
+    ):
+        optimizer, self.settings = optimizer or OptimizerSettings(), settings or UpdateSettings()
+        self.accelerator, self.peak_rate = accelerator, optimizer.learning_rate
         require_equal_weights(model, type(model).__name__)
-        optimizer = make_optimizer(model, config.optimizer.params)
-        self.engine = make_engine(model, optimizer, accelerator, config.training.max_grad_norm)
+        self.engine = make_engine(model, make_optimizer(model, optimizer), accelerator, self.settings.max_grad_norm)
         self.model = self.engine.model
-        self.max_tokens = config.training.max_tokens_per_microbatch
-        self.max_skipped = config.training.max_skipped_updates
-        self.seed, self.updates = config.training.seed, 0
-        self.skipped_in_a_row = 0
-        self.rate = 0.0
+        self.updates = self.skipped_in_a_row = 0
+        self.rate = self.peak_rate
 
     def set_rate(self, scale: float) -> None:
         self.rate = self.peak_rate * scale
@@ -185,60 +192,72 @@ class Updater:
 
     def update(
         self,
-        rows: Sequence[TrainingSample],
+        samples: Sequence[TrainingSample],
         which: Sequence[int],
         loss_of: Loss,
-        stats: UpdateStats,
         progress: Callable[[int], None] | None = None,
-    ) -> None:
-        """One optimizer step on rows[which]; loss_of maps (the model's numbers [N], micro-batch) to (its share of
-        the loss, sums); progress hears of rows as they are done."""
+        needs: Needs = NOTHING,
+    ) -> UpdateResult:
+        """One optimizer step on samples[which]; loss_of maps (the model's numbers [N], or [2, N] where it needs
+        entropies, micro-batch) to (its share of the loss, sums); progress gets the number of rows as they are done."""
         self.model.train()
-        device, lockstep = self.accelerator.device, self.engine.lockstep
-        groups = _shared_groups(rows, which, self.max_tokens, lockstep)
-        done, packed_tokens = 0, 0
+        parts = ranks.gather(self._passes(samples, which, loss_of, progress or (lambda rows: None), needs))
+        loss = sum((part.loss for part in parts), 0.0)
+        step = self.engine.step(loss)
+        result = UpdateResult(
+            step.taken,
+            loss,
+            step.norm,
+            _summed(part.sums for part in parts),
+            sum(part.micro_batches for part in parts),
+            sum(part.packed_tokens for part in parts),
+        )
+        if result.taken:
+            self.skipped_in_a_row = 0
+        else:
+            self.count_skipped(samples, which, result)
+        self.updates += 1
+        return result
+
+    def _passes(
+        self,
+        samples: Sequence[TrainingSample],
+        which: Sequence[int],
+        loss_of: Loss,
+        progress: Callable[[int], None],
+        needs: Needs,
+    ) -> _Passes:
+        """Forward and backward over this rank's micro-batches of samples[which]."""
+        device, packed_tokens, mine = self.accelerator.device, 0, []
+        limit, lockstep = self.settings.max_tokens, self.engine.lockstep
+        groups = _sharded_groups(samples, which, limit, lockstep, needs.whole_responses)
         totals: dict[str, Tensor] = {}
         loss_sum = torch.zeros((), device=device)
         for place, (group, is_padding) in enumerate(groups):
-            batch, last = pack(rows, group, device), place == len(groups) - 1
+            batch, last = pack(samples, group, device), place == len(groups) - 1
             if is_padding:
-                self.engine.backward(0.0 * _outputs(self.model, batch).sum(), last)
+                self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)
                 continue
-            with self._dropping(rows, batch):
-                loss, metrics = loss_of(_outputs(self.model, batch), batch)
+            with self._dropping(samples, batch):
+                loss, metrics = loss_of(_forward(self.model, batch, needs.entropy), batch)
                 self.engine.backward(loss, last)
             loss_sum += loss.detach()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
-            done, packed_tokens = done + len(group), packed_tokens + batch.ids.numel()
-            if progress is not None:
-                progress(len(group))
-        if progress is not None:
-            progress(len(which) - done)
-        parts = {f"metric/{name}": float(value) for name, value in totals.items()} | {
-            "loss": float(loss_sum),
-            "micro_batches": sum(not is_padding for _, is_padding in groups),
-            "packed_tokens": packed_tokens,
-        }
-        sums = ranks.summed(parts)
-        loss_of_update = sums.pop("loss")
-        stats.micro_batches += int(sums.pop("micro_batches"))
-        stats.packed_tokens += int(sums.pop("packed_tokens"))
-        step = self.engine.step(loss_of_update)
-        if step.taken:
-            self.skipped_in_a_row = 0
-            stats.updates += 1
-            stats.grad_norms.append(step.norm)
-            metrics_of_update = {name.removeprefix("metric/"): value for name, value in sums.items()}
-            stats.add(metrics_of_update | {"loss": loss_of_update})
-        else:
-            self.skip(rows, which, loss_of_update, step.norm, stats)
-        self.updates += 1
+            mine.append(group)
+            packed_tokens += batch.ids.numel()
+            progress(count_rows(samples, group))
+        progress(count_rows(samples, which) - sum(count_rows(samples, group) for group in mine))
+        sums = {name: float(value) for name, value in totals.items()}
+        return _Passes(float(loss_sum), sums, len(mine), packed_tokens)
 
-    def outputs(self, rows: Sequence[TrainingSample], which: Sequence[int]) -> list[NDArray[np.float32]]:
+    def outputs(
+        self, samples: Sequence[TrainingSample], which: Sequence[int], entropy: bool = False
+    ) -> list[NDArray[np.float32]]:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
-        return outputs(self.model, rows, which, self.max_tokens, self.accelerator, self.engine.lockstep)
+        limit, lockstep = self.settings.max_tokens, self.engine.lockstep
+        return outputs(self.model, samples, which, limit, self.accelerator, lockstep, entropy)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -252,26 +271,25 @@ class Updater:
         self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
-    def _dropping(self, rows: Sequence[TrainingSample], batch: MicroBatch) -> AbstractContextManager[None]:
-        """The adapters' dropout, by seeds from (seed, update, place of the row, place of the token in it): how rows are
-        packed and shared does not enter."""
+    def _dropping(self, samples: Sequence[TrainingSample], batch: MicroBatch) -> AbstractContextManager[None]:
+        """The adapters' dropout, by seeds from (seed, update, place of the sample, place of the token in it): neither
+        packing nor sharding enters."""
         if not lora.dropouts(self.model):
             return nullcontext()
         seeds = [
-            np.random.default_rng([self.seed, self.updates, i]).integers(2**63, size=rows[i].num_tokens)
-            for i in batch.rows
+            np.random.default_rng([self.settings.seed, self.updates, i]).integers(2**63, size=samples[i].num_tokens)
+            for i in batch.samples
         ]
         return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
 
-    def skip(
-        self, rows: Sequence[TrainingSample], which: Sequence[int], loss: float, norm: float, stats: UpdateStats
-    ) -> None:
-        """Counts and names an update on rows[which] that is not taken; NotFinite where it is one too many in a row."""
-        stats.skipped += 1
+    def count_skipped(self, samples: Sequence[TrainingSample], which: Sequence[int], result: UpdateResult) -> None:
+        """Counts and names an update on samples[which] that was not taken; NotFinite where it is one too many in a
+        row."""
         self.skipped_in_a_row += 1
-        names = ", ".join(str(rows[i].key) for i in list(which)[:4]) + (", ..." if len(which) > 4 else "")
+        loss, norm = result.loss, result.grad_norm
+        names = ", ".join(str(samples[i].key) for i in list(which)[:4]) + (", ..." if len(which) > 4 else "")
         logger.warning("update skipped: loss %g, gradient norm %g; samples %s", loss, norm, names)
-        if self.skipped_in_a_row >= self.max_skipped:
+        if self.skipped_in_a_row >= self.settings.max_skipped:
             raise NotFinite(
                 f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm "
                 f"{norm:g}, samples {names}). The weights were not touched by them. "

@@ -16,13 +16,17 @@ from configs.schema import Config, DecodeConfig
 from models.checkpoint import empty_network, stored_elements
 from models.families import Family, find_family
 from models.folder import read_json, resolve_folder
+from models.spec import CheckpointSpec
 from runtime import ranks
 from sample import Rollout, SamplingConfig
-from sample.sampler import PREFILL_MAX_TOKENS
-from train.algorithm.masking import RL_METHODS, SFT_METHODS
-from train.algorithm.replay import Replayer, TrainingSample, pack, replay, span_tokens
-from train.distributed.engine import REDUCE_BUCKET_ELEMENTS, engine_kind, world_size, zero_stage
+from sample.generation import PREFILL_MAX_TOKENS
+from sample.unmask import choice_bytes
+from train.algorithm.masking import Method
+from train.algorithm.packing import pack, span_tokens
+from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.distributed.sharding import BUCKET_ELEMENTS
+from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.memory.sizes import (
     ADAM_BYTES,
     ADAPTED,
@@ -32,12 +36,14 @@ from train.memory.sizes import (
     Packing,
     Precision,
     cache_bytes,
-    choice_bytes,
     forward_bytes,
     micro_batch_bytes,
     state_bytes,
 )
-from train.setup import models as session
+from train.setup.doors import method_of, objective_of
+from train.setup.models import adapters_of, value_spec_of
+from train.setup.process import pick_device, precision
+from train.setup.prompts import decodings
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
@@ -64,8 +70,8 @@ class Machine:
         if config.experiment.gpu_memory_gib:
             half = config.training.mixed_precision != "no"
             return Machine("cuda", config.experiment.gpu_memory_gib * 2**30, half)
-        device = session.pick_device(config.model.device)
-        half = session.precision(config, device) == "bf16"
+        device = pick_device(config.model.device)
+        half = precision(config, device) == "bf16"
         if device.type == "cuda":
             return Machine("cuda", torch.cuda.get_device_properties(device).total_memory, half)
         local = max(config.experiment.processes, ranks.local_world_size())
@@ -96,14 +102,15 @@ def _empty(folder: Path, model_base: str | None) -> PreTrainedModel:
     return empty_network(find_family(raw_config, model_base, str(folder)), raw_config)
 
 
-def longest_rows(config: Config, family: Family, block_size: int, answer_tokens: int) -> list[TrainingSample]:
-    """The rows of the longest response that a run may train: a prompt of training.max_prompt_len, an answer that needs
-    every denoising step."""
+def longest_rows(
+    config: Config, family: Family, method: Method, block_size: int, answer_tokens: int
+) -> list[TrainingSample]:
+    """The training samples of the longest response that a run may train: a prompt of training.max_prompt_len, a
+    response that needs every denoising step."""
     training, rollout = config.training, config.rollout
-    methods = RL_METHODS | SFT_METHODS
     place = np.arange(answer_tokens)
     grid = place + (training.max_prompt_len if family.attention == "block" else 0)
-    per_block = min(_first(rollout.denoising_steps_per_block, block_size), block_size)
+    per_block = min(_first(rollout.steps_per_block, block_size), block_size)
     step = grid // block_size * per_block + grid % block_size * per_block // block_size
     response = Rollout(
         key=(0,),
@@ -117,7 +124,7 @@ def longest_rows(config: Config, family: Family, block_size: int, answer_tokens:
         weights_version=0,
     )
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
-    return replay(response, replayer, replace(training, post_num=0), method=methods[training.method])
+    return replay(response, replayer, replace(training, post_num=0), method=method)
 
 
 class Budget:
@@ -144,17 +151,22 @@ class Budget:
         self.engine = TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}"
         self.processes = processes or world_size(config)
         self.machine = machine or Machine.of(config)
-        self.family = session.model_family(config, folder)
+        spec = CheckpointSpec.read(folder, config.model.model_base)
+        self.family = spec.family
         self.net = network_of(folder, config.model.model_base)
         self.block_size = self._block_size(folder, config.training.block_size or config.rollout.block_size)
-        self.adapters = adapters = session.adapters_of(config, folder)
+        self.adapters = adapters = adapters_of(config, spec)
         self.adapted = frozenset(adapters.targets or ADAPTED) if adapters else None
         self.adapter_parameters = adapters.count(_empty(folder, config.model.model_base).model) if adapters else 0
         self.trained = self.adapter_parameters or self.net.parameters
-        value_base = session.check_value_base(config) if kind == "rl" else None
-        self.value = network_of(value_base, config.model.model_base) if value_base else None
+        value_spec = value_spec_of(config, spec) if kind == "rl" else None
+        self.value = network_of(value_spec.folder, config.model.model_base) if value_spec else None
         longest = answer_tokens or config.rollout.max_new_tokens
-        self.rows = longest_rows(config, self.family, self.block_size, longest) if kind != "eval" else []
+        self.rows: list[TrainingSample] = []
+        if kind != "eval":
+            method = method_of(config.training, "rl" if kind == "rl" else "sft")
+            self.rows = longest_rows(config, self.family, method, self.block_size, longest)
+        self.whole_responses = kind == "rl" and objective_of(config.training).needs.whole_responses
         self.row = max(self.rows, key=lambda row: (row.num_tokens, row.num_trained), default=None)
         self.packing = self._packing()
 
@@ -172,20 +184,26 @@ class Budget:
     @property
     def slots(self) -> int:
         rollout = self.config.rollout
-        return rollout.slots if self.config.experiment.deterministic else min(rollout.slots, self.most_slots)
+        return rollout.max_slots if self.config.experiment.deterministic else min(rollout.max_slots, self.most_slots)
 
     @property
     def most_slots(self) -> int:
         """Answers of a step that one process decodes."""
         rollout = self.config.rollout
         if self.kind == "eval":
-            return max(rollout.slots, 2**16)
+            return max(rollout.max_slots, 2**16)
         return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Of the largest micro-batch: a row that exceeds the budget is run whole."""
-        return max(self.config.training.max_tokens_per_microbatch, self.row.num_tokens if self.row else 0)
+        """Of the largest micro-batch: what exceeds the budget and cannot be split is run whole."""
+        return max(self.config.training.max_tokens_per_microbatch, self.unsplit_tokens)
+
+    @property
+    def unsplit_tokens(self) -> int:
+        """Of what no micro-batch splits: the longest sample, or all samples of the longest response."""
+        tokens = [row.num_tokens for row in self.rows]
+        return sum(tokens) if self.whole_responses else max(tokens, default=0)
 
     @property
     def sampler_width(self) -> int:
@@ -232,7 +250,7 @@ class Budget:
             phases |= self._updates("value ", self.value, self._value_trained(), tokens)
         phases |= self._updates("", self.net, self.trained, tokens)
         if evaluation.eval_dataset:
-            phases["evaluation"] = self._sampling(evaluation, evaluation.slots)
+            phases["evaluation"] = self._sampling(evaluation, evaluation.max_slots)
         return phases
 
     def total(self, parts: Mapping[str, float]) -> float:
@@ -258,7 +276,7 @@ class Budget:
             return all(self.total(parts) <= self.usable for name, parts in phases.items() if "update" in name)
 
         found = _largest(fits, _LARGEST_TOKENS)
-        return found if self.row is not None and found >= self.row.num_tokens else 0
+        return found if self.rows and found >= self.unsplit_tokens else 0
 
     def host(self) -> Parts:
         """On the host of rank 0, beside what Python and its libraries take: weights on their way to or from the disk,
@@ -305,7 +323,7 @@ class Budget:
         return self.config.training.max_prompt_len + decode.max_new_tokens + block_size - 1
 
     def _cached(self, decode: DecodeConfig) -> bool:
-        return self.family.attention == "block" or decode.use_cache or decode.cache in ("prefix", "dual")
+        return self.family.attention == "block" or decode.cache in ("prefix", "dual")
 
     def _slots(self, decode: DecodeConfig, slots: int, block_size: int | None = None) -> float:
         capacity = self._capacity(decode, block_size or self.block_size)
@@ -324,20 +342,7 @@ class Budget:
         else:
             forward = self._forward(slots * capacity)
         ways = [
-            choice_bytes(
-                self.net,
-                positions,
-                width,
-                SamplingConfig(
-                    temperature=decode.temperature,
-                    top_k=top_k,
-                    top_p=decode.top_p,
-                    target=decode.target,
-                    strategy=strategy,
-                ),
-            )
-            for top_k in _every(decode.top_k)
-            for strategy in _every(decode.remasking_strategy)
+            choice_bytes(SamplingConfig(**chosen).rules(), positions, self.net.vocab) for chosen in decodings(decode)
         ]
         choosing = width * positions * self.net.hidden + max(ways)
         return {"slots": self._slots(decode, slots, widest), "a step": max(forward, choosing)}

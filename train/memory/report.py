@@ -46,7 +46,8 @@ def memory_lines(budget: Budget) -> list[str]:
     if budget.kind != "sft":
         slots = budget.largest_slots()
         most = "; all answers of a step" if slots == budget.most_slots else ""
-        lines.append(f"    largest     {f'{slots:,} slots' if slots else 'no slot fits'} (rollout.max_active{most})")
+        found = f"{slots:,} slots" if slots else "no slot fits"
+        lines.append(f"    largest     {found} ({budget.config.rollout.key('max_slots')}{most})")
     host = budget.host()
     if host:
         lines.append(
@@ -59,13 +60,14 @@ def _fix(budget: Budget, phase: str) -> str:
     """What to set so that a phase fits."""
     training = budget.config.training
     if phase == "evaluation":
-        return "lower evaluation.max_active or evaluation.max_token."
+        evaluation = budget.config.evaluation
+        return f"lower {evaluation.key('max_slots')} or {evaluation.key('max_new_tokens')}."
     if "update" in phase and (tokens := budget.largest_tokens()):
         return f"set training.max_tokens_per_microbatch={tokens}."
     if "update" in phase and not training.gradient_checkpointing_enable:
         return "set training.gradient_checkpointing_enable=true."
     if phase == "sampling" and (slots := budget.largest_slots()):
-        return f"set rollout.max_active={slots}."
+        return f"set {budget.config.rollout.key('max_slots')}={slots}."
     return _less(budget)
 
 

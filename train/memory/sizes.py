@@ -16,10 +16,9 @@ from torch import nn
 from models.attention import Packed
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
-from sample.unmask import CHUNK, Choices
-from train.algorithm.replay import MicroBatch
+from train.algorithm.packing import MicroBatch
 
-FP64, FP32, BF16 = 8, 4, 2
+FP32, BF16 = 4, 2
 ADAM_BYTES = 8
 """Of a trained parameter: two moments in fp32."""
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -246,18 +245,3 @@ def forward_bytes(
     attention = (5 + ("q_proj" in adapted)) * H * d + 2 * G * d
     mask = (width + 1) * H / G * seen_tokens
     return tokens * (width * (2 * D + max(D + mlp, attention)) + 2 * FP32 * d + mask)
-
-
-def choice_bytes(net: Network, positions: float, width: int, choices: Choices) -> float:
-    """The most that a step holds to choose tokens at so many positions: logits, their softmax, and what filters make of
-    them (`sample.unmask.propose`)."""
-    held = 2 * FP32
-    if not choices.greedy and (choices.temperature != 1.0 or choices.top_k or choices.top_p < 1.0):
-        held = 4 * FP32 + 1
-        if choices.top_p < 1.0 and not choices.top_k:
-            held = (7 if choices.temperature != 1.0 else 6) * FP32
-    elif net.vocab % CHUNK or choices.target == "neg_entropy" or choices.strategy == "entropy_bounded":
-        held = 3 * FP32
-    drawing = 0 if choices.greedy else CHUNK * (FP32 + 2 * FP64)
-    weights = (3 if net.vocab % CHUNK else 2) * FP32
-    return positions * max(net.vocab * held, net.vocab * weights + drawing)

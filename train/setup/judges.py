@@ -31,8 +31,8 @@ def prompt_tokens(judge: JudgeConfig) -> int:
     """Tokens that a judge's longest answer leaves for its question."""
     if judge.max_tokens >= judge.max_model_len:
         raise ValueError(
-            f"judge.max_tokens={judge.max_tokens} leaves no room for a question in "
-            f"judge.max_model_len={judge.max_model_len}: lower the one or raise the other."
+            f"{judge.key('max_tokens')}={judge.max_tokens} leaves no room for a question in "
+            f"{judge.key('max_model_len')}={judge.max_model_len}: lower the one or raise the other."
         )
     return judge.max_model_len - judge.max_tokens
 
@@ -50,7 +50,7 @@ class LocalJudge:
         try:
             self.folder = resolve_folder(find(path))
         except ValueError as error:
-            raise ValueError(f"judge.local: {error}") from None
+            raise ValueError(f"{config.key('local')}: {error}") from None
         self._loaded = False
 
     def _load(self) -> None:
@@ -135,7 +135,7 @@ class StepJudge:
     def __init__(self, config: Config, model: DiffusionLM, judge: CachedJudge):
         tokenizer = tokenizer_of(model)
         self.group_size = config.rollout.num_response_per_task
-        self.value_follows, self.gamma = bool(config.model.value_base_model), config.training.gam
+        self.gamma = config.training.gam
         self.process = ProcessReward(
             judge,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
@@ -151,13 +151,13 @@ class StepJudge:
         rewards: Sequence[float | None],
         scored: Credit,
     ) -> Credit:
-        """`scored` with token rewards, and with advantages made of them: the rewards themselves where a value model
-        turns them into advantages, else what is yet to come (process supervision of GRPO, arXiv:2402.03300, discounted
-        by training.gam a denoising step).
+        """`scored` with token rewards, and with values made of them: the rewards themselves where a value model turns
+        them into advantages, else the return-to-go (process supervision of GRPO, arXiv:2402.03300, discounted by
+        training.gam a denoising step).
 
         A response on which the judge gave no answer at all is left out; a group without any other is dropped.
         """
-        kept = [advantage is not None for advantage in scored.advantages]
+        kept = [value is not None for value in scored.values]
         groups = [first for first in range(0, len(kept), self.group_size) if any(kept[first : first + self.group_size])]
         members = [i for first in groups for i in range(first, first + self.group_size)]
         responses = []
@@ -171,13 +171,13 @@ class StepJudge:
         for i, given, votes in zip(members, scores.token_rewards, scores.chunk_scores, strict=True):
             token_rewards[i] = None if all(vote is None for vote in votes) else given
         silent = sum(not any(token_rewards[first : first + self.group_size]) for first in groups)
-        advantages = [
-            given if given is None or self.value_follows else self.returns_to_go(given, rollout)
+        values = [
+            given if given is None or scored.kind == "reward" else self.returns_to_go(given, rollout)
             for given, rollout in zip(token_rewards, rollouts, strict=True)
         ]
         return replace(
             scored,
-            advantages=advantages,
+            values=values,
             dropped=scored.dropped + Counter({"judge": silent}),
             token_rewards=token_rewards,
             stats=scores.stats,

@@ -2,99 +2,107 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from configs import find
-from configs.schema import DatasetConfig, DecodeConfig, RolloutConfig
+from configs.schema import DatasetConfig, DecodeConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
+from runtime.doors import is_file_target
 from sample import Rollout, SamplingConfig
+from sample.doors import open_strategy, open_target
 from sample.unmask import schedule
 
 logger = logging.getLogger(__name__)
 
 
 def sampling_entries(
-    decode: DecodeConfig, model: DiffusionLM, *, seed: int, deterministic: bool
+    decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
-    """Name -> sampling config for each entry of the parallel lists remasking_strategy, top_k, block_size,
-    denoising_steps_per_block.
+    """Name -> sampling config for each entry of the parallel lists strategy, top_k, block_size, steps_per_block.
 
+    blocks: tokens of a block of each entry (`Blocks`).
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
-    lists = decode.parallel_lists()
-    cache = "prefix" if decode.use_cache and decode.cache == "auto" and model.attention == "full" else decode.cache
+    of_the_run = {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
     entries: dict[str, SamplingConfig] = {}
-    for i in range(len(next(iter(lists.values()), [None]))):
-        value = vars(decode) | {name: values[i] for name, values in lists.items()}
-        config = SamplingConfig(
-            max_new_tokens=decode.max_new_tokens,
-            block_size=value["block_size"],
-            steps_per_block=value["denoising_steps_per_block"],
-            strategy=value["remasking_strategy"],
-            target=decode.target,
-            threshold=decode.dynamic_threshold,
-            entropy_bound=decode.entropy_bound,
-            alg_temp=decode.alg_temp,
-            temperature=decode.temperature,
-            top_k=value["top_k"],
-            top_p=decode.top_p,
-            confidence=decode.confidence,  # type: ignore[arg-type]
-            cache=cache,  # type: ignore[arg-type]
-            further_horizon=decode.further_horizon if cache == "prefix" else None,
-            stop_ids=_stop_ids(decode, model),
-            early_stop=decode.early_stop,
-            pad_target_penalty=decode.pad_target_penalty,
-            seed=seed,
-            max_slots=decode.slots,
-            deterministic=deterministic,
-        ).for_model(model)
-        _warn_of_idle_steps(config)
+    for chosen, block_size in zip(decodings(decode), blocks, strict=True):
+        chosen |= {"block_size": block_size} | _cache(decode, model) | of_the_run
+        config = SamplingConfig(**chosen).for_model(model)
+        _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
-            config = replace(config, steps_per_block=_divided_steps(decode, value, config))
+            config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
-        name = f"{value['remasking_strategy'].removeprefix('low_confidence_')}-b{config.block_size}-{mode}"
-        name += f"-k{value['top_k']}" if value["top_k"] > 1 else ""
+        strategy = chosen["strategy"].rpartition(":")[2].removeprefix("low_confidence_")
+        name = f"{strategy}-b{config.block_size}-{mode}"
+        name += f"-k{config.top_k}" if config.top_k > 1 else ""
         entries[_unused(name, entries)] = config
     return entries
 
 
-def _warn_of_idle_steps(config: SamplingConfig) -> None:
+def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
+    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too.
+    Parameters of strategies go to a user's own among several."""
+    lists = decode.parallel_lists()
+    shared = {item.name: getattr(decode, item.name) for item in fields(SamplingConfig) if hasattr(decode, item.name)}
+    entries = range(len(next(iter(lists.values()), [None])))
+    chosen = [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    if any(is_file_target(entry["strategy"]) for entry in chosen):
+        chosen = [entry if is_file_target(entry["strategy"]) else entry | {"strategy_params": {}} for entry in chosen]
+    return chosen
+
+
+def check_decodings(*sections: DecodeConfig) -> None:
+    """ValueError, naming the key, for all about sections that can be known to fail before a model is loaded."""
+    named = ("strategy", "target", "strategy_params", "target_params")
+    for decode in sections:
+        for chosen in decodings(decode):
+            choices = SamplingConfig(**{name: value for name, value in chosen.items() if name not in named})
+            open_strategy(decode.key("strategy"), chosen["strategy"], chosen["strategy_params"], choices)
+            open_target(decode.key("target"), chosen["target"], chosen["target_params"])
+
+
+def _cache(decode: DecodeConfig, model: DiffusionLM) -> dict[str, Any]:
+    """The cache and its window. Approximate caches are of full attention: a block family keeps its exact one."""
+    cache = decode.cache
+    if model.attention == "block" and cache in ("prefix", "dual"):
+        logger.warning(
+            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), cache, model.family
+        )
+        cache = "auto"
+    return {"cache": cache, "further_horizon": decode.further_horizon if cache == "prefix" else None}
+
+
+def _warn_of_idle_steps(decode: DecodeConfig, config: SamplingConfig) -> None:
     steps, size = config.steps_per_block, config.block_size
     if isinstance(steps, int) and size is not None and steps > size:
         logger.warning(
-            "denoising_steps_per_block=%d is more than a block's %d tokens: at most %d steps are taken, a token each",
-            *(steps, size, size),
+            "%s=%d is more than a block's %d tokens: at most %d steps are taken, a token each",
+            *(decode.key("steps_per_block"), steps, size, size),
         )
 
 
-def _divided_steps(decode: DecodeConfig, value: Mapping[str, Any], config: SamplingConfig) -> list[int]:
-    """Steps of each block, from those of the whole answer."""
+def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: SamplingConfig) -> list[int]:
+    """Steps of each block, from those of the whole response."""
     assert config.block_size is not None and decode.steps is not None
-    if value["denoising_steps_per_block"] is not None:
+    if steps_per_block is not None:
         raise ValueError(
-            f"steps={decode.steps} and denoising_steps_per_block={value['denoising_steps_per_block']} say the same: "
-            "give one."
+            f"steps={decode.steps} and {decode.key('steps_per_block')}={steps_per_block} say the same: give one."
         )
     decode.check_steps(config.block_size)
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
-def inference_model(
-    model: DiffusionLM, decode: RolloutConfig, precision: str, apart_on: torch.device | None = None
-) -> DiffusionLM:
+def inference_model(model: DiffusionLM, dtype: torch.dtype, apart_on: torch.device | None = None) -> DiffusionLM:
     """The model that samples: the trained one itself, or a copy in the type that sampling wants. apart_on: always a
     copy, on that device."""
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(decode.dtype)
-    if wanted is None:
-        wanted = torch.bfloat16 if precision == "bf16" else model.dtype
-    return model if wanted == model.dtype and apart_on is None else model.copy_as(wanted, apart_on)
+    return model if dtype == model.dtype and apart_on is None else model.copy_as(dtype, apart_on)
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,9 @@ def load_prompts(
     data_type: str,
     max_tasks: int,
     max_prompt_tokens: int,
-    key: str,
     decode: DecodeConfig,
 ) -> list[Prompt]:
-    """The tasks of a data set as token ids, to be answered as section `key`, `decode`, says. Over-long prompts are
+    """The tasks of a data set as token ids, to be answered as section `decode` says. Over-long prompts are
     dropped and counted in one warning, or an error, by policy; so are prompts that hold the mask token, which would be
     positions to fill. A column that some of the tasks have is None in the others. ValueError where a prompt and its
     answer exceed the model's positions."""
@@ -147,15 +154,15 @@ def load_prompts(
         raise ValueError(f"{path}: no prompt is left. Raise training.max_prompt_len={max_prompt_tokens}.")
     longest_kept = max(kept, key=lambda prompt: len(prompt.ids))
     whose = f"the {len(longest_kept.ids)} tokens of {path}'s prompt {longest_kept.task.id}"
-    require_room(model.hf_config.max_position_embeddings, len(longest_kept.ids), whose, key, decode)
+    require_room(model.hf_config.max_position_embeddings, len(longest_kept.ids), whose, decode)
     return kept
 
 
-def require_room(positions: int, prompt_tokens: int, prompt: str, key: str, decode: DecodeConfig) -> None:
-    """ValueError where a prompt (`prompt` describes it) and the longest answer of section `key`, `decode`, exceed the
-    model's positions."""
+def require_room(positions: int, prompt_tokens: int, prompt: str, decode: DecodeConfig) -> None:
+    """ValueError where a prompt (`prompt` describes it) and the longest response of section `decode` exceed the model's
+    positions."""
     if prompt_tokens + decode.max_new_tokens > positions:
-        name = f"{key}.{'max_gen_length' if decode.max_gen_length else 'max_token'}"
+        name = decode.key("max_new_tokens")
         raise ValueError(
             f"{name}={decode.max_new_tokens} and {prompt} exceed the {positions} positions of the model "
             f"(max_position_embeddings): lower {name} or training.max_prompt_len."
@@ -227,7 +234,8 @@ def _stop_ids(decode: DecodeConfig, model: DiffusionLM) -> list[int]:
         encoded = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"]
         if len(encoded) != 1:
             raise ValueError(
-                f"stop_token_list: {text!r} is {len(encoded)} tokens, not one; only single tokens can stop an answer."
+                f"{decode.key('stop_token_list')}: {text!r} is {len(encoded)} tokens, not one; only single tokens can "
+                "stop a response."
             )
         ids += [i for i in encoded if i not in ids]
     return ids

@@ -8,10 +8,11 @@ from configs.schema import Config
 from data.tasks import Task
 from reward import build_reward
 from reward.base import Reward
+from reward.judge.api import ApiJudge
 from reward.judge.judge import CachedJudge, build_judge
 from reward.judge.preference import JudgeReward
 from train.setup.judges import LocalJudge, prompt_tokens
-from train.setup.models import pick_device
+from train.setup.process import pick_device
 
 
 def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Reward:
@@ -58,15 +59,15 @@ def judge_of(config: Config) -> CachedJudge | None:
     that does not answer, a folder that is not there, or settings that leave no room for a question."""
     judge = config.judge
     if judge.api and judge.local:
-        raise ValueError(f"judge.api={judge.api} and judge.local={judge.local} are both set: keep one.")
+        raise ValueError(f"judge.api and {judge.key('local')}={judge.local} are both set: keep one.")
     if judge.mode == "process" and not (judge.api or judge.local):
         raise ValueError("judge.mode=process needs a judge: set judge.api, a URL, or judge.local, a model.")
     if judge.api or judge.local:
         prompt_tokens(judge)
     if judge.api:
-        names = ("model", "api_key_variable", "temperature", "top_p", "max_tokens", "timeout_seconds")
-        settings = {name: getattr(judge, name) for name in (*names, "attempts", "parallel")}
-        return build_judge(api=judge.api, **settings)
+        endpoint = ApiJudge(judge)
+        endpoint.check()
+        return build_judge(endpoint)
     if judge.local:
         return build_judge(LocalJudge(judge.local, judge, pick_device(config.model.device)))
     return None

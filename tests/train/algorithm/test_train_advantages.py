@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.algorithm.advantages import centered, group_advantages, zscore
+from train.algorithm.advantages import centered, group_advantage, group_advantages, zscore
 
 rewards_of_a_group = st.lists(st.floats(-5, 5), min_size=2, max_size=12)
 
@@ -26,27 +26,27 @@ def test_centered_keeps_the_scale(rewards):
 
 
 def test_a_group_by_hand():
-    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, kind="zscore")
-    assert scored.advantages == pytest.approx([3**0.5, *[-(3**-0.5)] * 3]) and not scored.dropped
-    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, kind="centered")
-    assert scored.advantages == pytest.approx([0.75, -0.25, -0.25, -0.25])
+    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=zscore)
+    assert scored.values == pytest.approx([3**0.5, *[-(3**-0.5)] * 3]) and not scored.dropped
+    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=centered)
+    assert scored.values == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
 def test_groups_do_not_see_each_other():
-    alone = group_advantages([3.0, 1.0, 2.0], 3, kind="zscore").advantages
-    scored = group_advantages([3.0, 1.0, 2.0, 100.0, 0.0, 50.0], 3, kind="zscore")
-    assert scored.advantages[:3] == alone
-    assert scored.advantages[3:] == pytest.approx([(3 / 2) ** 0.5, -((3 / 2) ** 0.5), 0.0])
+    alone = group_advantages([3.0, 1.0, 2.0], 3, advantage=zscore).values
+    scored = group_advantages([3.0, 1.0, 2.0, 100.0, 0.0, 50.0], 3, advantage=zscore)
+    assert scored.values[:3] == alone
+    assert scored.values[3:] == pytest.approx([(3 / 2) ** 0.5, -((3 / 2) ** 0.5), 0.0])
 
 
 def test_a_reward_of_none_leaves_only_its_response_out():
-    scored = group_advantages([1.0, None, 0.0, 0.5], 4, kind="centered")
-    assert scored.advantages == pytest.approx([0.5, None, -0.5, 0.0]) and not scored.dropped
+    scored = group_advantages([1.0, None, 0.0, 0.5], 4, advantage=centered)
+    assert scored.values == pytest.approx([0.5, None, -0.5, 0.0]) and not scored.dropped
 
 
 def test_a_response_not_kept_is_left_out_of_mean_and_update():
-    scored = group_advantages([1.0, 0.0, 0.5], 3, kind="centered", keep=[True, True, False])
-    assert scored.advantages == pytest.approx([0.5, -0.5, None])
+    scored = group_advantages([1.0, 0.0, 0.5], 3, advantage=centered, keep=[True, True, False])
+    assert scored.values == pytest.approx([0.5, -0.5, None])
 
 
 @pytest.mark.parametrize(
@@ -64,35 +64,83 @@ def test_a_response_not_kept_is_left_out_of_mean_and_update():
     ],
 )
 def test_why_a_group_is_left_out(rewards, why):
-    scored = group_advantages(rewards, 3, kind="zscore", min_accuracy=0.4, max_accuracy=0.6)
+    scored = group_advantages(rewards, 3, advantage=zscore, min_accuracy=0.4, max_accuracy=0.6)
     assert dict(scored.dropped) == ({why: 1} if why else {})
-    assert all((a is None) == (why is not None or r is None) for a, r in zip(scored.advantages, rewards, strict=True))
+    assert all((a is None) == (why is not None or r is None) for a, r in zip(scored.values, rewards, strict=True))
 
 
 def test_the_accuracy_band_includes_its_ends():
     rewards = [1.0, 0.0, 0.0, 0.0, 0.0] + [1.0, 1.0, 1.0, 1.0, 0.0]
-    assert not group_advantages(rewards, 5, kind="zscore", min_accuracy=0.2, max_accuracy=0.8).dropped
-    inner = group_advantages(rewards, 5, kind="zscore", min_accuracy=0.21, max_accuracy=0.79)
-    assert inner.dropped == {"accuracy": 2} and set(inner.advantages) == {None}
+    assert not group_advantages(rewards, 5, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8).dropped
+    inner = group_advantages(rewards, 5, advantage=zscore, min_accuracy=0.21, max_accuracy=0.79)
+    assert inner.dropped == {"accuracy": 2} and set(inner.values) == {None}
 
 
 def test_the_accuracy_band_is_for_rewards_of_0_and_1_alone():
     """GradedRollouts rewards have no accuracy: only equal ones are dropped."""
-    scored = group_advantages([0.0, 0.01, 0.0, 0.0], 4, kind="zscore", min_accuracy=0.2, max_accuracy=0.8)
+    scored = group_advantages([0.0, 0.01, 0.0, 0.0], 4, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8)
     assert not scored.dropped
 
 
 def test_a_group_of_one_teaches_nothing():
-    scored = group_advantages([1.0, 0.0], 1, kind="zscore")
-    assert scored.advantages == [None, None] and scored.dropped == {"small": 2}
+    scored = group_advantages([1.0, 0.0], 1, advantage=zscore)
+    assert scored.values == [None, None] and scored.dropped == {"small": 2}
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0])), min_size=12, max_size=12))
 def test_every_group_is_used_or_dropped(rewards):
-    scored = group_advantages(rewards, 4, kind="zscore", min_accuracy=0.3, max_accuracy=0.7)
+    scored = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.3, max_accuracy=0.7)
     used = 0
     for first in range(0, 12, 4):
-        got = [a for a in scored.advantages[first : first + 4] if a is not None]
+        got = [a for a in scored.values[first : first + 4] if a is not None]
         used += bool(got)
         assert not got or (len(got) >= 2 and sum(got) == pytest.approx(0.0, abs=1e-9))
     assert used + sum(scored.dropped.values()) == 3
+
+
+def test_each_kind_of_reward_goes_through_and_then_they_are_summed():
+    rewards = [(1.0, 10.0), (0.0, 30.0), (0.0, 20.0), (0.5, 20.0)]
+    first, second = (zscore(np.array(column)) for column in zip(*rewards, strict=True))
+    want = (first + second).tolist()
+    assert group_advantages(rewards, 4, advantage=zscore).values == pytest.approx(want)
+    assert group_advantage(np.array(rewards), zscore) == pytest.approx(want)
+    assert want != pytest.approx(zscore(np.array(rewards).sum(1)).tolist())
+
+
+def test_a_group_is_equal_only_where_it_is_in_every_kind_of_reward():
+    rewards = [(1.0, 0.0), (1.0, 1.0), None, (1.0, 0.0)] + [(1.0, 2.0)] * 4
+    credit = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.9)
+    assert credit.values[4:] == [None] * 4 and credit.dropped == {"equal": 1}
+    assert credit.values[2] is None and credit.values[1] == pytest.approx(2**0.5)
+
+
+def test_a_bonus_is_added_to_the_first_kind_of_reward():
+    credit = group_advantages([(1.0, 5.0), (0.0, 7.0)], 2, advantage=centered, bonus=[0.5, 0.0])
+    assert credit.values == pytest.approx([0.75 - 1.0, -0.75 + 1.0])
+
+
+@pytest.mark.parametrize("kind", ["advantage", "reward"])
+def test_credit_says_what_it_is(kind):
+    assert group_advantages([1.0, 0.0], 2, kind=kind).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("advantage", "says"),
+    [
+        (lambda r: r[:1], r"<lambda> returned float64 numbers of shape \(1,\) for rewards of shape \(2,\)"),
+        (lambda r: r * np.nan, r"<lambda> returned \[nan, nan\] for the rewards \[1.0, 0.0\]: not finite"),
+        (lambda r: np.array(["a", "b"]), "<lambda> returned <U1"),
+    ],
+)
+def test_an_advantage_of_another_shape_or_not_finite_is_an_error(advantage, says):
+    with pytest.raises(ValueError, match=says):
+        group_advantages([1.0, 0.0], 2, advantage=advantage)
+
+
+def test_an_advantage_may_write_into_what_it_is_given():
+    def in_place(reward_G):
+        reward_G -= reward_G.mean()
+        return reward_G
+
+    rewards = np.array([[1.0, 2.0], [0.0, 4.0]])
+    assert group_advantage(rewards, in_place).tolist() == [-0.5, 0.5] and rewards.tolist() == [[1.0, 2.0], [0.0, 4.0]]

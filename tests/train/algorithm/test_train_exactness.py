@@ -21,7 +21,7 @@ from trainees import (
 )
 
 from sample import Sampler, SamplingConfig
-from train.learner.policy import plan_updates
+from train.learner.batch import plan_updates
 
 SHAPES = [(2, 2), (4, 4), (4, 2), (8, 8), (8, 3)]
 DRAWS = {"greedy": 0.0, "T1": 1.0}
@@ -52,9 +52,9 @@ def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strat
     rollouts = rollouts_of(sdar, block_size, steps, strategy, DRAWS[draw])
     policy = make_policy(sdar, SamplingConfig(block_size=block_size))
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
-    assert batch.skipped == 0 and len(batch.rows) == len(rollouts)
-    logps = policy.updater.outputs(batch.rows, range(len(rollouts)))
-    for rollout, row, logp in zip(rollouts, batch.rows, logps, strict=True):
+    assert batch.skipped == 0 and len(batch.samples) == len(rollouts)
+    logps = policy.updater.outputs(batch.samples, range(len(rollouts)))
+    for rollout, row, logp in zip(rollouts, batch.samples, logps, strict=True):
         assert sorted(row.canvas_index.tolist()) == list(range(rollout.num_response_tokens))
         assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
 
@@ -74,7 +74,7 @@ def test_shrunk_rounds_train_every_token_once(sdar, shrink):
     policy = make_policy(sdar, shrink=shrink)
     rollouts = sampled(sdar, range(1, 10), n=2)
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
-    for rollout, row in zip(rollouts, batch.rows, strict=True):
+    for rollout, row in zip(rollouts, batch.samples, strict=True):
         assert sorted(row.canvas_index.tolist()) == list(range(rollout.num_response_tokens))
         assert row.num_rounds <= -(-4 // shrink)
 
@@ -88,12 +88,11 @@ def test_pads_after_the_answer_are_exact_too(sdar):
         pads = [token for token in right if token != sdar.mask_id]
         if not pads:
             continue
-        policy.model.pad_id = pads[0]
-        (row,), (logp,) = (batch := policy.batch([rollout], [1.0])).rows, policy.updater.outputs(batch.rows, [0])
+        policy.replay = dataclasses.replace(policy.replay, pad_id=pads[0])
+        (row,), (logp,) = (batch := policy.batch([rollout], [1.0])).samples, policy.updater.outputs(batch.samples, [0])
         assert row.num_trained == rollout.num_response_tokens + right.count(pads[0])
         assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
         more += 1
-    policy.model.pad_id = 0
     assert more > 5
 
 
@@ -102,7 +101,7 @@ def test_packed_rows_equal_plain_sequences(sdar):
     policy = make_policy(sdar)
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
     for rollout, row, logp in zip(
-        rollouts, batch.rows, policy.updater.outputs(batch.rows, range(len(batch.rows))), strict=True
+        rollouts, batch.samples, policy.updater.outputs(batch.samples, range(len(batch.samples))), strict=True
     ):
         with torch.no_grad():
             found, rounds = plain_log_probs(sdar, rollout, 4)
@@ -114,7 +113,7 @@ def test_packed_rows_equal_plain_sequences(sdar):
 def test_micro_batches_give_the_same_log_probs(sdar, max_tokens):
     rollouts = sampled(sdar, LENGTHS, n=3)
     whole, split = make_policy(sdar), make_policy(sdar, max_tokens_per_microbatch=max_tokens)
-    rows = whole.batch(rollouts, [1.0] * len(rollouts)).rows
+    rows = whole.batch(rollouts, [1.0] * len(rollouts)).samples
     want = whole.updater.outputs(rows, range(len(rows)))
     for chosen in (range(len(rows)), [5, 2, 17], [0]):
         got = split.updater.outputs(rows, chosen)
@@ -167,7 +166,7 @@ def test_updates_equal_plain_gradients(moved, normalization):
     step = Step(moved, advantages, normalization=normalization, batch_size_lm=12, max_gen_length=32, seed=3)
     model = tiny_model("sdar")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=ADAM_EPSILON, weight_decay=0.0)
-    rows = make_policy(model).batch(moved, advantages).rows
+    rows = make_policy(model).batch(moved, advantages).samples
     updates = plan_updates(rows, 12, [3, 1, 0])
     sizes = [sum(rows[i].num_rounds for i in update) for update in updates]
     assert len(updates) == step.metrics["updates"] > 2 and sizes[-1] < 12 <= min(sizes[:-1])

@@ -1,6 +1,7 @@
 """Full attention without a cache: the trainer sees what the sampler saw, and how rows are packed, split and accumulated
 changes nothing."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -45,7 +46,7 @@ def by_place(policy, rollouts):
     assert batch.skipped == 0
     found = {rollout.key: {} for rollout in rollouts}
     for row, kept, logp in zip(
-        batch.rows, batch.logp_rollout, policy.updater.outputs(batch.rows, range(len(batch.rows))), strict=True
+        batch.samples, batch.logp_rollout, policy.updater.outputs(batch.samples, range(len(batch.samples))), strict=True
     ):
         mine = dict(zip(row.canvas_index.tolist(), zip(logp.tolist(), kept.tolist(), strict=True), strict=True))
         assert not found[row.key].keys() & mine.keys()
@@ -104,14 +105,13 @@ def test_what_was_filled_in_is_not_trained(models, post_num):
     settings = {"block_size": 1, "stop_ids": ()}
     for pad_id in sampled(model, [8], **settings)[0].canvas_ids[2:5]:
         rollouts = sampled(model, [8, 5], pad_id=pad_id, **settings)
-        model.pad_id = pad_id
+        policy.replay = dataclasses.replace(policy.replay, pad_id=pad_id)
         found = by_place(policy, rollouts)
         assert_exact(found)
         for rollout, places in zip(rollouts, found, strict=True):
             steps = np.array(rollout.canvas_step_map)
             assert sorted(places) == np.flatnonzero(steps <= rollout.num_steps).tolist()
         assert max(rollouts[0].canvas_step_map) == rollouts[0].num_steps + 1
-    model.pad_id = 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,12 +123,11 @@ def test_pads_after_the_answer_are_exact_too(models, family):
         right = rollout.canvas_ids[rollout.num_response_tokens :]
         pads = [token for token in right if token != model.mask_id]
         if pads:
-            model.pad_id = pads[0]
+            policy.replay = dataclasses.replace(policy.replay, pad_id=pads[0])
             found = by_place(policy, [rollout])
             assert_exact(found)
             assert len(found[0]) == rollout.num_response_tokens + right.count(pads[0])
             more += 1
-    model.pad_id = 0
     assert more > 2
 
 
@@ -165,7 +164,7 @@ def test_micro_batches_give_the_same_log_probs(models, family, method):
     rollouts = sampled(models[family], [5, 1, 9], n=2, block_size=4)
     settings = {"method": method, "mask_times_per_sample": 3, "shrink": 2}
     whole = make_policy(models[family], **settings)
-    rows = whole.batch(rollouts, [1.0] * len(rollouts)).rows
+    rows = whole.batch(rollouts, [1.0] * len(rollouts)).samples
     want = whole.updater.outputs(rows, range(len(rows)))
     for max_tokens in (1, 50):
         split = make_policy(models[family], max_tokens_per_microbatch=max_tokens, **settings)

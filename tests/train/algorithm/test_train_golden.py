@@ -12,8 +12,8 @@ from trainees import replay_blocks
 from models import load_model
 from sample import Rollout
 from train.algorithm.masking import shrink_steps
-from train.algorithm.objectives import clipped_surrogate, token_weights
-from train.algorithm.replay import pack
+from train.algorithm.objectives import TokenBatch, clipped_surrogate, params_of, token_weights
+from train.algorithm.packing import pack
 
 SCENARIOS = [
     scenario
@@ -138,15 +138,16 @@ def test_log_probabilities_and_losses(case, golden_sdar):
     assert logp.numpy() == pytest.approx(want, abs=5e-5)
 
     old = np.concatenate([gather(arrays, "logp_old", s, row, P) for s, row in enumerate(rows)])
-    advantage = arrays["advantage_per_sequence"][batch.row_of_N]
+    advantage = arrays["advantage_per_sequence"][batch.sample_of_N]
     weights = token_weights(rows, "reference", max_gen_length=1, longest_response=scenario["L1"])
-    loss, sums = clipped_surrogate(
+    tokens = TokenBatch.of(
         logp,
         torch.from_numpy(old),
         torch.from_numpy(advantage),
-        torch.from_numpy(np.concatenate([weights.policy[i] for i in batch.rows])),
-        eps=scenario["eps"],
-        beta=scenario["beta"],
+        torch.from_numpy(np.concatenate([weights.policy[i] for i in batch.samples])),
+    )
+    loss, sums = clipped_surrogate(
+        tokens, params_of(clipped_surrogate, {name: scenario[name] for name in ("eps", "beta")})
     )
     assert float(sums["policy_loss"]) == pytest.approx(scenario["policy_loss"], abs=1e-5)
     assert float(sums["kl_loss"]) == pytest.approx(scenario["kl_loss_unscaled"], abs=1e-5)

@@ -12,8 +12,9 @@ from trainees import make_config
 from models import load_model
 from sample import Rollout
 from train.algorithm.masking import shrink_steps
-from train.algorithm.objectives import clipped_surrogate, per_token, token_weights
-from train.algorithm.replay import Replayer, micro_batches, replay
+from train.algorithm.objectives import TokenBatch, clipped_surrogate, params_of, per_token, token_weights
+from train.algorithm.packing import pack, within_budget
+from train.algorithm.replay import Replayer, replay
 
 PAD, MASK = 0, 255
 CASES = [
@@ -84,20 +85,21 @@ def test_log_probabilities_and_losses(case):
     weights = token_weights(rows, "reference", max_gen_length=1)
     device = torch.device("cpu")
     total = {"policy_loss": 0.0, "kl_loss": 0.0}
-    for batch in micro_batches(rows, range(len(rows)), 200, device):
+    params = params_of(clipped_surrogate, {name: scenario[name] for name in ("eps", "beta")})
+    for group in within_budget(rows, range(len(rows)), 200):
+        batch = pack(rows, group, device)
         with torch.no_grad():
             logp = model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
-        want = np.concatenate([arrays["logp_new"][r][trained[r]] for r in batch.rows])
+        want = np.concatenate([arrays["logp_new"][r][trained[r]] for r in batch.samples])
         assert logp.numpy() == pytest.approx(want, abs=5e-5)
-        _, sums = clipped_surrogate(
+        tokens = TokenBatch.of(
             logp,
             per_token(old, batch, device),
             per_token(advantages, batch, device),
             per_token(weights.policy, batch, device),
-            eps=scenario["eps"],
-            beta=scenario["beta"],
-            kl_weight_N=per_token(weights.kl, batch, device),
+            kl_weight=per_token(weights.kl, batch, device),
         )
+        _, sums = clipped_surrogate(tokens, params)
         total = {name: total[name] + float(sums[name]) for name in total}
     assert total["policy_loss"] == pytest.approx(scenario["policy_loss"], abs=1e-5)
     assert total["kl_loss"] == pytest.approx(scenario["kl_loss_unscaled"], abs=1e-5)

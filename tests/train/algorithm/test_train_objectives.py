@@ -9,16 +9,24 @@ from torch.autograd import gradcheck
 
 from train.algorithm.objectives import (
     KL_ESTIMATORS,
+    TokenBatch,
     clipped_surrogate,
     k1,
     k2,
     k3,
     negative_log_likelihood,
+    params_of,
     token_weights,
 )
 from train.algorithm.replay import TrainingSample
 
 EPS = 0.2
+
+
+def clip(logp, old, advantage, weight, *, eps=EPS, beta=0.0, kl="k3", **fields):
+    """The built-in objective on tokens that are given one by one."""
+    given = {"eps": eps, "beta": beta, "kl_estimator": kl}
+    return clipped_surrogate(TokenBatch.of(logp, old, advantage, weight, **fields), params_of(clipped_surrogate, given))
 
 
 def tokens(n=24, spread=0.6, seed=0):
@@ -43,7 +51,7 @@ def test_gradient_of_the_clipped_surrogate(kl, beta):
     assert (log_ratio > np.log(1 + EPS)).any() and (log_ratio < np.log(1 - EPS)).any()
 
     def loss(x):
-        return clipped_surrogate(x, old, advantage, weight, eps=EPS, beta=beta, kl=kl)[0]
+        return clip(x, old, advantage, weight, beta=beta, kl=kl)[0]
 
     assert gradcheck(loss, logp, eps=1e-6, atol=1e-8)
 
@@ -56,7 +64,7 @@ def test_gradient_of_the_negative_log_likelihood():
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0), st.floats(0.0, 0.5), st.sampled_from(sorted(KL_ESTIMATORS)))
 def test_clipped_surrogate_token_by_token(seed, beta, eps, kl):
     logp, old, advantage, weight = tokens(seed=seed)
-    loss, sums = clipped_surrogate(logp, old, advantage, weight, eps=eps, beta=beta, kl=kl)
+    loss, sums = clip(logp, old, advantage, weight, eps=eps, beta=beta, kl=kl)
     policy = penalty = clipped = 0.0
     for new, before, a, w in zip(logp.tolist(), old.tolist(), advantage.tolist(), weight.tolist(), strict=True):
         d = new - before
@@ -73,7 +81,7 @@ def test_clipped_surrogate_token_by_token(seed, beta, eps, kl):
 
 def test_a_normalisation_of_its_own_for_the_kl_term():
     logp, old, advantage, weight = tokens()
-    _, sums = clipped_surrogate(logp, old, advantage, weight, eps=EPS, kl_weight_N=torch.ones_like(weight))
+    _, sums = clip(logp, old, advantage, weight, kl_weight=torch.ones_like(weight))
     assert float(sums["kl_loss"]) == pytest.approx(float(k3(logp.detach() - old).sum()), abs=1e-9)
 
 
@@ -82,7 +90,7 @@ def test_at_ratio_one(kl):
     """Loss minus the weighted advantages, no KL, nothing clipped, and the gradient is the policy gradient."""
     _, old, advantage, weight = tokens()
     logp = old.clone().requires_grad_()
-    loss, sums = clipped_surrogate(logp, old, advantage, weight, eps=EPS, beta=0.0, kl=kl)
+    loss, sums = clip(logp, old, advantage, weight, beta=0.0, kl=kl)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(-float((weight * advantage).sum()), abs=1e-12)
     assert torch.allclose(logp.grad, -weight * advantage)
@@ -95,16 +103,14 @@ def test_no_gradient_beyond_the_clip():
     old = torch.zeros(4, dtype=torch.float64)
     logp = torch.tensor([0.5, 0.5, -0.5, -0.5], dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    clipped_surrogate(logp, old, advantage, torch.ones_like(old), eps=EPS)[0].backward()
+    clip(logp, old, advantage, torch.ones_like(old))[0].backward()
     assert [bool(g != 0) for g in logp.grad] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("gap", [50.0, -50.0, 1e4])
 def test_a_ratio_far_away_stays_finite(gap):
     logp = torch.tensor([gap], requires_grad=True)
-    loss, sums = clipped_surrogate(
-        logp, torch.zeros(1), torch.tensor([-1.0]), torch.ones(1), eps=EPS, beta=1.0, kl="k3"
-    )
+    loss, sums = clip(logp, torch.zeros(1), torch.tensor([-1.0]), torch.ones(1), beta=1.0, kl="k3")
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logp.grad).all()
     assert float(sums["ratio"]) == pytest.approx(np.exp(np.clip(gap, -10.0, 10.0)), rel=1e-5)
@@ -114,8 +120,8 @@ def test_untrained_tokens_do_not_enter():
     logp, old, advantage, weight = tokens()
     keep = weight > 0
     for beta in (0.0, 0.5):
-        every, sums = clipped_surrogate(logp, old, advantage, weight, eps=EPS, beta=beta)
-        some, sums_of_some = clipped_surrogate(logp[keep], old[keep], advantage[keep], weight[keep], eps=EPS, beta=beta)
+        every, sums = clip(logp, old, advantage, weight, beta=beta)
+        some, sums_of_some = clip(logp[keep], old[keep], advantage[keep], weight[keep], beta=beta)
         assert float(every.detach()) == pytest.approx(float(some.detach()), abs=1e-12)
         for name in sums:
             assert float(sums[name]) == pytest.approx(float(sums_of_some[name]), abs=1e-12), name

@@ -13,14 +13,9 @@ from trainees import random_rollout, replay_blocks
 
 from sample import Rollout
 from train.algorithm.masking import shrink_steps
-from train.algorithm.replay import (
-    TrainingSample,
-    micro_batches,
-    pack,
-    replay_mask,
-    trained_positions,
-)
-from train.learner.policy import plan_updates
+from train.algorithm.packing import pack, replay_mask, within_budget
+from train.algorithm.replay import TrainingSample, trained_positions
+from train.learner.batch import plan_updates
 
 MASK, PAD = 1, 0
 CPU = torch.device("cpu")
@@ -170,12 +165,12 @@ def test_the_order_of_updates_follows_the_seed():
 def test_micro_batches_cover_rows_within_the_budget(lengths, max_tokens):
     rows = [row_of(n, 1) for n in lengths]
     which = list(range(0, len(rows), 2))
-    batches = list(micro_batches(rows, which, max_tokens, CPU))
-    assert sorted(i for batch in batches for i in batch.rows) == which
+    batches = [pack(rows, group, CPU) for group in within_budget(rows, which, max_tokens)]
+    assert sorted(i for batch in batches for i in batch.samples) == which
     for batch in batches:
-        assert batch.ids.shape[1] == sum(lengths[i] for i in batch.rows)
-        assert batch.ids.shape[1] <= max_tokens or len(batch.rows) == 1
-        assert [batch.rows[place] for place in batch.row_of_N] == list(batch.rows)
+        assert batch.ids.shape[1] == sum(lengths[i] for i in batch.samples)
+        assert batch.ids.shape[1] <= max_tokens or len(batch.samples) == 1
+        assert [batch.samples[place] for place in batch.sample_of_N] == list(batch.samples)
 
 
 def sees(row, q, k):
@@ -225,7 +220,7 @@ def test_packing_moves_tokens_and_keeps_what_they_see(span_tokens, cases):
         dataclasses.replace(row, ids=start + np.arange(row.num_tokens))
         for row, start in zip(rows, starts, strict=False)
     ]
-    with mock.patch("train.algorithm.replay._SPAN_TOKENS_CPU", span_tokens):
+    with mock.patch("train.algorithm.packing._SPAN_TOKENS_CPU", span_tokens):
         batch, mark = pack(rows, range(len(rows)), CPU), pack(marked, range(len(rows)), CPU).ids[0]
     whole_ids, whole_positions = (np.concatenate([getattr(row, x) for row in rows]) for x in ("ids", "positions"))
     assert batch.ids.shape == batch.positions.shape == (1, starts[-1])

@@ -284,21 +284,22 @@ class Stop(Exception):
 
 def run_until(words, last, kind="rl"):
     """A run that dies on every rank when RL step, or update of fine-tuning, `last` + 1 begins."""
-    from train import rl, sft
+    from train import sft
+    from train.collect import Collector
 
-    rollout, update = rl.Run.rollout, sft._update
+    sample, update = Collector.sample, sft.FineTuning.update
 
     def dies(self, prompts, step):
         if step > last:
             raise Stop
-        return rollout(self, prompts, step)
+        return sample(self, prompts, step)
 
-    def update_dies(updater, rows, config, block, step, *more):
-        if step >= last:
+    def update_dies(self, rows, step):
+        if step > last:
             raise Stop
-        update(updater, rows, config, block, step, *more)
+        return update(self, rows, step)
 
-    rl.Run.rollout, sft._update = dies, update_dies
+    Collector.sample, sft.FineTuning.update = dies, update_dies
     return rank_work.whole_run(kind, words)
 
 
@@ -315,15 +316,15 @@ def _stop():
 
 
 def run_that_samples_only(words, allowed):
-    from train import rl
+    from train.collect import Collector
 
-    rollout = rl.Run.rollout
+    sample = Collector.sample
 
     def checked(self, prompts, step):
         assert step in allowed, f"step {step} is sampled again"
-        return rollout(self, prompts, step)
+        return sample(self, prompts, step)
 
-    rl.Run.rollout = checked
+    Collector.sample = checked
     return rank_work.whole_run("rl", words)
 
 

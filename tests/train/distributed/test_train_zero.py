@@ -2,6 +2,7 @@
 of ranks goes on with. Real processes with gloo."""
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -18,10 +19,10 @@ from configs.engine import FOLDER, engine_file
 from models import load_model
 from models.lora import Adapters
 from runtime import ranks
-from train import checks, rl, sft
+from train import checks, prepare, sft
 from train.command import placement
-from train.distributed import engine
-from train.distributed.engine import check_engine, zero_stage
+from train.distributed import kind
+from train.distributed.kind import check_engine, zero_stage
 
 ZERO_2, ZERO_3 = (f"experiment.deepspeed_file=1_node_2_cpus_deepspeed_zero{stage}" for stage in (2, 3))
 FSDP_2 = "experiment.deepspeed_file=1_node_2_cpus_fsdp2"
@@ -82,13 +83,13 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
 
 def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
-    monkeypatch.setattr(engine, "find_spec", lambda name: name)
+    monkeypatch.setattr(kind, "find_spec", lambda name: name)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
             check(load_config(shop.words(text, ZERO_2, "lora.rank=4", "dry_run=true")))
         with pytest.raises(ValueError, match="lora.rank=4 under FSDP2"):
             check(load_config(shop.words(text, FSDP_2, "lora.rank=4", "dry_run=true")))
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(kind, "find_spec", lambda name: None)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
             check(load_config(shop.words(text, ZERO_3, "dry_run=true")))
@@ -97,7 +98,7 @@ def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, 
 
 
 def test_a_folder_of_adapters_under_zero_is_refused(monkeypatch, tmp_path, model_folder):
-    monkeypatch.setattr(engine, "find_spec", lambda name: name)
+    monkeypatch.setattr(kind, "find_spec", lambda name: name)
     shop, adapters = Workshop(tmp_path, model_folder), tmp_path / "adapters"
     model = load_model(model_folder)
     model.add_adapters(Adapters(4, 8.0), model_folder, seed=0)
@@ -121,7 +122,7 @@ def test_the_first_model_is_made_by_the_engine_of_the_run(monkeypatch, tmp_path,
     words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
     config = load_config(shop.words(RL, *words, *([word] if word else [])))
     monkeypatch.setattr(sft, "run", lambda config: (prepared.append(config), shutil.copytree(model_folder, made)))
-    rl.prepare_model(config)
+    prepare.prepare_model(config)
     (first,) = prepared
     assert first.experiment.project == "sft"
     assert first.experiment.deepspeed_file == config.experiment.deepspeed_file == (word and word.split("=")[1])
@@ -163,8 +164,7 @@ def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     name = "2_node_8_gpus_deepspeed_zero3"
     config = with_file(name, experiment={"deepspeed_file": name, "gpu_memory_gib": 80.0})
-    config.dry_run = True
-    processes, node = placement(config, nodes=False)
+    processes, node = placement(replace(config, dry_run=True), nodes=False)
     assert (processes, node.count) == (8, 2)
 
 

@@ -12,16 +12,18 @@ from helpers import GOLDEN, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
-from trainees import assert_same_weights, make_config, make_policy, replay_blocks, sampled, weights_of
+from trainees import assert_same_weights, make_config, make_policy, replay_blocks, sampled, updater_of, weights_of
 
 from models import ValueModel
 from sample import Rollout
 from train.algorithm.advantages import last_step_reward, step_gae
 from train.algorithm.objectives import clipped_value_loss, per_token, token_weights
-from train.algorithm.replay import Replayer, pack
-from train.learner.critic import Critic, denoising_steps, value_updater_config
-from train.learner.policy import StepBatch
-from train.learner.updater import Updater, make_accelerator
+from train.algorithm.packing import pack
+from train.algorithm.replay import Replayer
+from train.distributed.accelerator import make_accelerator
+from train.learner.batch import StepBatch
+from train.learner.critic import Critic, denoising_steps
+from train.learner.optimizer import OptimizerSettings, UpdateSettings
 
 CASES = json.loads((GOLDEN / "value.json").read_text())["cases"]
 MASK = 255
@@ -150,7 +152,7 @@ def test_clipped_value_loss_token_by_token():
 def test_per_token_spreads_numbers_and_arrays():
     model = tiny_model("sdar")
     policy = make_policy(model)
-    rows = policy.batch(sampled(model, LENGTHS), [1.0] * 4).rows
+    rows = policy.batch(sampled(model, LENGTHS), [1.0] * 4).samples
     micro = pack(rows, [2, 0], CPU)
     values = [1.5, 2.5, np.arange(rows[2].num_trained) / 7, 3.5]
     want = np.concatenate([values[2], np.full(rows[0].num_trained, 1.5)])
@@ -158,22 +160,22 @@ def test_per_token_spreads_numbers_and_arrays():
 
 
 def make_critic(base, sampler=None, *, value_learning_rate=1e-3, every=1, **training):
-    """A critic of the rollouts of `sampler`, whose `policy` trains that model."""
+    """A critic of the rollouts of `sampler`, and beside it the `policy` that trains that model."""
     config = make_config(
         training=training,
-        experiment={"train_value_every": every, "total_step": 1000},
-        optimizer={"params": {"value_learning_rate": value_learning_rate}},
     )
-    value = ValueModel(base)
-    updater = Updater(value, make_accelerator("no", CPU), value_updater_config(config))
-    return Critic(value, updater, config, make_policy(sampler or tiny_model("sdar"), **training))
+    value, policy = ValueModel(base), make_policy(sampler or tiny_model("sdar"), **training)
+    updater = updater_of(config, value, make_accelerator("no", CPU), value_learning_rate)
+    critic = Critic(value, updater, policy.replay, policy.schedule, every)
+    critic.policy = policy
+    return critic
 
 
 def judged(base=None, *, n=2, **settings):
     """A critic, a batch and its rollouts."""
     critic = make_critic(base or tiny_model("sdar", seed=3), **settings)
-    rollouts = sampled(critic.policy.model, LENGTHS, n=n)
-    return critic, critic.policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), rollouts
+    rollouts = sampled(critic.policy.updater.model, LENGTHS, n=n)
+    return critic, critic.policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist(), "reward"), rollouts
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -195,13 +197,13 @@ def test_every_parameter_moves_the_body_from_its_second_update(tied):
 
 def test_a_fresh_value_model_leaves_the_reward_as_the_advantage():
     critic, batch, rollouts = judged()
-    values = critic.updater.outputs(batch.rows, range(len(batch.rows)))
+    values = critic.updater.outputs(batch.samples, range(len(batch.samples)))
     assert all((value == 0).all() for value in values)
     after, metrics = critic.step(batch, rollouts, 1)
-    for reward, advantage in zip(batch.advantages, after.advantages, strict=True):
+    for reward, advantage in zip(batch.credit, after.credit, strict=True):
         assert advantage == pytest.approx(np.full(len(advantage), reward))
     assert metrics["value/mean"] == 0.0 and metrics["value/explained_variance"] == pytest.approx(0.0)
-    assert after.rows is batch.rows and after.logp_rollout is batch.logp_rollout
+    assert after.samples is batch.samples and after.logp_rollout is batch.logp_rollout
 
 
 def test_the_updates_minimise_the_clipped_loss_of_the_old_values():
@@ -212,13 +214,13 @@ def test_the_updates_minimise_the_clipped_loss_of_the_old_values():
         critic.model.value_head.weight.data.fill_(0.05)
         if plain:
             estimates = critic.estimate(batch, rollouts)
-            micro = pack(batch.rows, range(len(batch.rows)), CPU)
+            micro = pack(batch.samples, range(len(batch.samples)), CPU)
             value = critic.model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
             old, returns = (
                 torch.cat([torch.tensor(x).float() for x in each]) for each in (estimates.values, estimates.returns)
             )
             assert value.detach().numpy() == pytest.approx(old.numpy(), abs=1e-6)
-            loss = (0.5 * (value - returns) ** 2).sum() / (len(batch.rows) * critic.policy.max_gen_length)
+            loss = (0.5 * (value - returns) ** 2).sum() / (len(batch.samples) * critic.replay.max_gen_length)
             optimizer = torch.optim.AdamW(
                 [p for p in critic.model.parameters() if p.requires_grad], lr=1e-3, eps=1e-4, weight_decay=0.0
             )
@@ -246,9 +248,9 @@ def test_pads_after_the_answer(post_num, normalization, shrink):
     model = tiny_model("sdar", pad_token_id=7)
     rollouts = sampled(model, LENGTHS, n=4, stop_ids=[9, 18, 27])
     critic = make_critic(tiny_model("sdar", seed=3), model, **settings)
-    batch = critic.policy.batch(rollouts, [1.0] * len(rollouts))
+    batch = critic.policy.batch(rollouts, [1.0] * len(rollouts), "reward")
     if post_num != 0 and shrink == 1:
-        trained = sum(row.num_trained for row in batch.rows)
+        trained = sum(row.num_trained for row in batch.samples)
         assert trained > sum(rollout.num_response_tokens for rollout in rollouts)
     critic.model.value_head.weight.data.fill_(0.05)
     estimates = critic.estimate(batch, rollouts)
@@ -265,14 +267,14 @@ def test_a_reward_a_token_stands_where_it_is_given():
     noise = np.random.default_rng(0)
     rewards = [noise.normal(size=r.num_response_tokens).tolist() for r in rollouts]
     critic = make_critic(tiny_model("sdar", seed=3), model, post_num=None, gam=0.9, lam=0.7)
-    batch = critic.policy.batch(rollouts, rewards)
-    for rollout, row, reward, placed in zip(rollouts, batch.rows, rewards, batch.advantages, strict=True):
+    batch = critic.policy.batch(rollouts, rewards, "reward")
+    for rollout, row, reward, placed in zip(rollouts, batch.samples, rewards, batch.credit, strict=True):
         inside = row.canvas_index < rollout.num_response_tokens
         assert placed[inside].tolist() == np.array(reward)[row.canvas_index[inside]].tolist()
         assert not placed[~inside].any()
     estimates = critic.estimate(batch, rollouts)
-    for rollout, row, placed, returns in zip(rollouts, batch.rows, batch.advantages, estimates.returns, strict=True):
-        steps = denoising_steps(rollout, row, critic.policy.replayer, 1)
+    for rollout, row, placed, returns in zip(rollouts, batch.samples, batch.credit, estimates.returns, strict=True):
+        steps = denoising_steps(rollout, row, critic.replay.replayer, 1)
         want = step_gae(placed, np.zeros(len(placed)), steps, gamma=0.9, lam=0.7)[0]
         assert returns == pytest.approx(want)
     after, _ = critic.step(batch, rollouts, 1)
@@ -307,28 +309,29 @@ def test_train_value_every():
         after, metrics = critic.step(batch, rollouts, step)
         still = all(torch.equal(before[name], w) for name, w in weights_of(critic.model).items())
         assert still == (step % 3 != 0) == ("value/updates" not in metrics)
-        assert all(isinstance(advantage, np.ndarray) for advantage in after.advantages)
+        assert all(isinstance(advantage, np.ndarray) for advantage in after.credit)
 
 
 def test_the_rates_are_each_models_own():
     critic, batch, rollouts = judged(value_learning_rate=7e-4)
     assert critic.step(batch, rollouts, 1)[1]["value/learning_rate"] == 7e-4
     config = make_config(optimizer={"params": {"learning_rate": 2e-4, "value_learning_rate": 7e-4}})
-    assert value_updater_config(config).optimizer.params.learning_rate == 7e-4
-    assert config.optimizer.params.learning_rate == 2e-4
+    params = config.optimizer.params
+    assert OptimizerSettings.of(params, params.value_learning_rate).learning_rate == 7e-4
+    assert OptimizerSettings.of(params).learning_rate == 2e-4
 
 
 def test_no_rows_no_work():
     critic, batch, rollouts = judged()
-    empty = StepBatch([], [], [], 0, 0)
-    assert critic.step(empty, rollouts, 1) == (empty, {})
+    empty = StepBatch([], [], [], "reward", 0, 0)
+    assert critic.step(empty, rollouts, 1) == (dataclasses.replace(empty, kind="advantage"), {})
 
 
 def test_a_value_that_is_not_finite_never_touches_a_weight():
     critic, batch, rollouts = judged(batch_size_lm=10**6)
     critic.step(batch, rollouts, 1)
     before = weights_of(critic.model)
-    bad = dataclasses.replace(batch, advantages=[np.nan, *batch.advantages[1:]])
+    bad = dataclasses.replace(batch, credit=[np.nan, *batch.credit[1:]])
     after, metrics = critic.step(bad, rollouts, 2)
     assert metrics["value/updates_skipped"] == 1 and metrics["value/updates"] == 0
     assert_same_weights(weights_of(critic.model), before)
@@ -339,9 +342,9 @@ def test_a_value_that_is_not_finite_never_touches_a_weight():
 def test_how_rows_are_packed_changes_no_value():
     critic, batch, rollouts = judged()
     critic.model.value_head.weight.data.fill_(0.05)
-    whole = critic.updater.outputs(batch.rows, range(len(batch.rows)))
-    critic.updater.max_tokens = 1
-    split = critic.updater.outputs(batch.rows, range(len(batch.rows)))
+    whole = critic.updater.outputs(batch.samples, range(len(batch.samples)))
+    critic.updater.settings = UpdateSettings(max_tokens=1)
+    split = critic.updater.outputs(batch.samples, range(len(batch.samples)))
     for a, b in zip(whole, split, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
@@ -365,13 +368,13 @@ def test_full_attention_and_random_masks(family, method):
     critic = make_critic(tiny_model(family, seed=3), policy_model, method=method, gam=0.9, lam=0.8, batch_size_lm=10**6)
     critic.model.value_head.weight.data.fill_(0.05)
     rollouts = sampled(policy_model, LENGTHS, block_size=4)
-    batch = critic.policy.batch(rollouts, [1.0, -1.0, 0.5, -0.5])
-    assert len(batch.rows) == len(rollouts) if method == "random_masking" else len(batch.rows) > len(rollouts)
+    batch = critic.policy.batch(rollouts, [1.0, -1.0, 0.5, -0.5], "reward")
+    assert len(batch.samples) == len(rollouts) if method == "random_masking" else len(batch.samples) > len(rollouts)
     estimates = critic.estimate(batch, rollouts)
     if method == "TraceRL":
         for rollout, reward in zip(rollouts, [1.0, -1.0, 0.5, -0.5], strict=True):
-            mine = [i for i, row in enumerate(batch.rows) if row.key == rollout.key]
-            place = np.concatenate([batch.rows[i].canvas_index for i in mine])
+            mine = [i for i, row in enumerate(batch.samples) if row.key == rollout.key]
+            place = np.concatenate([batch.samples[i].canvas_index for i in mine])
             value, returns, advantage = (
                 np.concatenate([found[i] for i in mine])
                 for found in (estimates.values, estimates.returns, estimates.advantages)

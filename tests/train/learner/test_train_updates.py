@@ -16,9 +16,12 @@ from trainees import assert_same_weights, make_config, make_policy, sampled, shi
 import train.learner.policy
 from models import load_model
 from models.lora import Adapters
-from train.algorithm.objectives import k1, k2, k3, rollout_correction
-from train.learner.updater import NotFinite, UpdateStats, learning_rate_scale, make_accelerator, make_optimizer
-from train.setup import models as session
+from train.algorithm.objectives import TokenBatch, k1, k2, k3, rollout_correction
+from train.distributed.accelerator import make_accelerator
+from train.learner.optimizer import OptimizerSettings, Schedule, learning_rate_scale, make_optimizer
+from train.learner.policy import Numbers
+from train.learner.updater import NotFinite
+from train.setup.models import frozen_reference
 
 LENGTHS = [5, 8, 3, 10]
 
@@ -69,7 +72,7 @@ def test_min_lr_scale_of_1_is_a_constant_rate():
 
 def test_decay_applies_to_matrices_alone():
     model = tiny_model("sdar")
-    optimizer = make_optimizer(model, make_config(optimizer={"params": {"weight_decay": 0.1}}).optimizer.params)
+    optimizer = make_optimizer(model, OptimizerSettings(weight_decay=0.1))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {decay[id(p)] for p in model.parameters() if p.ndim >= 2} == {0.1}
     assert {decay[id(p)] for p in model.parameters() if p.ndim < 2} == {0.0}
@@ -79,7 +82,7 @@ def test_decay_applies_to_matrices_alone():
 def test_frozen_parameters_stay_out_of_the_optimizer():
     model = tiny_model("sdar")
     model.lm_head.weight.requires_grad_(False)
-    optimizer = make_optimizer(model, make_config().optimizer.params)
+    optimizer = make_optimizer(model, OptimizerSettings())
     assert id(model.lm_head.weight) not in {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -129,9 +132,8 @@ def test_gradients_are_clipped_to_their_limit():
 def test_the_rate_of_a_step_is_the_schedules():
     model = tiny_model("sdar")
     policy = make_policy(model, total_step=10, learning_rate=2e-3)
-    policy.schedule = make_config(
-        lr_scheduler={"scheduler": "linear", "params": {"warmup_steps": 1, "min_lr_scale": 0.5}}
-    ).lr_scheduler
+    section = make_config(lr_scheduler={"scheduler": "linear", "params": {"warmup_steps": 1, "min_lr_scale": 0.5}})
+    policy.schedule = Schedule.of(section.lr_scheduler, 10)
     batch = policy.batch(sampled(model, [5]), [1.0])
     rates = [policy.train(batch, step)["learning_rate"] for step in (1, 2, 6, 10, 99)]
     assert rates == pytest.approx([1e-3, 2e-3, 2e-3 * (1 - 0.5 * 4 / 9), 2e-3 * (1 - 0.5 * 8 / 9), 1e-3])
@@ -162,9 +164,9 @@ class Guarded:
     def poison(self, kind):
         """A step whose loss, or only whose gradient, is not finite."""
         if kind == "nan loss":
-            return dataclasses.replace(self.batch, advantages=[1.0, math.nan, 0.5, -0.5])
+            return dataclasses.replace(self.batch, credit=[1.0, math.nan, 0.5, -0.5])
         if kind == "inf loss":
-            return dataclasses.replace(self.batch, advantages=[1.0, math.inf, 0.5, -0.5])
+            return dataclasses.replace(self.batch, credit=[1.0, math.inf, 0.5, -0.5])
         self.handle = self.model.lm_head.weight.register_hook(
             lambda g: g * (math.nan if kind == "nan gradient" else math.inf)
         )
@@ -197,10 +199,9 @@ def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
 @pytest.mark.parametrize("extra", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(extra):
     guarded = Guarded()
-    stats = UpdateStats()
-    guarded.policy.updater.update(guarded.batch.rows, [0, 1], lambda logp, micro: (logp.sum() + extra, {}), stats)
+    result = guarded.policy.updater.update(guarded.batch.samples, [0, 1], lambda logp, micro: (logp.sum() + extra, {}))
     guarded.assert_untouched()
-    assert (stats.updates, stats.skipped) == (0, 1)
+    assert not result.taken and not math.isfinite(result.loss)
 
 
 def test_only_the_bad_update_of_a_step_is_skipped():
@@ -209,18 +210,12 @@ def test_only_the_bad_update_of_a_step_is_skipped():
     metrics = bad.policy.train(bad.poison("nan loss"), 2)
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
     keep = [i for i in range(4) if i != 1]
-    batch = dataclasses.replace(
-        good.batch,
-        rows=[good.batch.rows[i] for i in keep],
-        advantages=[good.batch.advantages[i] for i in keep],
-        logp_rollout=[good.batch.logp_rollout[i] for i in keep],
-    )
+    batch = good.batch.only(keep, 0)
     order = [int(i) for i in np.random.default_rng([10086, 2, 0]).permutation(4) if i != 1]
-    stats = UpdateStats()
     for i in order:
         place = keep.index(i)
-        loss = good.policy._loss(batch, batch.logp_rollout, None, [place], measure_mismatch=False)
-        good.policy.updater.update(batch.rows, [place], loss, stats)
+        numbers = Numbers(batch, [place], batch.logp_rollout, None, good.policy.replay.weights(batch, [place]))
+        good.policy.updater.update(batch.samples, [place], good.policy._loss(numbers, measure_mismatch=False))
     assert_same_weights(weights_of(bad.model), weights_of(good.model))
 
 
@@ -228,7 +223,7 @@ def test_mismatch_is_measured_when_the_first_update_is_skipped():
     guarded = Guarded(batch_size_lm=1)
     batch = guarded.policy.batch(guarded.rollouts, [1.0, -1.0, 0.5, -0.5])
     first = int(np.random.default_rng([10086, 2, 0]).permutation(4)[0])
-    batch.advantages[first] = math.nan
+    batch.credit[first] = math.nan
     metrics = guarded.policy.train(batch, 2)
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
     assert metrics["mismatch_abs"] > 1e-5
@@ -262,8 +257,8 @@ def test_a_rollout_with_a_log_prob_that_is_not_finite_is_left_out(value, caplog)
     spoiled = dataclasses.replace(rollouts[2], canvas_logprobs=[value, *rollouts[2].canvas_logprobs[1:]])
     with caplog.at_level(logging.WARNING):
         batch = policy.batch([*rollouts[:2], spoiled, rollouts[3]], [1.0, -1.0, 0.5, -0.5])
-    assert batch.skipped == 1 and [row.key for row in batch.rows] == [rollouts[i].key for i in (0, 1, 3)]
-    assert batch.advantages == [1.0, -1.0, -0.5] and str(spoiled.key) in caplog.text
+    assert batch.skipped == 1 and [row.key for row in batch.samples] == [rollouts[i].key for i in (0, 1, 3)]
+    assert batch.credit == [1.0, -1.0, -0.5] and str(spoiled.key) in caplog.text
     metrics = policy.train(batch, 1)
     assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
 
@@ -279,7 +274,7 @@ def test_a_response_whose_computed_log_prob_is_not_finite_is_left_out(monkeypatc
     for policy in policies:
         policy.reference = tiny_model(family, seed=1)
     batch = policies[0].batch(rollouts, advantages)
-    last = max(i for i, row in enumerate(batch.rows) if row.key == rollouts[2].key)
+    last = max(i for i, row in enumerate(batch.samples) if row.key == rollouts[2].key)
     whole, of_policy = train.learner.policy.outputs, policies[0].updater.outputs
 
     def spoil(found):
@@ -301,7 +296,7 @@ def test_a_response_whose_computed_log_prob_is_not_finite_is_left_out(monkeypatc
 
 def test_steps_without_a_finite_log_prob_train_nothing_and_stop_the_run(monkeypatch):
     guarded = Guarded(logp_old="recompute", max_skipped_updates=2)
-    nothing = [np.full(row.num_trained, math.nan, np.float32) for row in guarded.batch.rows]
+    nothing = [np.full(row.num_trained, math.nan, np.float32) for row in guarded.batch.samples]
     monkeypatch.setattr(guarded.policy.updater, "outputs", lambda *given: nothing)
     assert guarded.policy.train(guarded.batch, 2) == {"rollouts_skipped": 4.0, "updates_skipped": 1.0}
     with pytest.raises(NotFinite, match="2 updates in a row"):
@@ -314,7 +309,7 @@ def test_a_response_without_an_advantage_is_not_trained():
     policy = make_policy(model)
     rollouts = sampled(model, LENGTHS)
     batch = policy.batch(rollouts, [None, 1.0, None, -1.0])
-    assert [row.key for row in batch.rows] == [rollouts[1].key, rollouts[3].key] and batch.skipped == 0
+    assert [row.key for row in batch.samples] == [rollouts[1].key, rollouts[3].key] and batch.skipped == 0
 
 
 def test_the_updaters_state_goes_on_where_it_was():
@@ -333,9 +328,9 @@ def test_the_updaters_state_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        ({"use_kl_estimator_k3": True}, k3),
-        ({"use_kl_estimator_k3": False}, k1),
-        ({"use_kl_estimator_k3": True, "kl_estimator": "k2"}, k2),
+        ({}, k3),
+        ({"kl_estimator": "k1"}, k1),
+        ({"kl_estimator": "k2"}, k2),
     ],
 )
 def test_the_kl_estimator_that_a_config_names(settings, kind):
@@ -344,7 +339,7 @@ def test_the_kl_estimator_that_a_config_names(settings, kind):
     rollouts = shifted(sampled(model, LENGTHS), 0.4)
     policy = make_policy(model, **settings)
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
-    now = np.concatenate(policy.updater.outputs(batch.rows, range(len(batch.rows))))
+    now = np.concatenate(policy.updater.outputs(batch.samples, range(len(batch.samples))))
     log_ratio = torch.from_numpy(now - np.concatenate(batch.logp_rollout))
     want = float(kind(log_ratio).mean())
     assert policy.train(batch, 1)["kl"] == pytest.approx(want, rel=1e-3)
@@ -366,8 +361,9 @@ def test_kl_to_a_frozen_model():
 def test_corrections_of_what_the_sampler_saw(kind, expected):
     old = torch.log(torch.tensor([0.1, 0.5, 0.3]))
     rollout = torch.log(torch.tensor([0.2, 0.1, 0.3]))
-    assert rollout_correction(kind, old, rollout, 1.5 if kind == "masked" else 2.0) == pytest.approx(expected)
-    assert rollout_correction("none", old, rollout, 2.0) is None
+    tokens = TokenBatch.of(old, old, old, old, logp_rollout=rollout)
+    assert rollout_correction(tokens, kind, 1.5 if kind == "masked" else 2.0) == pytest.approx(expected)
+    assert rollout_correction(tokens, "none", 2.0) is None
 
 
 def test_adapters_are_all_that_an_update_moves(tmp_path):
@@ -377,7 +373,7 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
     model.add_adapters(Adapters(rank=4, alpha=8.0), tmp_path, seed=0)
     config = make_config(training={"kl_to": "reference", "beta": 0.1})
     policy = make_policy(model, kl_to="reference", beta=0.1)
-    policy.reference = session.frozen_reference(config, model, "no")
+    policy.reference = frozen_reference(config, model, "no")
     before = weights_of(model)
     for step in (1, 2):
         rollouts = sampled(model, LENGTHS, n=2, seed=step)
@@ -401,7 +397,7 @@ def adapted_policy(folder, dropout=0.3, **training):
 def trained_adapters(policy, rollouts, steps=(1, 2)):
     for step in steps:
         policy.train(policy.batch(rollouts, [1.0, -1.0, 0.5, 2.0]), step)
-    return weights_of(policy.model)
+    return weights_of(policy.updater.model)
 
 
 @pytest.mark.parametrize("family", ["sdar", *(pytest.param(f, marks=pytest.mark.slow) for f in ("dream", "sdar_moe"))])
@@ -422,7 +418,7 @@ def test_what_adapters_drop_goes_on_where_it_was(tmp_path):
     want = trained_adapters(straight, rollouts)
     weights = trained_adapters(stopped, rollouts, (1,))
     torch.rand(3)
-    resumed.model.load_state_dict(weights)
+    resumed.updater.model.load_state_dict(weights)
     resumed.updater.load_state_dict(copy.deepcopy(stopped.updater.state_dict()))
     assert_same_weights(trained_adapters(resumed, rollouts, (2,)), want)
 
@@ -431,6 +427,6 @@ def test_recomputed_activations_drop_the_same(tmp_path):
     tiny_checkpoint(tmp_path, "sdar")
     rollouts = sampled(load_model(tmp_path), LENGTHS)
     policy = adapted_policy(tmp_path)
-    policy.model.enable_gradient_checkpointing()
+    policy.updater.model.enable_gradient_checkpointing()
     want = trained_adapters(adapted_policy(tmp_path), rollouts)
     assert_same_weights(trained_adapters(policy, rollouts), want, 1e-6)

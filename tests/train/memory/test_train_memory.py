@@ -11,15 +11,15 @@ from accelerate.state import AcceleratorState
 from helpers import random_prompts, tiny_checkpoint
 from judge_server import judge_checkpoint
 from memory_meter import Meter, held
-from trainees import make_config
+from trainees import make_config, policy_of, updater_of
 
 from sample import Rollout, Sampler
-from train.learner.policy import Policy
-from train.learner.updater import Updater, UpdateStats, make_accelerator
+from train.distributed.accelerator import make_accelerator
 from train.memory.plan import Budget, Machine, host_memory_bytes, rows_bytes, world_size
 from train.memory.report import check_memory, memory_lines
-from train.setup import models as session
+from train.setup.blocks import Blocks
 from train.setup.judges import LocalJudge
+from train.setup.models import frozen_reference, make_model, make_value_model, spec_of
 from train.setup.prompts import inference_model, sampling_entries
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
@@ -39,9 +39,9 @@ def settings(folder, **sections):
         "rollout": {
             "num_task_per_step": RESPONSES,
             "num_response_per_task": 1,
-            "max_token": R,
+            "max_new_tokens": R,
             "block_size": BLOCK,
-            "remasking_strategy": "low_confidence_static",
+            "strategy": "low_confidence_static",
             "early_stop": False,
         }
         | sections.pop("rollout", {}),
@@ -63,15 +63,17 @@ class Trainee:
 
     def __init__(self, config, half):
         precision = "bf16" if half else "no"
-        self.config, self.model = config, session.make_model(config)
+        self.config, self.model = config, make_model(config)
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = make_accelerator(precision, torch.device("cpu"))
-        self.updater = Updater(self.model, accelerator, config)
-        self.sampled = inference_model(self.model, config.rollout, precision)
-        (sampling,) = sampling_entries(config.rollout, self.model, seed=0, deterministic=False).values()
+        sampled_in_half = {"auto": half}.get(config.rollout.dtype, config.rollout.dtype == "bf16")
+        self.sampled = inference_model(self.model, torch.bfloat16 if sampled_in_half else torch.float32)
+        blocks = Blocks.of(config, self.model.spec)
+        (sampling,) = sampling_entries(config.rollout, self.model, blocks.sampled, seed=0, deterministic=False).values()
         self.sampler = Sampler(self.sampled, replace(sampling, stop_ids=()))
-        self.reference = session.frozen_reference(config, self.model, precision)
-        self.policy = Policy(self.model, self.updater, config, sampling, self.reference)
+        self.reference = frozen_reference(config, self.model, precision)
+        self.policy = policy_of(config, self.model, accelerator, sampling, self.reference)
+        self.updater = self.policy.updater
         self.rollouts = []
 
     def sample(self):
@@ -84,7 +86,7 @@ class Trainee:
         """(the most bytes that an update's passes hold, gradients among them; bytes of the gradients)."""
         updater, gradients = updater or self.updater, []
         batch = self.policy.batch(self.rollouts, [1.0] * len(self.rollouts))
-        several = 1 + 2 * self.config.training.max_tokens_per_microbatch // batch.rows[0].num_tokens
+        several = 1 + 2 * self.config.training.max_tokens_per_microbatch // batch.samples[0].num_tokens
         step, meter = updater.engine.optimizer.step, Meter()
 
         def measured_step(*arguments):
@@ -92,11 +94,10 @@ class Trainee:
             step(*arguments)
 
         updater.engine.optimizer.step = measured_step
-        stats = UpdateStats()
         with meter:
-            updater.update(batch.rows, range(several), lambda x_N, micro: (x_N.sum(), {}), stats)
+            result = updater.update(batch.samples, range(several), lambda x_N, micro: (x_N.sum(), {}))
         updater.engine.optimizer.step = step
-        assert stats.updates == 1 and stats.micro_batches > 1
+        assert result.taken and result.micro_batches > 1
         (sizes,) = gradients
         return sizes[1], sizes[0]
 
@@ -106,7 +107,7 @@ def state_of(updater):
 
 
 def slots_of(sampler):
-    kv, state = sampler._slots
+    kv, state = sampler._held
     return held(vars(state), *((kv.keys, kv.values) if kv is not None else ()))
 
 
@@ -142,7 +143,7 @@ def slow(*values):
     [
         ("sdar", {"lora": {"rank": 4}}),
         ("dream", {"lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}}),
-        slow("llada", {"rollout": {"use_cache": True}, "training": {"kl_to": "reference"}}),
+        slow("llada", {"rollout": {"cache": "prefix"}, "training": {"kl_to": "reference"}}),
         slow("sdar_moe", {}),
         slow("sdar", {"rollout": {"dtype": "bf16", "temperature": 0.7, "top_p": 0.9}}),
     ],
@@ -156,7 +157,7 @@ def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
 def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
     folder, adapters = checkpoint(tmp_path), tmp_path / "adapters"
     fresh = settings(folder, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, training={"kl_to": "reference"})
-    session.make_model(fresh).save(adapters)
+    make_model(fresh).save(adapters)
     further = settings(adapters, training={"kl_to": "reference"})
     want, got = (Budget(config, path, machine=machine()) for config, path in ((fresh, folder), (further, adapters)))
     assert (got.always, got.phases(), got.host()) == (want.always, want.phases(), want.host())
@@ -192,8 +193,8 @@ def test_the_value_model(tmp_path):
     config = settings(folder, model={"value_base_model": str(folder)})
     budget, run = Budget(config, folder, machine=machine()), Trainee(config, False)
     run.sample()
-    value = session.make_value_model(config)
-    updater = Updater(value, run.updater.accelerator, config)
+    value = make_value_model(config, spec_of(config))
+    updater = updater_of(config, value, run.updater.accelerator)
     peak, gradients = run.update(updater)
     phase = budget.phases()["value update"]
     near(budget.always["value model"], held(list(value.parameters())), 0.02)
@@ -227,7 +228,7 @@ def test_zero_shares_out_what_it_should(tmp_path):
 
 def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
     folder = checkpoint(tmp_path)
-    config = settings(folder, rollout={"num_task_per_step": 4096, "max_active": 64})
+    config = settings(folder, rollout={"num_task_per_step": 4096, "max_slots": 64})
     fitting = Budget(config, folder, machine=machine(gib=0.05))
     assert not fitting.too_large()
     slots, tokens = fitting.largest_slots(), fitting.largest_tokens()
@@ -241,7 +242,7 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"rollout": {"num_task_per_step": 4096, "max_active": 4000}}, "set rollout.max_active="),
+        ({"rollout": {"num_task_per_step": 4096, "max_slots": 4000}}, "set rollout.max_slots="),
         ({"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
         ({"training": {"max_prompt_len": 9000}}, "gradient_checkpointing_enable=true"),
         ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),
@@ -249,8 +250,8 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 )
 def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
     folder = checkpoint(tmp_path)
-    config = settings(folder, **{"experiment": {"gpu_memory_gib": 0.05}} | sections)
-    config.training.mixed_precision = "no"
+    sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
+    config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
     check_memory(config, folder)
     assert says in caplog.text and not capsys.readouterr().out
     assert "DOES NOT FIT" in "\n".join(memory_lines(Budget(config, folder)))
@@ -259,15 +260,16 @@ def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sectio
 def test_what_fits_is_not_warned_of(tmp_path, caplog):
     folder = checkpoint(tmp_path)
     for kind in ("rl", "sft", "eval"):
-        check_memory(settings(folder), folder, kind, answer_tokens=R if kind == "sft" else None)
+        config = settings(folder, training={"method": "trace" if kind == "sft" else "TraceRL"})
+        check_memory(config, folder, kind, answer_tokens=R if kind == "sft" else None)
     assert not caplog.text
 
 
 def test_the_machine_is_what_is_here_or_what_is_said(tmp_path):
     config = settings(tmp_path)
     assert Machine.of(config).kind == "cpu" and 0 < Machine.of(config).memory_bytes <= host_memory_bytes() * 1.1
-    config.experiment.gpu_memory_gib, config.experiment.processes, config.experiment.num_node = 80.0, 8, 2
-    config.training.mixed_precision = "bf16"
+    there = {"gpu_memory_gib": 80.0, "processes": 8, "num_node": 2}
+    config = settings(tmp_path, experiment=there, training={"mixed_precision": "bf16"})
     assert Machine.of(config) == Machine("cuda", 80 * 2**30, True) and world_size(config) == 16
 
 
@@ -290,6 +292,22 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     near(host["rollouts"], size, 0.3)
     run = Trainee(config, half=False)
     run.sample()
-    rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).rows
+    rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).samples
     near(host["rows"] / 50, rows_bytes(rows) / len(run.rollouts))
     assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))
+
+
+def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
+    """Under full attention each denoising step of a response is a sequence: all of them in one forward."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from train.algorithm.objectives import objective\n\n\n"
+        "@objective(whole_responses=True)\n"
+        "def mine(batch, params):\n    return -(batch.weight * batch.logp).sum(), {}\n"
+    )
+    folder = checkpoint(tmp_path, "dream")
+    plain, whole = (
+        Budget(settings(folder, training={"objective": objective}), folder, machine=machine())
+        for objective in ("clip", f"{path}:mine")
+    )
+    assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)

@@ -1,0 +1,83 @@
+"""What a checkpoint's files say about it, read once and before any weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from models import lora
+from models.attention import ATTENTION_NAME
+from models.families import Family, find_family
+from models.folder import read_json, resolve_folder, weight_names
+from models.lora import Adapters
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """A checkpoint without its weights.
+
+    folder: where it lies. raw, generation: its config.json and generation_config.json. family: of its architecture.
+    positions: the most tokens of a sequence. block_size: tokens of a block that it was trained in, 1 for full
+    attention. adapters, base: of a folder of adapters, their settings and the checkpoint that they were trained on,
+    whose config, tokenizer and weights they share; None otherwise.
+    """
+
+    folder: Path
+    raw: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    family: Family
+    positions: int
+    block_size: int
+    adapters: Adapters | None = None
+    base: "CheckpointSpec | None" = None
+
+    @staticmethod
+    def read(path: str | Path, model_base: str | None = None) -> "CheckpointSpec":
+        """Of a checkpoint folder (or hub name) in its original layout, or a folder of adapters. model_base: the
+        family's name, when config.json alone does not tell. ValueError: no such folder, no family that reads it, or a
+        config that the family cannot express."""
+        folder = resolve_folder(path)
+        raw = read_json(folder / "config.json")
+        if (folder / lora.CONFIG).is_file():
+            return _read_adapted(folder, raw, model_base)
+        family = find_family(raw, model_base, str(folder), weight_names(folder))
+        positions = int(hf_config(family, raw).max_position_embeddings)
+        block_size = int(raw.get("block_size") or family.default_block_size)
+        return CheckpointSpec(folder, raw, read_json(folder / "generation_config.json"), family, positions, block_size)
+
+    @property
+    def schedule_block_size(self) -> int:
+        """Tokens of a block in decoding and training where the config names none: the checkpoint's, or the schedule's
+        of a family of full attention."""
+        return self.family.decoding.block_size or self.block_size
+
+
+def _read_adapted(folder: Path, raw: Mapping[str, Any], model_base: str | None) -> CheckpointSpec:
+    """The base that adapter_config.json names, with the folder's adapters and block size."""
+    name = str(read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
+    if not name or (resolve_folder(name) / lora.CONFIG).is_file():
+        raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {name!r}, which is no whole checkpoint.")
+    base = CheckpointSpec.read(name, model_base)
+    own = int(raw.get("block_size") or base.block_size)
+    return replace(
+        base,
+        folder=folder,
+        block_size=own if base.family.attention == "block" else base.block_size,
+        adapters=Adapters.of(folder),
+        base=base,
+    )
+
+
+def hf_config(family: Family, raw: Mapping[str, Any]) -> PretrainedConfig:
+    """transformers' config of the family's network, with attention through our seam."""
+    config = network_class(family).config_class(**family.config_arguments(raw))  # type: ignore[misc]
+    config._attn_implementation = ATTENTION_NAME
+    return config
+
+
+def network_class(family: Family) -> type[PreTrainedModel]:
+    found: type[PreTrainedModel] = getattr(transformers, family.model_class)
+    return found

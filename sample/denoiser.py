@@ -1,0 +1,118 @@
+"""One denoising step of every slot: propose, choose, commit, advance. Nothing is read on the host.
+
+Shapes: n slots at work, b positions of a block, N positions that may be decided, V vocabulary, D hidden size.
+"""
+
+import torch
+from torch import Tensor
+
+from models import DiffusionLM
+from sample.config import SamplingConfig
+from sample.slots import StepState
+from sample.spans import Bounds, CachePolicy, first_true
+from sample.strategies import Proposal
+from sample.targets import Coordinates
+from sample.unmask import SCHEDULES, Rules, propose
+
+
+class Denoiser:
+    """Steps under one config (after `for_model`). Works on the slots' state and a cache policy; keeps nothing of them.
+
+    schedule: positions that a step decides, [blocks, steps]; the last row and column hold for all further ones.
+    """
+
+    def __init__(self, model: DiffusionLM, config: SamplingConfig):
+        assert config.block_size is not None
+        self.model, self.config, self.decoding = model, config, model.decoding
+        self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
+        self.rules = config.rules(self.decoding.threshold_passes)
+        plans = _plans(model, config, self.rules)
+        longest = max(map(len, plans))
+        table = [plan + [1] * (longest - len(plan)) for plan in plans]
+        self.schedule = torch.tensor(table, device=model.device).clamp_min(1)
+        stop_ids = config.stop_ids if config.early_stop else ()
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
+
+    def step(self, cache: CachePolicy, state: StepState, bounds: Bounds) -> None:
+        """One step of every slot, and the advance to the next block where one is complete."""
+        hidden_nbD, active_n = cache.hidden(state, bounds)
+        position_nb = state.start[:, None] + self.offset_b
+        ids_nb = state.ids.gather(1, position_nb)
+        masked_nb = (ids_nb == self.model.mask_id) & active_n[:, None]
+        if self.decoding.opens_with_first:
+            masked_nb &= (state.block_step > 0)[:, None] | (self.offset_b == 0)
+        proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds.masks)
+        chosen_nb = self.rules.strategy(proposal, masked_nb, self._share(state), self.config)
+
+        state.step += active_n
+        state.block_step += active_n
+        ids_nb = torch.where(chosen_nb, proposal.token, ids_nb)
+        state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
+        self._advance(state, active_n, ids_nb, position_nb)
+
+    def first_masks(self, undecided: int) -> int:
+        """Positions that the first step of a block may decide, of those undecided."""
+        return min(undecided, 1) if self.decoding.opens_with_first else undecided
+
+    def _proposal(
+        self, hidden_nbD: Tensor, state: StepState, position_nb: Tensor, masked_nb: Tensor, most: int
+    ) -> Proposal:
+        """Candidates of the masked positions, [n, b]. The head runs on `most` positions, the masked ones first."""
+        n, b = masked_nb.shape
+        row_N = first_true(masked_nb.flatten(), most)
+        slot_N = row_N // b
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
+        coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
+        proposal = propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
+        return proposal.spread(row_N, n, b)
+
+    def _share(self, state: StepState) -> Tensor:
+        """k [n]: the positions that the schedule gives each slot's step."""
+        blocks, steps = self.schedule.shape
+        return self.schedule[state.block_index.clamp_max(blocks - 1), state.block_step.clamp_max(steps - 1)]
+
+    def _advance(self, state: StepState, active_n: Tensor, ids_nb: Tensor, position_nb: Tensor) -> None:
+        """Ends slots whose response is complete, moves those with a decided block on."""
+        b = self.b
+        is_mask = ids_nb == self.model.mask_id
+        undecided = torch.where(is_mask, self.offset_b, b).amin(1)
+        ended = state.start + undecided >= state.limit
+        if len(self.stop_ids):
+            is_stop = (ids_nb[..., None] == self.stop_ids).any(-1)
+            is_stop &= (position_nb >= state.prompt[:, None]) & (position_nb < state.limit[:, None])
+            ended |= torch.where(is_stop, self.offset_b, b).amin(1) < undecided
+        if self.decoding.pads_end and self.config.early_stop and self.config.pad_id is not None:
+            only_pads = ((ids_nb == self.config.pad_id) | (position_nb >= state.end[:, None])).all(1)
+            self._fill_pads(state, active_n & only_pads & ~ended)
+            ended |= only_pads
+        state.live &= ~(active_n & ended)
+        advance = active_n & state.live & (undecided == b)
+        state.start += b * advance
+        state.block_index += advance
+        state.block_step *= ~advance
+        state.needs_commit |= advance
+        state.masks.copy_(torch.where(advance, self.first_masks(b), is_mask.sum(1)))
+
+    def _fill_pads(self, state: StepState, filled_n: Tensor) -> None:
+        """Fills all that is right of the block at hand with pads, as one more step that costs no forward."""
+        assert self.config.pad_id is not None
+        position = torch.arange(state.ids.shape[1], device=filled_n.device)
+        rest = (position >= (state.start + self.b)[:, None]) & (position < state.end[:, None]) & filled_n[:, None]
+        state.ids.masked_fill_(rest, self.config.pad_id)
+        state.step_map.copy_(torch.where(rest, (state.step + 1).int()[:, None], state.step_map))
+
+
+def _plans(model: DiffusionLM, config: SamplingConfig, rules: Rules) -> list[list[int]]:
+    """How many positions each step decides, a list a block; the last one holds for all further blocks."""
+    assert config.block_size is not None and config.steps_per_block is not None
+    if model.decoding.dynamic_at_least_one and rules.strategy.by_threshold:
+        return [[1]]
+    steps = config.steps_per_block
+    per_block = [steps] if isinstance(steps, int) else list(steps)
+    sizes = [config.block_size] * len(per_block)
+    if model.attention == "full":
+        whole, rest = divmod(config.max_new_tokens, config.block_size)
+        sizes = [config.block_size] * whole + [rest] * (rest > 0)
+        per_block += per_block[-1:] * (len(sizes) - len(per_block))
+    make = SCHEDULES[model.decoding.schedule]
+    return [make(size, steps) for size, steps in zip(sizes, per_block, strict=False)]

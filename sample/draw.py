@@ -1,0 +1,72 @@
+"""Tokens drawn from logits: filters, inverse-CDF draws and argmax over a large vocabulary.
+
+Shapes: N positions, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+
+
+def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """Inverse-CDF sample [N] from unnormalised weights >= 0: first the chunk of the vocabulary, then the token in it.
+
+    Two levels keep the cumulative sums short (exact enough in float64) and touch the vocabulary once. Weights that are
+    not finite give some index.
+    """
+    chunks = _chunked(weight_NV, fill=0.0)
+    chunk, fraction = _pick(chunks.sum(-1).double(), uniform_N)
+    token, _ = _pick(_chunk_at(chunks, chunk).double(), fraction)
+    return (chunk * CHUNK + token).clamp_max(weight_NV.shape[-1] - 1)
+
+
+def argmax(value_NV: Tensor) -> Tensor:
+    """Index [N] of the largest value, the leftmost of equal ones: chunk, then token, which is faster on a CPU."""
+    chunks = _chunked(value_NV, fill=-math.inf)
+    chunk = chunks.amax(-1).argmax(-1)
+    return (chunk * CHUNK + _chunk_at(chunks, chunk).argmax(-1)).clamp_max(value_NV.shape[-1] - 1)
+
+
+def _chunked(value_NV: Tensor, fill: float) -> Tensor:
+    """[N, V / 128, 128], padded where 128 does not divide V."""
+    if rest := value_NV.shape[-1] % CHUNK:
+        value_NV = torch.nn.functional.pad(value_NV, (0, CHUNK - rest), value=fill)
+    return value_NV.view(len(value_NV), -1, CHUNK)
+
+
+def _chunk_at(chunks: Tensor, chunk_N: Tensor) -> Tensor:
+    return chunks.gather(1, chunk_N[:, None, None].expand(-1, 1, CHUNK))[:, 0]
+
+
+def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Index drawn along the last axis, and the uniform number that is left over for the next level."""
+    cumulative = weight.cumsum(-1)
+    goal = uniform.clamp_max(1.0 - 1e-12)[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, goal, right=True).clamp_max(weight.shape[-1] - 1)
+    mass = weight.gather(-1, index)
+    left = (goal - (cumulative.gather(-1, index) - mass)) / mass.clamp_min(torch.finfo(torch.float64).tiny)
+    return index[:, 0], left[:, 0].clamp_min(0.0)
+
+
+def filtered(logits_NV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits after temperature, top_k and top_p, in this order; -inf = not to be drawn.
+
+    top_k keeps what is at least as likely as the k-th token, top_p what is at least as likely as the token with which
+    the sum of the likeliest ones reaches it: equal tokens are kept or dropped together.
+    """
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
+    ordered = None
+    if 0 < top_k < logits_NV.shape[-1]:
+        ordered = logits_NV.topk(top_k, dim=-1).values
+        logits_NV = logits_NV.masked_fill(logits_NV < ordered[:, -1:], -math.inf)
+    if top_p < 1.0:
+        if ordered is None:
+            ordered = logits_NV.sort(dim=-1, descending=True).values
+        probability = (ordered - logits_NV.logsumexp(-1, keepdim=True)).exp()
+        kept = (probability.cumsum(-1) - probability < top_p).sum(-1, keepdim=True)
+        logits_NV = logits_NV.masked_fill(logits_NV < ordered.gather(-1, kept - 1), -math.inf)
+    return logits_NV

@@ -1,0 +1,180 @@
+"""One call of `Sampler.generate`: continuous batching over slots. Admit, step, collect."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sample.denoiser import Denoiser
+from sample.request import Request, hash_key
+from sample.rollout import Rollout
+from sample.seating import Copy, Seating
+from sample.slots import Seat, SlotKV, StepState
+from sample.spans import Bounds, CachePolicy
+
+PREFILL_MAX_TOKENS = 16384
+_PREFILL_MAX_PADDING = 1.25
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of a call: what computes in them, keys and values (None without a cache), and where each stands.
+    count: of those that may be taken; the tensors may hold more."""
+
+    count: int
+    cache: CachePolicy
+    kv: SlotKV | None
+    state: StepState
+
+
+class Queue:
+    """The requests that wait: all of them in order, or those that `take` names (by index) when it is asked."""
+
+    def __init__(self, requests: Sequence[Request], take: Callable[[], Sequence[int]] | None):
+        self._requests, self._take = requests, take
+        self._waiting = deque(requests if take is None else ())
+
+    def next(self) -> Request | None:
+        if not self._waiting and self._take is not None:
+            self._waiting.extend(self._requests[i] for i in self._take())
+        return self._waiting.popleft() if self._waiting else None
+
+
+class Generation:
+    """The queue, the slots at work, and what has come out. limit: requests at work at a time; polls: steps between two
+    looks at which slots have ended."""
+
+    def __init__(self, queue: Queue, slots: Slots, denoiser: Denoiser, limit: int, polls: int, weights_version: int):
+        self.queue, self.denoiser, self.limit, self.weights_version = queue, denoiser, limit, weights_version
+        self.slots, self.cache, self.kv, self.state = slots.count, slots.cache, slots.kv, slots.state
+        self.polls = 1 if self.cache.polls_every_step else polls
+        self.model, self.config, self.b = denoiser.model, denoiser.config, denoiser.b
+        self.rollouts: dict[int, Rollout] = {}
+        self.occupant: dict[int, Request] = {}
+        self.resident: dict[int, int] = {}
+        self.width = 0
+
+    def run(self, progress: Callable[[int], None]) -> list[Rollout]:
+        """The rollouts of all requests that were taken, in the order of their index."""
+        self._admit()
+        while self.occupant:
+            state = self.state.rows(self.width)
+            bounds = self._bounds(state)
+            for _ in range(self.polls):
+                self.denoiser.step(self.cache, state, bounds)
+            finished = self._collect()
+            progress(finished)
+            if finished:
+                self._admit()
+                self._compact()
+        return [self.rollouts[index] for index in sorted(self.rollouts)]
+
+    def _bounds(self, state: StepState) -> Bounds:
+        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
+        n, capacity = len(state.start), self.state.ids.shape[1]
+        if self.config.deterministic:
+            return Bounds(capacity, n, n * self.b, capacity)
+        bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())
+        if self.polls > 1:
+            bounds = bounds._replace(commits=n, masks=n * self.b)
+        rounded = -(-bounds.view_tokens // self.cache.view_multiple) * self.cache.view_multiple
+        return bounds._replace(view_tokens=min(capacity, rounded))
+
+    def _admit(self) -> None:
+        """Fills free slots from the queue."""
+        free = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
+        seating = Seating(free, self.occupant, self.resident)
+        while seating.free and (request := self.queue.next()) is not None:
+            seating.take(request)
+        if seating.taken:
+            self.state.place([self._seat(slot) for slot in seating.taken], self.model.mask_id)
+        self._prefill(seating.fresh)
+        self._copy_prompts(seating.copies)
+        self.width = self.slots if self.config.deterministic else max(self.occupant, default=-1) + 1
+
+    def _seat(self, slot: int) -> Seat:
+        """Where the slot's new request begins and ends."""
+        request = self.occupant[slot]
+        P, most = len(request.prompt_ids), self.config.max_new_tokens
+        start = self.cache.first_block(P)
+        return Seat(
+            slot=slot,
+            prompt_ids=request.prompt_ids,
+            start=start,
+            end=self.cache.end(P, most),
+            limit=P + most,
+            masks=self.denoiser.first_masks(start + self.b - P),
+            key=hash_key(request.key, self.config.seed),
+        )
+
+    def _prefill(self, slots: Sequence[int]) -> None:
+        """Prefills in batches of prompts of about one length, within a token budget; one by one if deterministic."""
+        batch: list[int] = []
+        tokens = 0
+        for slot in sorted(slots, key=lambda slot: len(self.occupant[slot].prompt_ids)):
+            length = len(self.occupant[slot].prompt_ids)
+            padded = length * (len(batch) + 1)
+            wasteful = padded > PREFILL_MAX_TOKENS or padded > _PREFILL_MAX_PADDING * (tokens + length)
+            if batch and (wasteful or self.config.deterministic):
+                self.cache.prefill([self.occupant[s].prompt_ids for s in batch], batch)
+                batch, tokens = [], 0
+            batch.append(slot)
+            tokens += length
+        if batch:
+            self.cache.prefill([self.occupant[s].prompt_ids for s in batch], batch)
+
+    def _copy_prompts(self, copies: Sequence[Copy]) -> None:
+        for length in {copy.prompt_tokens for copy in copies}:
+            pairs = [(copy.source, copy.target) for copy in copies if copy.prompt_tokens == length]
+            source, target = torch.tensor(pairs, device=self.model.device).T
+            self.cache.copy_prompt(source, target, length)
+
+    def _collect(self) -> int:
+        """Turns ended slots into rollouts and frees them; how many."""
+        live = self.state.live.tolist()
+        ended = [slot for slot in self.occupant if not live[slot]]
+        if not ended:
+            return 0
+        names = ("ids", "step_map", "logp", "start", "end", "step")
+        columns = [getattr(self.state, name)[ended].tolist() for name in names]
+        for slot, *numbers in zip(ended, *columns, strict=True):
+            request = self.occupant.pop(slot)
+            self.rollouts[request.index] = self._rollout(request, **dict(zip(names, numbers, strict=True)))
+        return len(ended)
+
+    def _rollout(
+        self, request: Request, ids: list[int], step_map: list[int], logp: list[float], start: int, end: int, step: int
+    ) -> Rollout:
+        """What a slot holds, as a record. The canvas ends with the block at hand, under full attention with the
+        window."""
+        P = len(request.prompt_ids)
+        canvas = slice(P, end if self.model.attention == "full" else start + self.b)
+        longest = min(self.config.max_new_tokens, len(ids[canvas]))
+        stop = next((j for j in range(longest) if ids[P + j] in (self.config.stop_ids or ())), None)
+        return Rollout(
+            key=request.key,
+            prompt_ids=list(request.prompt_ids),
+            canvas_ids=ids[canvas],
+            canvas_step_map=step_map[canvas],
+            canvas_logprobs=logp[canvas],
+            num_response_tokens=longest if stop is None else stop + 1,
+            finish_reason="length" if stop is None else "stop",
+            num_steps=step,
+            weights_version=self.weights_version,
+        )
+
+    def _compact(self) -> None:
+        """Moves the last slots into the holes that an empty queue leaves, so that no step computes an ended one."""
+        if self.config.deterministic:
+            return
+        holes = [slot for slot in range(len(self.occupant)) if slot not in self.occupant]
+        tail = [slot for slot in self.occupant if slot >= len(self.occupant)]
+        if holes:
+            source, target = torch.tensor(tail, device=self.model.device), torch.tensor(holes, device=self.model.device)
+            self.state.copy(source, target)
+            if self.kv is not None:
+                self.kv.copy(source, target)
+            for old, new in zip(tail, holes, strict=True):
+                self.occupant[new] = self.occupant.pop(old)
+        self.width = len(self.occupant)

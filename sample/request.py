@@ -1,0 +1,66 @@
+"""A response that is asked for: its prompt, and the name that its randomness comes from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models import DiffusionLM
+from sample.rollout import Key
+
+
+@dataclass(frozen=True)
+class Request:
+    """index: its place among those of one `generate`; group: the place of its prompt."""
+
+    index: int
+    group: int
+    prompt_ids: Sequence[int]
+    key: Key
+
+
+def hash_key(key: Key, seed: int = 0) -> int:
+    """A signed 64-bit name of a sample under a seed, stable across processes and machines."""
+    digest = hashlib.blake2b(repr((seed, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def requests_of(
+    prompts: Sequence[Sequence[int]], n: int, keys: Sequence[Key] | None, model: DiffusionLM, max_new_tokens: int
+) -> list[Request]:
+    """n requests a prompt, prompt-major, under their keys or (hash of the prompt's ids, index in the group).
+
+    ValueError: empty prompt, mask id or an unknown id in a prompt, prompt and response longer than the model's
+    positions, wrong number of keys.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: ask for at least one response a prompt.")
+    if keys is not None and len(keys) != len(prompts) * n:
+        raise ValueError(f"keys has {len(keys)} entries; {len(prompts)} prompts x n={n} need {len(prompts) * n}.")
+    requests: list[Request] = []
+    for group, prompt in enumerate(prompts):
+        ids = [int(i) for i in prompt]
+        _check_prompt(ids, f"prompt {group}", model, max_new_tokens)
+        digest = hash_key(tuple(ids))
+        for member in range(n):
+            index = len(requests)
+            key = keys[index] if keys is not None else (digest, member)
+            parts = key if isinstance(key, (tuple, list)) else (key,)
+            plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+            requests.append(Request(index, group, ids, plain))
+    return requests
+
+
+def _check_prompt(ids: list[int], name: str, model: DiffusionLM, max_new_tokens: int) -> None:
+    vocab_size, positions = int(model.hf_config.vocab_size), int(model.hf_config.max_position_embeddings)
+    if not ids:
+        raise ValueError(f"{name} is empty: give at least one token id.")
+    if model.mask_id in ids:
+        raise ValueError(f"{name} contains the mask id {model.mask_id}: it would count as a position to fill.")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise ValueError(f"{name} contains the id {wrong}; the model's vocabulary has {vocab_size} ids.")
+    if len(ids) + max_new_tokens > positions:
+        raise ValueError(
+            f"{name} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} they exceed the {positions} positions "
+            "of the model (max_position_embeddings): shorten one of them."
+        )

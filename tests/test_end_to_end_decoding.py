@@ -1,0 +1,93 @@
+"""A sampling strategy and a target of a user's file, named in a YAML: RL of two steps, evaluation, and what is found
+wrong before a model is loaded."""
+
+import pytest
+from end_to_end import EVAL, RL, Workshop, read_jsonl, text_checkpoint
+
+from configs import load_config
+from train import evaluation, rl
+from train.setup import models as setup_models
+
+OWN = '''
+import torch
+
+
+def leftmost_first(proposal, masked_nb, k_n, choices, *, several=1):
+    """The leftmost masked positions, `several` a step."""
+    return masked_nb & (masked_nb.cumsum(-1) <= several)
+
+
+def surprise(candidates, *, sign=-1.0):
+    return sign * candidates.logp
+
+
+def at_home(proposal, masked_nb, k_n, choices):
+    raise ZeroDivisionError("not here")
+'''
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def shop(tmp_path, model_folder):
+    shop = Workshop(tmp_path, model_folder)
+    (tmp_path / "own.py").write_text(OWN)
+    return shop
+
+
+def test_rl_of_two_steps_with_a_users_strategy_and_target(shop):
+    own = shop.folder / "own.py"
+    words = [f"rollout.strategy={own}:leftmost_first", "rollout.strategy_params.several=2"]
+    words += [f"rollout.target={own}:surprise", "rollout.target_params={sign: 1.0}"]
+    words += [f"evaluation.strategy=[low_confidence_dynamic,{own}:leftmost_first]", "evaluation.top_k=0"]
+    words += ["evaluation.strategy_params={several: 4}", "training.min_accuracy=0", "training.max_accuracy=1"]
+    rl.run(load_config(shop.words(RL, *words)))
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert {row["step"] for row in rows} == {1, 2}
+    for row in rows:
+        steps = [step for step in row["canvas_step_map"] if step]
+        assert steps == sorted(steps) and all(steps.count(step) <= 2 for step in steps)
+        assert max(map(steps.count, steps)) == 2
+    metrics = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
+    # the log-probability of a token at its step is recomputed by replay, whatever chose the step
+    assert all(abs(row["mismatch_kl"]) < 1e-5 for row in metrics if "mismatch_kl" in row)
+    names = {key.split("/")[1] for row in metrics for key in row if key.startswith("eval/") and key.count("/") > 1}
+    assert {"dynamic-b4-T1", "leftmost_first-b4-T1"} <= names
+
+
+def test_an_evaluation_with_a_users_strategy(shop):
+    words = [f"rollout.strategy=[sequential,{shop.folder}/own.py:leftmost_first]", "rollout.steps_per_block=4"]
+    results = evaluation.run(load_config(shop.words(EVAL, *words, "rollout.temperature=0")))
+    same = ("accuracy", "tokens", "steps")
+    sequential, own = (results[name] for name in ("sequential-b4-greedy", "leftmost_first-b4-greedy"))
+    assert [sequential.get(name) for name in same] == [own.get(name) for name in same]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["rollout.remasking_strategy=OWN:left"],
+            "rollout.remasking_strategy: .*has no 'left'; nearest: leftmost_first",
+        ),
+        (["rollout.strategy=OWN:at_home"], r"rollout.strategy=OWN:at_home: ZeroDivisionError: not here \(OWN line"),
+        (["rollout.strategy=OWN:leftmost_first", "rollout.strategy_params.sevral=2"], "Did you mean 'several'"),
+        (["rollout.strategy=OWN:surprise"], "is called with 4 arguments"),
+        (["evaluation.target=OWN:leftmost_first"], "evaluation.target"),
+        (["rollout.strategy_params.several=2"], "rollout.strategy_params={'several': 2}: .* is built in"),
+    ],
+)
+@pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
+def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(shop, monkeypatch, text, words, says):
+    def refuse(*arguments, **named):
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(setup_models, "load_model", refuse)
+    own = str(shop.folder / "own.py")
+    run = rl.run if text is RL else evaluation.run
+    with pytest.raises(ValueError, match=says.replace("OWN", own)):
+        run(load_config(shop.words(text, *(word.replace("OWN", own) for word in words))))
+    assert not shop.runs.exists()

@@ -1,0 +1,198 @@
+"""The graded rollouts of an RL step: drawn, sampled, graded and credited, or taken from disk where a kill left them.
+
+Shapes: G responses of a prompt.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from configs.schema import Config
+from reward.base import Reward
+from runtime import ranks, stopping
+from runtime.monitor import Monitor
+from sample import Rollout, Sampler
+from sample.rollout import Key
+from train.algorithm.advantages import Credit, group_advantages
+from train.algorithm.curriculum import Curriculum
+from train.distributed.sharding import sample, weights_digest
+from train.learner.rollout_log import GradedRollouts, RolloutLog
+from train.setup.doors import advantage_of
+from train.setup.judges import StepJudge
+from train.setup.prompts import Prompt, completion_text, reward_columns
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """A step's rollouts, prompt-major. weights: digest of those that sampled them; seconds: what sampling took;
+    graded: as an interrupted run left them on disk."""
+
+    step: int
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Rollout]
+    weights: str
+    seconds: float
+    graded: GradedRollouts | None = None
+
+
+@dataclass(frozen=True)
+class Grading:
+    """What grades and keeps rollouts: on rank 0 alone, other ranks have none. judge: the one of process rewards."""
+
+    reward: Reward | None
+    judge: StepJudge | None
+    log: RolloutLog | None
+
+
+class Collector:
+    """Makes the graded rollouts of a step. Every rank calls every method and gets the same; rank 0 alone grades, judges
+    and writes.
+
+    A step that an interrupted run graded already is taken from disk, as long as this run would sample the same."""
+
+    def __init__(self, config: Config, sampler: Sampler, prompts: Sequence[Prompt], grading: Grading, monitor: Monitor):
+        self.config, self.sampler, self.prompts = config, sampler, prompts
+        self.grading, self.monitor = grading, monitor
+        self.group_size = config.rollout.num_response_per_task
+        training = config.training
+        self.advantage = advantage_of(training)
+        self.curriculum = Curriculum(
+            [prompt.task.id for prompt in prompts],
+            training.seed,
+            config.dataset.curriculum,
+            (training.min_accuracy, training.max_accuracy),
+        )
+
+    def draw(self, step: int) -> list[Prompt]:
+        """The prompts of a step."""
+        return [self.prompts[i] for i in self.curriculum.draw(step, self.config.rollout.num_task_per_step)]
+
+    def rollouts(self, prompts: Sequence[Prompt], step: int) -> StepRollouts:
+        """The step's rollouts: from disk, or sampled."""
+        with self.monitor.timed("resume"):
+            weights, graded = ranks.on_main(self._left_on_disk, prompts, step)
+        if graded is not None:
+            self.monitor.event(f"step {step}: rollouts and rewards are those that the interrupted run left")
+            return StepRollouts(step, prompts, graded.rollouts, weights, graded.seconds, graded)
+        started = perf_counter()
+        rollouts = self.sample(prompts, step)
+        return StepRollouts(step, prompts, rollouts, weights, perf_counter() - started)
+
+    def sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        """G rollouts of each prompt, by all ranks."""
+        keys = self._keys(prompts, step)
+        with self.monitor.progress(len(keys), "rollout") as progress:
+            rollouts = sample(self.sampler, [p.ids for p in prompts], self.group_size, keys, progress.advance)
+        self.sampler.release()  # the updates need the memory
+        return rollouts
+
+    def grade(self, sampled: StepRollouts) -> GradedRollouts:
+        """The step's rollouts with rewards and credit, safe on disk."""
+        graded = sampled.graded or self._graded(sampled)
+        self.curriculum.record([prompt.task.id for prompt in sampled.prompts], graded.rewards, self.group_size)
+        return graded
+
+    def _graded(self, sampled: StepRollouts) -> GradedRollouts:
+        texts, rewards, stats = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
+        stopping.check()
+        credit = self._credit(sampled.rollouts, rewards)
+        if self.config.judge.mode == "process":
+            with self.monitor.timed("judge"):
+                credit = ranks.on_main(self._judged, sampled, rewards, credit)
+        graded = GradedRollouts(sampled.rollouts, rewards, credit, stats, sampled.seconds)
+        with self.monitor.timed("log"):
+            ranks.on_main(self._put_on_disk, sampled, graded, texts)
+        return graded
+
+    def _keys(self, prompts: Sequence[Prompt], step: int) -> list[Key]:
+        seen: Counter[str] = Counter()
+        keys: list[Key] = []
+        for prompt in prompts:
+            first = self.group_size * seen[prompt.task.id]  # a task drawn twice in one step goes on counting
+            keys += [(step, prompt.task.id, first + j) for j in range(self.group_size)]
+            seen[prompt.task.id] += 1
+        return keys
+
+    def _left_on_disk(self, prompts: Sequence[Prompt], step: int) -> tuple[str, GradedRollouts | None]:
+        """Digest of the weights that would sample now, and what they and these prompts gave an interrupted run."""
+        assert self.grading.log is not None
+        weights = weights_digest(self.sampler.model)
+        asked = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
+        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), asked)
+
+    def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
+        assert self.grading.log is not None and self.sampler.config.block_size is not None
+        tasks = [prompt.task.id for prompt in sampled.prompts for _ in range(self.group_size)]
+        self.grading.log.put(sampled.step, sampled.weights, graded, texts, tasks, self.sampler.config.block_size)
+
+    def _rewards(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
+    ) -> tuple[list[str], list[float | None], dict[str, float]]:
+        """Completions, their rewards, and counts of the reward's call."""
+        reward = self.grading.reward
+        assert reward is not None
+        texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
+        questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
+        rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
+        if self.config.training.truncated == "wrong":
+            rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
+        return texts, rewards, reward.stats
+
+    def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
+        training, weight = self.config.training, self.config.reward.speed_weight
+        speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
+        return group_advantages(
+            rewards,
+            self.group_size,
+            advantage=self.advantage,
+            kind="reward" if self.config.model.value_base_model else "advantage",
+            min_accuracy=training.min_accuracy,
+            max_accuracy=training.max_accuracy,
+            keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
+            bonus=[
+                weight * fast if reward is not None and reward > 0.0 else 0.0
+                for fast, reward in zip(speed, rewards, strict=True)
+            ],
+        )
+
+    def _judged(self, sampled: StepRollouts, rewards: Sequence[float | None], credit: Credit) -> Credit:
+        assert self.grading.judge is not None
+        return self.grading.judge(sampled.prompts, sampled.rollouts, rewards, credit)
+
+
+def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], longest_key: str) -> list[float | None]:
+    """The rewards with 0 for responses without a stop (training.truncated=wrong). longest_key: of the longest one."""
+    cut = [rollout.finish_reason == "length" for rollout in rollouts]
+    if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
+        logger.warning(
+            "responses without a stop had a reward and count as 0 (training.truncated=wrong): raise %s, or set "
+            "training.truncated to keep or drop",
+            longest_key,
+        )
+    return [0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)]
+
+
+def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]:
+    """Figures of a step's rollouts and what they earned."""
+    rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.scored
+    given = [r for r in rewards if r is not None]
+    tokens = sum(r.num_response_tokens for r in rollouts)
+    measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}
+    return {
+        **graded.reward_stats,
+        **credit.stats,
+        **measured,
+        "reward/left_out": float(len(rewards) - len(given)),
+        "completion_length": tokens / len(rollouts),
+        "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
+        "tokens_per_second": tokens / graded.seconds,
+        "groups": float(len(rollouts) // group_size),
+        **{f"groups_dropped/{why}": float(count) for why, count in credit.dropped.items()},
+    }

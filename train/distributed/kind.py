@@ -1,0 +1,93 @@
+"""Which engine a config asks for, on how many processes, and whether it can train what the config asks for."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from configs.engine import STAGES, TITLES, Kind, engine_file
+from configs.schema import Config
+from models import lora
+from runtime import ranks
+
+
+def engine_kind(config: Config) -> Kind:
+    """From experiment.deepspeed_file, or from the config file of the `accelerate launch` that started this process.
+    ValueError where the two disagree, or where accelerate's asks for what is not supported."""
+    file, launched = engine_file(config.experiment.deepspeed_file), _launched_kind()
+    if file is None:
+        return launched or "ddp"
+    if launched not in (None, file.kind):
+        raise ValueError(
+            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given "
+            f"{TITLES[launched]}: give both one file, or leave experiment.deepspeed_file out."
+        )
+    return file.kind
+
+
+def zero_stage(config: Config) -> int:
+    """What is sharded, in ZeRO's count: nothing (0), gradients and optimizer (2), or weights too (3, and FSDP2).
+    ValueError as `engine_kind`."""
+    return STAGES[engine_kind(config)]
+
+
+def _launched_kind() -> Kind | None:
+    """The ZeRO stage that `accelerate launch` was given; None without one."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if stage is None:
+        return None
+    for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE"):
+        value = os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", "none")
+        if value != "none":
+            raise ValueError(
+                f"accelerate's config sets deepspeed_{name.lower()}={value}, which is not supported: take a config "
+                "of accelerate_configs/."
+            )
+    if stage not in ("2", "3"):
+        raise ValueError(f"accelerate's config asks for ZeRO stage {stage}; there are 2 and 3.")
+    return "zero2" if stage == "2" else "zero3"
+
+
+def world_size(config: Config) -> int:
+    """Processes of the run: those of this job, or those that the command would start on this machine and its like."""
+    if ranks.world_size() > 1:
+        return ranks.world_size()
+    file = engine_file(config.experiment.deepspeed_file)
+    here = max(1, torch.cuda.device_count() if config.model.device != "cpu" else 0)
+    if file is not None:
+        here = file.processes_per_node if file.cpu else min(here, file.processes_per_node)
+    return (config.experiment.processes or here) * (config.experiment.num_node or 1)
+
+
+def check_engine(config: Config, folder: Path | None) -> None:
+    """ValueError where the engine cannot train what the config asks for. folder: the model's; None where a first run
+    makes it."""
+    kind: Kind = engine_kind(config) if world_size(config) > 1 else "ddp"
+    if kind.startswith("zero") and find_spec("deepspeed") is None:
+        raise ValueError(
+            f"{TITLES[kind]} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "
+            "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
+            "then holds the whole model."
+        )
+    adapters = f"lora.rank={config.lora.rank}" if config.lora.rank else ""
+    if folder is not None and (folder / lora.CONFIG).is_file():
+        adapters = f"model.pretrained_model={config.model.pretrained_model} (a folder of adapters)"
+    if kind != "ddp" and adapters:
+        raise ValueError(
+            f"{adapters} under {TITLES[kind]}: adapters are trained with the whole base on every rank; leave "
+            "experiment.deepspeed_file out, or take a _ddp file."
+        )
+
+
+def shards_weights(config: Config) -> bool:
+    """Whether no rank holds the whole trained model: ZeRO-3 or FSDP2 on several ranks."""
+    return zero_stage(config) == 3 and ranks.world_size() > 1
+
+
+def engine_line(config: Config) -> str:
+    """The engine, for people."""
+    kind, world = engine_kind(config), ranks.world_size()
+    if world == 1:
+        return "one process" + (f" ({TITLES[kind]} has nothing to shard)" if kind != "ddp" else "")
+    return f"{TITLES[kind]} over {world} processes" if kind != "ddp" else f"DDP, {world} processes"

@@ -1,0 +1,204 @@
+"""DeepSpeed's ZeRO-2 and ZeRO-3."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from torch import Tensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from runtime import ranks
+from train.distributed.engine import Engine, StepResult
+from train.distributed.sharding import buckets, elements
+
+REDUCE_BUCKET_ELEMENTS = 2**26
+
+
+class _ZeroAccelerator(Accelerator):
+    """accelerate leaves autocast to DeepSpeed's engines, but a frozen reference model runs under none."""
+
+    bf16 = False
+
+    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accelerator:
+    """accelerate's Accelerator under DeepSpeed, on the process group that this job has. Weights stay fp32; precision
+    "bf16" is autocast, as without DeepSpeed."""
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    import deepspeed
+
+    # DeepSpeed would compile this (25 s, needs g++), which only inference on CPU uses; a kill during the build leaves
+    # torch_extensions/*/deepspeed_shm_comm/lock, on which every later run waits forever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    plugin = None
+    if AcceleratorState._shared_state == {} or AcceleratorState().distributed_type != DistributedType.DEEPSPEED:
+        plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=1, zero3_init_flag=False)
+        plugin.deepspeed_config |= {
+            "train_batch_size": ranks.world_size(),
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": False},
+        }
+        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
+    backend = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")
+    accelerator = _ZeroAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
+    unset_hf_deepspeed_config()  # or from_pretrained (a judge's, on rank 0) would shard what it loads
+    accelerator.bf16 = precision == "bf16"
+    found = accelerator.deepspeed_plugin.zero_stage
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or found != stage:
+        raise RuntimeError(
+            f"accelerate runs {accelerator.distributed_type}, stage {found}; ZeRO-{stage} was asked for."
+        )
+    return accelerator
+
+
+def _shard(model: torch.nn.Module, settings: dict[str, Any], device: torch.device) -> None:
+    """Leaves each rank its shard of a model that may be on the host, one parameter at a time: `prepare` would move the
+    whole model to the device first."""
+    import deepspeed
+
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=torch.float32)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+
+class Zero(Engine):
+    """DeepSpeed's ZeRO: each rank holds a shard of the optimizer and of the summed gradients (stage 2), and of the
+    weights, which are gathered module by module as they are used (stage 3). https://arxiv.org/abs/1910.02054"""
+
+    lockstep = True
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+    ):
+        self.module, self.accelerator, self.world = model, accelerator, ranks.world_size()
+        self.stage = accelerator.deepspeed_plugin.zero_stage
+        self.saved_groups = optimizer.state_dict()["param_groups"]
+        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        settings = accelerator.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = max_grad_norm
+        settings["torch_autocast"] = {
+            "enabled": accelerator.bf16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
+        vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        if self.stage == 3:
+            _shard(model, settings, accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.deepspeed_engine_wrapped = None  # accelerate's own backward, which serves one model, is not used
+        found = self.model.zero_optimization_stage(), self.model.dp_world_size
+        if found != (self.stage, self.world):
+            raise RuntimeError(
+                f"DeepSpeed runs stage {found[0]} on {found[1]} ranks, not {self.stage} on {self.world}."
+            )
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        # DeepSpeed averages over ranks, hence the factor. A loss that is not finite makes the gradients nan, so that
+        # DeepSpeed takes no step for them.
+        factor = torch.where(loss.detach().isfinite(), float(self.world), math.nan)
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss * factor, scale_wrt_gas=False)
+
+    def step(self, loss: float) -> StepResult:
+        self.model.step()
+        taken = bool(self.model.was_step_applied())
+        norm = float(self.model.get_global_grad_norm()) if taken else math.inf
+        assert math.isfinite(loss) or not taken
+        return StepResult(norm, taken)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        if self.stage < 3:
+            yield from self.module.named_parameters()
+            return
+        import deepspeed
+
+        named = list(self.module.named_parameters())  # stage 3 gathers a few layers at a time
+        for bucket in buckets(named, lambda item: elements(item[1])):
+            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+                for name, parameter in bucket:
+                    yield name, parameter.data
+
+    @contextmanager
+    def whole_on_main(self) -> Iterator[None]:
+        whole = {}  # in rank 0's host memory
+        for name, weight in self.weights() if self.stage == 3 else ():
+            if ranks.is_main():
+                whole[name] = weight.to("cpu", copy=True)
+        parameters = {name: p for name, p in self.module.named_parameters() if name in whole}
+        shards = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = whole[name]
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = shards[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.stage < 3:
+            self._link_moments()
+        steps = [float(state["step"]) for state in self.optimizer.optimizer.optimizer.state.values()]
+        state: dict[int, dict[str, Tensor]] = {}
+        for i, parameter in enumerate(self.trained) if steps else ():
+            moments = {name: safe_get_full_optimizer_state(parameter, name) for name in ("exp_avg", "exp_avg_sq")}
+            if ranks.is_main():
+                state[i] = {name: moment.to("cpu", copy=True) for name, moment in moments.items()}
+                state[i]["step"] = torch.tensor(steps[0])
+        groups = zip(self.saved_groups, self.optimizer.param_groups, strict=True)
+        return {"state": state, "param_groups": [saved | {"lr": group["lr"]} for saved, group in groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for group, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
+        if state["state"]:
+            self._fill_moments(state["state"])
+
+    def _link_moments(self) -> None:
+        """Stage 2: links each parameter to its moments. DeepSpeed does so only if its first group of parameters has
+        any."""
+        zero = self.optimizer.optimizer
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+    def _fill_moments(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        zero = self.optimizer.optimizer
+        parts: Sequence[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        for part in parts:
+            zero.optimizer.state[part] = {
+                "step": state[0]["step"].clone(),
+                "exp_avg": torch.zeros_like(part),
+                "exp_avg_sq": torch.zeros_like(part),
+            }
+        if self.stage < 3:
+            self._link_moments()
+        for i, parameter in enumerate(self.trained):
+            for name in ("exp_avg", "exp_avg_sq"):
+                whole = state[i][name]
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, whole, name)
+                    continue
+                size, first = parameter.ds_tensor.numel(), ranks.rank() * parameter.ds_tensor.numel()
+                mine = torch.zeros(size, dtype=whole.dtype)
+                held = whole.flatten()[first : first + size]
+                mine[: len(held)] = held
+                safe_set_local_optimizer_state(parameter, mine, name)

@@ -1,0 +1,138 @@
+"""The evaluations of an RL run: when one is due, what it found, which step was the best."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from reward.base import Reward
+from runtime import ranks
+from runtime.files import atomic_write_text, parsed
+from runtime.monitor import Monitor
+from runtime.run_folder import RunFolder
+from train.evaluation import EvaluationSetup, evaluate
+from train.setup.rewards import evaluates_as_it_trains, reward_of
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+HEADLINE = ("accuracy", "stderr", "reward", "length", "tokens_per_forward")
+
+
+class Evaluations:
+    """Evaluates steps of a run and keeps what it finds, in memory and in evaluations.json. Every rank calls every
+    method; rank 0 alone grades and writes.
+
+    setup: None without evaluations. reward: rank 0's of training, which evaluates too where the two are one. last_step:
+    the last one that needs not be done again (-1: none); what was found and logged after it is dropped. found: step ->
+    decoding -> metrics; the first decoding is the run's headline.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        setup: EvaluationSetup | None,
+        reward: Reward | None,
+        monitor: Monitor,
+        last_step: int,
+    ):
+        self.config, self.folder, self.setup = config, folder, setup
+        self.reward, self.monitor = reward, monitor
+        self.found: dict[int, dict[str, Metrics]] = ranks.on_main(self._until, last_step)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is to be evaluated and was not yet."""
+        experiment = self.config.experiment
+        regular = step % experiment.eval_every == 0 or step == experiment.total_step
+        wanted = experiment.eval_first if step == 0 else regular
+        return wanted and self.setup is not None and step not in self.found
+
+    def run(self, step: int) -> None:
+        """Evaluates the model as it is after `step`."""
+        assert self.setup is not None
+        reward, evaluation = self.reward, self.config.evaluation
+        if ranks.is_main() and not evaluates_as_it_trains(self.config):
+            reward = reward_of(self.config, evaluation.data_type, evaluating=True)
+        results = evaluate(self.setup, reward, self.monitor)
+        if reward is not None and reward is not self.reward:
+            reward.close()
+        for result in results:
+            self.monitor.evaluation(step, result.metrics, name=result.name)
+        self.found[step] = {result.name: result.metrics for result in results}
+        ranks.on_main(self._write, self.found)
+
+    @property
+    def scores(self) -> dict[int, float] | None:
+        """The accuracy of each evaluated step that has one; None without experiment.keep_best."""
+        if not self.config.experiment.keep_best:
+            return None
+        headlines = {step: next(iter(entries.values())) for step, entries in self.found.items()}
+        return {step: metrics["accuracy"] for step, metrics in headlines.items() if "accuracy" in metrics}
+
+    def summary(self) -> dict[str, Any]:
+        """The headline before the first step and after the last one."""
+        found: dict[str, Any] = {}
+        for when, step in (("before", 0), ("after", self.config.experiment.total_step)):
+            headline = next(iter(self.found.get(step, {}).values()), {})
+            found |= {f"{name}_{when}": headline.get(name) for name in HEADLINE}
+        return found
+
+    def _until(self, last_step: int) -> dict[int, dict[str, Metrics]]:
+        """Takes out of evaluations.json and metrics.jsonl what came after `last_step`; returns what is left. The two
+        hold the same numbers: where one is damaged, the other is believed, or the step evaluated again."""
+        path, logged = self.folder.evaluations, self._whole(_logged(self.folder.metrics))
+        on_disk: dict[int, dict[str, Metrics]] | None = None
+        try:
+            found = on_disk = _read(path)
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s is damaged (%s): it is made again from metrics.jsonl", path, error)
+            found = logged
+        kept = {step: entries for step, entries in found.items() if step <= last_step}
+        steps = sorted(step for step in kept.keys() | logged.keys() if step <= last_step)
+        for step in [step for step in steps if kept.get(step) != logged.get(step)]:
+            if step == last_step:
+                if kept.pop(step, None) is not None:
+                    logger.warning("%s and metrics.jsonl differ in step %d, which is evaluated again", path, step)
+            elif step in logged:
+                kept[step] = logged[step]
+                logger.warning("%s lacks or changes step %d of metrics.jsonl, which is believed", path, step)
+            else:
+                logger.warning("%s lacks the evaluation of step %d", self.folder.metrics, step)
+        if kept != on_disk:
+            self._write(kept)
+        self.folder.drop_after(last_step, kept)
+        return kept
+
+    def _whole(self, found: dict[int, dict[str, Metrics]]) -> dict[int, dict[str, Metrics]]:
+        """Those of all decodings."""
+        names = self.setup.decodings.keys() if self.setup is not None else set()
+        return {step: entries for step, entries in found.items() if entries.keys() >= names}
+
+    def _write(self, found: dict[int, dict[str, Metrics]]) -> None:
+        atomic_write_text(self.folder.evaluations, json.dumps(found, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[int, dict[str, Metrics]]:
+    """evaluations.json, in order of steps; nothing where it is absent. ValueError where it is damaged."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return {int(step): {name: {**metrics} for name, metrics in entries.items()} for step, entries in found.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError("it holds something else than metrics by step and decoding") from error
+
+
+def _logged(path: Path) -> dict[int, dict[str, Metrics]]:
+    """The evaluations that metrics.jsonl holds, also those that were broken off."""
+    found: dict[int, dict[str, Metrics]] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        row = parsed(line) or {}
+        for key, value in row.items():
+            start, _, rest = key.partition("/")
+            name, _, metric = rest.rpartition("/")
+            if start == "eval" and name and isinstance(row.get("step"), int):
+                found.setdefault(row["step"], {}).setdefault(name, {})[metric] = value
+    return found

@@ -1,0 +1,166 @@
+"""The checkpoints of one run: what it resumes from, what it saves, the links beside them. RL and SFT share it."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from models import DiffusionLM, ValueModel
+from runtime import ranks
+from runtime.files import file_digest
+from runtime.run_folder import RunFolder
+from runtime.steps import step_folder, step_of
+from train.distributed.sharding import require_equal_weights, rows_per_update
+from train.learner.checkpoint import (
+    RL,
+    VALUE,
+    Contents,
+    Listed,
+    point_to,
+    point_to_best,
+    problem_of,
+    prune_checkpoints,
+    read_state,
+    restore_random,
+    save_checkpoint,
+    starting_checkpoint,
+)
+from train.learner.updater import Updater
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps done, and the seconds that the run took for them, over all its starts."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model under training as checkpoints hold it. key: its updater's state; link: its name under ckpt/."""
+
+    model: DiffusionLM | ValueModel
+    updater: Updater
+    link: str
+    key: str = "updater"
+
+
+class RunCheckpoints:
+    """Finds what the run resumes from, restores it, and saves. Every rank calls every method; rank 0 alone writes.
+
+    start: the checkpoint that the run begins with, None for a new one. saved: its state, left on disk until it is read.
+    progress: where the run stands there. ValueError where experiment.resume forbids it.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, command: str):
+        experiment = config.experiment
+        with_value = command == RL and bool(config.model.value_base_model)
+        self.folder, self.command, self.keep_last = folder.checkpoints, command, experiment.keep_last
+        self.start = ranks.on_main(starting_checkpoint, self.folder, experiment.resume, command, with_value)
+        self.saved: Mapping[str, Any] = read_state(self.start) if self.start is not None else {}
+        self.progress = Progress(self.saved.get("step", 0), self.saved.get("seconds", 0.0))
+        self.resumed = self.start is not None and self.start.parent == self.folder
+        self.logs = folder.logs
+        if self.resumed:
+            ranks.on_main(self._check_logs)
+        self.trained: tuple[Trained, ...] = ()
+        self._damaged: set[int] = set()
+        self._began = time.perf_counter() - self.progress.seconds
+        self._rows_per_update = self.saved.get("rows_per_update") if self.resumed else None
+
+    def resumed_config(self, config: Config) -> Config:
+        """The config with updates of the size that the run began with, whatever the number of ranks is now."""
+        rows = config.training.rows_per_update or self._rows_per_update
+        config = replace(config, training=replace(config.training, rows_per_update=rows))
+        self._rows_per_update = rows_per_update(config.training)
+        return config
+
+    @property
+    def seconds(self) -> float:
+        """What the run took so far, over all its starts."""
+        return time.perf_counter() - self._began
+
+    @property
+    def model(self) -> Path:
+        """Where the newest model is: the link to it, or its checkpoint where something else has the link's name."""
+        link = self.folder / self.trained[0].link
+        return link if link.is_symlink() else step_folder(self.folder, self.progress.step)
+
+    @property
+    def value_start(self) -> Path | None:
+        """The value model's folder of `start`."""
+        return self.start / VALUE if self.start is not None else None
+
+    def restore(self, *trained: Trained) -> None:
+        """Puts the updaters and torch's random numbers where the checkpoint was. trained: the policy first, then the
+        value model if there is one; they are what `save` writes."""
+        self.trained = trained
+        if self.start is None:
+            return
+        for each in trained:
+            each.updater.load_state_dict(self.saved[each.key])
+        restore_random(self.saved)
+        self.saved = {}
+        if self.resumed:
+            ranks.on_main(point_to, self.start, *self._links())
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of `step`; `state`: what the loop needs besides models and updaters."""
+        self.progress = Progress(step, self.seconds)
+        whole = dict(state) | {each.key: each.updater.state_dict() for each in self.trained}
+        whole |= {"seconds": self.progress.seconds, "rows_per_update": self._rows_per_update}
+        require_equal_weights(self.trained[0].model, "model")
+        with ExitStack() as stack:
+            for each in self.trained:
+                stack.enter_context(each.updater.engine.whole_on_main())
+            ranks.on_main(self._write, step, whole)
+
+    def prune(self, scores: Mapping[int, float] | None = None) -> None:
+        """Removes what experiment.keep_last does not keep. scores: of steps, by which the best is kept too, and linked
+        to; None without keep_best."""
+        ranks.on_main(self._prune, scores)
+
+    def point_to_best(self, scores: Mapping[int, float] | None) -> None:
+        """Links ckpt/best to the checkpoint with the highest score whose files are as they were written."""
+        if scores is not None:
+            ranks.on_main(self._prove_best, scores)
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        policy, *value = self.trained
+        contents = Contents(self.command, policy.model, state, value[0].model if value else None, self.logs)
+        point_to(save_checkpoint(self.folder, step, contents), *self._links())
+
+    def _prune(self, scores: Mapping[int, float] | None) -> None:
+        best = None
+        if scores is not None:
+            best = point_to_best(self.folder, {step: scores[step] for step in scores if step not in self._damaged})
+        prune_checkpoints(self.folder, self.keep_last, best, self.progress.step)
+
+    def _prove_best(self, scores: Mapping[int, float]) -> None:
+        left = dict(scores)
+        while (best := point_to_best(self.folder, left)) is not None and (problem := problem_of(best, proven=True)):
+            logger.warning("checkpoint %s is not whole (%s): it cannot be the best", best, problem)
+            step = step_of(best)
+            assert step is not None
+            self._damaged.add(step)
+            del left[step]
+
+    def _check_logs(self) -> None:
+        """Warns of a log that is not as it was when the checkpoint was written."""
+        assert self.start is not None
+        for name, (size, digest) in Listed.read(self.start).logs.items():
+            log = self.folder.parent / name
+            if not log.is_file() or log.stat().st_size < size or file_digest(log, size) != digest:
+                logger.warning(
+                    "%s was damaged or edited: up to step %d it is not what the run wrote", log, self.progress.step
+                )
+
+    def _links(self) -> Sequence[str]:
+        return [each.link for each in self.trained]

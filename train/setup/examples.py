@@ -1,0 +1,123 @@
+"""Examples of fine-tuning -> ids -> training samples: the same packed rows as RL, from masks that noise or a given
+trace draw."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from configs.schema import Config, TrainingConfig
+from data.tasks import Example
+from models import DiffusionLM
+from sample import Rollout
+from train.algorithm.masking import Method
+from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.setup.prompts import drop_over_long, tokenizer_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as ids: prompt, answer with its end id, and for `trace` the step of each answer id."""
+
+    index: int
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    step_map: list[int] | None
+
+
+def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[Sample]:
+    """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
+    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
+    does not fit its answer."""
+    tokenizer, training = tokenizer_of(model), config.training
+    samples, long_prompts, cut, masked = [], 0, 0, 0
+    for i, example in enumerate(examples):
+        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        steps = example.step_map
+        if method.as_sampled:
+            steps = _checked_steps(steps, len(answer), i, training.method)
+        if not answer or answer[-1] not in model.eos_ids:
+            answer = [*answer, model.end_of_answer_id]
+            steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
+        if not prompt or len(prompt) > training.max_prompt_len:
+            long_prompts += 1
+            continue
+        if model.mask_id in prompt or model.mask_id in answer:
+            masked += 1
+            continue
+        if training.max_gen_length and len(answer) > training.max_gen_length:
+            cut += 1
+            answer = answer[: training.max_gen_length]
+        samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
+    if long_prompts:
+        drop_over_long(
+            f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
+            f"{training.max_prompt_len}",
+            config.dataset,
+        )
+    if masked:
+        logger.warning("SFT data: %d of %d examples hold the mask token: dropped", masked, len(examples))
+    if cut:
+        logger.warning(
+            "SFT data: %d answers are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
+        )
+    if not samples:
+        raise ValueError(
+            f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
+        )
+    return samples
+
+
+def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
+    """The settings with the block size in force, and under full attention with one noisy copy of a block in semi-ar:
+    each is a sequence of its own there, and dLLM-RL too has one a block."""
+    alone = model.attention == "full" and method.one_copy
+    return replace(
+        training,
+        block_size=block_size,
+        mask_times_per_sample=1 if alone else training.mask_times_per_sample,
+    )
+
+
+def make_samples(
+    sample: Sample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
+) -> list[TrainingSample]:
+    """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace.
+
+    The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
+    Padding is masked; the first training.post_num pads are trained.
+    """
+    b = training.block_size or model.spec.schedule_block_size
+    P, R = len(sample.prompt_ids), len(sample.answer_ids)
+    pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
+    padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
+    traced = method.as_sampled
+    steps = sample.step_map if traced and sample.step_map is not None else [1] * R
+    canvas = Rollout(
+        key=(sample.index,),
+        prompt_ids=sample.prompt_ids,
+        canvas_ids=[*sample.answer_ids, *[pad] * padding],
+        canvas_step_map=[*steps, *[0 if traced else 1] * padding],
+        canvas_logprobs=[0.0] * (R + padding),
+        num_response_tokens=R,
+        finish_reason="stop",
+        num_steps=max(steps),
+    )
+    rng = np.random.default_rng([training.seed, epoch, sample.index])
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
+    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng)
+
+
+def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:
+    if steps is None or len(steps) != tokens or min(steps, default=1) < 0:
+        got = "none" if steps is None else f"{len(steps)} entries, smallest {min(steps, default=0)}"
+        raise ValueError(
+            f"example {index}: training.method={method} needs a step_map of {tokens} steps >= 0, "
+            f"one a response token; got {got}."
+        )
+    low = min(steps, default=0)
+    return [s - low + 1 for s in steps]
