@@ -91,3 +91,12 @@ def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(sh
     with pytest.raises(ValueError, match=says.replace("OWN", own)):
         run(load_config(shop.words(text, *(word.replace("OWN", own) for word in words))))
     assert not shop.runs.exists()
+
+
+@pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
+def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(shop, monkeypatch, text):
+    monkeypatch.setattr(setup_models, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
+    llada = text_checkpoint(shop.folder / "llada", "llada")
+    run = rl.run if text is RL else evaluation.run
+    with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
+        run(load_config(shop.words(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))
