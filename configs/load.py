@@ -94,7 +94,17 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
 
 @functools.cache
 def _defaults() -> DictConfig:
-    return typing.cast(DictConfig, OmegaConf.structured(Config))
+    tree = typing.cast(DictConfig, OmegaConf.structured(Config))
+    _let_merge(tree)
+    return tree
+
+
+def _let_merge(tree: DictConfig) -> None:
+    """OmegaConf takes a frozen class for a tree that may not be merged into."""
+    OmegaConf.set_readonly(tree, False)
+    for value in tree.values():
+        if isinstance(value, DictConfig):
+            _let_merge(value)
 
 
 def merge(*trees: dict[str, Any]) -> Config:

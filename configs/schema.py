@@ -30,7 +30,7 @@ def section(kind: type) -> Any:
     return field(default_factory=kind)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExperimentConfig:
     project: str = opt("run", "name of the run; its folder is output_dir/project")
     output_dir: str = opt("runs", "folder that holds the folders of runs")
@@ -82,7 +82,7 @@ class ExperimentConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
     model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, dream, llada, ...")
@@ -98,7 +98,7 @@ class ModelConfig:
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
@@ -125,7 +125,7 @@ class DatasetConfig:
     over_long_prompts: str = opt("drop", "prompts over training.max_prompt_len", choices=("drop", "error"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
     """A section of the config whose keys messages name. typed: field -> the dotted key as the user typed it, where that
     is another spelling."""
@@ -138,7 +138,7 @@ class Section:
         return self.typed.get(name, f"{self.section}.{name}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DecodeConfig(Section):
     """How responses are sampled. A field that `sample.SamplingConfig` has too is handed to it under that name."""
 
@@ -201,7 +201,7 @@ class DecodeConfig(Section):
         return lists
 
 
-@dataclass
+@dataclass(frozen=True)
 class RolloutConfig(DecodeConfig):
     section = "rollout"
 
@@ -214,7 +214,7 @@ class RolloutConfig(DecodeConfig):
     output_unmasking_history: bool = opt(True, "eval.py: write step maps into the samples file")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
     section = "evaluation"
 
@@ -223,7 +223,7 @@ class EvaluationConfig(DecodeConfig):
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingConfig:
     objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
@@ -306,7 +306,7 @@ class TrainingConfig:
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoraSection:
     rank: int = opt(0, "train low-rank adapters of this rank and freeze the model; 0 = train all of it", low=0)
     alpha: float = opt(32.0, "an adapter adds alpha / rank times its output", low=0.0)
@@ -316,7 +316,7 @@ class LoraSection:
     target_modules: list[str] = opt([], "linear layers with an adapter (q_proj, ...); empty = all but the output head")
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerParams:
     learning_rate: float = opt(1e-6, "peak learning rate", low=0.0)
     value_learning_rate: float = opt(5e-6, "peak learning rate of the value model", low=0.0)
@@ -326,25 +326,25 @@ class OptimizerParams:
     epsilon: float = opt(1e-8, "Adam", low=0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerConfig:
     name: str = opt("adamw", "optimizer", choices=("adamw",))
     params: OptimizerParams = section(OptimizerParams)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SchedulerParams:
     warmup_steps: int = opt(0, "steps (RL steps, SFT updates) of linear warm-up", low=0)
     min_lr_scale: float = opt(1.0, "final learning rate as a share of the peak; 1 = constant", low=0.0, high=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SchedulerConfig:
     scheduler: str = opt("cosine", "shape of the decay", choices=("cosine", "linear", "constant"))
     params: SchedulerParams = section(SchedulerParams)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RewardConfig:
     function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
     beside_verifier: bool = opt(
@@ -359,7 +359,7 @@ class RewardConfig:
     function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class JudgeConfig(Section):
     """A language model as judge: at an endpoint (`api`) or loaded here (`local`). Off while neither is set."""
 
@@ -385,7 +385,7 @@ class JudgeConfig(Section):
     attempts: int = opt(4, "tries for one answer of the endpoint", low=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExecuteConfig:
     num_chunk: int = opt(0, "programs run at a time for code rewards at most; never more than the cores", low=0)
     all_or_nothing: bool = opt(False, "code: 1 only if every test passes, instead of the share that passes")
@@ -394,12 +394,12 @@ class ExecuteConfig:
     allow_forgeable: bool = opt(False, "also run tests that a determined program can forge")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = opt([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     config: str = opt("", "the YAML file")
     dry_run: bool = opt(False, "check everything and stop before any model work")

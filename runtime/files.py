@@ -4,19 +4,21 @@ Whatever is written aside carries TEMPORARY in its name and lies beside its targ
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from runtime.text import json_printable
 
 TEMPORARY = ".tmp-"
+PIECE_BYTES = 2**25
 _counter = itertools.count()
 
 
@@ -32,12 +34,37 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block that names no file, as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def file_digest(path: Path, size: int | None = None) -> str:
+    """blake2b of the digests of a file's pieces of PIECE_BYTES, which threads hash side by side. size: of its first so
+    many bytes. OSError where they cannot be read; a file that is shorter gives another digest."""
+    whole = path.stat().st_size if size is None else size
+    with path.open("rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+        def hashed(start: int) -> bytes:
+            content = os.pread(file.fileno(), min(PIECE_BYTES, whole - start), start)
+            return hashlib.blake2b(content, digest_size=32).digest()
+
+        pieces = pool.map(hashed, range(0, whole, PIECE_BYTES))
+        return hashlib.blake2b(b"".join(pieces), digest_size=16).hexdigest()
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Writes `text` (UTF-8) so that `path` holds either its old content or all of the new one. OSError as from open."""
     path = Path(path)
     temporary = _beside(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -50,7 +77,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def _put(folder: Path, path: Path) -> None:
     """Renames `folder` to `path`, moving away and then deleting a folder that is there."""
-    if not path.exists():
+    if not os.path.lexists(path):
         folder.rename(path)
         return
     replaced = _beside(path)
@@ -60,15 +87,24 @@ def _put(folder: Path, path: Path) -> None:
     except OSError:
         replaced.rename(path)
         raise
-    shutil.rmtree(replaced)
+    delete(replaced)
+
+
+def delete(path: Path) -> None:
+    """Removes a file, a link (not what it points to) or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` to be filled; on leaving it is flushed to disk and renamed to `path`.
 
-    On an error inside (a full disk, an interrupt) the folder is removed and `path` is as it was. A folder that is at
-    `path` already is replaced: it is renamed away first, so a kill between the two renames leaves none of that name.
+    On an error inside (a full disk, an interrupt) the folder is removed and `path` is as it was. A folder or link that
+    is at `path` already is replaced: it is renamed away first, so a kill between the two renames leaves none of that
+    name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,22 +123,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def numbered(folder: Path, prefix: str) -> list[Path]:
-    """What is called `prefix` and a number in `folder`, in order of the numbers; other names, links among them, are
-    left out."""
-    names = re.compile(re.escape(prefix) + "([0-9]+)")
-    found = [(match, path) for path in Path(folder).glob(f"{prefix}*") if (match := names.fullmatch(path.name))]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if not path.is_symlink())]
-
-
 def remove_leftovers(folder: Path) -> list[Path]:
     """Deletes what killed writers left in `folder` and returns it. Only for the one process that writes there."""
     leftovers = sorted(folder.glob(f".*{TEMPORARY}*"))
     for leftover in leftovers:
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+        delete(leftover)
     return leftovers
 
 
@@ -113,60 +138,72 @@ def _number(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends one line a row in a single write and flushes it to disk; an incomplete last line is ended first. Control
-    characters are written as JSON's escapes."""
-    text = json_printable("".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows))
-    with Path(path).open("ab+") as file:
+def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """One line of JSON a row; control characters are written as JSON's escapes."""
+    text = "".join(json.dumps(row, ensure_ascii=False, default=_number) + "\n" for row in rows)
+    return json_printable(text).encode("utf-8")
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Appends one line a row in a single write and flushes it to disk; an incomplete last line is closed off first.
+    Returns the lines."""
+    lines = as_jsonl(rows)
+    with naming(path), Path(path).open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write(text.encode("utf-8"))
+                file.write(b"\n")
+        file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+    return lines
 
 
-def _parsed_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line and its object; None for one that is no whole JSON object."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            yield line, row if isinstance(row, dict) else None
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole objects of a JSONL file in order; incomplete lines are left out with a warning that counts them."""
-    incomplete = 0
-    for _, row in _parsed_lines(Path(path)):
-        if row is None:
-            incomplete += 1
-        else:
-            yield row
-    if incomplete:
-        warnings.warn(f"{path}: left out {incomplete} line(s) that are no whole JSON object", stacklevel=2)
+    """The whole objects of a JSONL file in order; other lines are left out with a warning that counts them."""
+    damaged = 0
+    with Path(path).open("rb") as file:
+        for line in file:
+            row = parsed(line)
+            if row is None:
+                damaged += 1
+            else:
+                yield row
+    if damaged:
+        warnings.warn(f"{path}: left out {damaged} line(s) that are no whole JSON object", stacklevel=2)
 
 
-def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Keeps the lines for whose object `keep` is true, drops the rest and incomplete ones; returns how many.
+def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool | None]) -> int:
+    """Keeps the lines for whose object `keep` is true and drops the others; returns how many were dropped. keep: None
+    for an object of another shape than such a file has. A warning counts those and the lines that are no whole JSON
+    object, but for an incomplete last line: a kill leaves one.
 
     The file is rewritten aside and renamed, and not touched when nothing is dropped. A missing file has no lines.
     """
     path = Path(path)
     if not path.exists():
         return 0
-    dropped = 0
+    dropped = damaged = 0
     temporary = _beside(path)
     try:
-        with temporary.open("wb") as file:
-            for line, row in _parsed_lines(path):
-                if row is not None and keep(row):
+        with naming(path), temporary.open("wb") as file, path.open("rb") as lines:
+            for line in lines:
+                row = parsed(line)
+                kept = keep(row) if row is not None else None
+                if kept:
                     file.write(line.rstrip(b"\n") + b"\n")
-                else:
-                    dropped += 1
+                    continue
+                dropped += 1
+                damaged += kept is None and (line.endswith(b"\n") or b"\0" in line)
             file.flush()
             os.fsync(file.fileno())
         if dropped:
@@ -174,4 +211,6 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    if damaged:
+        warnings.warn(f"{path}: {damaged} damaged line(s) were dropped", stacklevel=2)
     return dropped

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runtime.files import numbered
+from runtime.steps import step_folders
 
 FOLDER = "heartbeat"
 INTERVAL_SECONDS = 1.0
@@ -95,12 +95,11 @@ def _place(sign: dict[str, Any]) -> str:
 
 def where_to_resume(folder: Path, resume: str) -> str:
     """What typing the same command again does, with experiment.resume as given: auto, never or a path."""
-    complete = [
-        path for path in numbered(Path(folder) / "ckpt", "step-") if (path / "trainer" / "files.json").is_file()
-    ]
-    if complete and resume == "never":
-        return f"With experiment.resume=auto the same command resumes from {complete[-1]}"
-    if complete:
-        return f"The same command resumes from {complete[-1]}"
+    folders = reversed(step_folders(Path(folder) / "ckpt"))
+    newest = next((path for path in folders if (path / "trainer" / "files.json").is_file()), None)
+    if newest is not None and resume == "never":
+        return f"With experiment.resume=auto the same command resumes from {newest}"
+    if newest is not None:
+        return f"The same command resumes from {newest}"
     start = "begins anew" if resume in ("auto", "never") else f"begins with {resume} again"
     return f"{folder} has no checkpoint yet: the same command {start}"

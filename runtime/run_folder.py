@@ -17,7 +17,7 @@ from configs.load import RUN_HEADER, flat_run
 from configs.schema import Config
 from configs.tree import flat
 from runtime import heartbeat
-from runtime.files import atomic_write_text, remove_leftovers, truncate_jsonl
+from runtime.files import atomic_write_text, delete, remove_leftovers, truncate_jsonl
 from runtime.lock import Lock
 
 MADE_HERE = (
@@ -29,6 +29,7 @@ MADE_HERE = (
     "results.json",
     "evaluations.json",
     "curves.png",
+    "final.json",
     "ckpt",
     "heartbeat",
     "trackers",
@@ -96,6 +97,7 @@ class RunFolder:
             raise _unwritable(root, error) from error
         try:
             resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            (root / "final.json").unlink(missing_ok=True)
             if not resumed:
                 _delete_run(root)
             elif overwrite:
@@ -170,15 +172,31 @@ class RunFolder:
         return self.path / "evaluations.json"
 
     @property
+    def logs(self) -> tuple[Path, ...]:
+        """What grows with the run, line by line: a checkpoint keeps how far."""
+        return self.metrics, self.graded
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
+    @property
+    def final(self) -> Path:
+        """What the last line of a run shows: there once it has done its last step, and until it is opened again."""
+        return self.path / "final.json"
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as done, with what its last line shows."""
+        atomic_write_text(self.final, json.dumps(dict(result), indent=1) + "\n")
+
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
-        step that is not `evaluated` to its end, and incomplete ones."""
+        step that is not `evaluated` to its end, and, with a warning, damaged ones."""
 
-        def keep(row: Mapping[str, Any]) -> bool:
-            step = row.get("step", 0)
+        def keep(row: Mapping[str, Any]) -> bool | None:
+            step = row.get("step")
+            if not isinstance(step, int) or not all(isinstance(value, int | float | None) for value in row.values()):
+                return None
             return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
 
         truncate_jsonl(self.metrics, keep)
@@ -228,16 +246,9 @@ def _delete_run(root: Path) -> None:
         path = root / name
         if path.is_symlink() and path.is_dir():
             for inner in path.iterdir():
-                _delete(inner)
+                delete(inner)
         else:
-            _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            delete(path)
 
 
 def _as_read(text: str) -> dict[str, Any]:

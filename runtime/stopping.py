@@ -9,11 +9,13 @@ _asked: int | None = None
 
 
 class Stopped(Exception):
-    """All ranks stop because a signal asked for it; `number` is the signal's."""
+    """All ranks stop because a signal asked for it; `number` is the signal's. resumes: what the same command does then,
+    where the loop that stopped knows better than the folder of the command's own run."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+        self.resumes = ""
 
 
 def listen() -> None:

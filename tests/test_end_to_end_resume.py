@@ -16,6 +16,7 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
+from runtime.run_folder import RunFolder
 from train import evaluate, rl, sft
 from train.collect import Collector
 from train.learner.policy import Policy
@@ -201,6 +202,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
         torch.use_deterministic_algorithms(True)
         torch.rand(3)
         shutil.copytree(shop.model, made)
+        RunFolder(shop.runs / "sft").finish({})
 
     def begins(run, config, folder):
         settings = matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
@@ -214,6 +216,68 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
         with pytest.raises(Stop):
             run_rl(shop, *words, "training.enable_tf32=false")
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
+
+
+@pytest.fixture
+def prepared(shop):
+    """Words of a run whose first model is made by three epochs of two updates, with a checkpoint after each epoch."""
+    named = f"model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
+    first = SFT.replace("save_every: 4", "save_every: 1").replace("num_train_epochs: 8", "num_train_epochs: 3")
+    (shop.folder / "first.yaml").write_text(first + named)
+    made = shop.runs / "sft" / "ckpt" / "optimized"
+    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    return [*words, NO_EVALUATION, "experiment.total_step=1"]
+
+
+def interrupted_in_epoch_2(how):
+    make_samples = sft.make_samples
+
+    def interrupted(sample, model, training, method, epoch, window):
+        if epoch == 1 and not stopping.is_asked():
+            how()
+        return make_samples(sample, model, training, method, epoch, window)
+
+    return interrupted
+
+
+def dies():
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped), (dies, Stop)],
+    ids=["ctrl-c", "kill"],
+)
+def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monkeypatch, listening, how, error):
+    """Stopped or killed in the second of three epochs: the same command resumes there."""
+    with monkeypatch.context() as patch, pytest.raises(error) as stop:
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(how))
+        run_rl(shop, *prepared)
+    saved = shop.runs / "sft" / "ckpt" / ("step-000003" if error is stopping.Stopped else "step-000002")
+    if error is stopping.Stopped:
+        assert stop.value.resumes == f"The same command resumes from {saved}"
+    assert (shop.runs / "sft" / "ckpt" / "optimized").resolve() == saved and not (shop.runs / "rl").exists()
+    listening()
+    run_rl(shop, *prepared)
+    assert [row["step"] for row in read_jsonl(shop.runs / "sft" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (shop.runs / "sft" / "ckpt" / "optimized").resolve().name == "step-000006"
+    assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [1]
+
+
+def test_a_finished_first_model_is_taken_as_it_is(shop, prepared, monkeypatch):
+    run_rl(shop, *prepared)
+    monkeypatch.setattr(sft, "run", lambda config: pytest.fail("the SFT ran again"))
+    run_rl(shop, *prepared, "experiment.project=again")
+
+
+def test_a_half_made_first_model_of_other_settings_is_refused_with_the_way_out(shop, prepared, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(sft, "make_samples", interrupted_in_epoch_2(dies))
+        run_rl(shop, *prepared)
+    with pytest.raises(ValueError, match="(?s)not known to have done its last step.*training.seed.*prepare_with=null"):
+        run_rl(shop, *prepared, "training.seed=5")
+    run_rl(shop, *prepared[1:], "training.seed=5")
 
 
 @pytest.mark.slow

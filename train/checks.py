@@ -92,7 +92,9 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     experiment.resume names."""
     experiment, path = config.experiment, run_path(config)
     resumes = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
-    if experiment.resume in ("auto", "never") or (resumes and newest_checkpoint(RunFolder(path).checkpoints)):
+    if experiment.resume in ("auto", "never") or (
+        resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
+    ):
         return
     given_checkpoint(experiment.resume, command, with_value)
 

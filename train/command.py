@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -60,14 +61,15 @@ def _start(module: str, config: Config, nodes: bool) -> None:
     stopping.listen()
     try:
         processes, node = placement(config, nodes)
+        experiment = config.experiment
         if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
-            experiment = config.experiment
             settings = RendezvousConfig(
                 experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user
             )
             sys.exit(launch.launch(processes, node, settings, run_path(config), experiment.resume))
         if config.dry_run:
-            config.experiment.processes, config.experiment.num_node = processes, node.count
+            experiment = replace(experiment, processes=processes, num_node=node.count)
+            config = replace(config, experiment=experiment)
         import_module(module).run(config)
     except (ValueError, OSError, NotFinite, RewardError) as error:
         if os.environ.get("DEBUG"):
@@ -76,7 +78,8 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         sys.exit(2)
     except stopping.Stopped as stop:
         if ranks.is_main():
-            print(f"{stop}: the same command goes on from here", file=sys.stderr)
+            resumes = stop.resumes or heartbeat.where_to_resume(run_path(config), config.experiment.resume)
+            print(f"{stop}. {resumes}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except ranks.FailedElsewhere as error:
         if os.environ.get("DEBUG"):

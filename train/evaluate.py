@@ -1,16 +1,20 @@
 """The evaluations of an RL run: when one is due, what it found, which step was the best."""
 
 import json
+import logging
+from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
 from reward.base import Reward
 from runtime import ranks
-from runtime.files import atomic_write_text
+from runtime.files import atomic_write_text, parsed
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from train.evaluation import EvaluationSetup, evaluate
 from train.setup.rewards import evaluates_as_it_trains, reward_of
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 HEADLINE = ("accuracy", "stderr", "reward", "length", "tokens_per_forward")
@@ -76,15 +80,59 @@ class Evaluations:
         return found
 
     def _until(self, last_step: int) -> dict[int, dict[str, Metrics]]:
-        """Takes out of evaluations.json and metrics.jsonl what came after `last_step`; returns what is left."""
-        path, found = self.folder.evaluations, {}
-        if path.is_file():
-            found = {int(number): entries for number, entries in json.loads(path.read_text()).items()}
-        kept = {number: entries for number, entries in found.items() if number <= last_step}
+        """Takes out of evaluations.json and metrics.jsonl what came after `last_step`; returns what is left. The two
+        hold the same numbers: where one is damaged, the other is believed, or the step evaluated again."""
+        path, logged = self.folder.evaluations, self._whole(_logged(self.folder.metrics))
+        found: dict[int, dict[str, Metrics]] = {}
+        try:
+            found = _read(path)
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s is damaged (%s): it is made again from %s", path, error, self.folder.metrics.name)
+            found = logged
+        kept = {step: entries for step, entries in found.items() if step <= last_step}
+        steps = sorted(step for step in kept.keys() | logged.keys() if step <= last_step)
+        for step in [step for step in steps if kept.get(step) != logged.get(step)]:
+            if step == last_step:
+                if kept.pop(step, None) is not None:
+                    logger.warning("%s and metrics.jsonl differ in step %d, which is evaluated again", path, step)
+            elif step in logged:
+                kept[step] = logged[step]
+                logger.warning("%s lacks or changes step %d of metrics.jsonl, which is believed", path, step)
+            else:
+                logger.warning("%s lacks the evaluation of step %d", self.folder.metrics, step)
         if kept != found:
             self._write(kept)
         self.folder.drop_after(last_step, kept)
         return kept
 
+    def _whole(self, found: dict[int, dict[str, Metrics]]) -> dict[int, dict[str, Metrics]]:
+        """Those of all decodings."""
+        names = self.setup.decodings.keys() if self.setup is not None else set()
+        return {step: entries for step, entries in found.items() if entries.keys() >= names}
+
     def _write(self, found: dict[int, dict[str, Metrics]]) -> None:
         atomic_write_text(self.folder.evaluations, json.dumps(found, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[int, dict[str, Metrics]]:
+    """evaluations.json, in order of steps; nothing where it is absent. ValueError where it is damaged."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_bytes())
+    try:
+        return {int(step): {name: {**metrics} for name, metrics in entries.items()} for step, entries in found.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError("it holds something else than metrics by step and decoding") from error
+
+
+def _logged(path: Path) -> dict[int, dict[str, Metrics]]:
+    """The evaluations that metrics.jsonl holds, also those that were broken off."""
+    found: dict[int, dict[str, Metrics]] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        row = parsed(line) or {}
+        for key, value in row.items():
+            start, _, rest = key.partition("/")
+            name, _, metric = rest.rpartition("/")
+            if start == "eval" and name and isinstance(row.get("step"), int):
+                found.setdefault(row["step"], {}).setdefault(name, {})[metric] = value
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from sample import Sampler, SamplingConfig
 from train import checks, prepare
@@ -54,7 +54,7 @@ class Run:
     """Everything alive during a run; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        self.monitor = monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder)
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
@@ -92,9 +92,10 @@ class Run:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save(self.done)
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -156,15 +157,16 @@ class Run:
         self.monitor.step(step, self.config.experiment.total_step, metrics)
 
     def finish(self) -> dict[str, Any]:
-        folder = self.checkpoints.folder
         summary: dict[str, Any] = {
             "steps": self.config.experiment.total_step,
             "seconds": round(self.checkpoints.seconds, 1),
         }
-        summary |= self.evaluations.summary() | {"model": str(folder / self.config.model.optimized_name)}
-        if self.config.experiment.keep_best and (folder / BEST).is_symlink():
-            summary["best_model"] = str(folder / BEST)
+        summary |= self.evaluations.summary() | {"model": str(self.checkpoints.model)}
+        best = self.folder.checkpoints / BEST
+        if self.config.experiment.keep_best and best.is_symlink():
+            summary["best_model"] = str(best)
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
-from runtime import ranks, stopping
+from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from train import checks
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
@@ -101,7 +101,7 @@ class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
-        self.monitor = monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
         device = pick_device(config.model.device)
@@ -124,15 +124,16 @@ class FineTuning:
         self.total = self.updates_per_epoch * config.training.num_train_epochs
         self.schedule = Schedule.of(config.lr_scheduler, self.total)
         self.longest = max(len(sample.answer_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows(folder))
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""
         try:
             self.steps()
-        except stopping.Stopped:
+        except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
+            stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
         return self.finish()
 
@@ -203,13 +204,14 @@ class FineTuning:
             "steps": self.total,
             "nll": self.nll,
             "seconds": round(self.checkpoints.seconds, 1),
-            "model": str(self.checkpoints.folder / self.config.model.optimized_name),
+            "model": str(self.checkpoints.model),
         }
         self.monitor.curves()
+        ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
 
-    def _banner_rows(self, folder: RunFolder) -> dict[str, str]:
+    def _banner_rows(self) -> dict[str, str]:
         config, training, start = self.config, self.config.training, self.checkpoints.start
         return {
             "model": checks.model_line(config, self.model),
@@ -220,7 +222,7 @@ class FineTuning:
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),
-            "folder": f"{folder.path}" + (f" (resumed from {start.name})" if start else ""),
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
         }
 
     def __enter__(self) -> "FineTuning":

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import FrozenInstanceError, is_dataclass
 from pathlib import Path
 
 import pytest
 
-from configs import load_config, resolved
+from configs import load_config, resolved, schema
 from configs.load import REPOSITORY, find, flat_fields, merge
 from configs.schema import Config
 from configs.spellings import RETIRED
@@ -370,3 +371,16 @@ def test_a_mistake_in_a_base_names_the_base(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(ValueError, match=r"training.epps.*a\.yaml.*training.eps"):
         load_config([f"config={tmp_path / 'b.yaml'}"])
+
+
+def test_a_loaded_config_is_frozen():
+    config = merge({"training": {"eps": 0.3}})
+    for section, name in ((config, "dry_run"), (config.training, "eps"), (config.optimizer.params, "beta1")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(section, name, 0)
+    assert merge({"training": {"eps": 0.1}}).training.eps == 0.1 and config.training.eps == 0.3
+
+
+def test_every_section_of_the_schema_is_frozen():
+    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type) and is_dataclass(kind)]
+    assert len(kinds) > 10 and all(kind.__dataclass_params__.frozen for kind in kinds)

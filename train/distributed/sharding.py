@@ -3,9 +3,9 @@
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -74,11 +74,6 @@ def rows_per_update(training: TrainingConfig) -> int:
     """Rows of an update over all ranks (SFT: samples)."""
     each = training.gradient_accumulation_steps * training.batch_size_lm
     return training.rows_per_update or each * ranks.world_size()
-
-
-def keep_rows_per_update(training: TrainingConfig, saved: Mapping[str, Any]) -> None:
-    """A resumed run keeps the size of its updates, on another number of ranks too."""
-    training.rows_per_update = training.rows_per_update or saved.get("rows_per_update")
 
 
 def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> list[list[int]]:

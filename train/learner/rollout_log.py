@@ -1,17 +1,26 @@
 """The graded steps of a run on disk: what a kill in the middle of a step's updates does not cost again."""
 
+import hashlib
 import itertools
+import logging
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.files import append_jsonl, read_jsonl, truncate_jsonl
+from runtime.files import append_jsonl, as_jsonl, parsed, read_jsonl, truncate_jsonl
 from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
 from train.algorithm.advantages import Credit, CreditKind
+
+logger = logging.getLogger(__name__)
+
+PROOF = "proof"
+_START = re.compile(rb'\{"step": (\d+), ')
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,9 @@ class GradedRollouts:
 
 class RolloutLog:
     """rollouts.jsonl, a row a rollout, and graded.jsonl, a line a step: what belongs to the step as a whole. That line
-    is written when the step's rows are safe on disk, and names the weights that sampled them by a digest. A step that
-    earned no reward at all has no line: its reward's call failed, and a resumed run samples and grades it again.
+    is written when the step's rows are safe on disk. It names the weights that sampled them, and proves rows and itself
+    by a digest. A step that earned no reward at all has no line: its reward's call failed, and a resumed run samples
+    and grades it again.
 
     A resumed run takes step after step from here while the next one is what it would sample itself: the same keys and
     prompts under weights that are the same bit for bit, however they came about (from a checkpoint, or from updates
@@ -38,12 +48,21 @@ class RolloutLog:
     """
 
     def __init__(self, folder: RunFolder, last_step: int):
-        """last_step: the last one that needs not be done again."""
+        """last_step: the checkpoint's. Steps after it may be taken from disk; what is damaged up to it is named."""
         self.folder = folder
-        self._lines = {row["step"]: row for row in _rows_after(folder.graded, last_step)}
-        self._steps: Iterator[tuple[int, Iterator[dict[str, Any]]]] | None = itertools.groupby(
-            _rows_after(folder.rollouts, last_step), key=lambda row: row["step"]
-        )
+        self._lines = _lines(folder.graded)
+        self._steps: Iterator[tuple[int, list[bytes]]] | None = _steps(folder.rollouts)
+        self._ahead: tuple[int, list[bytes]] | None = None
+        unproven = {step: line for step, line in self._lines.items() if step <= last_step}
+        for step, rows in self._steps:
+            if step > last_step:
+                self._ahead = step, rows
+                break
+            if step in unproven and _proven(unproven[step], rows):
+                del unproven[step]
+        if unproven:
+            steps = ", ".join(map(str, sorted(unproven)[:9]))
+            logger.warning("%s or %s was damaged or edited in step %s", folder.rollouts, folder.graded.name, steps)
 
     def take(
         self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]]
@@ -53,16 +72,22 @@ class RolloutLog:
         weights: digest of those that would sample now. prompts: ids for each of `keys`."""
         if self._steps is None:
             return None
-        found, rows = next(self._steps, (step, iter(())))
-        line, kept = self._lines.get(step), list(rows)
-        if found == step and line is not None and line["weights"] == weights:
-            graded = _graded(line, kept)
-            same = [(rollout.key, rollout.prompt_ids) for rollout in graded.rollouts]
-            if same == list(zip(keys, map(list, prompts), strict=True)):
-                return graded
+        found, rows = self._ahead or (step, [])
+        self._ahead = next(self._steps, None)
+        line = self._lines.get(step)
+        if found == step and line is not None and line.get("weights") == weights:
+            graded = _graded(line, rows) if _proven(line, rows) else None
+            if graded is None:
+                logger.warning(
+                    "%s was damaged or edited in step %d, which is sampled again", self.folder.rollouts, step
+                )
+            else:
+                same = [(rollout.key, rollout.prompt_ids) for rollout in graded.rollouts]
+                if same == list(zip(keys, map(list, prompts), strict=False)) and len(same) == len(keys):
+                    return graded
         self._steps = None
         for path in (self.folder.rollouts, self.folder.graded):
-            truncate_jsonl(path, lambda row: row.get("step", 0) < step)
+            truncate_jsonl(path, lambda row: row["step"] < step if isinstance(row.get("step"), int) else None)
         return None
 
     def put(
@@ -77,7 +102,7 @@ class RolloutLog:
         """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
         each rollout, for people and the viewer."""
         scored = graded.scored
-        append_jsonl(
+        rows = append_jsonl(
             self.folder.rollouts,
             (
                 {
@@ -103,12 +128,51 @@ class RolloutLog:
             "reward_stats": graded.reward_stats,
             "seconds": graded.seconds,
         }
-        append_jsonl(self.folder.graded, [line])
+        append_jsonl(self.folder.graded, [line | {PROOF: _proof(line, rows)}])
 
 
-def _rows_after(path: Path, last_step: int) -> Iterator[dict[str, Any]]:
-    rows = read_jsonl(path) if path.exists() else iter(())
-    return (row for row in rows if row["step"] > last_step)
+def _proof(line: Mapping[str, Any], rows: bytes) -> str:
+    """Digest of a step's rows as they stand in rollouts.jsonl and of its line, without what a clock measures: a step
+    that is done again has the same."""
+    stats = {name: value for name, value in line["stats"].items() if not name.endswith("seconds")}
+    timeless = {name: value for name, value in line.items() if name not in ("seconds", PROOF)} | {"stats": stats}
+    return hashlib.blake2b(rows + as_jsonl([timeless]), digest_size=16).hexdigest()
+
+
+def _proven(line: Mapping[str, Any], rows: Sequence[bytes]) -> bool:
+    """Whether rows and line are as they were written; true of lines of 6db0e99 and before, which have no digest."""
+    try:
+        return PROOF not in line or line[PROOF] == _proof(line, b"".join(rows))
+    except (KeyError, AttributeError):
+        return False
+
+
+def _lines(path: Path) -> dict[int, dict[str, Any]]:
+    rows = read_jsonl(path) if path.exists() else ()
+    return {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
+
+
+def _steps(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Each step's lines. Those that are of no step are left out, with a warning that counts them."""
+    damaged = 0
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for step, lines in itertools.groupby(file, key=_step_of):
+            if step is None:
+                damaged += sum(1 for _ in lines)
+            else:
+                yield step, list(lines)
+    if damaged:
+        warnings.warn(f"{path}: left out {damaged} line(s) that are no whole JSON object", stacklevel=2)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row as `put` writes it, whose other values are not read; or else of what JSON finds."""
+    if line.endswith(b"}\n") and (start := _START.match(line)):
+        return int(start[1])
+    step = (parsed(line) or {}).get("step")
+    return step if isinstance(step, int) else None
 
 
 def _credit(kind: CreditKind, value: float | list[float] | None) -> dict[str, Any]:
@@ -116,14 +180,19 @@ def _credit(kind: CreditKind, value: float | list[float] | None) -> dict[str, An
     return {"advantage": value} if kind == "advantage" else {"credit": value, "credit_kind": kind}
 
 
-def _graded(line: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> GradedRollouts:
-    token_rewards = [row["token_rewards"] for row in rows] if rows and "token_rewards" in rows[0] else None
-    kind: CreditKind = rows[0].get("credit_kind", "advantage") if rows else "advantage"
-    values = [row["advantage" if kind == "advantage" else "credit"] for row in rows]
-    return GradedRollouts(
-        [Rollout.from_dict(dict(row)) for row in rows],
-        [row["reward"] for row in rows],
-        Credit(values, Counter(line["dropped"]), kind, token_rewards, line["stats"]),
-        line["reward_stats"],
-        line["seconds"],
-    )
+def _graded(line: Mapping[str, Any], lines: Sequence[bytes]) -> GradedRollouts | None:
+    """A step from its rows; None where they have another shape."""
+    rows = [row for row in map(parsed, lines) if row is not None]
+    try:
+        token_rewards = [row["token_rewards"] for row in rows] if rows and "token_rewards" in rows[0] else None
+        kind: CreditKind = rows[0].get("credit_kind", "advantage") if rows else "advantage"
+        values = [row["advantage" if kind == "advantage" else "credit"] for row in rows]
+        return GradedRollouts(
+            [Rollout.from_dict(dict(row)) for row in rows],
+            [row["reward"] for row in rows],
+            Credit(values, Counter(line["dropped"]), kind, token_rewards, line["stats"]),
+            line["reward_stats"],
+            line["seconds"],
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

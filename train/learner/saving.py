@@ -1,5 +1,6 @@
 """The checkpoints of one run: what it resumes from, what it saves, the links beside them. RL and SFT share it."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,14 +11,18 @@ from typing import Any
 from configs.schema import Config
 from models import DiffusionLM, ValueModel
 from runtime import ranks
+from runtime.files import file_digest
 from runtime.run_folder import RunFolder
+from runtime.steps import step_folder, step_of
 from train.distributed.sharding import require_equal_weights, rows_per_update
 from train.learner.checkpoint import (
     RL,
     VALUE,
     Contents,
+    Listed,
     point_to,
     point_to_best,
+    problem_of,
     prune_checkpoints,
     read_state,
     restore_random,
@@ -25,6 +30,8 @@ from train.learner.checkpoint import (
     starting_checkpoint,
 )
 from train.learner.updater import Updater
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ class RunCheckpoints:
         self.saved: Mapping[str, Any] = read_state(self.start) if self.start is not None else {}
         self.progress = Progress(self.saved.get("step", 0), self.saved.get("seconds", 0.0))
         self.resumed = self.start is not None and self.start.parent == self.folder
+        self.logs = folder.logs
+        if self.resumed:
+            ranks.on_main(self._check_logs)
         self.trained: tuple[Trained, ...] = ()
+        self._damaged: set[int] = set()
         self._began = time.perf_counter() - self.progress.seconds
         self._rows_per_update = self.saved.get("rows_per_update") if self.resumed else None
 
@@ -75,6 +86,12 @@ class RunCheckpoints:
     def seconds(self) -> float:
         """What the run took so far, over all its starts."""
         return time.perf_counter() - self._began
+
+    @property
+    def model(self) -> Path:
+        """Where the newest model is: the link to it, or its checkpoint where something else has the link's name."""
+        link = self.folder / self.trained[0].link
+        return link if link.is_symlink() else step_folder(self.folder, self.progress.step)
 
     @property
     def value_start(self) -> Path | None:
@@ -111,18 +128,39 @@ class RunCheckpoints:
         ranks.on_main(self._prune, scores)
 
     def point_to_best(self, scores: Mapping[int, float] | None) -> None:
-        """Links ckpt/best to the checkpoint with the highest score."""
+        """Links ckpt/best to the checkpoint with the highest score whose files are as they were written."""
         if scores is not None:
-            ranks.on_main(point_to_best, self.folder, scores)
+            ranks.on_main(self._prove_best, scores)
 
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         policy, *value = self.trained
-        contents = Contents(self.command, policy.model, state, value[0].model if value else None)
+        contents = Contents(self.command, policy.model, state, value[0].model if value else None, self.logs)
         point_to(save_checkpoint(self.folder, step, contents), *self._links())
 
     def _prune(self, scores: Mapping[int, float] | None) -> None:
-        best = point_to_best(self.folder, scores) if scores is not None else None
-        prune_checkpoints(self.folder, self.keep_last, best)
+        best = None
+        if scores is not None:
+            best = point_to_best(self.folder, {step: scores[step] for step in scores if step not in self._damaged})
+        prune_checkpoints(self.folder, self.keep_last, best, self.progress.step)
+
+    def _prove_best(self, scores: Mapping[int, float]) -> None:
+        left = dict(scores)
+        while (best := point_to_best(self.folder, left)) is not None and (problem := problem_of(best, proven=True)):
+            logger.warning("checkpoint %s is not whole (%s): it cannot be the best", best, problem)
+            step = step_of(best)
+            assert step is not None
+            self._damaged.add(step)
+            del left[step]
+
+    def _check_logs(self) -> None:
+        """Warns of a log that is not as it was when the checkpoint was written."""
+        assert self.start is not None
+        for name, (size, digest) in Listed.read(self.start).logs.items():
+            log = self.folder.parent / name
+            if not log.is_file() or log.stat().st_size < size or file_digest(log, size) != digest:
+                logger.warning(
+                    "%s was damaged or edited: up to step %d it is not what the run wrote", log, self.progress.step
+                )
 
     def _links(self) -> Sequence[str]:
         return [each.link for each in self.trained]

@@ -2,6 +2,7 @@
 of ranks goes on with. Real processes with gloo."""
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -163,8 +164,7 @@ def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     name = "2_node_8_gpus_deepspeed_zero3"
     config = with_file(name, experiment={"deepspeed_file": name, "gpu_memory_gib": 80.0})
-    config.dry_run = True
-    processes, node = placement(config, nodes=False)
+    processes, node = placement(replace(config, dry_run=True), nodes=False)
     assert (processes, node.count) == (8, 2)
 
 

@@ -278,8 +278,8 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 )
 def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
     folder = checkpoint(tmp_path)
-    config = settings(folder, **{"experiment": {"gpu_memory_gib": 0.05}} | sections)
-    config.training.mixed_precision = "no"
+    sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
+    config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
     check_memory(config, spec_of(config))
     assert says in caplog.text and not capsys.readouterr().out
     assert "DOES NOT FIT" in "\n".join(memory_lines(inputs_of(config)))
@@ -296,8 +296,8 @@ def test_what_fits_is_not_warned_of(tmp_path, caplog):
 def test_the_machine_is_what_is_here_or_what_is_said(tmp_path):
     config = settings(tmp_path)
     assert Machine.of(config).kind == "cpu" and 0 < Machine.of(config).memory_bytes <= host_memory_bytes() * 1.1
-    config.experiment.gpu_memory_gib, config.experiment.processes, config.experiment.num_node = 80.0, 8, 2
-    config.training.mixed_precision = "bf16"
+    there = {"gpu_memory_gib": 80.0, "processes": 8, "num_node": 2}
+    config = settings(tmp_path, experiment=there, training={"mixed_precision": "bf16"})
     assert Machine.of(config) == Machine("cuda", 80 * 2**30, True) and world_size(config) == 16
 
 
