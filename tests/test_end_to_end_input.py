@@ -77,7 +77,6 @@ def metrics_of(shop, run="rl"):
         (["evaluation.strategy=[sequential,entropy_bound]"], "evaluation.strategy is 'entropy_bound'"),
         (["rollout.target=margin_confidense"], "Did you mean 'margin_confidence'?"),
         (["evaluation.target=topk_margins"], "Did you mean 'topk_margin'?"),
-        ("rollout.cache: cache 'exact' does not exist for llada",),
         (["rollout.strategy=nowhere.py:f"], "rollout.strategy: no file 'nowhere.py'"),
         (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
