@@ -68,6 +68,13 @@ def machine(half=False, gib=1.0):
     return Machine("cpu", gib * 2**30, half)
 
 
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """A process has one precision: what comes after chooses its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Trainee:
     """What a run holds, with rollouts of the longest kind."""
 
