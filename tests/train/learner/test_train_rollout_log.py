@@ -152,3 +152,15 @@ def test_rollouts_keep_their_bits():
     rollout = graded(1).rollouts[0]
     odd = replace(rollout, canvas_logprobs=[float(torch.tensor(-1 / 3)), -1e-45, 0.0])
     assert Rollout.from_dict(json.loads(odd.to_json())) == odd
+
+
+@pytest.mark.parametrize("kind", ["advantage", "reward"])
+def test_a_row_says_whether_its_credit_is_an_advantage_or_a_reward(tmp_path, kind):
+    folder = RunFolder(tmp_path)
+    given = graded(1, kind=kind)
+    RolloutLog(folder, 0).put(1, "w", given, list("wxyz"), list("aabb"), 4)
+    rows = [json.loads(line) for line in folder.rollouts.read_text().splitlines()]
+    names = {"advantage"} if kind == "advantage" else {"credit", "credit_kind"}
+    assert all({"advantage", "credit", "credit_kind"} & row.keys() == names for row in rows)
+    assert [row["advantage" if kind == "advantage" else "credit"] for row in rows] == [0.1, -0.1, None, None]
+    assert RolloutLog(folder, 0).take(1, "w", keys_of(1), PROMPTS) == given

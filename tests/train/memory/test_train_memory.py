@@ -330,3 +330,19 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).samples
     near(host["samples"] / 50, plan.samples_bytes(rows) / len(run.rollouts))
     assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))
+
+
+def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
+    """Under full attention each denoising step of a response is a sequence: all of them in one forward."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from train.algorithm.objectives import objective\n\n\n"
+        "@objective(whole_responses=True)\n"
+        "def mine(batch, params):\n    return -(batch.weight * batch.logp).sum(), {}\n"
+    )
+    folder = checkpoint(tmp_path, "dream")
+    plain, whole = (
+        Budget(settings(folder, training={"objective": objective}), folder, machine=machine())
+        for objective in ("clip", f"{path}:mine")
+    )
+    assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)
