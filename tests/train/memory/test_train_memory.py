@@ -342,7 +342,7 @@ def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
     )
     folder = checkpoint(tmp_path, "dream")
     plain, whole = (
-        Budget(settings(folder, training={"objective": objective}), folder, machine=machine())
+        inputs_of(settings(folder, training={"objective": objective}), machine=machine())
         for objective in ("clip", f"{path}:mine")
     )
     assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)
