@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.spellings import RENAMED, SWITCHES
-from configs.tree import put
+from configs.tree import get, put
 
 _TEXT = (str, str | None)
 _TOP_LEVEL_TEXT = ("config", "model", "model_base")
@@ -38,8 +38,7 @@ def restore_texts(tree: dict[str, Any], source: str, fields: Mapping[str, datacl
     """Puts back, into a tree that YAML made of `source`, the unquoted scalars of text keys that YAML took for something
     else."""
     for key, node in _scalars(yaml.compose(source, Loader=yaml.SafeLoader)):
-        retyped = node.style is None and node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:null")
-        if retyped and _is_text(key, node.value, fields):
+        if not isinstance(get(tree, key), str | None) and _is_text(key, node.value, fields):
             put(tree, key, node.value)
 
 
