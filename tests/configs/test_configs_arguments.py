@@ -109,12 +109,12 @@ def test_unquoted_texts_of_a_yaml_stay_as_written(tmp_path):
 
 
 OF_OTHERS = [
-    ("sft", "evaluation.eval_dataset=/nope", "evaluation.eval_dataset: train/sft.py does not read this key; rl.py does."),
+    ("sft", "evaluation.eval_dataset=/nope", "evaluation.eval_dataset: train/sft.py does not read this key; rl.py"),
     ("sft", "reward.function=/nope.py:x", "reward.function: train/sft.py does not read"),
     ("sft", "rollout.max_token=5", "rollout.max_token: train/sft.py does not read"),
     ("eval", "evaluation.max_new_tokens=5", "evaluation.max_new_tokens: eval.py does not read this key; rl.py does."),
     ("eval", "training.objective_params.alpha=1", "training.objective_params: eval.py does not read"),
-    ("rl", "dataset.optimization_data=x", "dataset.optimization_data: rl.py does not read this key; train/sft.py does."),
+    ("rl", "dataset.optimization_data=x", "dataset.optimization_data: rl.py does not read this key; train/sft.py"),
 ]  # fmt: skip
 
 
