@@ -117,14 +117,16 @@ def blocks_of(size: int, section: str) -> tuple[str, str]:
 
 
 def visible_errors(folder: Path) -> float:
-    """Share of the variance of a run's advantages, over trained tokens, that goes with one bit: whether what the answer
-    showed before the token's step was already wrong. Right is what the group's rewarded answers say."""
+    """Share of the variance of a run's credit (of responses, before a value model), over trained tokens, that goes with
+    one bit: whether what the answer showed before the token's step was already wrong. Right is what the group's
+    rewarded answers say."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for line in (folder / "rollouts.jsonl").read_text().splitlines():
         rollout = json.loads(line)
-        if rollout["advantage"] is not None:
+        rollout["credit"] = rollout.get("advantage", rollout.get("credit"))
+        if rollout["credit"] is not None:
             groups.setdefault((rollout["step"], rollout["task"]), []).append(rollout)
-    wrong, advantage = [], []
+    wrong, credit = [], []
     for group in groups.values():
         model = next(rollout for rollout in group if rollout["reward"] == 1.0)
         right = np.array(model["canvas_ids"][: model["num_response_tokens"]])
@@ -134,8 +136,8 @@ def visible_errors(folder: Path) -> float:
             error = np.arange(R) >= len(right)
             error[: len(right)] |= ids[: len(right)] != right[:R]
             wrong += [bool(error[step < now].any()) for now in step]
-            advantage += [rollout["advantage"]] * R
-    told, given = np.array(wrong), np.array(advantage)
+            credit += [rollout["credit"]] * R
+    told, given = np.array(wrong), np.array(credit)
     return sum(part.mean() * (given[part].mean() - given.mean()) ** 2 for part in (told, ~told)) / float(given.var())
 
 

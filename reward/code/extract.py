@@ -74,20 +74,23 @@ def _joined(prefix: str, block: str) -> str:
     only that function's body."""
     entry = entry_node(prefix)
     body = _without_indent(block)
-    if entry is None:
-        return body
     tree = parsed(body)
-    if tree is not None and entry.name not in {getattr(node, "name", None) for node in tree.body}:
+    if entry is not None and tree is not None and entry.name not in {getattr(node, "name", None) for node in tree.body}:
         if body != block and parsed(prefix + block) is not None:
             return prefix + block
         if any(isinstance(node, ast.Return) for node in _outside_functions(tree)):
             return prefix.rstrip() + "\n" + re.sub(r"^(?=[^\n])", " " * _body_column(entry), body, flags=re.MULTILINE)
-    first = min([entry.lineno, *(decorator.lineno for decorator in entry.decorator_list)])
-    head = "".join(line + "\n" for line in prefix.split("\n")[: first - 1])
+    head = prefix if entry is None else _before(prefix, entry)
     if not head.strip() or f"\n{head.strip()}\n" in f"\n{body}":
         return body
     future = "".join(_FUTURE.findall(body))
+    head = head if head.endswith("\n") else head + "\n"
     return future + head + (_FUTURE.sub("", body) if future else body)
+
+
+def _before(prefix: str, entry: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    first = min([entry.lineno, *(decorator.lineno for decorator in entry.decorator_list)])
+    return "".join(line + "\n" for line in prefix.split("\n")[: first - 1])
 
 
 def _body_column(entry: ast.AST) -> int:

@@ -1,8 +1,7 @@
 """How function tests are split between the program and the tests, from the tests' text alone; nothing is run.
 
-The program's functions that the tests call ("entries") become stand-ins. Every other name comes from the task's prefix,
-from the tests themselves, or is a module of the standard library. Tests that look into objects of the program cannot be
-split.
+The names that the tests take from the program ("entries") become handles on its objects. Every other name comes from
+the task's prefix, from the tests themselves, or is a module of the standard library.
 """
 
 import ast
@@ -10,36 +9,45 @@ import builtins
 import importlib
 import symtable
 import sys
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from reward.code.source import FunctionNode, runnable_prefix
+from reward.code.expected import with_originals
+from reward.code.source import FunctionNode, entry_node, last_definition, runnable_prefix
+from reward.code.ungradable import Ungradable
+from reward.code.uses import Uses, check_surroundings
 
 _STARRED = (
     *("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"),
     *("operator", "random", "re", "statistics", "string", "typing"),
 )
-_PLAIN_ATTRIBUTES = {
-    name
-    for kind in (int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, deque)
-    for name in dir(kind)
-}
-
-
-class Ungradable(ValueError):
-    """The tests cannot be run apart from the program; the message says why."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """entries: names of the program. makers: those of them whose results the tests use as objects, not as data.
+    modules: what the tests use unimported. classes: what the prefix or the tests define, so that both sides may have
+    it. numpy: the tests take arrays for arrays, not for lists. seeds: they set a random seed. preparation: the tests
+    that assert nothing. tests: as they are run."""
+
     entries: list[str] = field(default_factory=list)
+    makers: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    preparation: list[int] = field(default_factory=list)
+    numpy: bool = False
+    seeds: bool = False
     prefix: str = ""
+    tests: list[str] = field(default_factory=list)
+
+    def job(self, program: str) -> dict[str, Any]:
+        """What the tests' side is told."""
+        return {"program": program, **asdict(self)}
 
 
 def plan_tests(tests: list[str], prefix: str = "") -> Plan:
-    """Which names cross to the program. Ungradable where none does, or where more than plain data would have to."""
+    """What crosses to the program. Ungradable where nothing does, or where the tests need more than can."""
     try:
         return _plan(tests, prefix)
     except (SyntaxError, RecursionError, MemoryError) as error:
@@ -55,15 +63,33 @@ def _plan(tests: list[str], prefix: str) -> Plan:
     bound = {name for tree in trees for name in _top_level_names(tree)}
     read = {name for test in tests for name in _global_reads(symtable.symtable(test, "<test>", "exec"))} - bound
     free = read - vars(builtins).keys() or {name for name in read if _is_called(name, trees)}
-    entry = next((node.name for node in reversed(known.body) if isinstance(node, FunctionNode | ast.ClassDef)), None)
-    entries = {name for name in free if name == entry or name not in _top_level_names(known)}
+    given, entry = _top_level_names(known), entry_node(prefix)
+    if entry is None and not free - given:
+        entry = last_definition(known)
+    entries = free - given | (free & {entry.name} if entry else set())
     modules = {name for name in entries if name in sys.stdlib_module_names and _only_dotted(name, trees)}
     entries -= modules
     if not entries:
         raise Ungradable("the tests call nothing of the program")
-    for tree in trees:
-        _check(tree, entries)
-    return Plan(sorted(entries), sorted(modules), runnable)
+    classes = {entry.name} & entries if isinstance(entry, ast.ClassDef) else set()
+    uses = Uses(trees, entries, classes)
+    uses.check()
+    check_surroundings(trees)
+    return Plan(
+        entries=sorted(entries),
+        makers=sorted(uses.makers()),
+        modules=sorted(modules),
+        classes=sorted(_classes(known, *trees) - entries),
+        preparation=uses.preparation({node.name for node in known.body if isinstance(node, FunctionNode)}),
+        numpy=uses.takes_arrays(),
+        seeds=any("seed" in test for test in tests),
+        prefix=runnable,
+        tests=with_originals(tests, uses),
+    )
+
+
+def _classes(*trees: ast.Module) -> set[str]:
+    return {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _parse(source: str) -> ast.Module:
@@ -94,7 +120,11 @@ def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
 
 
 def _is_called(name: str, trees: list[ast.Module]) -> bool:
-    return any(_is_call(node, {name}) for tree in trees for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+        for tree in trees
+        for node in ast.walk(tree)
+    )
 
 
 def _only_dotted(name: str, trees: list[ast.Module]) -> bool:
@@ -105,55 +135,3 @@ def _only_dotted(name: str, trees: list[ast.Module]) -> bool:
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and node.id == name
     )
-
-
-def _check(tree: ast.Module, entries: set[str]) -> None:
-    """Ungradable where a test does with an entry what a stand-in that returns plain data cannot serve."""
-    names = entries | _aliases(tree, entries)
-    expected_to_raise = {
-        id(statement) for node in ast.walk(tree) if isinstance(node, ast.Try) for statement in node.body
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and _is_entry(node.value, names):
-            raise Ungradable(f"a test reads {ast.unparse(node)}")
-        if isinstance(node, ast.Attribute) and _is_call(node.value, names) and node.attr not in _PLAIN_ATTRIBUTES:
-            raise Ungradable(f"a test uses an object of the program: {ast.unparse(node)}")
-        if isinstance(node, ast.Call) and _is_call(node.func, names):
-            raise Ungradable(f"a test calls what the program returned: {ast.unparse(node)}")
-        if isinstance(node, ast.Expr) and _is_call(node.value, names) and id(node) not in expected_to_raise:
-            raise Ungradable(f"a test looks at what the program does to its arguments: {ast.unparse(node)}")
-        if isinstance(node, ast.Call) and _is_entry(node.func, names):
-            _check_arguments(node, names)
-
-
-def _check_arguments(call: ast.Call, names: set[str]) -> None:
-    assert isinstance(call.func, ast.Name)
-    for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-        for node in ast.walk(argument):
-            if isinstance(node, ast.Lambda) or _is_entry(node, names - {call.func.id}):
-                raise Ungradable(f"a test passes more than plain data: {ast.unparse(call)}")
-
-
-def _aliases(tree: ast.Module, entries: set[str]) -> set[str]:
-    """Other names of the entries in a test: parameters of functions that get them, and variables."""
-    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, FunctionNode)}
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
-            parameters = functions[node.func.id].args.args
-            names |= {
-                parameter.arg
-                for parameter, value in zip(parameters, node.args, strict=False)
-                if _is_entry(value, entries)
-            }
-        if isinstance(node, ast.Assign) and _is_entry(node.value, entries):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return names
-
-
-def _is_entry(node: ast.AST, names: set[str]) -> bool:
-    return isinstance(node, ast.Name) and node.id in names
-
-
-def _is_call(node: ast.AST, names: set[str]) -> bool:
-    return isinstance(node, ast.Call) and _is_entry(node.func, names)

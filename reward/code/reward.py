@@ -16,9 +16,10 @@ from typing import Any
 
 from reward.base import Reward, column
 from reward.code.extract import extract_code
-from reward.code.plan import Ungradable, plan_tests
+from reward.code.plan import plan_tests
 from reward.code.run import Room, run_apart, run_script, run_together
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, Isolation, Limits, find_isolation
+from reward.code.ungradable import Ungradable
 from reward.code.verdict import CodeTests, Verdict
 from reward.workers.pool import default_workers
 

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import IO, Any, get_args
 
 from reward.code.inside.plain import MAX_REQUEST_BYTES, write_frame
-from reward.code.inside.program import MEMORY_CODE
+from reward.code.inside.script import MEMORY_CODE
 from reward.code.inside.told import told
 from reward.code.plan import Plan
 from reward.code.process import End, Process
@@ -27,6 +27,7 @@ MAX_OUTPUT_BYTES = 8 << 20
 MAX_TIMEOUTS = 5
 MAX_PARALLEL = 2.0  # times one process's limit of processor time, for all processes of a program together
 TICK_SECONDS = 0.25
+IDLE_SECONDS = 5.0
 EXIT_SECONDS = 1.0
 KILLED_FROM_OUTSIDE = "a sandbox was killed from outside"
 DID_NOT_START = "a sandbox did not start"
@@ -54,18 +55,11 @@ class Room:
 def run_apart(room: Room, code: str, tests: CodeTests, plan: Plan) -> Verdict:
     """Function tests: the program in one sandbox, the tests in another, only plain data between them."""
     cpu_seconds = tests.time_limit_seconds + START_CPU_SECONDS
-    job = {
-        "program": code,
-        "prefix": plan.prefix,
-        "tests": tests.tests,
-        "entries": plan.entries,
-        "modules": plan.modules,
-    }
     with ExitStack() as stack:
         calls, calls_in = _pipe(stack)
         answers, answers_in = _pipe(stack)
         verdicts, verdicts_in = _pipe(stack)
-        request = stack.enter_context(_message(job))
+        request = stack.enter_context(_message(plan.job(code)))
         program = stack.enter_context(room.process(cpu_seconds, ["program", "serve"], stdin=calls, stdout=answers_in))
         judge = stack.enter_context(
             room.process(
@@ -152,7 +146,7 @@ def _run_case(room: Room, code: str, given: str, expected: str, cpu_seconds: flo
         output_end, output_in = _pipe(stack)
         program = stack.enter_context(_message({"program": code}))
         stdin = stack.enter_context(_file(given.encode("utf-8", "surrogatepass")))
-        call = ["program", "run_script", program.fileno()]
+        call = ["script", "run_script", program.fileno()]
         process = stack.enter_context(
             room.process(cpu_seconds, call, stdin=stdin, stdout=output_in, pass_fds=[program.fileno()])
         )
@@ -184,7 +178,7 @@ def run_together(room: Room, code: str, tests: CodeTests) -> Verdict:
         results, results_in = _pipe(stack)
         request = stack.enter_context(_message({"program": source, "tests": tests.tests, "secret": secret}))
         process = stack.enter_context(
-            room.process(cpu_seconds, ["program", "run_joint"], stdin=request, stdout=results_in)
+            room.process(cpu_seconds, ["script", "run_joint"], stdin=request, stdout=results_in)
         )
         results_in.close()
         output, stopped = _collect(results, [process], cpu_seconds)
@@ -271,4 +265,4 @@ def _overran(process: Process, cpu_seconds: float) -> Status | None:
 
 
 def _is_late(elapsed_seconds: float, idle_seconds: float, cpu_seconds: float) -> bool:
-    return idle_seconds > 5.0 + 2.0 * cpu_seconds or elapsed_seconds > 60.0 + 30.0 * cpu_seconds
+    return idle_seconds > IDLE_SECONDS + 2.0 * cpu_seconds or elapsed_seconds > 60.0 + 30.0 * cpu_seconds

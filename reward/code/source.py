@@ -21,7 +21,21 @@ def runnable_prefix(prefix: str) -> str | None:
 
 
 def entry_node(prefix: str) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | None:
-    """What a prefix leaves to be written: its last function or class."""
+    """The function or class that a prefix leaves to be written: its last one, if that has no body of its own."""
     tree = parsed(runnable_prefix(prefix) or "")
-    kinds = FunctionNode | ast.ClassDef
-    return next((node for node in reversed(tree.body) if isinstance(node, kinds)), None) if tree else None
+    last = last_definition(tree) if tree else None
+    node: ast.AST | None = last
+    while isinstance(node, FunctionNode | ast.ClassDef):
+        if all(isinstance(part, ast.Pass) or _is_constant(part) for part in node.body):
+            return last
+        node = node.body[-1]
+    return None
+
+
+def last_definition(tree: ast.Module) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | None:
+    return next((node for node in reversed(tree.body) if isinstance(node, FunctionNode | ast.ClassDef)), None)
+
+
+def _is_constant(node: ast.AST) -> bool:
+    """A docstring, or `...`."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

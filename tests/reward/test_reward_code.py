@@ -8,9 +8,10 @@ import reward.code.mounts
 import reward.code.reward
 import reward.code.run
 from reward import Verdict, grade_code
-from reward.code.plan import Ungradable, plan_tests
+from reward.code.plan import plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
+from reward.code.ungradable import Ungradable
 from reward.code.verdict import CodeTests
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
@@ -61,15 +62,9 @@ def test_a_helper_of_the_prompt_cannot_be_replaced():
 
 
 @needs_data
-def test_what_cannot_be_split_of_mbpp():
-    reasons = {}
-    for index, row in enumerate(rows("MBPP")):
-        try:
-            plan = plan_tests(row["test_list"])
-            assert len(plan.entries) == 1
-        except Ungradable as error:
-            reasons[index] = str(error)
-    assert list(reasons.values()) == ["a test passes more than plain data: is_tree_balanced(root)"]
+def test_all_of_mbpp_can_be_split():
+    entries = [plan_tests(row["test_list"]).entries for row in rows("MBPP")]
+    assert [names for names in entries if len(names) != 1] == [["is_tree_balanced", "root", "root1", "root2"]]
 
 
 MBPP_SOLUTIONS = {
@@ -110,6 +105,7 @@ def test_share_and_first_status():
         ),
         ("def f(x): return x", "assert type(f((1, [2]))) is tuple and type(f(True)) is bool"),
         ("def f(): return float('inf'), 1e308, -0.0", "import math\nassert f() == (math.inf, 1e308, 0.0)"),
+        ("def f(): return iter((1, 2))", "back = f()\nassert next(back) == 1 and list(back) == [2]"),
         (
             "from collections import *\ndef f(): return OrderedDict(a=1), Counter('aa'), defaultdict(list, b=[2])",
             "assert f() == ({'a': 1}, {'a': 2}, {'b': [2]})",
@@ -215,20 +211,44 @@ for descriptor in range(3, 20):
     [
         (["assert True"], "call nothing of the program"),
         (["assert f(1 == 2"], "does not parse"),
-        (["x = [2, 1]\nf(x)\nassert x == [1, 2]"], "does to its arguments"),
-        (["assert f(lambda x: x) == 1"], "more than plain data"),
-        (["assert f(Pair(1, 2)) == 1"], "more than plain data"),
-        (["assert decode(encode('a')) == 'a'"], "more than plain data"),
-        (["assert f(1)(2) == 3"], "what the program returned"),
-        (["assert f(1).value == 3"], "an object of the program"),
-        (["assert Solution().f(1) == 3"], "an object of the program"),
-        (["assert f.cache == 3"], "reads f.cache"),
-        (["def check(c):\n    assert c(1).value == 3\ncheck(f)"], "an object of the program"),
+        (["assert decode(encode('a')) == 'a'"], "one function of the program inside a call of another"),
+        (["assert f(list(map(g, [1]))) == 1"], "one function of the program inside a call of another"),
+        (["class Sub(Stack): pass\nassert Sub().pop() == 1"], "derives a class"),
+        (["assert type(Stack()) is Stack"], "classes of the program"),
+        (["open('a', 'w').write('1')\nassert f('a') == 1"], "uses open"),
+        (["from tempfile import mkdtemp\nassert f(mkdtemp()) == 1"], "uses tempfile.mkdtemp"),
+        (["import os\nos.environ['A'] = '1'\nassert f() == 1"], "uses os.environ"),
+        (["import time\ntime.time = lambda: 3\nassert f() == 3"], "changes time.time"),
+        (["from unittest.mock import patch\nwith patch('os.getcwd'): assert f() == 3"], "uses patch"),
+        (
+            ["import unittest\nclass T(unittest.TestCase):\n    def test(self): f(1)\nunittest.main()"],
+            "uses unittest.main",
+        ),
     ],
 )
 def test_ungradable(tests, reason):
     with pytest.raises(Ungradable, match=reason):
         plan_tests(tests)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["x = [2, 1]\nf(x)\nassert x == [1, 2]"],
+        ["assert f(lambda x: x) == 1"],
+        ["assert f(Pair(1, 2)) == 1"],
+        ["assert f(1)(2) == 3"],
+        ["assert f(1).value == 3"],
+        ["assert Solution().f(1) == 3"],
+        ["assert f.cache == 3"],
+        ["def check(c):\n    assert c(1).value == 3\ncheck(f)"],
+        ["open = 3\nsignal = [1]\nassert f(open, signal) == 3"],
+        ["import io, sys\nsys.stdin = io.StringIO('3')\nassert f() == 3"],
+        ["from unittest.mock import patch\nwith patch('builtins.input', side_effect=['3']): assert f() == 3"],
+    ],
+)
+def test_gradable(tests):
+    plan_tests(tests)
 
 
 def test_plan():
@@ -238,12 +258,20 @@ def test_plan():
     prefix = "import re\ndef helper(x): return x\ndef f(x):\n    '''Doc.'''\n"
     assert plan_tests(["assert helper(f(1)) == re.escape('1')"], prefix).entries == ["f"]
     assert plan_tests(["assert f(1) == 2"], "def f(x):").prefix.endswith("pass\n")
+    assert plan_tests(["assert f(1) == P(2)"], "class P:\n    x: int\n").entries == ["f"]
+    assert plan_tests(["assert f(1) == 2"], "def f(x):\n    y = x").entries == ["f"]
+    plan = plan_tests(
+        ["class Q: pass", "s = Solution()", "assert s.reverse(12) == f(1).value"], "class P:\n    x: int\n"
+    )
+    assert (plan.makers, plan.classes, plan.preparation) == (["Solution", "f"], ["P", "Q"], [0, 1])
+    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == []
+    assert plan_tests(["x = f(1)", "y = x.count(2)"]).preparation == []
 
 
 @needs_sandbox
 def test_forgeable_tests_only_when_accepted():
-    program = "class Pair:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a"
-    tests = task("assert f(Pair(3)) == 3", "assert f(Pair(3)) == 4")
+    program = "class Pair:\n    def __init__(self, a): self.a = a\ndef f(p): return p.a\ndef g(p): return p"
+    tests = task("assert f(g(Pair(3))) == 3", "assert f(g(Pair(3))) == 4")
     assert grade_code(program, tests).status == "ungradable"
     verdict = grade_code(program, tests, allow_forgeable=True)
     assert (verdict.status, verdict.passed_tests, verdict.total_tests) == ("wrong", 1, 2)
@@ -295,7 +323,7 @@ def test_code_reward():
         "```python\ndef f(x): return x\n```",
     ]
     columns = {
-        "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(1).odd"]],
+        "test_list": [["assert f(1) == 1", "assert f(2) == 2"]] * 3 + [["assert f(g(1)) == 1"]],
         "test_method": ["function"] * 4,
     }
     with built(data_type="code", num_chunk=2) as rewards:

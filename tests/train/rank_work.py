@@ -196,3 +196,8 @@ def shares():
     count = ranks.SharedCount("n")
     numbers = [count.add(2) for _ in range(3)]
     return sums, ranks.gather("x" * (1000 * ranks.rank())), numbers
+
+
+def rl_updates_with(arguments, training):
+    """`rl_updates` with a training section."""
+    return rl_updates(*arguments, **training)

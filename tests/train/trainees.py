@@ -124,8 +124,9 @@ def random_rollout(generator, *, prompt_tokens, block_size, blocks=3, vocab_size
     )
 
 
-def plain_log_probs(model, rollout, block_size):
-    """Canvas index -> log-probability of each token of the view, and the number of rounds, at shrink 1."""
+def plain_distributions(model, rollout, block_size):
+    """Canvas index -> (token, log-distribution [V] that it was drawn from) of each token of the view, and the number of
+    rounds, at shrink 1."""
     P, b = len(rollout.prompt_ids), block_size
     whole, steps = rollout.prompt_ids + rollout.canvas_ids, [0] * P + rollout.canvas_step_map
     found, rounds = {}, set()
@@ -141,9 +142,15 @@ def plain_log_probs(model, rollout, block_size):
                 L = ids.shape[1]
                 hidden_LD = model.hidden(ids, torch.arange(L)[None], Masked(block_causal_mask(L, b)))[0]
                 logp_LV = model.lm_head(hidden_LD).log_softmax(-1)
-                found |= {i - P: logp_LV[i, whole[i]] for i in trained}
+                found |= {i - P: (whole[i], logp_LV[i]) for i in trained}
                 rounds.add(rank)
     return found, len(rounds)
+
+
+def plain_log_probs(model, rollout, block_size):
+    """Canvas index -> log-probability of each token of the view, and the number of rounds, at shrink 1."""
+    found, rounds = plain_distributions(model, rollout, block_size)
+    return {place: logp_V[token] for place, (token, logp_V) in found.items()}, rounds
 
 
 def plain_loss(model, rollouts, advantages, *, block_size, normalization, max_gen_length, longest, eps=0.2, beta=0.01):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import TrainingConfig
-from runtime.doors import call_target, check_params, choose
+from runtime.doors import call_target, check_params, choose, is_file_target
 from train.algorithm.packing import TrainedTokens
 from train.algorithm.replay import TrainingSample
 
@@ -239,7 +239,7 @@ class BoundObjective:
 
     def __call__(self, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """Loss and metrics; `tokens` is counted where the objective does not."""
-        returned = call_target(self.key, self.function, batch, self.params)
+        returned = self._call(self.key, self.function, batch)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise ValueError(f"{self.key} returned {_kind(returned)}; it must return (loss, metrics).")
         loss, metrics = returned
@@ -256,7 +256,7 @@ class BoundObjective:
     def sums(self, update: TokenBatch) -> dict[str, Tensor]:
         """`Needs.sums` of all tokens of an update: named numbers [N]."""
         assert self.needs.sums is not None
-        found = call_target(f"{self.key}, sums", self.needs.sums, update, self.params)
+        found = self._call(f"{self.key}, sums", self.needs.sums, update)
         if not isinstance(found, Mapping):
             raise ValueError(f"{self.key}, sums: returned {_kind(found)}; it must return a dict of tensors.")
         for name, value in found.items():
@@ -266,6 +266,11 @@ class BoundObjective:
                     f"{len(update.logp)} numbers, one a token (see sum_by)."
                 )
         return {str(name): value.detach().float() for name, value in found.items()}
+
+    def _call(self, key: str, function: Callable[..., Any], batch: TokenBatch) -> Any:
+        if not is_file_target(self.given):
+            return function(batch, self.params)
+        return call_target(key, function, batch, self.params)
 
 
 def _kind(value: object) -> str:

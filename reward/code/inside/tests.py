@@ -1,161 +1,180 @@
-"""The trusted side: runs the tests. The entry points under test are stand-ins that call the program in its own sandbox.
+"""The trusted side: runs the tests. What they use of the program are handles on objects in a sandbox of its own.
 
-In: {"program", "prefix", "tests", "entries", "modules"} on standard input. Out: status and detail of each test, or of
-all of them as test -1 (reward.code.inside.told). The program's side hangs on the two descriptors that `run_tests` is
-given.
+In: {"program", "prefix", "tests", "entries", "makers", "modules", "classes", "preparation"} on standard input. Out:
+status and detail of each test, or of all of them as test -1 (reward.code.inside.told). The program's side hangs on the
+two descriptors that `run_tests` is given.
 """
 
 from __future__ import annotations
 
-import builtins
 import os
 import sys
 import types
-from collections.abc import Callable
 
-from reward.code.inside.plain import (
-    MAX_REQUEST_BYTES,
-    BadFrame,
-    FrameTooLong,
-    NotPlain,
-    read_frame,
-    write_frame,
-)
+from reward.code.inside.link import ANSWER, Link
+from reward.code.inside.originals import Originals
+from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
 from reward.code.inside.told import tell as tell_one
+from reward.code.inside.values import TestsSide
+from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
-MAX_TEXT = 500
+MAX_NESTED = 60  # calls inside calls; each takes a dozen frames of the interpreter
+MAX_WAIT_SECONDS = 4.0  # of one thread of a test for another
+# what the interpreter itself calls, and takes some errors of for an answer: IndexError for the end of a sequence
+_INTERPRETED = (
+    *("__getitem__", "__iter__", "__next__", "__anext__", "__getattr__", "__getattribute__", "__get__", "__missing__"),
+    *("__contains__", "__len__", "__length_hint__", "__bool__", "__eq__", "__hash__", "__index__", "__instancecheck__"),
+)
 
 
 class ProgramGone(BaseException):
-    """The program's process ended or broke the protocol. Not an Exception: no test may take it for an expected
-    error."""
+    """A test cannot go on: the program's process ended or broke the protocol, or would have decided the test. Not an
+    Exception: no test may take it for an expected error."""
 
     def __init__(self, status: str, detail: str) -> None:
         super().__init__(detail)
         self.status = status
 
 
-class CannotCross(BaseException):
-    """A test passes something to the program that is no plain data."""
+class Program(TestsSide):
+    """The program behind its pipes. `failure` stays set once a call could not be answered, `denied` until the test at
+    hand has ended."""
 
-
-class Program:
-    """The program behind its pipes. `failure` stays set once a call could not be answered."""
-
-    def __init__(self, calls: int, answers: int) -> None:
-        self._calls, self._answers = calls, answers
+    def __init__(self, calls: int, answers: int, job: dict[str, Any], namespace: dict[str, Any]) -> None:
+        super().__init__(job, namespace)
+        self.link = Link(self, answers, calls, may_take=MAX_REPLY_BYTES, may_send=MAX_REQUEST_BYTES)
         self.count = 0
         self.failure: ProgramGone | None = None
-        self.raised: BaseException | None = None
+        self.denied: ProgramGone | None = None
+        self.originals = Originals(self.link)
+        self.namespace |= {"__original__": self.originals.of, "__accept__": self.originals.accept}
+        self.test = ""  # the source of the test at hand
 
-    def load(self, source: str) -> str:
-        """Sends the program; returns what went wrong with it, or ""."""
-        reply = self._exchange({"program": source})
-        return "" if reply.get("loaded") is True else ": ".join(_raised(reply))
-
-    def entry(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                reply = self._exchange({"call": name, "args": args, "kwargs": kwargs})
-            except NotPlain as error:
-                raise CannotCross(str(error)) from None
-            self.count += 1
-            return self._answer(reply)
-
-        call.__name__ = call.__qualname__ = name
-        return call
-
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self.failure is not None:
-            raise self.failure
+    def ask(self, operation: str, *arguments: Any) -> Any:
+        """What the program answers, or raises."""
+        if self.failure is not None or self.denied is not None:
+            raise self.failure or self.denied  # type: ignore[misc]
+        if len(self.link.asked) >= MAX_NESTED:
+            raise RecursionError("calls between the tests and the program are nested too deep")
+        if not self.link.lock.acquire(timeout=MAX_WAIT_SECONDS):
+            self.deny("ungradable", "threads of a test wait for each other")
         try:
-            write_frame(self._calls, request, MAX_REQUEST_BYTES)
-            reply = read_frame(self._answers)
+            kind, content = self.link.ask(operation, *arguments)
+        except NotPlain as error:
+            self.deny("ungradable", f"a test passes {error}")
         except (EOFError, OSError):
             raise self._fail("gone", "the program's process ended") from None
         except FrameTooLong as error:
             raise self._fail("output_limit", str(error)) from None
         except (BadFrame, RecursionError, MemoryError) as error:
             raise self._fail("error", repr(error)) from None
-        if type(reply) is not dict:
-            raise self._fail("error", "no reply")
-        return reply
+        finally:
+            self.link.lock.release()
+        self.count += 1
+        if kind == ANSWER:
+            return content
+        self._raise(content, operation, arguments)
 
-    def _answer(self, reply: dict[str, Any]) -> Any:
-        if "ok" in reply:
-            return reply["ok"]
-        name, text = _raised(reply)
-        if name == FrameTooLong.__name__:
-            raise self._fail("output_limit", text)
-        kind = getattr(builtins, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise self._fail("error", f"{name}: {text}")
-        try:
-            self.raised = kind(text)
-        except TypeError:
-            self.raised = RuntimeError(f"{name}: {text}")
-        raise self.raised
+    def deny(self, status: str, detail: str) -> NoReturn:
+        """Ends the test at hand, whatever it catches."""
+        self.denied = self.denied or ProgramGone(status, detail)
+        if self.link.served:  # the program waits for an answer that will not come
+            self.failure = self.failure or self.denied
+        raise self.denied
 
     def _fail(self, status: str, detail: str) -> ProgramGone:
-        self.failure = ProgramGone(status, detail)
+        self.failure = self.failure or ProgramGone(status, detail)
         return self.failure
 
+    def _raise(self, error: BaseException, operation: str, arguments: tuple[Any, ...]) -> NoReturn:
+        """Raises the program's error, as itself only where the interpreter does not take it for an answer."""
+        text = f"{type(error).__name__}: {error}"
+        if not isinstance(error, Exception):
+            if not isinstance(error, SystemExit | KeyboardInterrupt) or type(error).__name__ not in self.test:
+                self.deny("error", text)
+        elif type(error).__name__ == FrameTooLong.__name__:
+            raise self._fail("output_limit", str(error))
+        elif isinstance(error, StopIteration | StopAsyncIteration):
+            if (operation, arguments[0]) != ("operate", "__next__") and arguments[1:2] != ("__anext__",):
+                error = RuntimeError(text)
+        elif isinstance(error, LookupError | AttributeError | TypeError | NotImplementedError) and _is_interpreted():
+            error = RuntimeError(text)
+        self.raised = error
+        raise error
 
-def _raised(reply: dict[str, Any]) -> tuple[str, str]:
-    name, text = reply.get("raised"), reply.get("text")
-    return (name if type(name) is str else "no error")[:MAX_TEXT], (text if type(text) is str else "")[:MAX_TEXT]
+    def changed(self, value: Any, items: Any) -> None:
+        self.originals.note(value, lambda: super(Program, self).changed(value, items))
+
+    def is_fatal(self, error: BaseException) -> bool:
+        return isinstance(error, ProgramGone)
+
+    def assertion_failed(self, error: AssertionError) -> None:
+        self.denied = self.denied or ProgramGone("wrong", str(error))
+
+
+def _is_interpreted() -> bool:
+    """Whether the tests' code that calls the program is a method that the interpreter calls."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in _INTERPRETED and frame.f_globals.get("__name__") == "tests":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_tests(calls: int, answers: int) -> None:
     job, verdicts = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    program = Program(calls, answers)
 
     def tell(test: int, status: str, detail: str) -> None:
         tell_one(verdicts, test, status, detail)
 
     try:
-        namespace = prepare(job, program)
+        namespace = prepare(job)
     except BaseException as error:
         tell(-1, "ungradable", f"the prefix does not run: {type(error).__name__}: {error}")
         os._exit(0)
+    program = Program(calls, answers, job, namespace)
     try:
-        problem = program.load(job["program"])
+        program.load(job["program"])
     except ProgramGone as gone:
         tell(-1, gone.status, str(gone))
         os._exit(0)
-    if problem:
-        tell(-1, "memory" if problem.startswith("MemoryError") else "error", problem)
+    except BaseException as error:
+        is_memory = isinstance(error, MemoryError)
+        tell(-1, "memory" if is_memory else "error", f"{type(error).__name__}: {error}")
         os._exit(0)
     for index, test in enumerate(job["tests"]):
-        tell(index, *run_test(test, namespace, program))
+        status, detail = run_test(test, namespace, program)
+        if status == "passed" and index in job["preparation"]:
+            status = "preparation"
+        tell(index, status, detail)
     os._exit(0)
 
 
-def prepare(job: dict[str, Any], program: Program) -> dict[str, Any]:
-    """What the tests see: the prefix's own names, modules they use unimported, and the stand-ins for the program's
-    functions."""
+def prepare(job: dict[str, Any]) -> dict[str, Any]:
+    """What the tests see besides the program: the prefix's own names, and modules they use unimported."""
     module = sys.modules["tests"] = types.ModuleType("tests")
     namespace = module.__dict__
     exec(compile(job["prefix"], "<prefix>", "exec", dont_inherit=True), namespace)
     namespace.update({name: __import__(name) for name in job["modules"]})
-    namespace.update({name: program.entry(name) for name in job["entries"]})
     return namespace
 
 
 def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[str, str]:
     """passed only when the whole test ran, called the program, and every call was answered, even if the test swallows
     what went wrong. A test that ran without calling the program was "preparation"."""
-    calls_before = program.count
+    calls_before = 0
+    program.test, program.denied, program.raised = test, None, None
     status, detail = "passed", ""
     try:
+        program.refresh()
+        calls_before = program.count
         exec(compile(test, "<test>", "exec", dont_inherit=True), namespace)
-    except CannotCross as error:
-        return "ungradable", f"a test passes {error}"
     except ProgramGone:
         pass
     except AssertionError as error:
@@ -165,8 +184,8 @@ def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[st
     except BaseException as error:
         status = "error" if error is program.raised else "wrong"
         detail = f"{type(error).__name__}: {error}"
-    if program.failure is not None:
-        return program.failure.status, str(program.failure)
+    if (gone := program.failure or program.denied) is not None:
+        return gone.status, str(gone)
     if status == "passed" and program.count == calls_before:
         return "preparation", ""
     return status, detail

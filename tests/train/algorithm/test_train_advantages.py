@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.algorithm.advantages import centered, group_advantages, zscore
+from train.algorithm.advantages import centered, group_advantage, group_advantages, zscore
 
 rewards_of_a_group = st.lists(st.floats(-5, 5), min_size=2, max_size=12)
 
@@ -96,3 +96,51 @@ def test_every_group_is_used_or_dropped(rewards):
         used += bool(got)
         assert not got or (len(got) >= 2 and sum(got) == pytest.approx(0.0, abs=1e-9))
     assert used + sum(scored.dropped.values()) == 3
+
+
+def test_each_kind_of_reward_goes_through_and_then_they_are_summed():
+    rewards = [(1.0, 10.0), (0.0, 30.0), (0.0, 20.0), (0.5, 20.0)]
+    first, second = (zscore(np.array(column)) for column in zip(*rewards, strict=True))
+    want = (first + second).tolist()
+    assert group_advantages(rewards, 4, advantage=zscore).values == pytest.approx(want)
+    assert group_advantage(np.array(rewards), zscore) == pytest.approx(want)
+    assert want != pytest.approx(zscore(np.array(rewards).sum(1)).tolist())
+
+
+def test_a_group_is_equal_only_where_it_is_in_every_kind_of_reward():
+    rewards = [(1.0, 0.0), (1.0, 1.0), None, (1.0, 0.0)] + [(1.0, 2.0)] * 4
+    credit = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.9)
+    assert credit.values[4:] == [None] * 4 and credit.dropped == {"equal": 1}
+    assert credit.values[2] is None and credit.values[1] == pytest.approx(2**0.5)
+
+
+def test_a_bonus_is_added_to_the_first_kind_of_reward():
+    credit = group_advantages([(1.0, 5.0), (0.0, 7.0)], 2, advantage=centered, bonus=[0.5, 0.0])
+    assert credit.values == pytest.approx([0.75 - 1.0, -0.75 + 1.0])
+
+
+@pytest.mark.parametrize("kind", ["advantage", "reward"])
+def test_credit_says_what_it_is(kind):
+    assert group_advantages([1.0, 0.0], 2, kind=kind).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("advantage", "says"),
+    [
+        (lambda r: r[:1], r"<lambda> returned float64 numbers of shape \(1,\) for rewards of shape \(2,\)"),
+        (lambda r: r * np.nan, r"<lambda> returned \[nan, nan\] for the rewards \[1.0, 0.0\]: not finite"),
+        (lambda r: np.array(["a", "b"]), "<lambda> returned <U1"),
+    ],
+)
+def test_an_advantage_of_another_shape_or_not_finite_is_an_error(advantage, says):
+    with pytest.raises(ValueError, match=says):
+        group_advantages([1.0, 0.0], 2, advantage=advantage)
+
+
+def test_an_advantage_may_write_into_what_it_is_given():
+    def in_place(reward_G):
+        reward_G -= reward_G.mean()
+        return reward_G
+
+    rewards = np.array([[1.0, 2.0], [0.0, 4.0]])
+    assert group_advantage(rewards, in_place).tolist() == [-0.5, 0.5] and rewards.tolist() == [[1.0, 2.0], [0.0, 4.0]]

@@ -1,0 +1,69 @@
+"""Log-probabilities and entropies of the head against softmax, in one piece and in many."""
+
+import pytest
+import torch
+
+from models.head import OutputHead
+from models.log_probs import log_probs_and_entropies, token_log_probs
+
+N, V, D = 7, 11, 5
+
+
+def head_and_input(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(D, V, bias=False).to(dtype)
+    with torch.no_grad():
+        linear.weight.copy_(2.0 * torch.randn(V, D, generator=generator))
+    hidden = torch.randn(N, D, generator=generator).to(dtype).requires_grad_()
+    return OutputHead(linear), hidden, torch.randint(V, (N,), generator=generator)
+
+
+def plain(head, hidden, targets):
+    logp = (hidden @ head.weight.T).float().log_softmax(-1)
+    return torch.stack([logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)])
+
+
+@pytest.mark.parametrize("pieces", ["one", "many", "many chunks"])
+def test_values_and_gradients_are_those_of_softmax(monkeypatch, pieces):
+    if pieces != "one":
+        monkeypatch.setattr("models.log_probs.PIECE_ELEMENTS", 2 * V)
+    if pieces == "many chunks":
+        monkeypatch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", 3 * V)
+    head, hidden, targets = head_and_input()
+    slope = torch.randn(2, N, generator=torch.Generator().manual_seed(1))
+    got, want = head(hidden, targets, entropy=True), plain(head, hidden, targets)
+    assert got.shape == (2, N) and got.dtype == torch.float32
+    assert got.detach().numpy() == pytest.approx(want.detach().numpy(), abs=1e-5)
+    assert torch.equal(got[0], head(hidden, targets))
+    parameters = hidden, head.weight
+    for mine, theirs in zip(
+        torch.autograd.grad((got * slope).sum(), parameters),
+        torch.autograd.grad((want * slope).sum(), parameters),
+        strict=True,
+    ):
+        assert mine.numpy() == pytest.approx(theirs.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_each_has_a_gradient_of_its_own(which):
+    head, hidden, targets = head_and_input()
+    mine = torch.autograd.grad(head(hidden, targets, entropy=True)[which].sum(), hidden)[0]
+    theirs = torch.autograd.grad(plain(head, hidden, targets)[which].sum(), hidden)[0]
+    assert mine.numpy() == pytest.approx(theirs.numpy(), abs=1e-5)
+
+
+def test_a_certain_token_has_no_entropy_and_a_finite_gradient():
+    logits = torch.tensor([[0.0, 500.0, -500.0], [1.0, 1.0, 1.0]], requires_grad=True)
+    found = log_probs_and_entropies(logits * 1.0, torch.tensor([1, 0]))
+    assert found[1].tolist() == pytest.approx([0.0, 1.0986123])
+    found.sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad[0].abs().max() < 1e-6
+
+
+def test_half_precision_is_summed_in_fp32():
+    head, hidden, targets = head_and_input(torch.bfloat16)
+    logits = (hidden @ head.weight.T).detach()
+    found = log_probs_and_entropies(logits.clone(), targets)
+    assert found.dtype == torch.float32 and torch.equal(found[0], token_log_probs(logits.clone(), targets))
+    logp = logits.float().log_softmax(-1)
+    assert found[1].numpy() == pytest.approx((-(logp.exp() * logp).sum(-1)).numpy(), abs=1e-5)
