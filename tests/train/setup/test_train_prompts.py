@@ -1,5 +1,6 @@
 """Sections of a config -> sampling configs, for full attention as dLLM-RL's files write them; tasks -> prompts."""
 
+import json
 import logging
 
 import pytest
@@ -7,12 +8,15 @@ from end_to_end import text_checkpoint
 from helpers import REAL, random_prompts, tiny_model
 from transformers import Qwen2Tokenizer
 
+from configs import merge
 from configs.schema import EvaluationConfig, RolloutConfig
-from data import Task
+from data import Example, Task
 from data.templates import chat_family
 from models import load_model
 from sample import Sampler
 from train.setup.blocks import block_sizes
+from train.setup.doors import method_of
+from train.setup.examples import tokenise as tokenise_examples
 from train.setup.prompts import sampling_entries, tokenise
 
 
@@ -105,3 +109,19 @@ def test_steps_as_many_as_the_blocks_tokens_are_what_more_steps_do(sdar):
     assert [(r.canvas_ids, r.canvas_step_map) for r in answers[0]] == [
         (r.canvas_ids, r.canvas_step_map) for r in answers[1]
     ]
+
+
+def test_ids_beyond_the_embedding_are_named_before_training(tmp_path):
+    """A tokenizer that was extended, of a model that was not."""
+    text_checkpoint(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["added_tokens"].append(raw["added_tokens"][-1] | {"id": 40, "content": "<tool>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    model = load_model(tmp_path)
+    assert model.hf_config.vocab_size == 40
+    config = merge({"training": {"method": "semi-ar"}})
+    with pytest.raises(ValueError, match=r"example 1 holds the token '<tool>' \(id 40\), beyond the 40 ids"):
+        examples = [Example("1=", "1", None), Example("<tool>1=", "1", None)]
+        tokenise_examples(examples, model, config, method_of(config.training, "sft"))
+    with pytest.raises(ValueError, match="the prompt of task a holds the token '<tool>'"):
+        tokenise(Task("a", "<tool>1=", None, {}), model, "general", "plain", False)
