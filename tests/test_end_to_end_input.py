@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import warnings
 
 import pytest
@@ -18,7 +19,6 @@ from train.setup import models as setup_models
 
 BREAKS = """
 import os
-import shutil
 
 calls = []
 
