@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
 from models import DiffusionLM
+from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
-from tests.helpers import random_prompts, tiny_model
 from train.algorithm.objectives import TokenBatch, clipped_surrogate, k3, params_of, token_weights
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer, TrainingSample, replay

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.families import Family, Piece
-from models.folder import read_json, weight_files
+from models.folder import read_json, weight_files, writing_weights
 from models.spec import CheckpointSpec, hf_config, network_class
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
@@ -179,10 +179,8 @@ def write_checkpoint(
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    try:
+    with writing_weights(folder):
         save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
-    except SafetensorError as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _alone(weight: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def weight_files(folder: Path) -> list[Path]:
         f"{folder} has no weights (model.safetensors or its index): copy the whole checkpoint again or give another "
         "folder."
     )
+
+
+@contextmanager
+def writing_weights(folder: Path) -> Iterator[None]:
+    """While safetensors writes into a folder that has its config.json: its errors as OSErrors, and its files, which it
+    makes with mode 0600, with the mode that the umask gives others."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be written: {error}") from error
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode & 0o777)
 
 
 def weight_names(folder: Path) -> set[str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.folder import writing_weights
 from models.randomness import hash_uniform
 
 if TYPE_CHECKING:  # peft takes seconds to import, and only models with adapters need it
@@ -129,7 +131,8 @@ def write(folder: Path, body: nn.Module, config: "LoraConfig", carried: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in stored(body).items()}, folder / WEIGHTS)
+    with writing_weights(folder):
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in stored(body).items()}, folder / WEIGHTS)
     config.save_pretrained(str(folder))
 
 
@@ -139,7 +142,10 @@ def read(folder: Path, body: nn.Module) -> "LoraConfig":
 
     config = LoraConfig.from_pretrained(str(folder))
     add(body, config, seed=0)
-    weights, own = load_file(folder / WEIGHTS), stored(body)
+    try:
+        weights, own = load_file(folder / WEIGHTS), stored(body)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder}/{WEIGHTS} cannot be read: {error}") from error
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
         raise ValueError(
             f"{folder}/{WEIGHTS} does not fit the base {config.base_model_name_or_path}: other layers or sizes."

@@ -11,12 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from configs.load import RUN_HEADER, flat_run
 from configs.schema import Config
-from configs.tree import flat
-from runtime import heartbeat
+from runtime import heartbeat, run_config
 from runtime.files import atomic_write_text, delete, remove_leftovers, truncate_jsonl
 from runtime.lock import Lock
 
@@ -107,7 +103,7 @@ class RunFolder:
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
             if not resumed:
-                atomic_write_text(root / "config.yaml", RUN_HEADER + OmegaConf.to_yaml(dict(resolved_config)))
+                run_config.write(root / "config.yaml", resolved_config)
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError):
@@ -135,13 +131,7 @@ class RunFolder:
                     "Choose another experiment.project, or move them away."
                 )
             return False
-        text = config_path.read_text(encoding="utf-8")
-        if not text.startswith(RUN_HEADER):
-            raise ValueError(
-                f"{config_path} was not written by a run. Choose another experiment.project, or move that file away."
-            )
-        here = flat(_as_read(OmegaConf.to_yaml(dict(resolved_config))))
-        differences = _differences(flat_run(text, here), here, uncompared_keys)
+        differences = run_config.differences(config_path, resolved_config, uncompared_keys)
         if differences and not overwrite:
             raise ValueError(
                 f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
@@ -249,21 +239,3 @@ def _delete_run(root: Path) -> None:
                 delete(inner)
         else:
             delete(path)
-
-
-def _as_read(text: str) -> dict[str, Any]:
-    """YAML as a run reads it back: tuples are lists, for example."""
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)  # type: ignore[return-value]
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], uncompared_keys: Collection[str]) -> str:
-    """One line for each key whose value differs, aligned; empty when none does."""
-    absent = object()
-    keys = [key for key in {**there, **here} if key not in uncompared_keys]
-    changed = [key for key in keys if there.get(key, absent) != here.get(key, absent)]
-
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
-
-    width = max(map(len, changed), default=0)
-    return "\n".join(f"  {key:<{width}}  {shown(there, key)} -> {shown(here, key)}" for key in changed)

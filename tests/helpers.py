@@ -1,172 +1,18 @@
-"""Tiny random models of every family, made here in the checkpoint's original layout: no network, no committed
-weights."""
+"""What tests of every room use: tiny random models, and where golden vectors and real files lie."""
 
-import copy
-import functools
-import json
-import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 
-from models import DiffusionLM, load_model
+from models.tiny import TINY_CONFIGS, random_prompts, tiny_checkpoint, tiny_model
+
+__all__ = ["FAMILIES", "GOLDEN", "REAL", "TINY_CONFIGS", "random_prompts", "thinned", "tiny_checkpoint", "tiny_model"]
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL = Path(__file__).parents[2] / "shared" / "real"
-
-TINY_CONFIGS = {
-    "sdar": {
-        "architectures": ["SDARForCausalLM"],
-        "model_type": "sdar",
-        "attention_bias": False,
-        "block_size": 4,
-        "eos_token_id": 2,
-        "head_dim": 16,
-        "hidden_act": "silu",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "mask_token_id": 1,
-        "max_position_embeddings": 512,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "use_sliding_window": False,
-        "vocab_size": 64,
-    },
-    "dream": {
-        "architectures": ["DreamModel"],
-        "model_type": "Dream",
-        "bos_token_id": 2,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "mask_token_id": 1,
-        "max_position_embeddings": 512,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "use_mrope": False,
-        "use_sliding_window": False,
-        "vocab_size": 64,
-    },
-    "llada": {
-        "activation_type": "silu",
-        "alibi": False,
-        "architectures": ["LLaDAModelLM"],
-        "attention_dropout": 0.0,
-        "attention_layer_norm": False,
-        "bias_for_layer_norm": False,
-        "block_group_size": 1,
-        "block_type": "llama",
-        "d_model": 32,
-        "embedding_dropout": 0.0,
-        "embedding_size": 64,
-        "eos_token_id": 2,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "input_emb_norm": False,
-        "layer_norm_type": "rms",
-        "layer_norm_with_affine": True,
-        "mask_token_id": 1,
-        "max_sequence_length": 512,
-        "mlp_hidden_size": 48,
-        "mlp_ratio": 4,
-        "model_type": "llada",
-        "multi_query_attention": None,
-        "n_heads": 4,
-        "n_kv_heads": 4,
-        "n_layers": 2,
-        "pad_token_id": 0,
-        "residual_dropout": 0.0,
-        "rms_norm_eps": 1e-5,
-        "rope": True,
-        "rope_theta": 10000.0,
-        "scale_logits": False,
-        "torch_dtype": "float32",
-        "vocab_size": 64,
-        "weight_tying": False,
-    },
-}
-TINY_CONFIGS["sdar_moe"] = TINY_CONFIGS["sdar"] | {
-    "architectures": ["SDARMoeForCausalLM"],
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "model_type": "sdar_moe",
-    "moe_intermediate_size": 24,
-    "norm_topk_prob": True,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
-TINY_CONFIGS["mmada"] = TINY_CONFIGS["llada"] | {
-    "architectures": ["MMadaModelLM"],
-    "codebook_size": 16,
-    "embedding_size": 80,
-    "llm_vocab_size": 64,
-    "model_type": "mmada",
-    "new_vocab_size": 80,
-    "num_new_special_tokens": 0,
-    "vocab_size": 80,
-}
 FAMILIES = tuple(TINY_CONFIGS)
-
-
-def tiny_checkpoint(folder, family="sdar", *, seed=0, sharpness=1.5, **config):
-    """A checkpoint folder with random weights; `config` overrides config.json, `sharpness` scales the spread of the
-    logits.
-
-    Weights are large enough that every token depends on its whole context and confidences reach from .1 to 1.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = {**TINY_CONFIGS[family], **config}
-    (folder / "config.json").write_text(json.dumps(raw))
-    model = load_model(folder, random_init_seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() >= 2:
-                is_head = "lm_head" in name or (model.hf_config.tie_word_embeddings and "embed_tokens" in name)
-                scaled = (sharpness if is_head else 1.2) / weight.shape[-1] ** 0.5
-                gain = 1.0 if "embed_tokens" in name and not is_head else scaled
-                weight.copy_(torch.randn(weight.shape, generator=generator) * gain)
-            elif name.endswith("weight"):
-                weight.copy_(1.0 + 0.2 * torch.randn(weight.shape, generator=generator))
-            else:
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
-    model.save(folder)
-    return folder
-
-
-def tiny_model(family="sdar", *, seed=0, dtype="float32", sharpness=1.5, **config) -> DiffusionLM:
-    """A tiny random model of a family, as loaded from a checkpoint that is written for it and thrown away."""
-    return copy.deepcopy(_tiny_model(family, dtype, json.dumps({"seed": seed, "sharpness": sharpness, **config})))
-
-
-@functools.cache
-def _tiny_model(family, dtype, settings):
-    with tempfile.TemporaryDirectory() as folder:
-        return load_model(tiny_checkpoint(folder, family, **json.loads(settings)), dtype=dtype)
 
 
 def thinned(cases, every):
     """Cases of one argument: each `every`-th is among the fast tests, the rest are slow."""
     return [case if i % every == 0 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
-
-
-def random_prompts(lengths, *, vocab_size=64, seed=0, avoid=(0, 1, 2)):
-    """Prompts of the given lengths from ids other than pad, mask and eos."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.tensor([i for i in range(vocab_size) if i not in avoid])
-    return [ids[torch.randint(len(ids), (length,), generator=generator)].tolist() for length in lengths]

@@ -83,11 +83,11 @@ class Evaluations:
         """Takes out of evaluations.json and metrics.jsonl what came after `last_step`; returns what is left. The two
         hold the same numbers: where one is damaged, the other is believed, or the step evaluated again."""
         path, logged = self.folder.evaluations, self._whole(_logged(self.folder.metrics))
-        found: dict[int, dict[str, Metrics]] = {}
+        on_disk: dict[int, dict[str, Metrics]] | None = None
         try:
-            found = _read(path)
+            found = on_disk = _read(path)
         except (ValueError, RecursionError) as error:
-            logger.warning("%s is damaged (%s): it is made again from %s", path, error, self.folder.metrics.name)
+            logger.warning("%s is damaged (%s): it is made again from metrics.jsonl", path, error)
             found = logged
         kept = {step: entries for step, entries in found.items() if step <= last_step}
         steps = sorted(step for step in kept.keys() | logged.keys() if step <= last_step)
@@ -100,7 +100,7 @@ class Evaluations:
                 logger.warning("%s lacks or changes step %d of metrics.jsonl, which is believed", path, step)
             else:
                 logger.warning("%s lacks the evaluation of step %d", self.folder.metrics, step)
-        if kept != found:
+        if kept != on_disk:
             self._write(kept)
         self.folder.drop_after(last_step, kept)
         return kept
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[int, dict[str, Metrics]]:
     """evaluations.json, in order of steps; nothing where it is absent. ValueError where it is damaged."""
     if not path.is_file():
         return {}
-    found = json.loads(path.read_bytes())
+    found = json.loads(path.read_text(encoding="utf-8"))
     try:
         return {int(step): {name: {**metrics} for name, metrics in entries.items()} for step, entries in found.items()}
     except (AttributeError, TypeError) as error:

@@ -215,7 +215,7 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, spec.folder, "eval")
+    check_memory(config, spec, "eval")
     return spec.folder
 
 

@@ -37,15 +37,16 @@ REFUSED = (
 
 
 @functools.cache
-def filter_program() -> bytes | None:
-    """The filter as a compiled program for bubblewrap's --seccomp, None where no binding can be loaded."""
+def filter_program(first: bool = True) -> bytes | None:
+    """The filter as a compiled program for bubblewrap's --seccomp, None where no binding can be loaded. first: the
+    program is the first process of its namespace, and none that waits for it has to leave as it left."""
     for name in BINDINGS:
         with suppress(ImportError, RuntimeError, OSError):
-            return _compiled(importlib.import_module(name))
+            return _compiled(importlib.import_module(name), first)
     return None
 
 
-def _compiled(seccomp: ModuleType) -> bytes:
+def _compiled(seccomp: ModuleType, first: bool) -> bytes:
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     refused = seccomp.ERRNO(errno.EPERM)
 
@@ -61,7 +62,7 @@ def _compiled(seccomp: ModuleType) -> bytes:
     add(seccomp.ERRNO(errno.EAFNOSUPPORT), "socket", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX))
     add(refused, "setrlimit", seccomp.Arg(0, seccomp.EQ, RLIMIT_CPU))
     add(refused, "prlimit64", seccomp.Arg(1, seccomp.EQ, RLIMIT_CPU), seccomp.Arg(2, seccomp.NE, 0))
-    for call in ("exit", "exit_group"):
+    for call in ("exit", "exit_group") if first else ():
         add(seccomp.KILL_PROCESS, call, seccomp.Arg(0, seccomp.MASKED_EQ, 0xFF, KILLED))
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)

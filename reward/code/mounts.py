@@ -22,7 +22,7 @@ LOCALES_AND_ZONES = ("/usr/lib/locale", "/usr/share/zoneinfo")
 def mounts(python: str, *tools: str) -> list[str]:
     """bubblewrap's arguments for the root: system libraries, interpreter and packages to read, two small folders to
     write. tools: further programs that have to be there."""
-    words = ["--proc", "/proc", "--dev", "/dev"]
+    words = ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     for folder in SCRATCH:
         words += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", folder]
     words += ["--remount-ro", "/dev"]

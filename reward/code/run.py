@@ -27,6 +27,7 @@ MAX_OUTPUT_BYTES = 8 << 20
 MAX_TIMEOUTS = 5
 MAX_PARALLEL = 2.0  # times one process's limit of processor time, for all processes of a program together
 TICK_SECONDS = 0.25
+IDLE_SECONDS = 5.0
 EXIT_SECONDS = 1.0
 KILLED_FROM_OUTSIDE = "a sandbox was killed from outside"
 DID_NOT_START = "a sandbox did not start"
@@ -264,4 +265,4 @@ def _overran(process: Process, cpu_seconds: float) -> Status | None:
 
 
 def _is_late(elapsed_seconds: float, idle_seconds: float, cpu_seconds: float) -> bool:
-    return idle_seconds > 5.0 + 2.0 * cpu_seconds or elapsed_seconds > 60.0 + 30.0 * cpu_seconds
+    return idle_seconds > IDLE_SECONDS + 2.0 * cpu_seconds or elapsed_seconds > 60.0 + 30.0 * cpu_seconds

@@ -276,7 +276,7 @@ def start(
         passed.callback(os.close, ready_inside)
         undo.callback(os.close, ready)
         inside, seccomp = [ready_inside, *pass_fds], None
-        if isolation.filtered and (program := filter_program()):
+        if isolation.filtered and (program := filter_program(isolation.user_namespace)):
             seccomp = passed.enter_context(_pipe_of(program))
             inside.append(seccomp)
         settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ import numpy
 import pytest
 
 from runtime import files
-from runtime.files import append_jsonl, atomic_folder, atomic_write_text, read_jsonl, remove_leftovers, truncate_jsonl
+from runtime.files import (
+    append_jsonl,
+    atomic_folder,
+    atomic_write_text,
+    file_digest,
+    read_jsonl,
+    remove_leftovers,
+    truncate_jsonl,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +107,53 @@ def test_kill_while_a_folder_is_written(tmp_path):
     assert names(tmp_path) == [".mine"]
 
 
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "weights").write_text("mine")
+    for target in ("elsewhere", "nowhere"):
+        path = tmp_path / f"step-{target}"
+        path.symlink_to(target)
+        with atomic_folder(path) as folder:
+            (folder / "weights").write_text("new")
+        assert not path.is_symlink() and (path / "weights").read_text() == "new"
+    assert (tmp_path / "elsewhere" / "weights").read_text() == "mine"
+
+
+def test_a_digest_tells_every_byte_and_the_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE_BYTES", 64)
+    content = bytes(range(256))
+    path = tmp_path / "file"
+    found = {}
+    for place in (None, 0, 63, 64, 255):
+        changed = bytearray(content)
+        if place is not None:
+            changed[place] ^= 1
+        path.write_bytes(changed)
+        found[place] = file_digest(path)
+    path.write_bytes(content[:192] + content[128:192])
+    found["other piece"] = file_digest(path)
+    path.write_bytes(content + b"\0")
+    found["longer"] = file_digest(path)
+    assert len(set(found.values())) == len(found)
+    assert file_digest(path, 256) == found[None]
+    path.write_bytes(b"")
+    assert file_digest(path) not in found.values()
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: atomic_write_text(path, "x" * 4000), lambda path: append_jsonl(path, [{"x": "y" * 4000}])]
+)
+def test_a_full_disk_names_the_file(tmp_path, write):
+    """A limit of the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path}/log"):
+            write(tmp_path / "log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_jsonl_round_trip_and_scalars(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append_jsonl(path, [{"step": 1, "loss": numpy.float32(0.5)}, {"step": 2, "text": "zwölf\n\ud800"}])
@@ -109,7 +165,7 @@ def test_jsonl_round_trip_and_scalars(tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
-def test_torn_last_line(tmp_path):
+def test_an_incomplete_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append_jsonl(path, [{"step": step} for step in (1, 2)])
     with path.open("a") as file:
@@ -117,7 +173,8 @@ def test_torn_last_line(tmp_path):
     append_jsonl(path, [{"step": 4}])
     with pytest.warns(UserWarning, match=r"metrics.jsonl: left out 1 line"):
         assert [row["step"] for row in read_jsonl(path)] == [1, 2, 4]
-    assert truncate_jsonl(path, lambda row: row["step"] <= 3) == 2
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 damaged line"):
+        assert truncate_jsonl(path, lambda row: row["step"] <= 3) == 2
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

@@ -7,12 +7,13 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from runtime import run_folder
+from runtime import run_config
 from runtime.files import append_jsonl
 from runtime.run_folder import RunFolder
 
@@ -185,7 +186,7 @@ def test_full_disk_is_a_clear_error_and_frees_the_lock(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "atomic_write_text", full)
+        patch.setattr(run_config, "atomic_write_text", full)
         with pytest.raises(ValueError, match="No space left on device"):
             RunFolder.open(tmp_path, CONFIG, overwrite=False)
     RunFolder.open(tmp_path, CONFIG, overwrite=False).close()
@@ -243,3 +244,45 @@ def test_holder_on_another_machine(tmp_path, monkeypatch, caplog):
         assert lock.stat().st_mtime_ns > before
     assert lock.read_text() == ""
     assert "last written on node-1" in caplog.text
+
+
+def test_a_config_that_was_changed_in_place_is_named_and_the_run_goes_on(tmp_path, caplog):
+    """A comment, say: the values are those of now."""
+    run = finished_run(tmp_path)
+    text = (run / "config.yaml").read_text()
+    assert RunFolder.check(run, CONFIG, overwrite=False) and not caplog.text
+    (run / "config.yaml").write_text(text + "# mine\n")
+    assert RunFolder.check(run, CONFIG, overwrite=False)
+    assert f"{run}/config.yaml was damaged or edited" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["cut", "zeroed", "half zeroed", "not utf-8", "other shape"])
+def test_a_damaged_config_is_an_error_with_its_name(tmp_path, how):
+    path = finished_run(tmp_path) / "config.yaml"
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    path.write_bytes(
+        {
+            "cut": whole[:half],
+            "zeroed": bytes(len(whole)),
+            "half zeroed": whole[:half] + bytes(half),
+            "not utf-8": whole[:half] + b"\xff" + whole[half:],
+            "other shape": whole[: whole.index(b"\n") + 1] + b"- 1\n",
+        }[how]
+    )
+    with pytest.raises(ValueError, match=f"(?s){tmp_path}/config.yaml|{tmp_path} holds a run of another"):
+        RunFolder.check(tmp_path, CONFIG, overwrite=False)
+
+
+def test_damaged_lines_of_metrics_are_dropped_and_counted(tmp_path):
+    """Of another shape too; the line that a kill left incomplete is none of them."""
+    run = RunFolder(finished_run(tmp_path))
+    lines = ["[]", '{"loss": 1.0}', '{"step": "2"}', '{"step": 2, "loss": {}}', "[" * 100_000, "\0" * 40]
+    run.metrics.write_text(run.metrics.read_text() + "\n".join(lines) + "\n")
+    with pytest.warns(UserWarning, match=f"{run.metrics}: 6 damaged"):
+        run.drop_after(3)
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 3]
+    run.metrics.write_text(run.metrics.read_text() + '{"step": 4, "lo')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.drop_after(3)

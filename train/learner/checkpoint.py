@@ -1,5 +1,6 @@
 """Checkpoints on disk: model folders usable by themselves, with what the trainer needs to resume beside the weights."""
 
+import hashlib
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ class Contents:
 @dataclass(frozen=True)
 class Listed:
     """trainer/files.json, read. sizes, digests: of each file by its path in the checkpoint; a checkpoint of 6db0e99 and
-    before has no digests and no kind. logs: name -> [size, digest] of the run's logs at that step."""
+    before has no digests and no kind. logs: name -> [size, digest] of the run's logs at that step. The file proves
+    itself by a digest of all that."""
 
     step: int
     sizes: Mapping[str, int]
@@ -59,6 +61,8 @@ class Listed:
         """OSError where the file cannot be read, ValueError where it is damaged."""
         found = json.loads((checkpoint / STATE / LIST).read_bytes())
         try:
+            if found.pop("proof", None) not in (None, _proof(found)):
+                raise ValueError("it is not what was written")
             listed = Listed(**found)
             numbers = [listed.step, *listed.sizes.values(), *(size for size, _ in listed.logs.values())]
             names = [*listed.sizes, *listed.digests, *listed.digests.values(), *listed.logs]
@@ -92,8 +96,12 @@ def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
             "logs": {log.name: (log.stat().st_size, file_digest(log)) for log in contents.logs if log.is_file()},
         }
         with naming(aside / STATE / LIST):
-            (aside / STATE / LIST).write_text(json.dumps(listed))
+            (aside / STATE / LIST).write_text(json.dumps(listed | {"proof": _proof(listed)}))
     return path
+
+
+def _proof(listed: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -13,8 +13,10 @@ from configs.schema import DatasetConfig, DecodeConfig
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import render_prompt
 from models import DiffusionLM
+from models.families import Family
 from runtime.doors import is_file_target
 from sample import Rollout, SamplingConfig
+from sample.config import CacheMode, cache_of
 from sample.doors import open_strategy, open_target
 from sample.unmask import schedule
 
@@ -30,10 +32,13 @@ def sampling_entries(
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
-    of_the_run = {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
+    cache = cache_mode(decode, model.spec.family)
+    horizon = decode.further_horizon if cache == "prefix" else None
+    of_the_run: dict[str, Any] = {"cache": cache, "further_horizon": horizon}
+    of_the_run |= {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
     entries: dict[str, SamplingConfig] = {}
     for chosen, block_size in zip(decodings(decode), blocks, strict=True):
-        chosen |= {"block_size": block_size} | _cache(decode, model) | of_the_run
+        chosen |= {"block_size": block_size} | of_the_run
         config = SamplingConfig(**chosen).for_model(model)
         _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
@@ -68,15 +73,19 @@ def check_decodings(*sections: DecodeConfig) -> None:
             open_target(decode.key("target"), chosen["target"], chosen["target_params"])
 
 
-def _cache(decode: DecodeConfig, model: DiffusionLM) -> dict[str, Any]:
-    """The cache and its window. Approximate caches are of full attention: a block family keeps its exact one."""
-    cache = decode.cache
-    if model.attention == "block" and cache in ("prefix", "dual"):
+def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:
+    """The cache that a section's samplers have. Approximate ones are of full attention: a block family keeps its exact
+    one. ValueError where a family of full attention is asked for an exact one."""
+    asked: CacheMode = decode.cache  # type: ignore[assignment]
+    if family.attention == "block" and asked in ("prefix", "dual"):
         logger.warning(
-            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), cache, model.family
+            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), asked, family.name
         )
-        cache = "auto"
-    return {"cache": cache, "further_horizon": decode.further_horizon if cache == "prefix" else None}
+        asked = "auto"
+    try:
+        return cache_of(asked, family)
+    except ValueError as error:
+        raise ValueError(f"{decode.key('cache')}: {error}") from None
 
 
 def _warn_of_idle_steps(decode: DecodeConfig, config: SamplingConfig) -> None:

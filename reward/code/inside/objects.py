@@ -173,7 +173,7 @@ class Objects(Side):
             items, is_done = self.ask("next", number)
             if is_done:
                 return
-            yield items
+            yield from items
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Has the tests' side do something, while it waits for an answer."""

@@ -12,6 +12,7 @@ import sys
 import types
 
 from reward.code.inside.link import ANSWER, Link
+from reward.code.inside.originals import Originals
 from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
 from reward.code.inside.told import tell as tell_one
 from reward.code.inside.values import TestsSide
@@ -28,7 +29,6 @@ _INTERPRETED = (
     *("__getitem__", "__iter__", "__next__", "__anext__", "__getattr__", "__getattribute__", "__get__", "__missing__"),
     *("__contains__", "__len__", "__length_hint__", "__bool__", "__eq__", "__hash__", "__index__", "__instancecheck__"),
 )
-_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<lambda>")
 
 
 class ProgramGone(BaseException):
@@ -50,8 +50,8 @@ class Program(TestsSide):
         self.count = 0
         self.failure: ProgramGone | None = None
         self.denied: ProgramGone | None = None
-        self._held: dict[types.FrameType | None, list[tuple[Any, Any]]] = {}
-        self.namespace |= {"__hold__": self.hold, "__held__": self.held, "__release__": self.release}
+        self.originals = Originals(self.link)
+        self.namespace |= {"__original__": self.originals.of, "__accept__": self.originals.accept}
         self.test = ""  # the source of the test at hand
 
     def ask(self, operation: str, *arguments: Any) -> Any:
@@ -107,23 +107,7 @@ class Program(TestsSide):
         raise error
 
     def changed(self, value: Any, items: Any) -> None:
-        """Seen at once, but not where a comparison is under way that computes its expected value of this one."""
-        if self._held and (frame := _test_frame()) in self._held:
-            self._held[frame].append((value, items))
-        else:
-            super().changed(value, items)
-
-    def hold(self) -> None:
-        if (frame := _test_frame()) is not None:
-            self._held.setdefault(frame, [])
-
-    def held(self, _: None, value: Any) -> Any:
-        self.release()
-        return value
-
-    def release(self) -> None:
-        for value, items in self._held.pop(_test_frame(), ()):
-            super().changed(value, items)
+        self.originals.note(value, lambda: super(Program, self).changed(value, items))
 
     def is_fatal(self, error: BaseException) -> bool:
         return isinstance(error, ProgramGone)
@@ -140,16 +124,6 @@ def _is_interpreted() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _test_frame() -> types.FrameType | None:
-    """The frame of the test's function, or of the test, that runs."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "tests" and frame.f_code.co_name not in _COMPREHENSIONS:
-            return frame
-        frame = frame.f_back
-    return None
 
 
 def run_tests(calls: int, answers: int) -> None:

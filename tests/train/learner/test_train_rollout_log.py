@@ -1,6 +1,7 @@
 """GradedRollouts steps on disk: what a resumed run may take, and what it must sample again."""
 
 import json
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -152,6 +153,83 @@ def test_rollouts_keep_their_bits():
     rollout = graded(1).rollouts[0]
     odd = replace(rollout, canvas_logprobs=[float(torch.tensor(-1 / 3)), -1e-45, 0.0])
     assert Rollout.from_dict(json.loads(odd.to_json())) == odd
+
+
+def change(path, old, new, step):
+    """One character in the lines of a step."""
+    lines = path.read_text().splitlines(keepends=True)
+    i = max(i for i, line in enumerate(lines) if json.loads(line)["step"] == step)
+    assert old in lines[i]
+    lines[i] = lines[i].replace(old, new, 1)
+    path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("rollouts", '"reward": 0.0', '"reward": 1.0'),
+        ("rollouts", "[9, 2, 1]", "[8, 2, 1]"),
+        ("rollouts", "-0.0333", "-0.0334"),
+        ("rollouts", '"text": "z"', '"text": "y"'),
+        ("rollouts", '"block_size"', '"clock_size"'),
+        ("graded", '{"equal": 1}', '{"equal": 2}'),
+        ("graded", '"reward/none_count": 1.0', '"reward/none_count": 2.0'),
+        ("graded", '"proof": "', '"proof": "0'),
+    ],
+)
+def test_a_step_that_was_changed_on_disk_is_named_and_sampled_again(folder, name, old, new, caplog):
+    change(getattr(folder, name), old, new, 4)
+    log = RolloutLog(folder, 2)
+    assert take(log, 3) == graded(3) and not caplog.text
+    assert take(log, 4) is None
+    assert f"{folder.rollouts} was damaged or edited in step 4, which is sampled again" in caplog.text
+    assert steps_in(folder.graded) == [1, 2, 3]
+
+
+def test_what_was_changed_up_to_the_checkpoint_is_named(folder, caplog):
+    """Nothing is taken from there; who reads the log later should know."""
+    change(folder.rollouts, '"reward": 0.0', '"reward": 1.0', 1)
+    change(folder.graded, '{"equal": 1}', '{"equal": 2}', 3)
+    assert take(RolloutLog(folder, 3), 4) == graded(4)
+    assert f"{folder.rollouts} or graded.jsonl was damaged or edited in step 1, 3" in caplog.text
+
+
+def test_rows_that_are_lost_up_to_the_checkpoint_are_named(folder, caplog):
+    folder.rollouts.write_text("".join(folder.rollouts.read_text().splitlines(keepends=True)[4:]))
+    assert take(RolloutLog(folder, 3), 4) == graded(4)
+    assert "in step 1" in caplog.text
+
+
+def test_lines_of_before_there_was_a_proof_are_taken(folder, caplog):
+    lines = [json.loads(line) for line in folder.graded.read_text().splitlines()]
+    folder.graded.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "proof"}) + "\n" for line in lines)
+    )
+    assert take(RolloutLog(folder, 3), 4) == graded(4) and not caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, "[]", "{}", '{"step": "4"}', '{"step": 4}', "\0" * 50],
+    ids=lambda line: repr(line)[:20],
+)
+@pytest.mark.parametrize("name", ["rollouts", "graded"])
+def test_a_line_of_another_shape_never_ends_a_run(folder, name, line):
+    path = getattr(folder, name)
+    path.write_text(path.read_text() + line + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log = RolloutLog(folder, 3)
+        found = take(log, 4)
+        assert found in (None, graded(4)) and take(log, 5) is None
+    if line == '{"step": 4}':
+        assert found is None, "the step's own line, or one of its rows, was replaced"
+
+
+def test_what_a_clock_measures_is_no_part_of_the_proof(folder):
+    """So that a step which is done again has the same line but for its seconds."""
+    change(folder.graded, '"seconds": 0.25', '"seconds": 9.25', 4)
+    assert take(RolloutLog(folder, 3), 4).seconds == 9.25
 
 
 @pytest.mark.parametrize("kind", ["advantage", "reward"])
