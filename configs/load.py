@@ -1,4 +1,4 @@
-"""YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
+"""YAML file plus `a.b=c` arguments -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
 stops here."""
 
 import copy
@@ -35,18 +35,18 @@ def find(path: str | Path) -> Path:
 
 
 def load_config(arguments: Sequence[str], usage: str = "python rl.py config=configs/NAME.yaml [a.b=c ...]") -> Config:
-    """Merges defaults, the YAML named by `config=` and the other words, later ones winning. ValueError names key,
-    value and fix.
+    """Merges defaults, the YAML named by `config=` and the other command-line arguments, later ones winning. ValueError
+    names key, value and fix.
 
     `--help` prints every key and exits.
     """
-    if any(word in ("--help", "-h", "help") for word in arguments):
+    if any(argument in ("--help", "-h", "help") for argument in arguments):
         print(help_text(usage))
         sys.exit(0)
-    for word in arguments:
-        if "=" not in word:
-            raise ValueError(f"argument {word!r} is not of the form key=value. Usage: {usage}")
-    given = dict(word.split("=", 1) for word in arguments)
+    for argument in arguments:
+        if "=" not in argument:
+            raise ValueError(f"argument {argument!r} is not of the form key=value. Usage: {usage}")
+    given = dict(argument.split("=", 1) for argument in arguments)
     if not given.get("config"):
         shipped = ", ".join(sorted(p.name for p in (REPOSITORY / "configs").glob("*.yaml")))
         raise ValueError(f"no config=FILE.yaml given. Usage: {usage}. Shipped in configs/: {shipped}")
@@ -56,8 +56,7 @@ def load_config(arguments: Sequence[str], usage: str = "python rl.py config=conf
         raise ValueError(
             f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else "")
         )
-    from_words = OmegaConf.from_dotlist([word for word in arguments])
-    sources = [*_read(file), _read_tree(from_words, "the command line")]
+    sources = [*_read(file), _read_tree(OmegaConf.from_dotlist([*arguments]), "the command line")]
     typed: dict[str, str] = {}
     for source in sources:
         set_here = flat(source.tree)

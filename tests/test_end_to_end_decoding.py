@@ -3,8 +3,10 @@ wrong before a model is loaded."""
 
 import pytest
 from end_to_end import EVAL, RL, read_jsonl, text_checkpoint
+from omegaconf import OmegaConf
 
 from configs import load_config
+from configs.load import REPOSITORY
 from train import evaluation, rl
 from train.setup import models as setup_models
 
@@ -55,9 +57,9 @@ def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
 def test_an_evaluation_with_a_users_strategy(shop, own):
     words = [f"rollout.strategy=[sequential,{own}:leftmost_first]", "rollout.steps_per_block=4"]
     results = evaluation.run(load_config(shop.words(EVAL, *words, "rollout.temperature=0")))
-    same = ("accuracy", "tokens", "steps")
+    same = ("reward", "length", "tokens_per_forward")
     sequential, own = (results[name] for name in ("sequential-b4-greedy", "leftmost_first-b4-greedy"))
-    assert [sequential.get(name) for name in same] == [own.get(name) for name in same]
+    assert [sequential[name] for name in same] == [own[name] for name in same]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,10 @@ def test_an_evaluation_with_a_users_strategy(shop, own):
             "rollout.remasking_strategy: .*has no 'left'; nearest: leftmost_first",
         ),
         (["rollout.strategy=OWN:at_home"], r"rollout.strategy=OWN:at_home: ZeroDivisionError: not here \(OWN line"),
-        (["rollout.strategy=OWN:leftmost_first", "rollout.strategy_params.sevral=2"], "Did you mean 'several'"),
+        (
+            ["rollout.remasking_strategy=OWN:leftmost_first", "rollout.strategy_params.sevral=2"],
+            "^rollout.strategy_params.sevral is unknown: .* Did you mean 'several'",
+        ),
         (["rollout.strategy=OWN:surprise"], "is called with 4 arguments"),
         (["evaluation.target=OWN:leftmost_first"], "evaluation.target"),
         (["rollout.strategy_params.several=2"], "rollout.strategy_params={'several': 2}: .* is built in"),
@@ -96,3 +101,18 @@ def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(sh
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
         run(load_config(shop.words(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))
+
+
+@pytest.mark.parametrize("title", ["Sampling strategy", "Target"])
+def test_what_the_page_on_extending_shows_runs(shop, title):
+    """The Python of a section as a file, its YAML in an evaluation's config."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text()
+    section = page.split(f"## {title}\n")[1].split("\n## ")[0]
+    code, yaml = (section.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
+    name = code.splitlines()[0].removeprefix("# ")
+    assert len(code.splitlines()) <= 15
+    (shop.folder / name).write_text(code)
+    shown = OmegaConf.create(yaml.replace(name, str(shop.folder / name)))
+    words = [f"rollout.{key}={value}" for key, value in shown.rollout.items()]
+    (results,) = evaluation.run(load_config(shop.words(EVAL, *words))).values()
+    assert results["tokens_per_forward"] > 0.5
