@@ -106,7 +106,7 @@ class SumReward(Reward):
         self.parts = parts
         self.means: dict[str, float] = {}
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
         rewards = super().__call__(prompts, completions, **columns)
         self.stats |= {f"reward/{name}_mean": mean for name, mean in self.means.items()}
         return rewards

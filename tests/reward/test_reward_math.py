@@ -23,7 +23,7 @@ from reward.text import extract_boxed
         (r"\boxed{ \left\{ 1 \right. }", r"\left\{ 1 \right."),
         (r"\boxed{}", ""),
         (r"} \boxed{4} {", "4"),
-        (r"\boxed 4", None),
+        (r"\boxed 4", "4"),
         (r"the answer is 4", None),
         ("", None),
         (r"\boxed{", None),

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -43,20 +42,19 @@ def sample(
     """
     total, world = len(keys), ranks.world_size()
     assert len(set(keys)) == total
-    queue = ranks.gather(secrets.token_hex(8))[0]
-    taken, done = ranks.SharedCount(f"{queue} taken"), ranks.SharedCount(f"{queue} done")
+    counts = ranks.SharedCounts("taken", "done")
     size = max(1, min(n, total // (_CHUNKS_PER_RANK * world)))
     shown = 0
 
     def take() -> Sequence[int]:
-        last = taken.add(size)
+        last = counts.add("taken", size)
         return range(min(total, last - size), min(total, last))
 
     def finished(count: int) -> None:
         nonlocal shown
         if stopping.is_asked():
             raise _Break
-        of_all = done.add(count)
+        of_all = counts.add("done", count)
         progress(of_all - shown)
         shown = of_all
 
