@@ -3,10 +3,8 @@ wrong before a model is loaded."""
 
 import pytest
 from end_to_end import EVAL, RL, read_jsonl, text_checkpoint
-from omegaconf import OmegaConf
 
 from configs import load_config
-from configs.load import REPOSITORY
 from train import evaluation, rl
 from train.setup import models as setup_models
 
@@ -101,18 +99,3 @@ def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(sh
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
         run(load_config(shop.words(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))
-
-
-@pytest.mark.parametrize("title", ["Sampling strategy", "Target"])
-def test_what_the_page_on_extending_shows_runs(shop, title):
-    """The Python of a section as a file, its YAML in an evaluation's config."""
-    page = (REPOSITORY / "docs" / "extending.md").read_text()
-    section = page.split(f"## {title}\n")[1].split("\n## ")[0]
-    code, yaml = (section.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
-    name = code.splitlines()[0].removeprefix("# ")
-    assert len(code.splitlines()) <= 15
-    (shop.folder / name).write_text(code)
-    shown = OmegaConf.create(yaml.replace(name, str(shop.folder / name)))
-    words = [f"rollout.{key}={value}" for key, value in shown.rollout.items()]
-    (results,) = evaluation.run(load_config(shop.words(EVAL, *words))).values()
-    assert results["tokens_per_forward"] > 0.5
