@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from configs import load_config
+from configs.commands import Command
 from configs.schema import Config
 from reward.base import RewardError
 from runtime.text import print_error, print_traceback
@@ -16,6 +17,9 @@ from runtime.text import print_error, print_traceback
 if TYPE_CHECKING:
     from configs.engine import EngineFile
     from runtime.nodes import Node
+
+
+COMMANDS: dict[str, Command] = {"train.rl": "rl", "train.sft": "sft", "train.evaluation": "eval"}
 
 
 class _Speaker(logging.Handler):
@@ -43,7 +47,7 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
-        config = load_config(sys.argv[1:], usage)
+        config = load_config(sys.argv[1:], usage, COMMANDS[module])
     except ValueError as error:
         print_error(str(error))
         sys.exit(2)

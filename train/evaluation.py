@@ -28,7 +28,7 @@ from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
-from train.setup.rewards import check_tasks, reward_of
+from train.setup.rewards import check_tasks, reward_of, sandbox_row
 
 logger = logging.getLogger(__name__)
 
@@ -254,5 +254,6 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
         "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
         "samples": f"{setup.responses_per_task} a task",
         "entries": ", ".join(setup.decodings),
+        **sandbox_row(config, config.dataset.data_type),
         "seed": str(config.training.seed),
     }
