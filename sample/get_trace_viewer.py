@@ -9,6 +9,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from runtime.pipes import quiet_pipes
     from sample.viewer.page import main
 
+    quiet_pipes()
     sys.exit(main())
