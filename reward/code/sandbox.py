@@ -81,6 +81,9 @@ class Isolation:
     grouped: bool = True
     gaps: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return "; ".join([self.name, *self.gaps])
+
     def command(self, number: int, limits: Limits, files: Sequence[str] = (), seccomp: int | None = None) -> list[str]:
         """What to run, up to and including the interpreter, in sandbox `number` of this process.
 
@@ -155,8 +158,8 @@ def find_isolation() -> Isolation | None:
 
 NESTED = "a program can make user namespaces"
 KEYRINGS = "kernel keyrings can be shared"
-UNCOUNTED = "shared memory and the time of short-lived children are not counted (no control group)"
-UNFILTERED = "system calls are not filtered"
+UNCOUNTED = "memory outside of processes and time of short-lived children are not counted (no control group)"
+UNFILTERED = "system calls are not filtered (no libseccomp)"
 
 
 def leaks(isolation: Isolation) -> list[str]:
