@@ -279,14 +279,17 @@ def start(
         passed.callback(os.close, ready_inside)
         undo.callback(os.close, ready)
         inside, seccomp = [ready_inside, *pass_fds], None
+        settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
+        inside, seccomp = [ready_inside, *pass_fds], None
         if isolation.filtered and (program := filter_program(isolation.user_namespace)):
             seccomp = passed.enter_context(_pipe_of(program))
             inside.append(seccomp)
-        settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
         settings |= {"limit_cpu": not isolation.isolated, "keyctl": KEYCTL if isolation.isolated and not seccomp else 0}
+        source, modules = bootstrap(isolation.python, settings, call)
+        inside.append(modules)
         command = isolation.command(number, limits, files, seccomp)
         popen = subprocess.Popen(
-            [*command, *PYTHON_FLAGS, "-c", bootstrap(isolation.python, settings, call)],
+            [*command, *PYTHON_FLAGS, "-c", source],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
