@@ -102,7 +102,7 @@ class _Ranks:
                 continue
             left.discard(rank)
             code = self.children[rank].returncode
-            if code - 128 in (signal.SIGTERM, signal.SIGINT):
+            if code - 128 in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
                 self.asked_to_stop = code - 128  # the ranks agreed on it: all of them end so
             elif code != 0 and not self._is_asked_for(code):
                 return self._failed(rank)

@@ -24,7 +24,7 @@ FAILURES = (OSError, EOFError, AuthenticationError, AssertionError)
 
 
 class Noticeboard(Protocol):
-    """Names and their text. OSError or EOFError where node 0 does not answer."""
+    """Names and their text. OSError or EOFError where node 0 does not answer; BlockingIOError when it is late."""
 
     def get(self, name: str) -> str | None:
         """The text; None where there is none."""
@@ -82,7 +82,7 @@ class RemoteNoticeboard:
 
     def __init__(self, address: tuple[str, int], key: bytes, seconds: float):
         """Connects. OSError where nobody listens there; AuthenticationError where node 0 holds another key. seconds:
-        how long any answer may take."""
+        how long any answer may take; a later one is BlockingIOError."""
         self._lock = threading.Lock()
         self._connection = _connection(socket.create_connection(address, seconds), seconds)
         try:

@@ -34,7 +34,8 @@ from runtime.ssh import SshProcess, start_over_ssh
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 60.0
-ANSWER_SECONDS = 30.0
+JOIN_SECONDS = 30.0
+"""What a node gets at least to join, or to end, with the others."""
 CAME_BY_VARIABLE = "DLLM_RL_CAME_BY"
 
 
@@ -100,7 +101,7 @@ class Rendezvous(OneMachine):
             for index in missing:
                 more = {**self.node.variables(index), CAME_BY_VARIABLE: "ssh", KEY_VARIABLE: key}
                 self.helpers[index] = start_over_ssh(self.node, index, settings.ssh, settings.ssh_user, more)
-            missing = self._missing(max(settings.wait_seconds, ANSWER_SECONDS))
+            missing = self._missing(max(settings.wait_seconds, JOIN_SECONDS))
         if missing:
             ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
             self._end_helpers()
@@ -159,7 +160,7 @@ class Rendezvous(OneMachine):
 
     def check(self) -> None:
         if self._lost is None and self._is_mute():
-            self._lost = LostNode(f"{self.node.name(0)} gave no sign of life for {SILENT_SECONDS:.0f} s")
+            self._lost = self._silent(0)
         if self._lost is not None:
             raise self._lost
 
@@ -175,6 +176,8 @@ class Rendezvous(OneMachine):
                 self._answered = time.monotonic()
             except LostNode as lost:
                 self._lost = lost
+            except BlockingIOError:
+                self._lost = self._silent(0)
             except (OSError, EOFError) as error:
                 self._lost = LostNode(f"{self.node.name(0)} does not answer: {_reason(error)}")
 
@@ -192,7 +195,10 @@ class Rendezvous(OneMachine):
             if index in ended:
                 raise LostNode(f"ssh to {self.node.name(index)} ended with status {ended[index]}")
             if now - self._heard[index][1] > SILENT_SECONDS:
-                raise LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
+                raise self._silent(index)
+
+    def _silent(self, index: int) -> LostNode:
+        return LostNode(f"{self.node.name(index)} gave no sign of life for {SILENT_SECONDS:.0f} s")
 
     def fail(self, why: str) -> None:
         if self._is_mute():
@@ -214,7 +220,7 @@ class Rendezvous(OneMachine):
         self.key.remove()
 
     def _wait_until_done(self) -> None:
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + JOIN_SECONDS
         while time.monotonic() < deadline:
             ended = self._ended()
             if all(i in ended or self.board.get(f"done/{i}") is not None for i in range(self.node.count)):
@@ -262,7 +268,7 @@ def _lead(node: Node, processes: int, settings: RendezvousConfig, key: JobKey) -
 
 
 def _follow(node: Node, processes: int, settings: RendezvousConfig, key: JobKey) -> Rendezvous:
-    seconds = 2 * max(settings.wait_seconds, ANSWER_SECONDS)
+    seconds = 2 * max(settings.wait_seconds, JOIN_SECONDS)
     here = Rendezvous(node, _connect(node, key, seconds), RankStore({}), key)
     try:
         _join(here, processes)
@@ -288,7 +294,7 @@ def _connect(node: Node, key: JobKey, seconds: float) -> RemoteNoticeboard:
         secret = key.find()
         try:
             if secret is not None:
-                return RemoteNoticeboard((node.host, node.port), secret.encode(), ANSWER_SECONDS)
+                return RemoteNoticeboard((node.host, node.port), secret.encode(), SILENT_SECONDS)
             problem = (
                 f"there is no key in {key.file}, where node 0 puts it: the run's folder must be on a file system that "
                 f"all nodes share. Or set {KEY_VARIABLE} to one secret text on every node."

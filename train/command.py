@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -12,6 +13,7 @@ from configs import load_config
 from configs.commands import Command
 from configs.schema import Config
 from reward.base import RewardError
+from runtime.pipes import on_broken_pipe, quiet_pipes
 from runtime.text import print_error, print_traceback
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     ValueErrors, those of the operating system, of rewards that keep failing and of diverged training are messages for
     users: printed without a traceback, exit status 2 (DEBUG=1 shows all).
     """
+    quiet_pipes()
     sys.excepthook = print_traceback
     logging.getLogger().addHandler(_Speaker(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
@@ -63,6 +66,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
 
     child.follow_launcher()
     stopping.listen()
+    on_broken_pipe(lambda: stopping.ask(signal.SIGPIPE))
     try:
         processes, node = placement(config, nodes)
         experiment = config.experiment
@@ -81,7 +85,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         print_error(str(error))
         sys.exit(2)
     except stopping.Stopped as stop:
-        if ranks.is_main():
+        if ranks.is_main() and stop.number != signal.SIGPIPE:  # whoever read the output has left
             resumes = stop.resumes or heartbeat.where_to_resume(run_path(config), config.experiment.resume)
             print(f"{stop}. {resumes}", file=sys.stderr)
         sys.exit(128 + stop.number)

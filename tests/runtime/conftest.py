@@ -15,7 +15,7 @@ from runtime.nodes import Node, this_node
 from runtime.rendezvous import RendezvousConfig
 
 folder = Path({folder!r})
-rendezvous.SILENT_SECONDS, rendezvous.ANSWER_SECONDS, rendezvous.BEAT_SECONDS = {silent}, {silent}, 0.5
+rendezvous.SILENT_SECONDS, rendezvous.JOIN_SECONDS, rendezvous.BEAT_SECONDS = {silent}, {silent}, 0.5
 
 def work():
     {work}
