@@ -324,8 +324,9 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
-    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
+    mounts = reward.code.mounts
+    visible, cached = mounts.visible_paths, (mounts.mounts, mounts.mounts_of_view, mounts.open_view)
+    monkeypatch.setattr(mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
     for function in cached:
         function.cache_clear()
