@@ -1,4 +1,4 @@
-"""How commands speak and end: a warning or a user's mistake is one line, anything else a traceback."""
+"""Entry of every command: reads the config, starts the ranks, turns exceptions into messages and exit codes."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, Command] = {"train.rl": "rl", "train.sft": "sft", "train.evaluation": "eval"}
 
 
-class _Speaker(logging.Handler):
+class _WarningLine(logging.Handler):
     """`warning: text` on stderr, each text once, from rank 0 alone: what concerns all is the same everywhere."""
 
     def __init__(self, level: int):
@@ -47,7 +47,7 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     """
     quiet_pipes()
     sys.excepthook = print_traceback
-    logging.getLogger().addHandler(_Speaker(logging.WARNING))
+    logging.getLogger().addHandler(_WarningLine(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
         config = load_config(sys.argv[1:], usage, COMMANDS[module])

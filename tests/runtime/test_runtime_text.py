@@ -39,7 +39,7 @@ def test_rows_are_logged_without_control_characters_and_read_as_they_were(tmp_pa
 
 def test_errors_warnings_and_tracebacks_are_shown_with_escapes(capsys):
     print_error(HOSTILE)
-    handler = command._Speaker(logging.WARNING)
+    handler = command._WarningLine(logging.WARNING)
     handler.emit(logging.makeLogRecord({"msg": HOSTILE}))
     try:
         raise RuntimeError(HOSTILE)
