@@ -7,7 +7,7 @@ from typing import Any, Literal
 from models import DiffusionLM
 from models.families import Family
 from sample.choices import Choices, require, require_name
-from sample.doors import open_strategy, open_target
+from sample.doors import Given, open_strategy, open_target
 from sample.strategies import Choose, Strategy
 from sample.targets import DREAM_TARGETS, Target
 from sample.unmask import Rules
@@ -75,9 +75,9 @@ class SamplingConfig(Choices):
     def rules(self, threshold_passes: bool = False) -> Rules:
         """What a step goes by. threshold_passes: the family's reading of the threshold. ValueError where strategy or
         target is none."""
-        strategy = open_strategy("sampling strategy", self.strategy, self.strategy_params, self)
-        target = open_target("sampling target", self.target, self.target_params)
-        return Rules(self, strategy.of_family(threshold_passes), target)
+        strategy = Given("sampling strategy", self.strategy, self.strategy_params, "strategy_params")
+        target = Given("sampling target", self.target, self.target_params, "target_params")
+        return Rules(self, open_strategy(strategy, self).of_family(threshold_passes), open_target(target))
 
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do

@@ -15,10 +15,11 @@ from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
+from train.setup.decodings import cache_mode, check_decodings
 from train.setup.doors import check_doors, method_of
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
-from train.setup.prompts import cache_mode, check_decodings, require_room
+from train.setup.prompts import require_room
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
 
 logger = logging.getLogger(__name__)

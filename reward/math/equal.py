@@ -21,7 +21,7 @@ from reward.math.measure import same_quantity
 from reward.math.options import letters, option_letter
 from reward.math.parse import parsed
 from reward.math.quantity import quantity_of
-from reward.math.sets import INEQUALITY, may_be_set, pieces, solutions
+from reward.math.sets import BUILDER, INEQUALITY, may_be_set, pieces, solutions
 from reward.math.spelling import tidy
 from reward.math.structure import bracketed, depth, elements, split
 from reward.math.value import same_value
@@ -29,6 +29,7 @@ from reward.math.words import bare, words
 
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
 _ONLY_NUMBERS = re.compile(r"(?<!\d)(?<!\d )[+-]|[\d,.\s()\[\]]|\\[{}]")
+_AND = re.compile(r"[,;和与及且以并]|\\land(?![a-zA-Z])|(?<![a-zA-Z\\{])and(?![a-zA-Z])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _EQUALS = re.compile(r"=")
 _APPROXIMATELY = re.compile(r"\\approx(?![a-zA-Z])")
@@ -107,7 +108,7 @@ def _same_set(given: str, true: str) -> bool | None:
         return None
     first, second = solutions(given), solutions(true)
     if first is None or second is None:
-        return None
+        return _same_builder(given, true)
     if first.variable and second.variable and first.variable != second.variable:
         return False
     mine, theirs = pieces(first.values), pieces(second.values)
@@ -119,13 +120,21 @@ def _same_set(given: str, true: str) -> bool | None:
     )
 
 
+def _same_builder(given: str, true: str) -> bool | None:
+    """Sets in braces whose conditions are no sets of real numbers: what is collected and the condition are equal."""
+    first, second = bracketed(given), bracketed(true)
+    if first is None or second is None or first.opening != "{" or second.opening != "{":
+        return None
+    mine, theirs = split(first.inner, BUILDER)[0], split(second.inner, BUILDER)[0]
+    return all(map(_equal, mine, theirs)) if len(mine) == len(theirs) == 2 else None
+
+
 def _same_list(given: str, true: str) -> bool | None:
     """Lists in any order. In braces, what stands there twice counts once."""
     first, second = _listed(given), _listed(true)
     if (first.count, second.count) == (1, 1) and not (first.braces and second.braces):
-        if first.braces != second.braces:
-            return _equal(first.parts[0], second.parts[0])
-        return None
+        changed = first.braces or second.braces or (first.parts, second.parts) != ([given], [true])
+        return _equal(first.parts[0], second.parts[0]) if changed else None
     if max(first.count, second.count) > _MAX_ELEMENTS:
         return False
     for one, other in ((first, second), (second, first)):
@@ -174,7 +183,9 @@ def _listed(text: str) -> _Listed:
         sides, _ = split(parts[0], _EQUALS)
         if len(sides) == 2 and _is_label(sides[0]):
             parts[0] = sides[1]
-    return _Listed([signed for part in parts for signed in _signs(part)], braces)
+    made = _Listed([signed for part in parts for signed in _signs(part)], braces)
+    either = len(parts) > 1 and not _AND.search(text)
+    return _Listed(made.distinct(), braces) if either else made
 
 
 def _signs(text: str) -> list[str]:

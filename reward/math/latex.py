@@ -264,12 +264,13 @@ class _Writer(_Reader):
                 self.argument()
                 break
             inner.append(node)
-        aligned = kind == "array" and bool(self.out) and re.search(r"\\\{\s*$", self.out[-1]) is not None
-        if kind in ROWS or aligned:
-            if aligned:
-                self.out[-1] = re.sub(r"\\\{\s*$", "", self.out[-1])
-                inner = inner[1:] if inner and isinstance(inner[0], list) else inner
-            self.out.append(_rows(inner, pairs="cases" in kind or aligned))
+        before = "".join(self.out).rstrip()
+        if kind == "array" and not before.endswith(("(", "[", "|")):  # no matrix: rows behind a brace or alone
+            self.out = [before.removesuffix(r"\{")]
+            self.out.append(_rows(inner[1:] if inner and isinstance(inner[0], list) else inner, pairs=True))
+            return
+        if kind in ROWS:
+            self.out.append(_rows(inner, pairs="cases" in kind))
             return
         matrix = {"smallmatrix": "matrix", "Bmatrix": "pmatrix", "psmallmatrix": "pmatrix"}.get(kind, kind)
         columns = self._columns_of(inner) if kind == "array" else ""

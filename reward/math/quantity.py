@@ -48,11 +48,11 @@ _FIRST = re.compile(
     rf"^(?P<sign>[+-]?)\s*(?:(?P<mark>(?:US|HK|CA|AU|NZ|R|C|A|S)?\s*(?:\\\$|[{re.escape(CURRENCIES)}]))"
     rf"|{_TEXT}|(?P<code>[A-Z]{{3}}|Rs\.?)(?=\s*[\d.]))\s*"
 )
-_VALUED = re.compile(r"[\d})\]!|]\s*$|\\(?:pi|infty)\s*$|(?:^|[^a-zA-Z\\])[a-zA-Z]\s*$")
+_VALUED = re.compile(r"[\d})\]!|]\s*$|\\(?:pi|infty|circ)\s*$|(?:^|[^a-zA-Z\\])[a-zA-Z]\s*$")
 _PART = re.compile(
     r"(\d[\d.]*|\\frac\{\d+\}\{\d+\})\s*(?:\\text\{([^{}]*)\}|([A-Za-z]+)\.?)(?:\s*(?:,|\\land|and)\s*|\s+|$)"
 )
-_LETTERED = re.compile(r"(-?[\d.,]*\d\s*)([a-zA-Z])")
+_LETTERED = re.compile(r"(-?[\d.,]*\d\s*)(?:([a-zA-Z])|\\text\{\s*([a-zA-Z])\s*\})")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def alternatives(text: str) -> list[Quantity]:
     match = _LETTERED.fullmatch(text)
     if match is None:
         return []
-    number, letter = match[1].strip(), match[2]
+    number, letter = match[1].strip(), match[2] or match[3]
     made = [Quantity(number, factor=Fraction(10) ** _ATTACHED[letter])] if letter in _ATTACHED else []
     return [*made, Quantity(number, unit=unit)] if (unit := unit_of(letter)) else made
 

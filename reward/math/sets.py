@@ -18,7 +18,7 @@ _UNITED = re.compile(r"\\cup(?![a-zA-Z])")
 _SHARED = re.compile(r"\\cap(?![a-zA-Z])")
 _WITHOUT = re.compile(r"\\setminus(?![a-zA-Z])|(?<=[)\]}])\s*-\s*(?=\\\{)")
 _IN = re.compile(r"\s*([a-zA-Z]|\\[a-zA-Z]+)\s*\\in(?![a-zA-Z])\s*")
-_BUILDER = re.compile(r"\\mid(?![a-zA-Z])|\||:(?!=)")
+BUILDER = re.compile(r"\\mid(?![a-zA-Z])|\||:(?!=)")
 INEQUALITY = re.compile(r"\\(?:le|ge|neq)(?![a-zA-Z])|[<>]")
 _MARKS = re.compile(r"\\(?:le|ge|neq|cup|cap|setminus|in|mathbb|emptyset|mid|infty)(?![a-zA-Z])|[<>|]|\[")
 _KNOWN = {
@@ -69,10 +69,6 @@ def _read(text: str) -> Solutions | None:
         return Solutions(_KNOWN[text], "")
     if match := _ALL_REAL.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)):
         return _all_but(match["rest"])
-    if match := _IN.match(text):
-        inner = _read(text[match.end() :])
-        if inner is not None:
-            return Solutions(inner.values, _name(match[1]))
     parts, _ = split(text, _JOINED)
     if len(parts) > 1:
         return _united(parts)
@@ -80,6 +76,10 @@ def _read(text: str) -> Solutions | None:
     parts = [part for part in parts if part]
     if len(parts) > 1:
         return _listed(parts, commas=all(mark in ",;" for mark in found))
+    if match := _IN.match(text):
+        inner = _read(text[match.end() :])
+        if inner is not None:
+            return Solutions(inner.values, _name(match[1]))
     for pattern, combine in ((_UNITED, Union), (_WITHOUT, sympy.Complement), (_SHARED, sympy.Intersection)):
         parts, _ = split(text, pattern)
         if len(parts) > 1:
@@ -129,7 +129,7 @@ def _listed(parts: list[str], *, commas: bool) -> Solutions | None:
     sets = [item.values for item in read if item]
     shared = sympy.Intersection(*sets)
     either = any(r"\neq" in part for part in parts) or not shared.is_empty
-    inequalities = all(INEQUALITY.search(part) for part in parts)
+    inequalities = all(INEQUALITY.search(part) or _IN.match(part) for part in parts)
     together = shared if inequalities and (either or not commas) else Union(*sets)
     return Solutions(together, _common(read))
 
@@ -152,12 +152,12 @@ def _atom(text: str) -> Solutions | None:
 
 def _built(inner: str) -> Solutions | None:
     """What stands in braces: numbers, or a variable and its condition."""
-    parts, _ = split(inner, _BUILDER)
+    parts, _ = split(inner, BUILDER)
     if len(parts) == 1:
         points = [_number(part) for part in elements(inner)]
         return None if None in points else Solutions(FiniteSet(*points), "")
     head, condition = parts[0], inner[inner.index(parts[0]) + len(parts[0]) :]
-    condition = _BUILDER.sub("", condition, count=1).strip()
+    condition = BUILDER.sub("", condition, count=1).strip()
     domain: Set = S.Reals
     if match := _IN.match(head):
         known = _KNOWN.get(head[match.end() :].strip())

@@ -169,8 +169,6 @@ class _Reader:
         return self._worked_out(expr, point)
 
     def _named(self, expr: Basic, point: Mapping[str, float]) -> Any:
-        if str(expr.func) == "cis":
-            return mpmath.expj(self.value(expr.args[0], point))
         return mpf(point[str(expr)])
 
     def _worked_out(self, expr: Basic, point: Mapping[str, float]) -> Any:

@@ -21,9 +21,9 @@ from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.memory.machine import Machine
 from train.memory.sizes import ADAPTED, Network, Packing
 from train.setup.blocks import Blocks, Kind
+from train.setup.decodings import decodings
 from train.setup.doors import method_of, objective_of
 from train.setup.models import adapters_of, value_spec_of
-from train.setup.prompts import decodings
 
 _WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

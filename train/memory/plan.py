@@ -19,7 +19,7 @@ from train.distributed.sharding import BUCKET_ELEMENTS
 from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.memory.inputs import Inputs
 from train.memory.sizes import ADAM_BYTES, BF16, FP32, Network, Precision, forward_bytes, micro_batch_bytes
-from train.setup.prompts import cache_mode, decodings
+from train.setup.decodings import cache_mode, decodings
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""

@@ -1,4 +1,4 @@
-"""Examples of fine-tuning -> ids -> training samples: the same packed rows as RL, from masks that noise or a given
+"""Examples of fine-tuning -> ids -> training samples: the same packed samples as RL, from masks that noise or a given
 trace draw."""
 
 import logging

@@ -23,7 +23,7 @@ def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
 
 def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
     """What model.value_base_model says of itself, None without one. ValueError when it is missing, of another family
-    than the policy (the two read the same rows), or saved under the same name."""
+    than the policy (the two read the same samples), or saved under the same name."""
     if not config.model.value_base_model:
         return None
     if config.model.optimized_value_name == config.model.optimized_name:
