@@ -116,7 +116,19 @@ def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, star
         start_with_think=start_with_think,
         chat=_chat_of(model),
     )
-    return Prompt(task, text, tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
+    ids = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"]
+    require_known(model, ids, f"the prompt of task {task.id}")
+    return Prompt(task, text, ids)
+
+
+def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:
+    """ValueError where an id is beyond the embedding: the tokenizer was extended and the model was not."""
+    if max(ids, default=0) >= model.hf_config.vocab_size:
+        token = tokenizer_of(model).convert_ids_to_tokens(max(ids))
+        raise ValueError(
+            f"{what} holds the token {token!r} (id {max(ids)}), beyond the {model.hf_config.vocab_size} ids of the "
+            "model's embedding: take the tokenizer that belongs to the model, or leave that text out."
+        )
 
 
 def _chat_of(model: DiffusionLM) -> Callable[[str], str] | None:

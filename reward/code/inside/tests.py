@@ -7,9 +7,8 @@ two descriptors that `run_tests` is given.
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
-import types
 
 from reward.code.inside.link import ANSWER, Link
 from reward.code.inside.originals import Originals
@@ -20,6 +19,7 @@ from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import Any, NoReturn
 
 MAX_NESTED = 60  # calls inside calls; each takes a dozen frames of the interpreter
@@ -118,7 +118,7 @@ class Program(TestsSide):
 
 def _is_interpreted() -> bool:
     """Whether the tests' code that calls the program is a method that the interpreter calls."""
-    frame: types.FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name in _INTERPRETED and frame.f_globals.get("__name__") == "tests":
             return True
@@ -127,8 +127,8 @@ def _is_interpreted() -> bool:
 
 
 def run_tests(calls: int, answers: int) -> None:
-    job, verdicts = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    job, verdicts = read_frame(0, MAX_REQUEST_BYTES), posix.dup(1)
+    posix.dup2(posix.open("/dev/null", posix.O_RDWR), 1)
 
     def tell(test: int, status: str, detail: str) -> None:
         tell_one(verdicts, test, status, detail)
@@ -137,28 +137,28 @@ def run_tests(calls: int, answers: int) -> None:
         namespace = prepare(job)
     except BaseException as error:
         tell(-1, "ungradable", f"the prefix does not run: {type(error).__name__}: {error}")
-        os._exit(0)
+        posix._exit(0)
     program = Program(calls, answers, job, namespace)
     try:
         program.load(job["program"])
     except ProgramGone as gone:
         tell(-1, gone.status, str(gone))
-        os._exit(0)
+        posix._exit(0)
     except BaseException as error:
         is_memory = isinstance(error, MemoryError)
         tell(-1, "memory" if is_memory else "error", f"{type(error).__name__}: {error}")
-        os._exit(0)
+        posix._exit(0)
     for index, test in enumerate(job["tests"]):
         status, detail = run_test(test, namespace, program)
         if status == "passed" and index in job["preparation"]:
             status = "preparation"
         tell(index, status, detail)
-    os._exit(0)
+    posix._exit(0)
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """What the tests see besides the program: the prefix's own names, and modules they use unimported."""
-    module = sys.modules["tests"] = types.ModuleType("tests")
+    module = sys.modules["tests"] = type(sys)("tests")
     namespace = module.__dict__
     exec(compile(job["prefix"], "<prefix>", "exec", dont_inherit=True), namespace)
     namespace.update({name: __import__(name) for name in job["modules"]})
