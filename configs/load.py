@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, restore_texts
 from configs.commands import TITLES, Command, readers, reads, unread
+from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.schema import Config, Section
 from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
 from configs.tree import flat, get, pop, put
@@ -166,10 +167,13 @@ def _overlaid(sources: Sequence[_Source], typed: Mapping[str, str]) -> Config:
                 f"config: a list stands where a section or a mapping is meant, or the reverse ({error})"
             ) from error
     try:
-        return typing.cast(Config, OmegaConf.to_object(merged))
+        config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        key = typed.get(str(error.full_key), error.full_key)
-        raise ValueError(f"config: {_first_line(error)} (key {key!r})") from error
+        raise ValueError(_not_resolved(error, merged, typed)) from None  # its cause may show a hidden value
+    if not any("${oc.env:" in text for source in sources for text in strings(source.tree)):
+        return config
+    raw = flat(typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False)))
+    return dataclasses.replace(config, hidden=from_environment(raw, functools.partial(get, config)))
 
 
 def _checked(config: Config, typed: Mapping[str, str]) -> Config:
@@ -180,7 +184,10 @@ def _checked(config: Config, typed: Mapping[str, str]) -> Config:
         if isinstance(section := getattr(config, item.name), Section)
     }
     config = dataclasses.replace(config, **sections)
-    _check_ranges(config, typed)
+    try:
+        _check_ranges(config, typed)
+    except ValueError as error:
+        raise ValueError(without(str(error), config.hidden)) from None
     return config
 
 
@@ -193,17 +200,20 @@ def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, da
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(item.type):
             yield from flat_fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        elif item.name != "typed":
+        elif item.name not in ("typed", "hidden"):
             yield prefix + item.name, item
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a
-    run."""
+    run. Values of environment variables are `Hidden`, unless they were replaced since."""
     tree: dict[str, Any] = {}
     for name, _ in flat_fields():
         if name not in ("config", "dry_run"):
             put(tree, name, copy.deepcopy(get(config, name)))
+    for name, value in config.hidden.items():
+        if name not in ("config", "dry_run") and get(tree, name) == actual(value):
+            put(tree, name, value)
     return tree
 
 
@@ -298,6 +308,11 @@ def _drop_empty(tree: dict[str, Any], sections: Collection[str], prefix: str = "
 def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
     for name, item in flat_fields():
         value = get(config, name)
+        if isinstance(value, str) and f":{MASK}@" in value:
+            raise ValueError(
+                f"{typed.get(name, name)}={value}: its password was left out when this was written. Give the key "
+                "again, best with ${oc.env:NAME}, so that the password is in no file."
+            )
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None or (item.metadata["each"] and item.default is not None):
                 _check_entry(typed.get(name, name), entry, item)
@@ -328,6 +343,15 @@ def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _not_resolved(error: OmegaConfBaseException, merged: DictConfig, typed: Mapping[str, str]) -> str:
+    key = str(error.full_key)
+    item, name = dict(flat_fields()).get(key), typed.get(key, key)
+    if item is None or not isinstance(error, ValidationError):
+        return f"config: {_first_line(error)} (key {name!r})"
+    raw = get(OmegaConf.to_container(merged, resolve=False), key)
+    return f"{name} is {raw!r}; what that stands for must be of type {_kind(item)}."
 
 
 def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:

@@ -421,3 +421,5 @@ class Config:
     judge: JudgeConfig = section(JudgeConfig)
     execute: ExecuteConfig = section(ExecuteConfig)
     tracking: TrackingConfig = section(TrackingConfig)
+    hidden: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Dotted key -> `configs.hidden.Hidden`, of what came from environment variables."""

@@ -98,6 +98,7 @@ def drop_what_lost(tree: dict[str, Any]) -> None:
 
 def _switched(old: str, value: Any) -> Any:
     """The name that a switch of dLLM-RL stands for; a reference to another switch is one to the key here already."""
+    given = value
     if isinstance(value, str) and "${" in value:
         try:
             value = OmegaConf.create({"value": value}).value  # ${oc.env:...}
@@ -105,7 +106,7 @@ def _switched(old: str, value: Any) -> Any:
             return value
     known = {True: True, False: False, "true": True, "false": False}
     if not isinstance(value, bool | str) or value not in known:
-        raise ValueError(f"{old} is {value!r}; it must be of type bool.")
+        raise ValueError(f"{old} is {given!r}; it must be of type bool.")
     return SWITCHES[old.rpartition(".")[2]][known[value]]
 
 
