@@ -218,6 +218,33 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
+def test_fine_tuning_killed_within_an_epoch_resumes_from_its_newest_update(shop, monkeypatch):
+    """Two updates an epoch; the third one is saved, the fourth is killed. Five updates in all end within an epoch."""
+    words = ["experiment.save_every_updates=3", "training.max_steps=5", "lr_scheduler.params.min_lr_scale=0.1"]
+    update = sft.FineTuning.update
+    seen = []
+
+    def dies_in_update_4(self, rows, step):
+        seen.append(step)
+        if seen == [1, 2, 3, 4]:
+            raise Stop
+        return update(self, rows, step)
+
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    monkeypatch.setattr(sft.FineTuning, "update", dies_in_update_4)
+    typed = load_config(shop.words(SFT, *words, "experiment.project=killed"))
+    with pytest.raises(Stop):
+        sft.run(typed)
+    killed, straight = shop.runs / "killed", shop.runs / "straight"
+    assert [path.name for path in killed.glob("ckpt/step-*")] == ["step-000003"]
+    assert sft.run(typed)["steps"] == 5
+    assert seen == [1, 2, 3, 4, 4, 5]
+    assert sorted(path.name for path in killed.glob("ckpt/step-*")) == ["step-000003", "step-000005"]
+    assert_same_run(killed, straight)
+    rates = [row["learning_rate"] for row in read_jsonl(straight / "metrics.jsonl")]
+    assert len(rates) == 5 and rates == sorted(rates, reverse=True)
+
+
 @pytest.fixture
 def prepared(shop):
     """Words of a run whose first model is made by three epochs of two updates, with a checkpoint after each epoch."""
