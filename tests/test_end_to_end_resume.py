@@ -330,13 +330,40 @@ def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
     assert straight == again
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_runs_killed_at_random_moments_end_as_one_that_never_was():
+def benchmark(name, *words):
+    """The figures of a benchmark's last line."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill.py", "--kills", "3"],
+        [sys.executable, f"benchmarks/{name}.py", *words],
         cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_killed_at_random_moments_end_as_one_that_never_was():
+    figures = benchmark("kill", "--kills", "3")
     assert figures["kills"] == figures["equal"] == 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_killed_runs_of_every_kind_end_as_those_that_never_were():
+    figures = benchmark("kill", "--all", "--kills", "1")
+    assert figures["kills"] == figures["equal"] == len(figures["kinds"]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_damage_of_a_run_is_named_or_changes_nothing():
+    figures = benchmark("damage", "--kinds", "sft", "--flips", "1", "--only", "metrics.jsonl")
+    assert figures["cases"] == 4 == figures["equal"] + figures["named"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["rl", "lora", "value", "sft"])
+def test_damage_of_any_file_is_named_or_changes_nothing(kind):
+    figures = benchmark("damage", "--kinds", kind, "--flips", "1")
+    assert figures["cases"] > 50 and figures["cases"] == figures["equal"] + figures["named"]
