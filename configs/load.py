@@ -1,4 +1,4 @@
-"""YAML file plus `a.b=c` words -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
+"""YAML file plus `a.b=c` arguments -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
 stops here."""
 
 import copy
@@ -13,9 +13,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from configs.arguments import argument_tree, restore_texts
+from configs.commands import TITLES, Command, readers, reads, unread
+from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.schema import Config, Section
 from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
 from configs.tree import flat, get, pop, put
@@ -34,19 +38,23 @@ def find(path: str | Path) -> Path:
     return inside if inside.exists() else given
 
 
-def load_config(arguments: Sequence[str], usage: str = "python rl.py config=configs/NAME.yaml [a.b=c ...]") -> Config:
-    """Merges defaults, the YAML named by `config=` and the other words, later ones winning. ValueError names key,
-    value and fix.
+def load_config(
+    arguments: Sequence[str],
+    usage: str = "python rl.py config=configs/NAME.yaml [a.b=c ...]",
+    command: Command | None = None,
+) -> Config:
+    """Merges defaults, the YAML named by `config=` and the other arguments, later ones winning. ValueError names key,
+    value and fix: also for an argument that `command` does not read; such keys of a YAML are named in a warning.
 
-    `--help` prints every key and exits.
+    `--help` prints the command's keys and exits.
     """
-    if any(word in ("--help", "-h", "help") for word in arguments):
-        print(help_text(usage))
+    if any(argument in ("--help", "-h", "help") for argument in arguments):
+        print(help_text(usage, command))
         sys.exit(0)
-    for word in arguments:
-        if "=" not in word:
-            raise ValueError(f"argument {word!r} is not of the form key=value. Usage: {usage}")
-    given = dict(word.split("=", 1) for word in arguments)
+    for argument in arguments:
+        if "=" not in argument:
+            raise ValueError(f"argument {argument!r} is not of the form key=value. Usage: {usage}")
+    given = dict(argument.split("=", 1) for argument in arguments)
     if not given.get("config"):
         shipped = ", ".join(sorted(p.name for p in (REPOSITORY / "configs").glob("*.yaml")))
         raise ValueError(f"no config=FILE.yaml given. Usage: {usage}. Shipped in configs/: {shipped}")
@@ -56,13 +64,40 @@ def load_config(arguments: Sequence[str], usage: str = "python rl.py config=conf
         raise ValueError(
             f"config file {given['config']} does not exist." + (f" Did you mean configs/{near[0]}?" if near else "")
         )
-    from_words = OmegaConf.from_dotlist([word for word in arguments])
-    sources = [*_read(file), _read_tree(from_words, "the command line")]
+    sources = [*_read(file), _read_tree(argument_tree(arguments, dict(flat_fields())), "the command line")]
+    if command is not None:
+        _check_command(command, sources, str(file))
     typed: dict[str, str] = {}
     for source in sources:
         set_here = flat(source.tree)
         typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
-    return _checked(_overlaid(sources, typed), typed)
+    return _checked(_with_template(_overlaid(sources, typed)), typed)
+
+
+def _check_command(command: Command, sources: Sequence["_Source"], file: str) -> None:
+    *of_yaml, of_arguments = sources
+    for key in of_arguments.set_keys():
+        if not reads(command, key):
+            raise ValueError(
+                f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)} does."
+            )
+    found = dict.fromkeys(name for source in of_yaml for name in unread(command, source.set_keys(), source.typed))
+    if found:
+        warnings.warn(f"{file} sets keys that {TITLES[command]} does not read: {', '.join(found)}", stacklevel=3)
+
+
+def _with_template(config: Config) -> Config:
+    """The config with a template that is named by its file (`@file`) read. ValueError where there is no such file."""
+    template = config.dataset.template
+    if not template.startswith("@"):
+        return config
+    path = find(template[1:])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"dataset.template={template}: {path} cannot be read ({why}).") from error
+    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, template=text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +108,31 @@ class _Source:
     tree: dict[str, Any]
     typed: dict[str, str]
 
+    def set_keys(self) -> list[str]:
+        """Keys of the schema that the source sets, those of free mappings as one."""
+        known = dict(flat_fields())
+        return list(dict.fromkeys(key if key in known else key.rpartition(".")[0] for key in flat(self.tree)))
+
 
 def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
     """A YAML file and the files that its `base` names, the deepest base first."""
     try:
-        from_file = OmegaConf.load(file)
-    except Exception as error:
+        text = file.read_text(encoding="utf-8")
+        from_file = OmegaConf.create(text)
+        if not isinstance(from_file, DictConfig):
+            raise ValueError(f"{file} holds no mapping of sections.")
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(from_file, resolve=False))
+        restore_texts(tree, text, dict(flat_fields()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(from_file, DictConfig):
-        raise ValueError(f"{file} holds no mapping of sections.")
-    base = from_file.pop("base", None)
+    base = tree.pop("base", None)
     if base is None:
-        return [_read_tree(from_file, str(file), of_a_run=file.read_text(encoding="utf-8").startswith(RUN_HEADER))]
+        return [_read_tree(tree, str(file), of_a_run=text.startswith(RUN_HEADER))]
     path = file.parent / str(base)
     if not path.is_file() or path.resolve() in (file.resolve(), *above):
         why = "is above it in the chain of bases" if path.is_file() else "does not exist"
         raise ValueError(f"{file}: base: {base} {why}; give a file beside {file.name}.")
-    return [*_read(path, (*above, file.resolve())), _read_tree(from_file, str(file))]
+    return [*_read(path, (*above, file.resolve())), _read_tree(tree, str(file))]
 
 
 @functools.cache
@@ -124,10 +167,13 @@ def _overlaid(sources: Sequence[_Source], typed: Mapping[str, str]) -> Config:
                 f"config: a list stands where a section or a mapping is meant, or the reverse ({error})"
             ) from error
     try:
-        return typing.cast(Config, OmegaConf.to_object(merged))
+        config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        key = typed.get(str(error.full_key), error.full_key)
-        raise ValueError(f"config: {_first_line(error)} (key {key!r})") from error
+        raise ValueError(_not_resolved(error, merged, typed)) from None  # its cause may show a hidden value
+    if not any("${oc.env:" in text for source in sources for text in strings(source.tree)):
+        return config
+    raw = flat(typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False)))
+    return dataclasses.replace(config, hidden=from_environment(raw, functools.partial(get, config)))
 
 
 def _checked(config: Config, typed: Mapping[str, str]) -> Config:
@@ -138,7 +184,10 @@ def _checked(config: Config, typed: Mapping[str, str]) -> Config:
         if isinstance(section := getattr(config, item.name), Section)
     }
     config = dataclasses.replace(config, **sections)
-    _check_ranges(config, typed)
+    try:
+        _check_ranges(config, typed)
+    except ValueError as error:
+        raise ValueError(without(str(error), config.hidden)) from None
     return config
 
 
@@ -151,17 +200,20 @@ def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, da
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(item.type):
             yield from flat_fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        elif item.name != "typed":
+        elif item.name not in ("typed", "hidden"):
             yield prefix + item.name, item
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a
-    run."""
+    run. Values of environment variables are `Hidden`, unless they were replaced since."""
     tree: dict[str, Any] = {}
     for name, _ in flat_fields():
         if name not in ("config", "dry_run"):
             put(tree, name, copy.deepcopy(get(config, name)))
+    for name, value in config.hidden.items():
+        if name not in ("config", "dry_run") and get(tree, name) == actual(value):
+            put(tree, name, value)
     return tree
 
 
@@ -176,9 +228,12 @@ def flat_run(text: str, of_today: Mapping[str, Any]) -> dict[str, Any]:
     return run | {key: defaults[key] for key in new}
 
 
-def help_text(usage: str) -> str:
+def help_text(usage: str, command: Command | None = None) -> str:
+    """Every key of the schema that `command` reads, with type, default and meaning."""
     lines = [f"usage: {usage}", "", "Any key may be given on the command line as section.key=value.", ""]
     for name, item in flat_fields():
+        if command is not None and not reads(command, name):
+            continue
         factory: Any = item.default_factory
         default = factory() if item.default is dataclasses.MISSING else item.default
         lines.append(f"  {name:<44} {_kind(item):<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
@@ -201,13 +256,9 @@ def _range_text(item: dataclasses.Field) -> str:
     return ""
 
 
-def _read_tree(given: Any, where: str, of_a_run: bool = False) -> _Source:
+def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Source:
     """A source under the schema's names; retired keys taken out, unknown keys refused. of_a_run: it is the config.yaml
     that a run wrote."""
-    tree = typing.cast(dict[str, Any], OmegaConf.to_container(given, resolve=False))
-    training = tree.get("training")
-    if isinstance(training, dict) and training.get("mixed_precision") is False:
-        training["mixed_precision"] = "no"  # YAML reads an unquoted no as false
     if isinstance(tree.get("model"), str):
         tree["model"] = {"pretrained_model": tree["model"]}
     if "model_base" in tree:
@@ -257,6 +308,11 @@ def _drop_empty(tree: dict[str, Any], sections: Collection[str], prefix: str = "
 def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
     for name, item in flat_fields():
         value = get(config, name)
+        if isinstance(value, str) and f":{MASK}@" in value:
+            raise ValueError(
+                f"{typed.get(name, name)}={value}: its password was left out when this was written. Give the key "
+                "again, best with ${oc.env:NAME}, so that the password is in no file."
+            )
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None or (item.metadata["each"] and item.default is not None):
                 _check_entry(typed.get(name, name), entry, item)
@@ -287,6 +343,15 @@ def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _not_resolved(error: OmegaConfBaseException, merged: DictConfig, typed: Mapping[str, str]) -> str:
+    key = str(error.full_key)
+    item, name = dict(flat_fields()).get(key), typed.get(key, key)
+    if item is None or not isinstance(error, ValidationError):
+        return f"config: {_first_line(error)} (key {name!r})"
+    raw = get(OmegaConf.to_container(merged, resolve=False), key)
+    return f"{name} is {raw!r}; what that stands for must be of type {_kind(item)}."
 
 
 def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:

@@ -32,9 +32,11 @@ def section(kind: type) -> Any:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
+    # its folder and its length
     project: str = opt("run", "name of the run; its folder is output_dir/project")
     output_dir: str = opt("runs", "folder that holds the folders of runs")
     total_step: int = opt(80, "RL steps in all (SFT: training.num_train_epochs, training.max_steps)", low=1)
+    # when it saves and evaluates
     save_every: int = opt(
         10, "a checkpoint every so many RL steps (SFT: epochs, and see save_every_updates), and at the end", low=1
     )
@@ -49,12 +51,14 @@ class ExperimentConfig:
         False,
         "RL: save every step that is evaluated too, and keep the checkpoint of the best accuracy besides (ckpt/best)",
     )
+    # what it begins with
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
     resume: str = opt(
         "auto",
         "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
         "path of a checkpoint (ckpt/step-000010) of any run of the same command, to begin with where this run has none",
     )
+    # what it runs on
     deterministic: bool = opt(
         False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"
     )
@@ -72,6 +76,7 @@ class ExperimentConfig:
         "plan the memory (dry_run) for GPUs of so much, wherever it is typed; 0 = for the device that is here",
         low=0.0,
     )
+    # several machines
     num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
     launcher: str = opt(
         "auto",
@@ -424,3 +429,5 @@ class Config:
     judge: JudgeConfig = section(JudgeConfig)
     execute: ExecuteConfig = section(ExecuteConfig)
     tracking: TrackingConfig = section(TrackingConfig)
+    hidden: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Dotted key -> `configs.hidden.Hidden`, of what came from environment variables."""

@@ -53,7 +53,7 @@ RETIRED: dict[str, str] = {
 }
 """dLLM-RL's keys that have no effect here -> what takes their place. They load, with a warning that names them."""
 
-_SWITCHES = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
+SWITCHES = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
 _UNSET_WHERE_NULL = ("max_gen_length", "batch_size")
 _REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_][\w.]*)\}")
 
@@ -72,7 +72,7 @@ def rename(tree: dict[str, Any], where: str) -> dict[str, str]:
         if new in names or new in typed:
             raise ValueError(f"{old} and {typed.get(new, new)} are both in {where}: they mean the same, keep one.")
         typed[new] = old
-        put(tree, new, _switched(old, value) if last in _SWITCHES else value)
+        put(tree, new, _switched(old, value) if last in SWITCHES else value)
     # a process reward model there is a judge of mode process here
     if typed.get("judge.local") == "model.process_reward_model":
         tree["judge"]["local"] = tree["judge"]["local"] or None
@@ -98,6 +98,7 @@ def drop_what_lost(tree: dict[str, Any]) -> None:
 
 def _switched(old: str, value: Any) -> Any:
     """The name that a switch of dLLM-RL stands for; a reference to another switch is one to the key here already."""
+    given = value
     if isinstance(value, str) and "${" in value:
         try:
             value = OmegaConf.create({"value": value}).value  # ${oc.env:...}
@@ -105,8 +106,8 @@ def _switched(old: str, value: Any) -> Any:
             return value
     known = {True: True, False: False, "true": True, "false": False}
     if not isinstance(value, bool | str) or value not in known:
-        raise ValueError(f"{old} is {value!r}; it must be of type bool.")
-    return _SWITCHES[old.rpartition(".")[2]][known[value]]
+        raise ValueError(f"{old} is {given!r}; it must be of type bool.")
+    return SWITCHES[old.rpartition(".")[2]][known[value]]
 
 
 def _rename_references(node: Any, path: tuple[str, ...]) -> Any:

@@ -28,6 +28,7 @@ from data.faults import Fault
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import chat_formats, render_prompt
 from models.families import FAMILIES, Family
+from runtime.pipes import quiet_pipes
 
 PERCENTILES = (0, 50, 90, 99, 100)
 _BATCH_TEXTS = 256
@@ -214,4 +215,5 @@ def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -
 
 
 if __name__ == "__main__":
+    quiet_pipes()
     sys.exit(main())

@@ -38,6 +38,7 @@ from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
 from data.tiny import write_text
+from runtime.pipes import quiet_pipes
 
 LETTERS = "ABCD"
 
@@ -201,4 +202,5 @@ def _read_record(path: Path) -> Record | None:
 
 
 if __name__ == "__main__":
+    quiet_pipes()
     sys.exit(main())

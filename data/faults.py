@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import DATA_TYPES
 from data.readers import Record
+
+_LETTER = re.compile(
+    r"\W*(?:\\?(?:text|textbf|mathrm|mathbf|boxed)\W+)*(?:(?:option|answer|choice)\W+|选项|答案\W*)?"
+    r"[A-Za-zＡ-Ｚ](?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ def _task_faults(row: Record, data_type: str, columns: Mapping[str, str]) -> Ite
     yield from text_faults(row, "question", columns)
     if data_type in ("math", "option"):
         yield from text_faults(row, "ground_truth_answer", columns, numbers=True)
+        if data_type == "option":
+            yield from _letter_faults(row)
     elif data_type == "code":
         yield from _code_faults(row, columns)
     yield from surrogate_faults(row)
@@ -81,6 +90,16 @@ def _code_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:
     limit = row.values.get("test_time_limit")
     if limit is not None and not (isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0):
         yield Fault(row.place, "test_time_limit", f"is {short(limit)}, expected seconds above 0")
+
+
+def _letter_faults(row: Record) -> Iterator[Fault]:
+    """Faults of an option's key: it is a letter (A, (b), C. Paris), not the index of an option or its text."""
+    key = row.values["ground_truth_answer"]
+    if not isinstance(key, str) or key.strip().isdigit():
+        hint = "expected a letter (A, B, ...): write the index 0 as A, 1 as B"
+        yield Fault(row.place, "ground_truth_answer", f"is {short(key)}, {hint}")
+    elif not _LETTER.match(key):
+        yield Fault(row.place, "ground_truth_answer", "does not begin with the letter of an option", blank=True)
 
 
 def _list_faults(row: Record, field: str, columns: Mapping[str, str]) -> Iterator[Fault]:

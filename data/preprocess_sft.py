@@ -33,6 +33,7 @@ from data.faults import Fault, short, surrogate_faults, text_faults
 from data.readers import Record, iter_rows
 from data.tasks import Task, resolve_dataset, summary
 from data.templates import chat_family, chat_formats, render_prompt
+from runtime.pipes import quiet_pipes
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _CHAT_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value")}
@@ -184,4 +185,5 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 
 
 if __name__ == "__main__":
+    quiet_pipes()
     sys.exit(main())

@@ -41,10 +41,11 @@ def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[
 
 
 def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """`values` under their wanted names. Where the column named for one is not there, a field that has the wanted name
-    is kept as it is; without either the check of the fields names it."""
-    taken = {*columns.values(), *(wanted for wanted, name in columns.items() if name in values)}
-    kept = {name: value for name, value in values.items() if name not in taken}
+    """`values` under their wanted names, and under their own unless another column is wanted by that name. Where the
+    column named for one is not there, a field that has the wanted name is kept as it is; without either the check of
+    the fields names it."""
+    moved = {name for name in columns.values() if name in columns}
+    kept = {name: value for name, value in values.items() if name not in moved}
     return kept | {wanted: values[name] for wanted, name in columns.items() if name in values}
 
 

@@ -1,8 +1,10 @@
 """Checkpoint folders in their original layout, in and out. Code found in a folder is carried along and never run."""
 
 import json
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,18 +18,33 @@ from transformers import PreTrainedModel
 
 from models.families import Family, Piece
 from models.folder import read_json, weight_files, writing_weights
-from models.spec import CheckpointSpec, hf_config, network_class
+from models.spec import CheckpointSpec, config_errors, hf_config, network_class
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
+_READ_BY_LOADING = ("config", "generation_config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 _CARRIED_MAX_BYTES = 64 * 2**20
+_FLOATS = {"F64", "F32", "F16", "BF16", torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 Parts = list[tuple[str, Piece]]
 
+logger = logging.getLogger(__name__)
+
 
 def read_carried_files(folder: Path) -> dict[str, bytes]:
-    """Everything beside the weights (config, tokenizer, remote-code files, licence): saved again byte by byte."""
+    """Everything beside the weights (config, tokenizer, remote-code files, licence): saved again byte by byte. A link
+    that leads elsewhere is followed for files that loading reads, and left out with a warning otherwise."""
     files = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.endswith(_WEIGHT_SUFFIXES))
-    return {p.name: p.read_bytes() for p in files if p.stat().st_size <= _CARRIED_MAX_BYTES}
+    kept = [p for p in files if p.stat().st_size <= _CARRIED_MAX_BYTES]
+    foreign = [p.name for p in kept if _leads_elsewhere(p) and not p.name.startswith(_READ_BY_LOADING)]
+    if foreign:
+        logger.warning("%s: %s is a link to a file elsewhere and not copied into checkpoints", folder, foreign[0])
+    return {p.name: p.read_bytes() for p in kept if p.name not in foreign}
+
+
+def _leads_elsewhere(path: Path) -> bool:
+    """Whether a link leaves its folder, and is none of the hub's cache, which keeps files beside its snapshots."""
+    target = path.resolve()
+    return not target.is_relative_to(path.parent.resolve()) and target.parent.name != "blobs"
 
 
 def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
@@ -43,12 +60,11 @@ def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedMo
 def random_network(spec: CheckpointSpec, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """The checkpoint's network with weights as transformers draws them, from this seed alone."""
     family, raw_config = spec.family, spec.raw
-    config = hf_config(family, raw_config)
-    with torch.random.fork_rng(devices=[]):
+    with config_errors(spec.folder, family), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = network_class(family)(config)
-    if family.adapt is not None:
-        family.adapt(network, raw_config)
+        network = network_class(family)(hf_config(family, raw_config))
+        if family.adapt is not None:
+            family.adapt(network, raw_config)
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     return network
@@ -58,32 +74,61 @@ def read_weights(
     spec: CheckpointSpec, dtype: torch.dtype, device: torch.device | str = "cpu", besides: Collection[str] = ()
 ) -> PreTrainedModel:
     """The checkpoint's network with its weights, one tensor in memory beside them at a time. ValueError when a file is
-    absent or damaged, or a weight is missing, extra or misshapen; those named `besides` are left unread."""
-    folder, family, raw_config = spec.folder, spec.family, spec.raw
-    network = empty_network(family, raw_config)
+    absent or damaged, a weight is missing, extra, misshapen or quantised, or a head of its own stands beside a tied
+    one; all of it before memory is taken. Weights named `besides` are left unread."""
+    with config_errors(spec.folder, spec.family):
+        network = empty_network(spec.family, spec.raw)
+        network.tie_weights()
+    _check_stored(spec, network, besides)
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device)))
     network.tie_weights()
     weights = dict(network.named_parameters())
-    parts = stored_parts(weights, family, raw_config)
-    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "misshapen": []}
-    unread = set(parts)
-    tied = {piece.name for piece in family.pieces(raw_config, "lm_head.weight", network.lm_head.weight.shape)}
-    for name, tensor in stored_tensors(folder):
+    parts = stored_parts(weights, spec.family, spec.raw)
+    for name, tensor in stored_tensors(spec.folder):
+        if name in parts:
+            _copy_in(tensor, weights, parts[name])
+    return network
+
+
+def _check_stored(spec: CheckpointSpec, network: PreTrainedModel, besides: Collection[str]) -> None:
+    """ValueError where the names, shapes and types in the folder's files are not those of the network."""
+    weights = dict(network.named_parameters())
+    parts = stored_parts(weights, spec.family, spec.raw)
+    head = {piece.name for piece in spec.family.pieces(spec.raw, "lm_head.weight", network.lm_head.weight.shape)}
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "misshapen": [], "quantised": []}
+    unread, tied = set(parts), []
+    for name, shape, kind in stored_headers(spec.folder):
         unread.discard(name)
         if name not in parts:
-            if name not in tied and name not in besides and not name.endswith("rotary_emb.inv_freq"):
+            if name in head:
+                tied.append(name)
+            elif name not in besides and not name.endswith("rotary_emb.inv_freq"):
                 problems["unexpected"].append(name)
-        elif tuple(tensor.shape) != stored_shape(weights, parts[name]):
-            problems["misshapen"].append(f"{name} {list(tensor.shape)}")
-        else:
-            _copy_in(tensor, weights, parts[name])
+        elif kind not in _FLOATS:
+            problems["quantised"].append(f"{name} ({str(kind).removeprefix('torch.')})")
+        elif shape != stored_shape(weights, parts[name]):
+            problems["misshapen"].append(f"{name} {list(shape)}")
     problems["missing"] = list(unread)
-    said = [f"{kind} {sorted(names)[:4]}" for kind, names in problems.items() if names]
-    if said:
-        raise ValueError(f"the weights in {folder} do not fit {family.name} and its config.json: {'; '.join(said)}.")
-    return network
+    found = [f"{kind} {sorted(names)[:4]}" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"the weights in {spec.folder} do not fit {spec.family.name} and its config.json: {'; '.join(found)}."
+        )
+    if tied:
+        _require_tied(spec, tied[0])
+
+
+def _require_tied(spec: CheckpointSpec, head: str) -> None:
+    """ValueError where the stored head is not the stored embedding, though config.json ties the two."""
+    (embedding,) = spec.family.pieces(spec.raw, "model.embed_tokens.weight", ())
+    stored = {name: tensor for name, tensor in stored_tensors(spec.folder) if name in (head, embedding.name)}
+    if not torch.equal(stored[head], stored[embedding.name]):
+        raise ValueError(
+            f"{spec.folder}: config.json ties the output head to the embedding, but the files hold a {head} of its "
+            "own. Set tie_word_embeddings (LLaDA: weight_tying) to false to keep it, or remove it."
+        )
 
 
 def stored_parts(weights: Mapping[str, Tensor], family: Family, raw_config: Mapping[str, Any]) -> dict[str, Parts]:
@@ -132,18 +177,46 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every weight in the folder's safetensors files, or else its PyTorch files (read as data, no
     code runs). ValueError when there is no file, or one is absent or damaged."""
     for path in weight_files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        yield name, file.get_tensor(name)
-            else:
-                yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
-        except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give "
-                "another folder."
-            ) from error
+        with _reading(path):
+            if path.suffix != ".safetensors":
+                yield from _pickled(path)
+                continue
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+
+
+def stored_headers(folder: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
+    """(name, shape, type) of every weight as `stored_tensors` gives them, without reading those of safetensors."""
+    for path in weight_files(folder):
+        with _reading(path):
+            if path.suffix != ".safetensors":
+                yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
+                continue
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    yield name, tuple(part.get_shape()), part.get_dtype()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong with a file of weights is a ValueError that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError, EOFError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give another "
+            "folder."
+        ) from error
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """A PyTorch file's weights. TypeError where it holds anything else."""
+    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise TypeError("it holds no tensors by name")
+    yield from found.items()
 
 
 def stored_tensor(folder: Path, name: str) -> Tensor | None:
@@ -158,13 +231,7 @@ def stored_tensor(folder: Path, name: str) -> Tensor | None:
 
 def stored_elements(folder: Path) -> int:
     """Elements of all weights in the folder's files, from headers alone where they are safetensors."""
-    total = 0
-    for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            return sum(tensor.numel() for _, tensor in stored_tensors(folder))
-        with safe_open(path, "pt") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
+    return sum(math.prod(shape) for _, shape, _ in stored_headers(folder))
 
 
 def write_checkpoint(

@@ -1,6 +1,7 @@
 """A checkpoint's folder: where it is, its JSON files and its weight files, without reading a weight."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,8 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -37,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object.")
@@ -45,17 +48,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights. ValueError when there are none."""
+    """The files that hold the folder's weights: a single file before an index, as transformers has it. ValueError when
+    there are none, or where an index names what is no file of the folder."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{name}.index.json").is_file():
-            listed = read_json(folder / f"{name}.index.json").get("weight_map") or {}
-            return [folder / file for file in sorted(set(listed.values()))]
-        if (folder / name).is_file():
-            return [folder / name]
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            if index.is_file() and not _lists_only(index, name):
+                logger.warning("%s has %s beside %s, which is not read: remove what is stale", folder, name, index.name)
+            return [whole]
+        if index.is_file():
+            return [_shard(index, file) for file in sorted(set(_listed(index).values()))]
     raise ValueError(
         f"{folder} has no weights (model.safetensors or its index): copy the whole checkpoint again or give another "
         "folder."
     )
+
+
+def _listed(index: Path) -> dict[str, str]:
+    """Weight name -> file name, of an index. ValueError where it has none."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise ValueError(f"{index} has no weight_map of names to files: copy the whole checkpoint again.")
+    return listed
+
+
+def _lists_only(index: Path, file: str) -> bool:
+    with suppress(ValueError):
+        return set(_listed(index).values()) == {file}
+    return False
+
+
+def _shard(index: Path, file: str) -> Path:
+    path = index.parent / file
+    if Path(file).name != file or not path.is_file():
+        raise ValueError(f"{index} names {file!r}, which is no file of the folder: copy the whole checkpoint again.")
+    return path
 
 
 @contextmanager
@@ -71,11 +98,11 @@ def writing_weights(folder: Path) -> Iterator[None]:
 
 
 def weight_names(folder: Path) -> set[str]:
-    """Names of the folder's weights, from the index or the headers; empty where only reading them all would tell."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return set(read_json(index).get("weight_map") or {})
+    """Names of the folder's weights, from the headers or the index; empty where only reading them all would tell."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not whole.is_file():
+        return set(_listed(index)) if index.is_file() else set()
     names: set[str] = set()
-    with suppress(OSError, SafetensorError), safe_open(folder / "model.safetensors", "pt") as file:
+    with suppress(OSError, SafetensorError), safe_open(whole, "pt") as file:
         names.update(file.keys())
     return names

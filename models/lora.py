@@ -42,12 +42,13 @@ class Adapters:
         """Those that the folder's adapter_config.json describes; None where it has none."""
         if not (folder / CONFIG).is_file():
             return None
-        from peft import LoraConfig
-
-        config = LoraConfig.from_pretrained(str(folder))
-        names = [] if isinstance(config.target_modules, str) else config.target_modules or []
-        targets = sorted({name.rpartition(".")[2] for name in names})
-        return Adapters(config.r, float(config.lora_alpha), config.lora_dropout, tuple(targets))
+        config = _read_config(folder)
+        try:
+            names = [] if isinstance(config.target_modules, str) else config.target_modules or []
+            targets = sorted({name.rpartition(".")[2] for name in names})
+            return Adapters(config.r, float(config.lora_alpha), float(config.lora_dropout), tuple(targets))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _no_adapters(folder, error) from error
 
     def config(self, body: nn.Module, base: str) -> "LoraConfig":
         from peft import LoraConfig
@@ -136,12 +137,33 @@ def write(folder: Path, body: nn.Module, config: "LoraConfig", carried: Mapping[
     config.save_pretrained(str(folder))
 
 
-def read(folder: Path, body: nn.Module) -> "LoraConfig":
-    """Adds the folder's adapters to the body they were trained on. ValueError where they do not fit it."""
+def _read_config(folder: Path) -> "LoraConfig":
+    """The folder's adapter_config.json. ValueError where it describes no adapters."""
     from peft import LoraConfig
 
-    config = LoraConfig.from_pretrained(str(folder))
-    add(body, config, seed=0)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        if not (isinstance(config.r, int) and config.r >= 1):
+            raise ValueError(f"rank {config.r!r}")
+        return config
+    except Exception as error:
+        raise _no_adapters(folder, error) from error
+
+
+def _no_adapters(folder: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"{folder}/{CONFIG} describes no adapters of its base ({type(error).__name__}: {reason}): copy the folder again"
+    )
+
+
+def read(folder: Path, body: nn.Module) -> "LoraConfig":
+    """Adds the folder's adapters to the body they were trained on. ValueError where they do not fit it."""
+    config = _read_config(folder)
+    try:
+        add(body, config, seed=0)
+    except Exception as error:
+        raise _no_adapters(folder, error) from error
     try:
         weights, own = load_file(folder / WEIGHTS), stored(body)
     except (OSError, SafetensorError) as error:

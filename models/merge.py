@@ -8,6 +8,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from models.model import load_model
+from runtime.pipes import quiet_pipes
 
 
 def merge(adapters: Path, out: Path, dtype: str) -> None:
@@ -35,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet_pipes()
     main()

@@ -18,7 +18,7 @@ from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
 from models.head import OutputHead
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -58,6 +58,16 @@ class DiffusionLM(nn.Module):
         self.pad_id: int | None = (
             pads[0] if pads else (tokenizer_pad if tokenizer_pad is not None else next(iter(self.eos_ids), None))
         )
+        self._require_ids_in_the_vocabulary()
+
+    def _require_ids_in_the_vocabulary(self) -> None:
+        named = {"eos_token_id": self.eos_ids, "pad_token_id": () if self.pad_id is None else (self.pad_id,)}
+        for name, ids in named.items():
+            if beyond := [i for i in ids if not 0 <= i < self.hf_config.vocab_size]:
+                raise ValueError(
+                    f"{self.spec.folder}: {name} {beyond[0]} (config.json, generation_config.json or the tokenizer) is "
+                    f"beyond the embedding's {self.hf_config.vocab_size} ids: correct it."
+                )
 
     @property
     def family(self) -> str:
@@ -205,7 +215,8 @@ def load_model(
         network = layout_io.read_weights(spec, torch_dtype, device, besides)
     else:
         network = layout_io.random_network(spec, torch_dtype, random_init_seed)
-    model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
+    with config_errors(spec.folder, spec.family):
+        model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
     return model.to(device=device).eval()
 
 
@@ -249,7 +260,7 @@ def _mask_id(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) ->
 
 def _text_vocab_size(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> int:
     text = vocab_size if spec.family.text_vocab_size is None else spec.family.text_vocab_size(spec.raw)
-    named = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+    named = vocab_size if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1) + 1
     return min(vocab_size, text, named)
 
 

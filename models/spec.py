@@ -1,6 +1,7 @@
 """What a checkpoint's files say about it, read once and before any weight."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from models.attention import ATTENTION_NAME
 from models.families import Family, find_family
 from models.folder import read_json, resolve_folder, weight_names
 from models.lora import Adapters
+
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,19 @@ class CheckpointSpec:
         raw = read_json(folder / "config.json")
         if (folder / lora.CONFIG).is_file():
             return _read_adapted(folder, raw, model_base)
-        family = find_family(raw, model_base, str(folder), weight_names(folder))
-        positions = int(hf_config(family, raw).max_position_embeddings)
-        block_size = int(raw.get("block_size") or family.default_block_size)
+        names = weight_names(folder)
+        family = find_family(raw, model_base, str(folder), names)
+        if raw.get("quantization_config"):
+            raise ValueError(
+                f"{folder}/config.json has a quantization_config: quantised weights cannot be trained or sampled here; "
+                "give the checkpoint in bf16, fp16 or fp32."
+            )
+        with config_errors(folder, family):
+            layers = family.config_arguments(raw).get("num_hidden_layers", 1)  # before a list is made of so many
+            if isinstance(layers, int) and layers > (most := len(names) or _MOST_LAYERS):
+                raise ValueError(f"{layers} layers, which the {most} weights of its files are too few for")
+            positions = _at_least_one(hf_config(family, raw).max_position_embeddings)
+            block_size = _at_least_one(raw.get("block_size") or family.default_block_size)
         return CheckpointSpec(folder, raw, read_json(folder / "generation_config.json"), family, positions, block_size)
 
     @property
@@ -55,13 +68,35 @@ class CheckpointSpec:
         return self.family.decoding.block_size or self.block_size
 
 
+def _at_least_one(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} where a whole number of at least 1 is meant")
+    return value
+
+
+@contextmanager
+def config_errors(folder: Path, family: Family) -> Iterator[None]:
+    """What goes wrong inside, over values of config.json that nobody foresaw, is a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and "config.json" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder}/config.json describes no network of family {family.name} ({type(error).__name__}: {reason}): "
+            "correct it, or copy the checkpoint again."
+        ) from error
+
+
 def _read_adapted(folder: Path, raw: Mapping[str, Any], model_base: str | None) -> CheckpointSpec:
     """The base that adapter_config.json names, with the folder's adapters and block size."""
     name = str(read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
     if not name or (resolve_folder(name) / lora.CONFIG).is_file():
         raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {name!r}, which is no whole checkpoint.")
     base = CheckpointSpec.read(name, model_base)
-    own = int(raw.get("block_size") or base.block_size)
+    with config_errors(folder, base.family):
+        own = _at_least_one(raw.get("block_size") or base.block_size)
     return replace(
         base,
         folder=folder,

@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer, loaded without remote code."""
 
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,6 +18,16 @@ def read_tokenizer(folder: Path, family: Family | None) -> PreTrainedTokenizerBa
     if not any((folder / name).is_file() for name in _FILES):
         return None
     config = read_json(folder / "tokenizer_config.json")
+    try:
+        return _load(folder, config, family)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}): copy its files again."
+        ) from error
+
+
+def _load(folder: Path, config: dict[str, Any], family: Family | None) -> PreTrainedTokenizerBase:
     named = getattr(transformers, str(config.get("tokenizer_class")), None)
     if isinstance(named, type) and issubclass(named, PreTrainedTokenizerFast):
         return named.from_pretrained(folder)

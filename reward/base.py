@@ -25,7 +25,7 @@ class Reward(ABC):
         self.counts: Counter[str] = Counter()
         self.stats: dict[str, float] = {}
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
         self.counts = Counter()
         rewards = self.score(prompts, completions, columns) if completions else []
         self.counts["none"] = sum(reward is None for reward in rewards)

@@ -32,6 +32,11 @@ class FunctionReward(Reward):
             self.close()
             raise ValueError(f"reward.function: {function} cannot be loaded\n{reply.detail.rstrip()}")
         self.signature: dict[str, Any] = reply.value
+        if self.signature["async"]:
+            self.close()
+            raise ValueError(
+                f"reward.function: {function} is asynchronous; name a plain function, which may call asyncio.run itself"
+            )
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         reply = self.pool.run(**self._arguments({**columns, "prompts": prompts, "completions": completions}))
@@ -106,7 +111,7 @@ class SumReward(Reward):
         self.parts = parts
         self.means: dict[str, float] = {}
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
         rewards = super().__call__(prompts, completions, **columns)
         self.stats |= {f"reward/{name}_mean": mean for name, mean in self.means.items()}
         return rewards

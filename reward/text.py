@@ -2,13 +2,25 @@
 
 import re
 
-_BRACES = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\[\s\S]|[{}]")
+_GROUP = r"\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*){0,9}\}"
+_WITHOUT_BRACES = "|".join(
+    (
+        r"[-+]?(?:\\?\$)?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?",
+        r"[-+]?\\[dt]?frac\s*\d\d",
+        rf"[-+]?\\(?!boxed|fbox)[a-zA-Z]+(?:\[\w+\])?(?:\s*{_GROUP}){{0,2}}(?!\s*\{{)",  # a command with its arguments
+        r"[A-Za-z](?![A-Za-z])",
+        r"\([^()\n]{1,80}\)",
+    )
+)
+_BOX = r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*"
+_BRACES = re.compile(rf"(?P<box>{_BOX}\{{)|{_BOX}(?P<bare>{_WITHOUT_BRACES})|\\[\s\S]|[{{}}]")
 
 
 def extract_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} (or \\fbox{...}) whose braces balance, stripped; None when there is none.
 
-    Escaped braces (\\{ and \\}) do not count. One pass, whatever the text.
+    Escaped braces (\\{ and \\}) do not count. Without braces (\\boxed 5) it is the number, letter or command with its
+    arguments that comes next. One pass, whatever the text.
     """
     opened: list[int | None] = []  # where the content of each open box starts; None for a brace of any other kind
     start, end = -1, -1
@@ -19,6 +31,9 @@ def extract_boxed(text: str) -> str | None:
                 start, end = box, token.start()
         elif token.group("box"):
             opened.append(token.end())
+        elif token.group("bare"):
+            if token.start("bare") > start:
+                start, end = token.span("bare")
         elif token.group() == "{":
             opened.append(None)
     return None if start < 0 else text[start:end].strip()

@@ -69,10 +69,13 @@ def check_params(key: str, defaults: Mapping[str, Any], given: Mapping[str, Any]
     return dict(given)
 
 
-def keyword_params(key: str, function: Callable[..., Any], positional: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def keyword_params(
+    key: str, function: Callable[..., Any], positional: int, given: Mapping[str, Any], params_key: str = ""
+) -> dict[str, Any]:
     """`given` where a function that is called with `positional` arguments takes it by keyword. ValueError, naming the
     config key and the function's signature, where it takes another number of arguments, lacks a name, or needs one that
-    is not given."""
+    is not given. params_key: the config key of `given`, `key`_params where none is named."""
+    params_key = params_key or f"{key}_params"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -87,10 +90,10 @@ def keyword_params(key: str, function: Callable[..., Any], positional: int, give
     named = {p.name: p for p in parameters if p in free[positional:] or p.kind is kinds.KEYWORD_ONLY}
     if not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
         defaults = {name: None if p.default is kinds.empty else p.default for name, p in named.items()}
-        check_params(f"{key}_params", defaults, given)
+        check_params(params_key, defaults, given)
     missing = [name for name, p in named.items() if p.default is kinds.empty and name not in given]
     if missing:
-        raise ValueError(f"{key}: {title} needs {', '.join(missing)}: set {key}_params.{missing[0]}.")
+        raise ValueError(f"{key}: {title} needs {', '.join(missing)}: set {params_key}.{missing[0]}.")
     return dict(given)
 
 

@@ -4,6 +4,7 @@ Whatever is written aside carries TEMPORARY in its name and lies beside its targ
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -59,12 +60,14 @@ def file_digest(path: Path, size: int | None = None) -> str:
         return hashlib.blake2b(b"".join(pieces), digest_size=16).hexdigest()
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) so that `path` holds either its old content or all of the new one. OSError as from open."""
+def atomic_write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Writes `text` (UTF-8) so that `path` holds either its old content or all of the new one. mode: permissions of the
+    file, less the umask. OSError as from open."""
     path = Path(path)
     temporary = _beside(path)
     try:
-        with naming(path), temporary.open("w", encoding="utf-8") as file:
+        opener = functools.partial(os.open, mode=mode)
+        with naming(path), open(temporary, "w", encoding="utf-8", opener=opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

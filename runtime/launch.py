@@ -3,7 +3,6 @@
 A rank is this same command with RANK, WORLD_SIZE and the address of a store in its environment.
 """
 
-import ctypes
 import os
 import queue
 import signal
@@ -15,36 +14,21 @@ from pathlib import Path
 from types import FrameType
 
 from runtime import heartbeat
-from runtime.nodes import BEAT_SECONDS, LostNode, Node, Rendezvous, RendezvousConfig
-from runtime.ranks import STOPPED_ELSEWHERE, STORE_VARIABLE
+from runtime.child import LAUNCHER_VARIABLE, STOPPED_ELSEWHERE
+from runtime.job_key import KEY_VARIABLE
+from runtime.nodes import Node
+from runtime.rendezvous import BEAT_SECONDS, LostNode, OneMachine, RendezvousConfig, meet
 from runtime.text import print_error
 
-LAUNCHER_VARIABLE = "DLLM_RL_LAUNCHER"
 GRACE_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
-
-
-def is_launched() -> bool:
-    """Whether torchrun, accelerate launch or a launcher of this module started this process."""
-    return "RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-
-
-def follow_launcher() -> None:
-    """In a rank: a launcher that is killed takes it along."""
-    launcher = os.environ.get(LAUNCHER_VARIABLE)
-    if launcher is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(launcher):
-        sys.exit(STOPPED_ELSEWHERE)
 
 
 def launch(processes: int, node: Node, settings: RendezvousConfig, folder: Path, resume: str) -> int:
-    """Runs `processes` ranks of this command here and the job's others on its other nodes. The exit status: 0 when all
-    ended well, 128 + N when signal N asked to stop, else that of the rank that failed, which is named with what it did
-    last, as the run's `folder` has it, and with what the same command, with `resume` as in its config, would do.
-    Stopped when a signal asked for it before the ranks began."""
-    rendezvous = Rendezvous.meet(node, processes, settings)
+    """Runs `processes` ranks of this command here, and waits for them. Other nodes run theirs. The exit status: 0 when
+    all ended well, 128 + N when signal N asked to stop, else that of the rank that failed. That one is named with its
+    last sign of life, which the run's `folder` has, and with what the same command would resume from (`resume` as in
+    its config). Stopped when a signal asked for it before the ranks began; ValueError as `meet`."""
+    rendezvous = meet(node, processes, settings, folder)
     ranks = _Ranks(rendezvous, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -62,7 +46,7 @@ def launch(processes: int, node: Node, settings: RendezvousConfig, folder: Path,
 class _Ranks:
     """The child processes of this node, by rank."""
 
-    def __init__(self, rendezvous: Rendezvous, processes: int, folder: Path, resume: str):
+    def __init__(self, rendezvous: OneMachine, processes: int, folder: Path, resume: str):
         self.folder, self.resume = folder, resume
         self.rendezvous, self.node, self.processes = rendezvous, rendezvous.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
@@ -71,22 +55,27 @@ class _Ranks:
         self.passed_on: set[int] = set()
 
     def start(self) -> None:
-        node = self.node
+        node, common = self.node, dict(os.environ)
+        common.pop(KEY_VARIABLE, None)  # the launchers' secret
         for local in range(self.processes):
             rank = node.index * self.processes + local
-            environment = os.environ | {
+            store = self.rendezvous.rank_store.of_rank(rank)
+            place = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(local),
                 "WORLD_SIZE": str(node.count * self.processes),
                 "LOCAL_WORLD_SIZE": str(self.processes),
-                "MASTER_ADDR": node.host,
-                "MASTER_PORT": str(self.rendezvous.port),
-                STORE_VARIABLE: f"{node.host}:{self.rendezvous.port}",
                 LAUNCHER_VARIABLE: str(os.getpid()),
             }
-            child = subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True)
+            child = subprocess.Popen(
+                [sys.executable, *sys.argv],
+                env={**common, **place, **store.environment},
+                pass_fds=store.descriptors,
+                start_new_session=True,
+            )
             self.children[rank] = child
             threading.Thread(target=self._wait, args=(rank, child), daemon=True).start()
+        self.rendezvous.rank_store.close()
 
     def _wait(self, rank: int, child: subprocess.Popen[bytes]) -> None:
         child.wait()
@@ -113,7 +102,7 @@ class _Ranks:
                 continue
             left.discard(rank)
             code = self.children[rank].returncode
-            if code - 128 in (signal.SIGTERM, signal.SIGINT):
+            if code - 128 in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
                 self.asked_to_stop = code - 128  # the ranks agreed on it: all of them end so
             elif code != 0 and not self._is_asked_for(code):
                 return self._failed(rank)
@@ -130,7 +119,7 @@ class _Ranks:
         return 1
 
     def _failed_elsewhere(self, seconds: float) -> LostNode | None:
-        """What another node says of a failure, if it does within `seconds`."""
+        """Another node's message about a failure, if one comes within `seconds`."""
         deadline = time.monotonic() + seconds
         while self.node.count > 1 and time.monotonic() < deadline:
             try:
@@ -142,8 +131,7 @@ class _Ranks:
 
     def _failed(self, first: int) -> int:
         """The status of the rank that failed by itself, of those that ended in the same moment. Where all of those
-        gave up waiting, one that runs on is what they waited for: the last one, or else the one that was silent
-        longest."""
+        gave up waiting, they waited for one that still runs: the only one, or the one that was silent longest."""
         started, ended = time.monotonic(), [first]
         while self.children[ended[-1]].returncode == STOPPED_ELSEWHERE:
             if time.monotonic() - started > (GRACE_SECONDS if len(self._running()) > 1 else 1.0):
@@ -175,7 +163,7 @@ class _Ranks:
         return [rank for rank, child in self.children.items() if child.poll() is None]
 
     def end(self) -> None:
-        """Ends what still runs: asked first, then killed."""
+        """Ends what still runs: asks first, then kills."""
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         for child in self.children.values():

@@ -21,6 +21,7 @@ from runtime import curves
 from runtime.bars import Bar, Bars
 from runtime.files import append_jsonl, read_jsonl
 from runtime.heartbeat import Heartbeat
+from runtime.run_config import public
 from runtime.text import NUMBER_WIDTH, format_number, format_seconds, printable
 from runtime.timing import Timing
 from runtime.trackers import Trackers
@@ -65,7 +66,7 @@ class Monitor:
         self._bars = Bars(self._err, self._heartbeat)
         self._timing = Timing()
         self._warned: set[str] = set()
-        self._trackers = Trackers(trackers if enabled else (), self.folder, config or {}, self.warning)
+        self._trackers = Trackers(trackers if enabled else (), self.folder, public(config or {}), self.warning)
 
     def banner(self, title: str, rows: Mapping[str, str]) -> None:
         """A title over aligned pairs."""

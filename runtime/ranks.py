@@ -6,119 +6,72 @@ within the time-out is named.
 """
 
 import os
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import torch
-import torch.distributed as dist
+from runtime.child import FailedElsewhere
+
+if TYPE_CHECKING:
+    from runtime.group import Group
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-STORE_VARIABLE = "DLLM_RL_STORE"
-STOPPED_ELSEWHERE = 75
-"""Exit status of a rank that ends because another one did."""
 
-
-class FailedElsewhere(Exception):
-    """Another rank failed, or was lost; it says why itself. missing: ranks that did not come, where that is known."""
-
-    def __init__(self, why: str, missing: Sequence[int] = ()):
-        super().__init__(why)
-        self.missing = missing
-
-
-class _Job:
-    """The process group of this process: the shared store, and gloo for objects beside what the gradients use."""
-
-    def __init__(self, device_type: str, timeout: timedelta):
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.timeout = timeout
-        if address := os.environ.get(STORE_VARIABLE):
-            host, port = address.rsplit(":", 1)
-            self.store: dist.Store = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
-        else:
-            self.store = next(dist.rendezvous("env://", timeout=timeout))[0]
-        dist.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", self.store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timeout,
-        )
-        self.control = dist.new_group(backend="gloo", timeout=timeout)
-
-
-_job: _Job | None = None
+_group: "Group | None" = None
 
 
 def join(device_type: str, timeout_seconds: float) -> None:
-    """Joins the process group that the environment tells of (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT as torchrun
-    and accelerate set them, or a launcher's store). Nothing for one process, or when already joined."""
-    global _job
+    """Joins the process group that the environment describes (`Group`). Nothing for one process, or when already
+    joined."""
+    global _group
     if device_type == "cuda" and "LOCAL_RANK" in os.environ:
+        import torch
+
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
-    if _job is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        _job = _Job(device_type, timedelta(seconds=timeout_seconds))
+    if _group is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from runtime.group import Group
+
+        _group = Group(device_type, timeout_seconds)
 
 
 def leave() -> None:
     """Leaves the process group."""
-    global _job
-    if _job is not None:
-        dist.destroy_process_group()
-        _job = None
+    global _group
+    if _group is not None:
+        _group.leave()
+        _group = None
 
 
 def rank() -> int:
-    return _job.rank if _job else 0
+    return _group.rank if _group else 0
 
 
 def world_size() -> int:
-    return _job.size if _job else 1
+    return _group.size if _group else 1
 
 
 def local_world_size() -> int:
     """Ranks on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _job else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _group else 1
 
 
 def is_main() -> bool:
-    """Whether this rank writes files, talks and grades."""
+    """Whether this rank writes files, prints and grades."""
     return rank() == 0
 
 
 def gather(value: T) -> list[T]:
     """The values of all ranks, in order of rank, on every rank. FailedElsewhere when a rank is lost or late."""
-    if _job is None:
-        return [value]
-    values: list[T] = [value] * _job.size
-    started = time.monotonic()
-    try:
-        dist.monitored_barrier(_job.control, timeout=_job.timeout, wait_all_ranks=True)
-        dist.all_gather_object(values, value, group=_job.control)
-    except RuntimeError as error:
-        waited = time.monotonic() - started
-        why = f"after {waited:.0f} s of waiting for the other ranks: {error}"
-        raise FailedElsewhere(why, _missing(str(error))) from error
-    return values
-
-
-def _missing(error: str) -> list[int]:
-    """The ranks that gloo says did not come to a barrier."""
-    named = re.search(r"[Rr]anks? ([\d, ]+) failed to pass|send/recv from rank (\d+)", error)
-    return [int(number) for number in re.findall(r"\d+", named.group())] if named else []
+    return [value] if _group is None else _group.gather(value)
 
 
 def on_main(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """What `function` gives on rank 0, on every rank. What it raises is raised on rank 0, FailedElsewhere on others."""
-    if _job is None:
+    """What `function` returns on rank 0, on every rank. Its error is raised on rank 0, FailedElsewhere elsewhere."""
+    if _group is None:
         return function(*args, **named)
     outcome: list[T] | None = None
     failure: Exception | None = None
@@ -135,18 +88,20 @@ def on_main(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     return found[0]
 
 
-class SharedCount:
-    """A number that all ranks add to, from 0. Ranks that give one name share one number for the whole job."""
+class SharedCounts:
+    """Numbers that all ranks add to, each from 0. Every rank makes one at the same point of its work, and uses it only
+    until the next one is made."""
 
-    def __init__(self, name: str):
-        self.name, self._alone = name, 0
+    def __init__(self, *names: str):
+        self._alone = dict.fromkeys(names, 0)
+        self._shared = dict(zip(names, _group.new_counts(len(names)), strict=True)) if _group else {}
 
-    def add(self, number: int) -> int:
-        """Adds; the sum after that, of all ranks."""
-        if _job is not None:
-            return _job.store.add(f"count/{self.name}", number)
-        self._alone += number
-        return self._alone
+    def add(self, name: str, number: int) -> int:
+        """Adds; the sum after that, of all ranks. FailedElsewhere when the rank that keeps the numbers is gone."""
+        if _group is not None:
+            return _group.add(self._shared[name], number)
+        self._alone[name] += number
+        return self._alone[name]
 
 
 def summed(numbers: Mapping[str, float]) -> dict[str, float]:

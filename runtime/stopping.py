@@ -1,4 +1,5 @@
-"""Requests to stop: SIGTERM and SIGINT are noted, and acted on where all ranks can agree and nothing is lost."""
+"""Requests to stop: SIGTERM, SIGINT and a broken pipe are noted, and acted on where all ranks can agree and nothing is
+lost."""
 
 import signal
 from types import FrameType
@@ -19,7 +20,7 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-    """From now on the first SIGTERM or SIGINT is a request; a second one ends the process as ever."""
+    """From now on the first SIGTERM or SIGINT is a request; a second one ends the process at once."""
     global _asked
     _asked = None
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -31,6 +32,12 @@ def _note(number: int, frame: FrameType | None) -> None:
     _asked = number
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ask(number: int) -> None:
+    """A request in this rank, as if by signal `number`."""
+    global _asked
+    _asked = number if _asked is None else _asked
 
 
 def is_asked() -> bool:

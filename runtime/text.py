@@ -15,11 +15,19 @@ _CONTROL = re.compile(
     "\ud800-\udfff]"  # lone surrogates, which no stream can encode
 )
 
+_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:)[^\s/?#@]+@")
+
 
 def printable(text: str) -> str:
     r"""`text` with control characters, but tab and line feed, as escapes like \x1b: what data or a model wrote cannot
-    move the cursor, clear the screen, set the title, hide or reorder text. Printable text comes back as it is."""
-    return _CONTROL.sub(_escape, text)
+    move the cursor, clear the screen, set the title, hide or reorder text. Passwords in URLs are masked. Other text
+    comes back as it is."""
+    return _CONTROL.sub(_escape, mask_passwords(text))
+
+
+def mask_passwords(text: str) -> str:
+    """`text` with *** in place of the password in each URL of the form scheme://user:password@host."""
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 def _escape(match: re.Match[str]) -> str:

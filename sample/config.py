@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
+from models.families import Family
 from sample.choices import Choices, require, require_name
-from sample.doors import open_strategy, open_target
+from sample.doors import Given, open_strategy, open_target
 from sample.strategies import Choose, Strategy
 from sample.targets import DREAM_TARGETS, Target
 from sample.unmask import Rules
@@ -74,23 +75,15 @@ class SamplingConfig(Choices):
     def rules(self, threshold_passes: bool = False) -> Rules:
         """What a step goes by. threshold_passes: the family's reading of the threshold. ValueError where strategy or
         target is none."""
-        strategy = open_strategy("sampling strategy", self.strategy, self.strategy_params, self)
-        target = open_target("sampling target", self.target, self.target_params)
-        return Rules(self, strategy.of_family(threshold_passes), target)
+        strategy = Given("sampling strategy", self.strategy, self.strategy_params, "strategy_params")
+        target = Given("sampling target", self.target, self.target_params, "target_params")
+        return Rules(self, open_strategy(strategy, self).of_family(threshold_passes), open_target(target))
 
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
-        full = model.attention == "full"
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
-        if not full and self.cache in ("prefix", "dual"):
-            raise ValueError(
-                f"cache {self.cache!r} approximates full attention; {model.family} has an exact one: use auto or exact."
-            )
-        if full and self.cache == "exact":
-            raise ValueError(
-                f"cache 'exact' does not exist for {model.family} (full attention): use none, prefix or dual."
-            )
+        cache = cache_of(self.cache, model.spec.family)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
                 f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."
@@ -103,7 +96,19 @@ class SamplingConfig(Choices):
             self,
             block_size=block_size,
             steps_per_block=self.steps_per_block if self.steps_per_block is not None else block_size,
-            cache=self.cache if self.cache != "auto" else "none" if full else "exact",
+            cache=cache,
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
         )
+
+
+def cache_of(asked: CacheMode, family: Family) -> CacheMode:
+    """The cache that a family decodes with, `auto` decided. ValueError where it has none of that name."""
+    full = family.attention == "full"
+    if not full and asked in ("prefix", "dual"):
+        raise ValueError(
+            f"cache {asked!r} approximates full attention; {family.name} has an exact one: use auto or exact."
+        )
+    if full and asked == "exact":
+        raise ValueError(f"cache 'exact' does not exist for {family.name} (full attention): use none, prefix or dual.")
+    return asked if asked != "auto" else "none" if full else "exact"

@@ -6,7 +6,7 @@ out of a strategy's choice, and where it commits none the best one by score is c
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,22 +17,37 @@ from sample.choices import Choices
 from sample.strategies import STRATEGIES, Choose, Proposal, Strategy, best
 from sample.targets import DREAM_TARGETS, TARGETS, Candidates, Coordinates, Target
 
-Named = TypeVar("Named", Strategy, Target)
+Record = TypeVar("Record", Strategy, Target)
 LOWEST_SCORE = -1e30
 
 
-def open_strategy(key: str, given: Any, params: Mapping[str, Any], choices: Choices) -> Strategy:
-    """The strategy `given`: a built-in's name, path/to/file.py:name, a Strategy, or its `choose`. params: keyword
-    arguments of a user's own. ValueError, naming `key`, where it is none, or its choice for two made-up slots is not
-    bool [n, b]."""
-    found = open_door(key, given, STRATEGIES) if isinstance(given, str) else given
+@dataclass(frozen=True)
+class Given:
+    """What a config names: `value`, with the keyword arguments `params`. key, params_key: what messages call them."""
+
+    key: str
+    value: Any
+    params: Mapping[str, Any]
+    params_key: str
+
+    @property
+    def title(self) -> str:
+        """What messages call the function itself."""
+        return f"{self.key}={self.value}" if isinstance(self.value, str) else self.key
+
+
+def open_strategy(given: Given, choices: Choices) -> Strategy:
+    """The strategy that is given: a built-in's name, path/to/file.py:name, a Strategy, or its `choose`. ValueError
+    where it is none, or its choice for two made-up slots is not bool [n, b]."""
+    found = open_door(given.key, given.value, STRATEGIES) if isinstance(given.value, str) else given.value
     strategy = found if isinstance(found, Strategy) else Strategy(found)
     if strategy in STRATEGIES.values():
-        return _without_params(key, given, params, strategy)
-    title = f"{key}={given}" if isinstance(given, str) else key
-    choose = _held(title, strategy.choose, _keywords(key, strategy.choose, 4, params))
-    or_equal = strategy.or_equal and _held(title, strategy.or_equal, _keywords(key, strategy.or_equal, 4, params))
-    strategy = replace(strategy, choose=choose, or_equal=or_equal)
+        return _without_params(given, strategy)
+    strategy = replace(
+        strategy,
+        choose=_held(given, strategy.choose),
+        or_equal=strategy.or_equal and _held(given, strategy.or_equal),
+    )
     masked_nb, k_n = torch.tensor([[True, True, False, True], [False] * 4]), torch.tensor([2, 1])
     score_nb = torch.tensor([[0.5, 0.25, 0.0, 0.75], [0.0] * 4])
     proposal = Proposal(score_nb.long(), score_nb.log(), score_nb, score_nb if strategy.needs_entropy else None)
@@ -40,26 +55,25 @@ def open_strategy(key: str, given: Any, params: Mapping[str, Any], choices: Choi
     return strategy
 
 
-def open_target(key: str, given: Any, params: Mapping[str, Any]) -> Target:
-    """The target `given`: a built-in's name, Dream's name of one, path/to/file.py:name, a Target, or its `score`.
-    params: keyword arguments of a user's own. ValueError, naming `key`, where it is none, or its scores of three
-    made-up candidates are not numbers [N]."""
+def open_target(given: Given) -> Target:
+    """The target that is given: a built-in's name, Dream's name of one, path/to/file.py:name, a Target, or its `score`.
+    ValueError where it is none, or its scores of three made-up candidates are not numbers [N]."""
     builtins = TARGETS | {name: TARGETS[same] for name, same in DREAM_TARGETS.items()}
-    found = open_door(key, given, builtins) if isinstance(given, str) else given
+    found = open_door(given.key, given.value, builtins) if isinstance(given.value, str) else given.value
     target = found if isinstance(found, Target) else Target(found)
     if target in TARGETS.values():
-        return _without_params(key, given, params, target)
-    title = f"{key}={given}" if isinstance(given, str) else key
-    target = replace(target, score=_ranked(title, target.score, _keywords(key, target.score, 1, params)))
+        return _without_params(given, target)
+    target = replace(target, score=_ranked(given, target.score))
     confidence, name = torch.tensor([0.5, 0.25, 0.75]), torch.arange(3)
     entropy, margin = confidence if target.needs_entropy else None, confidence if target.needs_margin else None
     target.score(Candidates(name, confidence.log(), confidence, entropy, margin, Coordinates(name, name, name)))
     return target
 
 
-def _held(title: str, choose: Choose, params: Mapping[str, Any]) -> Choose:
+def _held(given: Given, choose: Choose) -> Choose:
     """A user's choice held to the contract of `Strategy.choose`. Shape and type are known without a look at the
     device."""
+    title, params = given.title, _keywords(given, choose, 4)
 
     def held(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
         chosen = call_target(title, choose, proposal, masked_nb, k_n, choices, **params)
@@ -71,8 +85,9 @@ def _held(title: str, choose: Choose, params: Mapping[str, Any]) -> Choose:
     return held
 
 
-def _ranked(title: str, score: Callable[..., Tensor], params: Mapping[str, Any]) -> Callable[[Candidates], Tensor]:
+def _ranked(given: Given, score: Callable[..., Tensor]) -> Callable[[Candidates], Tensor]:
     """A user's score as float32 above that of positions without a candidate, which is -inf."""
+    title, params = given.title, _keywords(given, score, 1)
 
     def ranked(candidates: Candidates) -> Tensor:
         scores = call_target(title, score, candidates, **params)
@@ -84,15 +99,17 @@ def _ranked(title: str, score: Callable[..., Tensor], params: Mapping[str, Any])
     return ranked
 
 
-def _keywords(key: str, function: Any, positional: int, params: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(given: Given, function: Any, positional: int) -> dict[str, Any]:
     if not callable(function):
-        raise ValueError(f"{key} is {function!r}, which cannot be called.")
-    return keyword_params(key, function, positional, params)
+        raise ValueError(f"{given.key} is {function!r}, which cannot be called.")
+    return keyword_params(given.key, function, positional, given.params, given.params_key)
 
 
-def _without_params(key: str, given: Any, params: Mapping[str, Any], builtin: Named) -> Named:
-    if params:
-        raise ValueError(f"{key}_params={dict(params)}: {given} is built in and takes none; it reads its own keys.")
+def _without_params(given: Given, builtin: Record) -> Record:
+    if given.params:
+        raise ValueError(
+            f"{given.params_key}={dict(given.params)}: {given.value} is built in and takes none; it reads its own keys."
+        )
     return builtin
 
 

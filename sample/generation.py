@@ -11,9 +11,8 @@ from sample.request import Request, hash_key
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
 from sample.slots import Seat, SlotKV, StepState
-from sample.spans import Bounds, CachePolicy
+from sample.spans import PREFILL_MAX_TOKENS, Bounds, CachePolicy
 
-PREFILL_MAX_TOKENS = 16384
 _PREFILL_MAX_PADDING = 1.25
 
 

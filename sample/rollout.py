@@ -1,4 +1,4 @@
-"""The record of one answer: what the sampler writes, and reward, trainer, viewer and disk read."""
+"""The record of one response: what the sampler writes, and reward, trainer, viewer and disk read."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,7 +18,8 @@ class Rollout:
         num_steps + 1 = filled with pads after a block of pads alone (Dream).
     canvas_logprobs: log-probability (nats, temperature 1, whole vocabulary) of each token at its step; 0 = undecided
         or filled.
-    num_response_tokens: length of the view that counts as the answer: up to the first stop id (kept) or max_new_tokens.
+    num_response_tokens: length of the view that counts as the response: up to the first stop id (kept) or
+        max_new_tokens.
     finish_reason: "stop" or "length". num_steps: denoising steps of this sequence.
     weights_version: of the sampler's weights.
     """

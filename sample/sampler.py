@@ -13,7 +13,7 @@ from sample.generation import Generation, Queue, Slots
 from sample.request import requests_of
 from sample.rollout import Key, Rollout
 from sample.slots import SlotKV, StepState
-from sample.spans import cache_policy
+from sample.spans import CACHES, cache_policy
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
 
@@ -95,8 +95,8 @@ class Sampler:
         fits = have == need if config.deterministic else have[0] >= need[0] and have[1] >= need[1]
         if held is None or not fits:
             self._held = held = None
-            cached = config.cache != "none"
-            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if cached else None
+            keeps_keys = CACHES[config.cache].keeps_keys
+            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if keeps_keys else None
             held = self._held = (kv, StepState.empty(*need, model.mask_id, model.device))
         kv, state = held
         state.live.zero_()

@@ -3,9 +3,10 @@
 Shapes: n slots, b positions of a block, T capacity in tokens, H query heads, G key-value heads, d head size.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +23,25 @@ class SlotKV:
     def __init__(
         self, hf_config: PretrainedConfig, slots: int, capacity_tokens: int, dtype: torch.dtype, device: torch.device
     ):
+        shape, layers = self.shape(hf_config, slots, capacity_tokens), range(hf_config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.slots, self.capacity_tokens = slots, capacity_tokens
+        self.heads_per_key = hf_config.num_attention_heads // shape[2]
+
+    @staticmethod
+    def shape(hf_config: PretrainedConfig, slots: int, capacity_tokens: int) -> tuple[int, int, int, int]:
+        """Of the keys, or the values, of a layer."""
         H = hf_config.num_attention_heads
         G = getattr(hf_config, "num_key_value_heads", None) or H
         d = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // H
-        layers = range(hf_config.num_hidden_layers)
-        shape = (slots + 1, capacity_tokens, G, d)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.slots, self.capacity_tokens, self.heads_per_key = slots, capacity_tokens, H // G
+        return slots + 1, capacity_tokens, G, d
+
+    @staticmethod
+    def bytes(hf_config: PretrainedConfig, slots: int, capacity_tokens: int, dtype: torch.dtype) -> int:
+        """Of the memory that so many slots take."""
+        elements = math.prod(SlotKV.shape(hf_config, slots, capacity_tokens))
+        return 2 * hf_config.num_hidden_layers * elements * dtype.itemsize
 
     def rows(self, slot_SL: Tensor, position_SL: Tensor) -> Tensor:
         """Flat indices [S * L] that `write` takes; slot_SL may be [S, 1]."""
@@ -62,6 +74,11 @@ class Seat(NamedTuple):
     key: int
 
 
+def _numbers(dtype: torch.dtype = torch.long, per_token: bool = False) -> Any:
+    """A field of StepState: one number a slot, or one a token of it."""
+    return field(metadata={"dtype": dtype, "per_token": per_token})
+
+
 @dataclass
 class StepState:
     """Where each slot stands; every field is a tensor whose first axis is the slot.
@@ -75,50 +92,57 @@ class StepState:
     live: being decoded.
     """
 
-    ids: Tensor
-    step_map: Tensor
-    logp: Tensor
-    start: Tensor
-    end: Tensor
-    prompt: Tensor
-    limit: Tensor
-    masks: Tensor
-    block_index: Tensor
-    block_step: Tensor
-    step: Tensor
-    key: Tensor
-    needs_commit: Tensor
-    live: Tensor
+    ids: Tensor = _numbers(per_token=True)
+    step_map: Tensor = _numbers(torch.int32, per_token=True)
+    logp: Tensor = _numbers(torch.float32, per_token=True)
+    start: Tensor = _numbers()
+    end: Tensor = _numbers()
+    prompt: Tensor = _numbers()
+    limit: Tensor = _numbers()
+    masks: Tensor = _numbers()
+    block_index: Tensor = _numbers()
+    block_step: Tensor = _numbers()
+    step: Tensor = _numbers()
+    key: Tensor = _numbers()
+    needs_commit: Tensor = _numbers(torch.bool)
+    live: Tensor = _numbers(torch.bool)
 
     @staticmethod
     def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device) -> "StepState":
-        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+        state = StepState(
+            **{
+                item.name: torch.zeros(
+                    _shape(item, slots, capacity_tokens), dtype=item.metadata["dtype"], device=device
+                )
+                for item in fields(StepState)
+            }
+        )
+        state.ids.fill_(mask_id)
+        return state
 
-        numbers = ("start", "end", "prompt", "limit", "masks", "block_index", "block_step", "step", "key")
-        return StepState(
-            ids=zeros(torch.long, capacity_tokens).fill_(mask_id),
-            step_map=zeros(torch.int32, capacity_tokens),
-            logp=zeros(torch.float32, capacity_tokens),
-            **{name: zeros(torch.long) for name in numbers},
-            **{name: zeros(torch.bool) for name in ("needs_commit", "live")},
+    @staticmethod
+    def bytes(slots: int, capacity_tokens: int) -> int:
+        """Of the memory that so many slots take."""
+        return sum(
+            math.prod(_shape(item, slots, capacity_tokens)) * item.metadata["dtype"].itemsize
+            for item in fields(StepState)
         )
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Rows source[i] -> target[i] (disjoint)."""
-        for field in fields(self):
-            tensor = getattr(self, field.name)
+        for item in fields(self):
+            tensor = getattr(self, item.name)
             tensor[target] = tensor[source]
 
     def rows(self, width: int) -> "StepState":
         """Views of the first `width` slots: what a step works on."""
-        return StepState(**{field.name: getattr(self, field.name)[:width] for field in fields(self)})
+        return StepState(**{item.name: getattr(self, item.name)[:width] for item in fields(self)})
 
     def commit(self, chosen_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
         """Decides the chosen positions of each slot's block in the step that `step` counts."""
         step_nb = self.step.int()[:, None]
-        for field, new in ((self.ids, ids_nb), (self.step_map, step_nb), (self.logp, logp_nb)):
-            field.scatter_(1, position_nb, torch.where(chosen_nb, new, field.gather(1, position_nb)))
+        for column, new in ((self.ids, ids_nb), (self.step_map, step_nb), (self.logp, logp_nb)):
+            column.scatter_(1, position_nb, torch.where(chosen_nb, new, column.gather(1, position_nb)))
 
     def place(self, seats: Sequence[Seat], mask_id: int) -> None:
         """Begins sequences: prompt ids, masks to the end (beyond it a token that stands for nothing), the block at
@@ -137,9 +161,13 @@ class StepState:
             "masks": [seat.masks for seat in seats],
             "key": [seat.key for seat in seats],
         }
-        for field in fields(self):
-            getattr(self, field.name)[slot] = 0
+        for item in fields(self):
+            getattr(self, item.name)[slot] = 0
         self.ids[slot] = torch.from_numpy(ids).to(device)
         self.live[slot] = True
         for name, values in numbers.items():
             getattr(self, name)[slot] = torch.tensor(values, device=device)
+
+
+def _shape(item: Field, slots: int, capacity_tokens: int) -> tuple[int, ...]:
+    return (slots, capacity_tokens) if item.metadata["per_token"] else (slots,)

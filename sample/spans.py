@@ -20,6 +20,9 @@ from models.attention import Masked, block_causal_mask, grouped_attention
 from sample.config import SamplingConfig
 from sample.slots import SlotKV, StepState
 
+PREFILL_MAX_TOKENS = 16384
+"""Of the prompts that are run together, padding among them."""
+
 
 class Bounds(NamedTuple):
     """What the host knows about the coming steps. Upper bounds, so that shapes are fixed and a step need not ask the
@@ -106,15 +109,29 @@ class BlockSpans:
         return out.transpose(1, 2)
 
 
+class Forward(NamedTuple):
+    """Sizes of a forward pass: query positions, and the keys that its mask spans for each (0: a small mask)."""
+
+    tokens: int
+    seen_tokens: int = 0
+
+
 class CachePolicy(Protocol):
     """A family's way to get the hidden states of the block at hand of every slot.
 
-    view_multiple: the bounds' view is rounded up to a multiple of so many tokens, so that shapes recur.
-    polls_every_step: the host looks at every step which slots have ended.
+    keeps_keys: keys and values of slots are kept (`SlotKV`). view_multiple: the bounds' view is rounded up to a
+    multiple of so many tokens, so that shapes recur. polls_every_step: the host looks at every step which slots have
+    ended.
     """
 
+    keeps_keys: bool
     view_multiple: int
     polls_every_step: bool
+
+    @staticmethod
+    def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> "list[Forward]":
+        """The largest forward passes over so many slots, of prompts of so many tokens."""
+        ...
 
     def first_block(self, prompt_tokens: int) -> int:
         """Position where the first decoded block starts."""
@@ -150,8 +167,15 @@ class ExactBlockCache:
     1.
     """
 
+    keeps_keys = True
     view_multiple = 32
     polls_every_step = False
+
+    @staticmethod
+    def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> list[Forward]:
+        """A prefill, and a step in which every slot has a block to commit."""
+        prefilled = max(prompt_tokens, min(slots * prompt_tokens, PREFILL_MAX_TOKENS))
+        return [Forward(prefilled), Forward(2 * slots * block_size, seen_tokens=capacity_tokens)]
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
         assert config.block_size is not None
@@ -218,8 +242,13 @@ class ExactBlockCache:
 class FullRecompute:
     """No cache: every step runs the whole sequence under the family's own mask. Exact for every family, and slow."""
 
+    keeps_keys = False
     view_multiple = 1
     polls_every_step = False
+
+    @staticmethod
+    def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> list[Forward]:
+        return [Forward(slots * capacity_tokens)]
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
         assert config.block_size is not None
@@ -269,6 +298,7 @@ class FrozenContext(FullRecompute):
     polls_every_step keeps both kinds of forward small.
     """
 
+    keeps_keys = True
     polls_every_step = True
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
@@ -326,8 +356,16 @@ def _before(end_n: Tensor, length_tokens: int) -> Tensor:
     return (torch.arange(length_tokens, device=end_n.device) < end_n.clamp_min(1)[:, None])[:, None, None]
 
 
+CACHES: dict[str, type[ExactBlockCache] | type[FullRecompute] | type[FrozenContext]] = {
+    "exact": ExactBlockCache,
+    "none": FullRecompute,
+    "prefix": FrozenContext,
+    "dual": FrozenContext,
+}
+
+
 def cache_policy(model: DiffusionLM, config: SamplingConfig, kv: SlotKV | None) -> CachePolicy:
-    """The policy of `config.cache`; kv is None where it is "none"."""
+    """The policy of `config.cache`; kv is None where it keeps no keys."""
     if kv is None:
         return FullRecompute(model, config)
     return ExactBlockCache(model, config, kv) if config.cache == "exact" else FrozenContext(model, config, kv)

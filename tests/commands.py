@@ -44,6 +44,18 @@ def alive(pid):
         return False
 
 
+def ranks_of(launcher):
+    """Process ids of the ranks that a launcher's id has started and that live."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"DLLM_RL_LAUNCHER={launcher}\0".encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in found if alive(pid)]
+
+
 def gone_in(pids, seconds):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(map(alive, pids)):

@@ -2,7 +2,7 @@
 wrong before a model is loaded."""
 
 import pytest
-from end_to_end import EVAL, RL, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, read_jsonl, text_checkpoint
 
 from configs import load_config
 from train import evaluation, rl
@@ -26,20 +26,14 @@ def at_home(proposal, masked_nb, k_n, choices):
 '''
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return text_checkpoint(tmp_path_factory.mktemp("model"))
+@pytest.fixture(autouse=True)
+def own(shop):
+    path = shop.folder / "own.py"
+    path.write_text(OWN)
+    return path
 
 
-@pytest.fixture
-def shop(tmp_path, model_folder):
-    shop = Workshop(tmp_path, model_folder)
-    (tmp_path / "own.py").write_text(OWN)
-    return shop
-
-
-def test_rl_of_two_steps_with_a_users_strategy_and_target(shop):
-    own = shop.folder / "own.py"
+def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
     words = [f"rollout.strategy={own}:leftmost_first", "rollout.strategy_params.several=2"]
     words += [f"rollout.target={own}:surprise", "rollout.target_params={sign: 1.0}"]
     words += [f"evaluation.strategy=[low_confidence_dynamic,{own}:leftmost_first]", "evaluation.top_k=0"]
@@ -58,12 +52,12 @@ def test_rl_of_two_steps_with_a_users_strategy_and_target(shop):
     assert {"dynamic-b4-T1", "leftmost_first-b4-T1"} <= names
 
 
-def test_an_evaluation_with_a_users_strategy(shop):
-    words = [f"rollout.strategy=[sequential,{shop.folder}/own.py:leftmost_first]", "rollout.steps_per_block=4"]
+def test_an_evaluation_with_a_users_strategy(shop, own):
+    words = [f"rollout.strategy=[sequential,{own}:leftmost_first]", "rollout.steps_per_block=4"]
     results = evaluation.run(load_config(shop.words(EVAL, *words, "rollout.temperature=0")))
-    same = ("accuracy", "tokens", "steps")
+    same = ("reward", "length", "tokens_per_forward")
     sequential, own = (results[name] for name in ("sequential-b4-greedy", "leftmost_first-b4-greedy"))
-    assert [sequential.get(name) for name in same] == [own.get(name) for name in same]
+    assert [sequential[name] for name in same] == [own[name] for name in same]
 
 
 @pytest.mark.parametrize(
@@ -74,20 +68,34 @@ def test_an_evaluation_with_a_users_strategy(shop):
             "rollout.remasking_strategy: .*has no 'left'; nearest: leftmost_first",
         ),
         (["rollout.strategy=OWN:at_home"], r"rollout.strategy=OWN:at_home: ZeroDivisionError: not here \(OWN line"),
-        (["rollout.strategy=OWN:leftmost_first", "rollout.strategy_params.sevral=2"], "Did you mean 'several'"),
+        (
+            ["rollout.remasking_strategy=OWN:leftmost_first", "rollout.strategy_params.sevral=2"],
+            "^rollout.strategy_params.sevral is unknown: .* Did you mean 'several'",
+        ),
         (["rollout.strategy=OWN:surprise"], "is called with 4 arguments"),
         (["evaluation.target=OWN:leftmost_first"], "evaluation.target"),
         (["rollout.strategy_params.several=2"], "rollout.strategy_params={'several': 2}: .* is built in"),
     ],
 )
 @pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
-def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(shop, monkeypatch, text, words, says):
+def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(
+    shop, own, monkeypatch, text, words, says
+):
     def refuse(*arguments, **named):
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr(setup_models, "load_model", refuse)
-    own = str(shop.folder / "own.py")
+    own = str(own)
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match=says.replace("OWN", own)):
         run(load_config(shop.words(text, *(word.replace("OWN", own) for word in words))))
     assert not shop.runs.exists()
+
+
+@pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
+def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(shop, monkeypatch, text):
+    monkeypatch.setattr(setup_models, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
+    llada = text_checkpoint(shop.folder / "llada", "llada")
+    run = rl.run if text is RL else evaluation.run
+    with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
+        run(load_config(shop.words(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import warnings
 
 import pytest
@@ -92,6 +93,15 @@ def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words
             run_rl(shop, f"dry_run={dry_run}", *words)
         assert says in str(error.value)
     assert not shop.runs.exists()
+
+
+def test_a_folder_without_weights_is_said_in_a_dry_run(shop, no_model_work, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(shop.model / name, tmp_path / name)
+    named = [f"model.pretrained_model={tmp_path}", "dry_run=true"]
+    with pytest.raises(ValueError, match=f"{tmp_path} has no weights"):
+        run_rl(shop, *named)
+    run_rl(shop, *named, "model.random_init=true")
 
 
 QUESTIONS = [{"question": "1="}, {"question": "2="}]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import commands
 import local_sshd
@@ -148,6 +149,7 @@ def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(sho
     typed, folder = shop.words(RL, *words, "experiment.project=stopped"), shop.runs / "stopped"
     process = start(["rl.py", *typed, "experiment.processes=2"])
     wait_for(process, lambda: rows_in(folder / "rollouts.jsonl") >= 32)
+    assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     process.send_signal(number)
     got, out = finish(process)
     assert got == status and f"The same command resumes from {folder}/ckpt/step-" in out and "Traceback" not in out

@@ -14,9 +14,9 @@ FOLDERS = ("benchmarks", "configs", "data", "examples", "models", "reward", "run
 BELOW = {
     "configs": (),
     "runtime": ("configs",),
-    "models": ("configs",),
+    "models": ("configs", "runtime.pipes"),
     "reward": ("configs", "runtime"),
-    "data": ("configs", "models.families", "models.tokenizer"),
+    "data": ("configs", "models.families", "models.tokenizer", "runtime.pipes"),
     "sample": ("configs", "runtime", "models"),
     "train": ("configs", "runtime", "models", "reward", "data", "sample"),
     "serve": ("configs", "runtime", "models", "reward", "data", "sample"),
@@ -24,12 +24,10 @@ BELOW = {
 # Inside train/, from the ground up; files of train/ itself (the loops) are on top.
 TRAIN_FLOORS = ("algorithm", "distributed", "learner", "setup", "memory")
 
-FUNCTION_LINES, CLASS_LINES, FILE_LINES, COMPLEXITY = 60, 200, 400, 3.9
+FUNCTION_LINES, CLASS_LINES, FILE_LINES, COMPLEXITY = 60, 200, 400, 3.95
 
 # What is too large or in a circle today. An entry that no longer applies fails: take it out.
 TO_DO = {
-    "train/memory/plan.py has 436 lines",
-    "train/memory/plan.py: class Budget has 279 lines",
     "reward/code/inside/values.py: class TestsSide has more",
     "circle: reward.code.inside.handles, reward.code.inside.lazy, reward.code.inside.values",
     "circle: reward.judge.api, reward.judge.judge",
@@ -191,7 +189,7 @@ def test_files_classes_and_functions_are_small():
 
 
 def test_functions_decide_little_on_average():
-    """House rule: not above radon's 3.8 of commit 6db0e99, which this count puts at 3.95."""
+    """Not above that of commit 6db0e99: 3.85 as radon counts, 3.95 as here."""
     counts = [1 + decisions(node) for module in modules() for node in functions(module)]
     assert sum(counts) / len(counts) <= COMPLEXITY
 

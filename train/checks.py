@@ -15,11 +15,12 @@ from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
+from train.setup.decodings import cache_mode, check_decodings
 from train.setup.doors import check_doors, method_of
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
-from train.setup.prompts import check_decodings, require_room
-from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
+from train.setup.prompts import require_room
+from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def check(config: Config, first: Config | None = None) -> None:
     value_spec_of(config, spec)
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
-    check_memory(config, spec.folder)
+    check_memory(config, spec)
 
 
 def _made_by(first: Config) -> CheckpointSpec:
@@ -113,7 +114,9 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
-    """ValueError where the responses that a section asks for leave the model no position for a prompt."""
+    """ValueError where the responses that a section asks for leave the model no position for a prompt, or the family
+    has no such cache."""
+    cache_mode(decode, spec.family)
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
@@ -201,6 +204,7 @@ def banner_rows(
         "steps": f"{steps_done + 1} to {config.experiment.total_step}"
         if steps_done < config.experiment.total_step
         else f"all {steps_done} are done",
+        **sandbox_row(config, config.dataset.data_type),
         "engine": engine_line(config),
         "seed": str(training.seed),
         "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),

@@ -1,7 +1,8 @@
-"""How commands speak and end: a warning or a user's mistake is one line, anything else a traceback."""
+"""Entry of every command: reads the config, starts the ranks, turns exceptions into messages and exit codes."""
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -9,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from configs import load_config
+from configs.commands import Command
 from configs.schema import Config
 from reward.base import RewardError
+from runtime.pipes import on_broken_pipe, quiet_pipes
 from runtime.text import print_error, print_traceback
 
 if TYPE_CHECKING:
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
     from runtime.nodes import Node
 
 
-class _Speaker(logging.Handler):
+COMMANDS: dict[str, Command] = {"train.rl": "rl", "train.sft": "sft", "train.evaluation": "eval"}
+
+
+class _WarningLine(logging.Handler):
     """`warning: text` on stderr, each text once, from rank 0 alone: what concerns all is the same everywhere."""
 
     def __init__(self, level: int):
@@ -39,11 +45,12 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
     ValueErrors, those of the operating system, of rewards that keep failing and of diverged training are messages for
     users: printed without a traceback, exit status 2 (DEBUG=1 shows all).
     """
+    quiet_pipes()
     sys.excepthook = print_traceback
-    logging.getLogger().addHandler(_Speaker(logging.WARNING))
+    logging.getLogger().addHandler(_WarningLine(logging.WARNING))
     warnings.showwarning = lambda message, *place, **more: logging.getLogger(__name__).warning("%s", message)
     try:
-        config = load_config(sys.argv[1:], usage)
+        config = load_config(sys.argv[1:], usage, COMMANDS[module])
     except ValueError as error:
         print_error(str(error))
         sys.exit(2)
@@ -51,18 +58,19 @@ def main(module: str, usage: str, *, nodes: bool = False) -> None:
 
 
 def _start(module: str, config: Config, nodes: bool) -> None:
-    # torch takes seconds to import: a mistake in the words is said before
-    from runtime import heartbeat, launch, ranks, stopping
-    from runtime.nodes import RendezvousConfig
+    # After the command line has been checked. None of these imports torch: a launcher starts its ranks at once.
+    from runtime import child, heartbeat, launch, ranks, stopping
+    from runtime.rendezvous import RendezvousConfig
     from runtime.run_folder import run_path
-    from train.learner.updater import NotFinite
+    from train.learner.divergence import NotFinite
 
-    launch.follow_launcher()
+    child.follow_launcher()
     stopping.listen()
+    on_broken_pipe(lambda: stopping.ask(signal.SIGPIPE))
     try:
         processes, node = placement(config, nodes)
         experiment = config.experiment
-        if processes * node.count > 1 and not launch.is_launched() and not config.dry_run:
+        if processes * node.count > 1 and not child.is_launched() and not config.dry_run:
             settings = RendezvousConfig(
                 experiment.launcher, experiment.join_seconds, experiment.ssh, experiment.ssh_user
             )
@@ -77,16 +85,16 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         print_error(str(error))
         sys.exit(2)
     except stopping.Stopped as stop:
-        if ranks.is_main():
+        if ranks.is_main() and stop.number != signal.SIGPIPE:  # whoever read the output has left
             resumes = stop.resumes or heartbeat.where_to_resume(run_path(config), config.experiment.resume)
             print(f"{stop}. {resumes}", file=sys.stderr)
         sys.exit(128 + stop.number)
-    except ranks.FailedElsewhere as error:
+    except child.FailedElsewhere as error:
         if os.environ.get("DEBUG"):
             raise
         seen = heartbeat.last_seen(run_path(config), error.missing)
         print_error(f"{error}{f' (last sign of life: {seen})' if seen else ''}", f"rank {ranks.rank()} stops: ")
-        sys.exit(ranks.STOPPED_ELSEWHERE)
+        sys.exit(child.STOPPED_ELSEWHERE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -97,13 +105,12 @@ def _start(module: str, config: Config, nodes: bool) -> None:
 def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
     disagree."""
-    import torch
-
     from configs.engine import engine_file
-    from runtime import launch
+    from runtime import child
+    from runtime.devices import gpu_count
     from runtime.nodes import Node, this_node
 
-    experiment, launched = config.experiment, launch.is_launched()
+    experiment, launched = config.experiment, child.is_launched()
     file = engine_file(experiment.deepspeed_file)
     if config.dry_run and experiment.gpu_memory_gib:  # a plan for machines that this one is not
         if file is not None:
@@ -120,7 +127,7 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
             f"experiment.num_node={experiment.num_node}: this command runs on one machine; use multinode_rl.py or "
             "multinode_eval.py."
         )
-    gpus = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    gpus = gpu_count() if config.model.device != "cpu" else 0
     processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
     if file is not None and not file.cpu and not experiment.processes and gpus < processes:
         processes = max(1, gpus)
@@ -141,7 +148,7 @@ def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> 
     """ValueError where experiment.deepspeed_file names other nodes or processes than there are; `nodes`: None where
     a launcher has started this process."""
     from configs.engine import names_like
-    from runtime.ranks import STORE_VARIABLE
+    from runtime.child import STORE_VARIABLE
 
     named = f"experiment.deepspeed_file={file.name}"
     other_launcher = nodes is None and STORE_VARIABLE not in os.environ

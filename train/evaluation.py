@@ -25,10 +25,11 @@ from train.checks import check_room, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
+from train.setup.decodings import check_decodings, sampling_entries
 from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, check_decodings, completion_text, load_prompts, reward_columns, sampling_entries
-from train.setup.rewards import check_tasks, reward_of
+from train.setup.prompts import Prompt, PromptSource, completion_text, load_prompts, reward_columns
+from train.setup.rewards import check_tasks, reward_of, sandbox_row
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +181,9 @@ def run(config: Config) -> dict[str, Any] | None:
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
-    prompts = load_prompts(
-        config.dataset, config.dataset.eval_dataset, model, data_type=config.dataset.data_type,
-        max_tasks=config.dataset.max_tasks, max_prompt_tokens=config.training.max_prompt_len,
-        decode=config.rollout,
-    )  # fmt: skip
+    dataset = config.dataset
+    source = PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+    prompts = load_prompts(config, source, model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
     with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -215,7 +214,7 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, spec.folder, "eval")
+    check_memory(config, spec, "eval")
     return spec.folder
 
 
@@ -254,5 +253,6 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
         "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
         "samples": f"{setup.responses_per_task} a task",
         "entries": ", ".join(setup.decodings),
+        **sandbox_row(config, config.dataset.data_type),
         "seed": str(config.training.seed),
     }

@@ -25,11 +25,12 @@ from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
 from train.setup.blocks import Blocks, adopt_block_size
+from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
 from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, inference_model, load_prompts, sampling_entries
+from train.setup.prompts import Prompt, PromptSource, load_prompts
 from train.setup.rewards import reward_of, step_judge_of
 
 
@@ -222,15 +223,8 @@ def _decodings(
 
 def _train_prompts(config: Config, model: DiffusionLM) -> list[Prompt]:
     dataset = config.dataset
-    return load_prompts(
-        dataset,
-        dataset.train_dataset,
-        model,
-        data_type=dataset.data_type,
-        max_tasks=dataset.max_tasks,
-        max_prompt_tokens=config.training.max_prompt_len,
-        decode=config.rollout,
-    )
+    source = PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+    return load_prompts(config, source, model)
 
 
 def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | None:
@@ -239,13 +233,6 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     decodings = _decodings(config, evaluation, learner.model, learner.blocks.evaluated)
     if not evaluation.eval_dataset:
         return None
-    prompts = load_prompts(
-        config.dataset,
-        evaluation.eval_dataset,
-        learner.model,
-        data_type=evaluation.data_type,
-        max_tasks=evaluation.max_tasks,
-        max_prompt_tokens=config.training.max_prompt_len,
-        decode=evaluation,
-    )
+    source = PromptSource(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
+    prompts = load_prompts(config, source, learner.model)
     return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task)

@@ -93,7 +93,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {plan.examples} examples; {plan}")
-    check_memory(config, spec.folder, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec, "sft", _answer_tokens(training, examples))
     return examples
 
 

@@ -36,7 +36,7 @@ def find_family(
     known = families()
     model_type = raw_config.get("model_type")
     vision = next((name for name in weight_names if "vision_tower" in name or "mm_projector" in name), None)
-    if model_type in _WITHOUT_FAMILY or vision is not None:
+    if str(model_type) in _WITHOUT_FAMILY or vision is not None:
         reason = _WITHOUT_FAMILY.get(str(model_type)) or f"its weights hold {vision}, the part that reads images"
         raise ValueError(
             f"{where} is a {model_type} checkpoint, which no family here runs yet: {reason}. "

@@ -36,21 +36,22 @@ class Group:
         name = f"{PREFIX}-{os.getpid()}-{number}"
         self.version = hierarchy.version
         self.memory, self.cpu = hierarchy.memory / name, hierarchy.cpu / name
+        self._files: dict[str, str] = {}  # by name: a path is slower to make than its file to read
         self._limit = 0
         self._seconds, self._kills, self._hits = 0.0, 0, 0
 
     def prepare(self, memory_bytes: int) -> list[str]:
         """Empties the counts and sets the limit; gives the files that take the number of a process to hold."""
-        folders = sorted({self.memory, self.cpu})
-        if any([_make(folder) for folder in folders]) or memory_bytes != self._limit:
+        if any([_make(folder) for folder in {self.memory, self.cpu}]) or memory_bytes != self._limit:
             self._set_limit(memory_bytes)
         self._seconds = 0.0
         self._seconds, self._kills = self.seconds(), self._kills_ever()
         if self.version == 2:
-            self._hits = _field(self.memory / "memory.events", "oom")
+            self._hits = self._field("memory.events", "oom")
         else:
-            (self.memory / PEAK).write_text("0")
-        return [str(folder / "cgroup.procs") for folder in folders]
+            with open(self.memory / PEAK, "w") as file:
+                file.write("0")
+        return [str(folder / "cgroup.procs") for folder in sorted({self.memory, self.cpu})]
 
     def _set_limit(self, memory_bytes: int) -> None:
         names = ("memory.max",) if self.version == 2 else ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
@@ -69,21 +70,31 @@ class Group:
     def seconds(self) -> float:
         """Processor time of all that it held since `prepare`."""
         if self.version == 2:
-            return _field(self.cpu / "cpu.stat", "usage_usec") / 1e6 - self._seconds
-        return int((self.cpu / "cpuacct.usage").read_text()) / 1e9 - self._seconds
+            return self._field("cpu.stat", "usage_usec") / 1e6 - self._seconds
+        return int(self._read("cpuacct.usage")) / 1e9 - self._seconds
 
     def ran_out(self) -> bool:
         """Whether the kernel killed a process of it because the group was at its limit."""
         if self.version == 2:
-            return _field(self.memory / "memory.events", "oom") > self._hits
-        return self.lost() and int((self.memory / PEAK).read_text()) > 0.95 * self._limit
+            return self._field("memory.events", "oom") > self._hits
+        return self.lost() and int(self._read(PEAK)) > 0.95 * self._limit
 
     def lost(self) -> bool:
         """Whether the kernel killed a process of it for want of memory, here or on the whole machine."""
         return self._kills_ever() > self._kills
 
     def _kills_ever(self) -> int:
-        return _field(self.memory / ("memory.events" if self.version == 2 else "memory.oom_control"), "oom_kill")
+        return self._field("memory.events" if self.version == 2 else "memory.oom_control", "oom_kill")
+
+    def _field(self, file: str, name: str) -> int:
+        fields = dict(line.split() for line in self._read(file).splitlines())
+        return int(fields[name])
+
+    def _read(self, name: str) -> str:
+        if name not in self._files:
+            self._files[name] = str((self.memory if name.startswith("memory") else self.cpu) / name)
+        with open(self._files[name]) as file:
+            return file.read()
 
     def remove(self) -> None:
         for folder in {self.memory, self.cpu}:
@@ -93,15 +104,10 @@ class Group:
 
 def _make(folder: Path) -> bool:
     try:
-        folder.mkdir()
+        os.mkdir(folder)
     except FileExistsError:
         return False
     return True
-
-
-def _field(file: Path, name: str) -> int:
-    fields = dict(line.split() for line in file.read_text().splitlines())
-    return int(fields[name])
 
 
 @functools.cache

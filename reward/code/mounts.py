@@ -22,28 +22,49 @@ LOCALES_AND_ZONES = ("/usr/lib/locale", "/usr/share/zoneinfo")
 def mounts(python: str, *tools: str) -> list[str]:
     """bubblewrap's arguments for the root: system libraries, interpreter and packages to read, two small folders to
     write. tools: further programs that have to be there."""
+    return [*_own(), *_shared(python, *tools), *_last()]
+
+
+@functools.cache
+def mounts_of_view(python: str) -> list[str]:
+    """The same where the rest stands already, as in `open_view`: what was mounted there one by one is taken whole."""
+    words = _own()
+    for top in sorted({"/" + path.split("/")[1] for path in _shared(python, _bwrap()) if path.startswith("/")}):
+        words += ["--symlink", os.readlink(top), top] if os.path.islink(top) else ["--ro-bind-try", top, top]
+    return [*words, *_last()]
+
+
+def _own() -> list[str]:
+    """What no sandbox has in common with another one."""
     words = ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     for folder in SCRATCH:
         words += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", folder]
-    words += ["--remount-ro", "/dev"]
+    return [*words, "--remount-ro", "/dev"]
+
+
+def _last() -> list[str]:
+    return ["--chdir", SCRATCH[0], "--remount-ro", "/"]
+
+
+def _shared(python: str, *tools: str) -> list[str]:
+    """What all sandboxes read."""
+    words: list[str] = []
     visible = visible_paths(python)
     private = [str(folder) for folder in {ROOT, Path.cwd().resolve()} if any(_is_inside(folder, v) for v in visible)]
     shell = os.path.join(os.path.realpath("/bin"), "sh")
     for path in sorted({*visible, *private, shell, *tools}):
-        words += parents(path)
+        words += [word for parent in reversed(Path(path).parents[:-1]) for word in ("--dir", str(parent))]
         words += ["--tmpfs", path] if path in private else ["--ro-bind", path, path]
     for link in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/usr/lib64"):
         if os.path.islink(link) and link not in visible:
             words += ["--symlink", os.readlink(link), link]
     for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
         words += ["--ro-bind-try", file, file]
-    words += [word for folder in private for word in ("--remount-ro", folder)]
-    return [*words, "--chdir", SCRATCH[0], "--remount-ro", "/"]
+    return [*words, *(word for folder in private for word in ("--remount-ro", folder))]
 
 
-def parents(path: str) -> list[str]:
-    """bubblewrap's arguments for the folders above `path`, to be seen by every user."""
-    return [word for parent in reversed(Path(path).parents[:-1]) for word in ("--dir", str(parent))]
+def _bwrap() -> str:
+    return os.path.realpath(shutil.which("bwrap") or "bwrap")
 
 
 def visible_paths(python: str) -> list[str]:
@@ -86,35 +107,17 @@ def package_folders(python: str) -> list[str]:
     return [folder for folder in folders if os.path.isdir(folder)]
 
 
-def _hidden_folders(paths: list[str]) -> list[str]:
-    """The topmost folders above `paths` that other users cannot pass, as /root."""
-    closed = {
-        next((str(parent) for parent in reversed(Path(path).parents) if not parent.stat().st_mode & 0o001), "")
-        for path in paths
-    }
-    return sorted(closed - {""})
-
-
 @functools.cache
-def open_view(python: str) -> int | None:
-    """A mount namespace in which every user can reach what a sandbox of `python` shows, as a descriptor; None where
-    every user can without. An interpreter below /root is the usual case. Only root can make one."""
-    paths = visible_paths(python)
-    hidden = _hidden_folders(paths)
-    if not hidden:
-        return None
-    words = ["--dev-bind", "/", "/"]
-    for folder in hidden:
-        words += ["--tmpfs", folder]
-        for path in paths:
-            if Path(path).is_relative_to(folder):
-                words += [*parents(path), "--ro-bind", path, path]
+def open_view(python: str) -> int:
+    """A mount namespace with no more of the machine than sandboxes of `python` read and bubblewrap needs, as a
+    descriptor. Only root can make one. Every user can pass its folders, which the machine's own (/root) may forbid, and
+    what little is mounted there is taken over in less time."""
     info, info_inside = os.pipe()
-    command = [shutil.which("bwrap") or "bwrap", *words, "--info-fd", str(info_inside)]
+    words = [*_shared(python, _bwrap()), "--dev-bind", "/dev", "/dev", "--dev-bind", "/proc", "/proc", "--dir", "/tmp"]
     with (
         os.fdopen(info, "rb") as told,
         subprocess.Popen(
-            [*command, "/bin/sh", "-c", "echo; read -r line"],
+            [_bwrap(), *words, "--info-fd", str(info_inside), "/bin/sh", "-c", "echo; read -r line"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reward.code.hold import with_holds
+from reward.code.expected import with_originals
 from reward.code.source import FunctionNode, entry_node, last_definition, runnable_prefix
 from reward.code.ungradable import Ungradable
 from reward.code.uses import Uses, check_surroundings
@@ -84,7 +84,7 @@ def _plan(tests: list[str], prefix: str) -> Plan:
         numpy=uses.takes_arrays(),
         seeds=any("seed" in test for test in tests),
         prefix=runnable,
-        tests=[with_holds(test, tree) for test, tree in zip(tests, trees, strict=True)],
+        tests=with_originals(tests, uses),
     )
 
 

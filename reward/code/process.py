@@ -82,7 +82,7 @@ class Process:
             return True
         if group is None and sum(map(_resident, self._all())) > self.watch.memory_bytes:
             return True
-        first = next(iter(_children(self.popen.pid)), None)
+        first = next(iter(_children(self.popen.pid)), None) if self.popen.returncode is None else None
         return first is not None and sum(_files(first, folder) for folder in SCRATCH) > MAX_FILES
 
     def wants_to_run(self) -> bool:
@@ -135,8 +135,9 @@ class Process:
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     with suppress(OSError):  # it may end at any moment
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                found += map(int, children.read().split())
     return found
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any, Literal
 from reward.code.bootstrap import bootstrap
 from reward.code.cgroup import Group, enter, find_hierarchy
 from reward.code.filter import filter_program
-from reward.code.mounts import ROOT, SCRATCH, mounts, open_view, package_folders
+from reward.code.mounts import ROOT, SCRATCH, mounts, mounts_of_view, open_view, package_folders
 from reward.code.process import Process, Watch
 
 FIRST_USER = 1 << 30
@@ -81,6 +81,9 @@ class Isolation:
     grouped: bool = True
     gaps: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return "; ".join([self.name, *self.gaps])
+
     def command(self, number: int, limits: Limits, files: Sequence[str] = (), seccomp: int | None = None) -> list[str]:
         """What to run, up to and including the interpreter, in sandbox `number` of this process.
 
@@ -96,19 +99,14 @@ class Isolation:
         if not self.user_namespace:
             return [*begin, *bwrap, *self._drop_inside(self._user(number))]
         bwrap += ["--unshare-user", *(["--disable-userns"] if _knows("--disable-userns") else []), "--cap-drop", "ALL"]
-        return [*begin, *self._drop(self._user(number)), *bwrap, *mounts(self.python), self.python]
+        if self.user == "same":
+            return [*begin, *bwrap, *mounts(self.python), self.python]
+        view = f"--mount=/proc/{os.getpid()}/fd/{open_view(self.python)}"
+        drop = [_tool("nsenter"), view, "--setuid", self._user(number), "--setgid", self._user(number)]
+        return [*begin, *drop, *bwrap, *mounts_of_view(self.python), self.python]
 
     def _user(self, number: int) -> str:
         return str(NOBODY if self.user == "nobody" else FIRST_USER + (os.getpid() % 4096) * 4096 + number)
-
-    def _drop(self, user: str) -> list[str]:
-        """Makes bubblewrap another user's, where that one can reach what it is to mount."""
-        if self.user == "same":
-            return []
-        if (view := open_view(self.python)) is not None:
-            place = f"/proc/{os.getpid()}/fd/{view}"
-            return [_tool("nsenter"), f"--mount={place}", "--setuid", user, "--setgid", user]
-        return [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups"]
 
     def _drop_inside(self, user: str) -> list[str]:
         """--die-with-parent reaches only processes of bubblewrap's own user: a shell that is left as it is waits for
@@ -155,8 +153,8 @@ def find_isolation() -> Isolation | None:
 
 NESTED = "a program can make user namespaces"
 KEYRINGS = "kernel keyrings can be shared"
-UNCOUNTED = "shared memory and the time of short-lived children are not counted (no control group)"
-UNFILTERED = "system calls are not filtered"
+UNCOUNTED = "memory outside of processes and time of short-lived children are not counted (no control group)"
+UNFILTERED = "system calls are not filtered (no libseccomp)"
 
 
 def leaks(isolation: Isolation) -> list[str]:
@@ -276,14 +274,17 @@ def start(
         passed.callback(os.close, ready_inside)
         undo.callback(os.close, ready)
         inside, seccomp = [ready_inside, *pass_fds], None
+        settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
+        inside, seccomp = [ready_inside, *pass_fds], None
         if isolation.filtered and (program := filter_program(isolation.user_namespace)):
             seccomp = passed.enter_context(_pipe_of(program))
             inside.append(seccomp)
-        settings = {**vars(limits), "ready_fd": ready_inside, "path": package_folders(isolation.python)}
         settings |= {"limit_cpu": not isolation.isolated, "keyctl": KEYCTL if isolation.isolated and not seccomp else 0}
+        source, modules = bootstrap(isolation.python, settings, call)
+        inside.append(modules)
         command = isolation.command(number, limits, files, seccomp)
         popen = subprocess.Popen(
-            [*command, *PYTHON_FLAGS, "-c", bootstrap(isolation.python, settings, call)],
+            [*command, *PYTHON_FLAGS, "-c", source],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.DEVNULL,

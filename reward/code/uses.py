@@ -52,17 +52,19 @@ class Uses:
     def __init__(self, trees: list[ast.Module], entries: set[str], classes: set[str]) -> None:
         """classes: the entries that are known to be classes."""
         self.trees, self.entries, self.classes = trees, entries, classes
-        self._nodes = [node for tree in trees for node in ast.walk(tree)]
+        self.nodes = [node for tree in trees for node in ast.walk(tree)]
         self._aliases = {name: {name} for name in entries}
         self._add_aliases()
         self._results: dict[str, set[str]] = {}
         self._add_results()
+        self._held = set(self._results)
+        self._add_held()
 
     def makers(self) -> set[str]:
         """The entries whose results the tests use as objects: what no plain data has is read of them, or they are
         called; or the entry is named like a class, and anything is read of them."""
         found = set(self.classes)
-        for node in self._nodes:
+        for node in self.nodes:
             if isinstance(node, ast.Attribute):
                 is_plain = node.attr in _PLAIN_ATTRIBUTES
                 found |= {name for name in self._sources(node.value) if not is_plain or _is_class_name(name)}
@@ -75,7 +77,7 @@ class Uses:
 
     def check(self) -> None:
         """Ungradable where a test does with an entry what handles cannot serve."""
-        for node in self._nodes:
+        for node in self.nodes:
             if isinstance(node, ast.Call) and self._names(node.func):
                 self._check_arguments(node)
             elif isinstance(node, ast.ClassDef) and any(self._names(base) for base in node.bases):
@@ -100,14 +102,21 @@ class Uses:
 
     def preparation(self, helpers: set[str]) -> list[int]:
         """The tests that assert nothing, unless none does. helpers: functions of the prefix."""
-        helpers = helpers | {node.name for node in self._nodes if isinstance(node, FunctionNode)}
+        helpers = helpers | {node.name for node in self.nodes if isinstance(node, FunctionNode)}
         found = [number for number, tree in enumerate(self.trees) if not _asserts(tree, helpers)]
         return found if len(found) < len(self.trees) else []
 
     def takes_arrays(self) -> bool:
         """Whether the tests speak of arrays; else a list may be in the place of one."""
-        return any(whole.partition(".")[0] == "numpy" for whole in _imported(self._nodes).values()) or any(
-            isinstance(node, ast.Attribute) and node.attr in _ARRAY_ATTRIBUTES for node in self._nodes
+        return any(whole.partition(".")[0] == "numpy" for whole in _imported(self.nodes).values()) or any(
+            isinstance(node, ast.Attribute) and node.attr in _ARRAY_ATTRIBUTES for node in self.nodes
+        )
+
+    def mentions(self, node: ast.AST) -> bool:
+        """Whether an expression has to do with the program: with one of its names, or with what came of one."""
+        return any(
+            isinstance(part, ast.Name) and (part.id in self._aliases or part.id in self._held)
+            for part in ast.walk(node)
         )
 
     def _names(self, node: ast.AST) -> set[str]:
@@ -126,8 +135,8 @@ class Uses:
 
     def _add_aliases(self) -> None:
         """Other names of the entries: parameters of functions that get them, and variables."""
-        functions = {node.name: node for node in self._nodes if isinstance(node, FunctionNode)}
-        for node in self._nodes:
+        functions = {node.name: node for node in self.nodes if isinstance(node, FunctionNode)}
+        for node in self.nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
                 parameters = functions[node.func.id].args.args
                 for parameter, value in zip(parameters, node.args, strict=False):
@@ -143,12 +152,28 @@ class Uses:
 
     def _add_results(self) -> None:
         """Variables that hold what an entry returned, or what was computed from it."""
-        bindings = list(_bindings(self._nodes))
+        bindings = list(_bindings(self.nodes))
         size = -1
         while size != (size := sum(map(len, self._results.values()))):
             for name, value in bindings:
                 if sources := self._sources(value):
                     self._results.setdefault(name, set()).update(sources)
+
+    def _add_held(self) -> None:
+        """Variables whose value mentions the program, however it is computed."""
+        bindings = [*_bindings(self.nodes), *_loops(self.nodes)]
+        size = -1
+        while size != (size := len(self._held)):
+            self._held |= {name for name, value in bindings if self.mentions(value)}
+
+
+def _loops(nodes: list[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    """The variables of loops, each with what is run through."""
+    for node in nodes:
+        if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            for part in ast.walk(node.target):
+                if isinstance(part, ast.Name):
+                    yield part.id, node.iter
 
 
 def _bindings(nodes: list[ast.AST]) -> Iterator[tuple[str, ast.AST]]:

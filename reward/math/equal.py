@@ -1,117 +1,347 @@
-"""Whether two mathematical answers are equal. Runs inside the workers of reward.math: sympy can take for ever."""
+"""Whether two mathematical answers are equal. Runs inside the workers of reward.math: sympy can take for ever.
 
-import cmath
-import logging
+Both are brought to one spelling (spelling, latex, characters), then the first rule that can read both decides: words
+and options, residue classes, sets, lists, equations, tuples, times and ratios, quantities, expressions. math-verify has
+the last word on what values do not settle.
+"""
+
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import E, Expr, Mul, Symbol, UnevaluatedExpr
+import sympy
+from latex2sympy2_extended.latex2sympy2 import is_expr_of_only_symbols
+from sympy import And, Expr, Number
+from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from reward.math.text import base_of, bracketed, letters, option_letter, tidy, unit_of, without_unit, words
+from reward.math.congruence import is_congruence, same_classes
+from reward.math.expression import same_expression
+from reward.math.measure import same_quantity
+from reward.math.options import letters, option_letter
+from reward.math.parse import parsed
+from reward.math.quantity import quantity_of
+from reward.math.sets import BUILDER, INEQUALITY, may_be_set, pieces, solutions
+from reward.math.spelling import tidy
+from reward.math.structure import bracketed, depth, elements, split
+from reward.math.value import same_value
+from reward.math.words import bare, words
 
-for _name in ("math_verify", "latex2sympy2_extended"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-_POINTS = ((1.3719, 2.6143, 0.5171, 3.2907, 1.8113), (0.2917, 1.1379, 2.3551, 0.7333, 4.1927))
-_TOLERANCE = 1e-5
-_CONFIG = (LatexExtractionConfig(boxed_match_priority=0),)
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
+_ONLY_NUMBERS = re.compile(r"(?<!\d)(?<!\d )[+-]|[\d,.\s()\[\]]|\\[{}]")
+_AND = re.compile(r"[,;和与及且以并]|\\land(?![a-zA-Z])|(?<![a-zA-Z\\{])and(?![a-zA-Z])")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
+_EQUALS = re.compile(r"=")
+_APPROXIMATELY = re.compile(r"\\approx(?![a-zA-Z])")
+_FOLLOWS = re.compile(r"\\Rightarrow(?![a-zA-Z])")
+_CLOCK = re.compile(r"\d\d")
+_COLON = re.compile(r":")
+_BASE = re.compile(r"-?[0-9A-Za-z.]+_\s*\{?\s*(?:\\text\{)?\s*(\d+)\s*\}*")
+_MAX_DEPTH = 50  # the parser needs time that grows with a power of it
+_MAX_SIGNS = 3
+_MAX_ELEMENTS = 60
 
 
 def answers_equal(prediction: str, answer: str) -> bool:
-    """The verdict on two answers without their boxes. No deadline of its own.
-
-    What is text (words, options, units, number bases) is compared as text, the rest by math-verify.
-    """
-    verdict = text_verdict(prediction, answer)
-    if verdict is not None:
-        return verdict
-    given, true = bracketed(prediction), bracketed(answer)
-    if given and true and len(given.parts) == len(true.parts):
-        same_brackets = (given.opening, given.closing) == (true.opening, true.closing)
-        return same_brackets and all(map(answers_equal, given.parts, true.parts))
-    return parsed_equal(prediction, answer)
-
-
-def parsed_equal(prediction: str, answer: str) -> bool:
-    """math-verify's verdict alone; intervals and inequalities may stand for each other.
-
-    An equation between constants (0.56 = 56%) means its last side: as equations, all of them would be equal.
-    """
-    gold, given = list(_parsed(answer)), list(_parsed(prediction))
-    if any(isinstance(item, Relational) and not item.free_symbols for item in (*gold, *given)):
-        last_sides = prediction.rpartition("=")[2], answer.rpartition("=")[2]
-        if last_sides != (prediction, answer):
-            return parsed_equal(*last_sides)
-    if gold and given and numerically_different(gold[0], given[0]):
+    """The verdict on two answers without their boxes. No deadline of its own."""
+    if max(depth(prediction), depth(answer)) > _MAX_DEPTH:
         return False
-    return verify(gold, given, allow_set_relation_comp=True, timeout_seconds=None)
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple[Any, ...]:
-    return tuple(parse(f"\\boxed{{{without_unit(tidy(text))}}}", _CONFIG, parsing_timeout=None))
-
-
-def numerically_different(a: Any, b: Any) -> bool:
-    """Whether two expressions certainly differ: they have the same variables and other values at some point.
-
-    Settles most wrong answers without the slow search for a proof that they are equal. Percentages (which may equal
-    their number), products of letters (which may be words) and values that are not finite are left to that search.
-    """
-    if not all(isinstance(item, Expr) and not item.has(UnevaluatedExpr) for item in (a, b)):
-        return False
-    names = {symbol.name for symbol in a.free_symbols}
-    if names != {symbol.name for symbol in b.free_symbols} or any(_is_word(item) for item in (a, b)):
-        return False
-    for point in _POINTS:
-        first, second = (_value(item, dict(zip(sorted(names), point, strict=False))) for item in (a, b))
-        if first is None or second is None:
-            return False
-        if abs(first - second) > _TOLERANCE * max(1.0, abs(first), abs(second)):
-            return True
-    return False
-
-
-def _is_word(item: Expr) -> bool:
-    return all(isinstance(factor, Symbol) or factor == E for factor in Mul.make_args(item))
-
-
-def _value(item: Expr, point: dict[str, float]) -> complex | None:
-    if len(point) < len(item.free_symbols):
-        return None
-    try:
-        value = complex(item.evalf(20, subs={symbol: point[symbol.name] for symbol in item.free_symbols}))
-    except (TypeError, ValueError, OverflowError, ArithmeticError, AttributeError):
-        return None
-    return value if cmath.isfinite(value) else None
-
-
-def text_verdict(prediction: str, answer: str) -> bool | None:
-    """The verdict where reading both as text settles it, else None."""
     given, true = tidy(prediction), tidy(answer)
     if not given:
         return not true
-    if re.sub(r"\s+", "", given) == re.sub(r"\s+", "", true):
+    if _equal(given, true):
         return True
-    if (option := option_letter(answer)) and (chosen := option_letter(prediction)):
+    merged = _without_commas(given), _without_commas(true)
+    return merged != (given, true) and _equal(*merged)
+
+
+def _without_commas(text: str) -> str:
+    """Without the commas of thousands, where they can be nothing else: in one number, inside an expression, or in a
+    list whose commas have spaces."""
+    alone = re.fullmatch(r"[-+]?[\d,.]+", text) is not None
+    if not _THOUSANDS.search(text) or not (alone or ", " in text or _ONLY_NUMBERS.sub("", text)):
+        return text
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+
+
+def _equal(given: str, true: str) -> bool:
+    if _squeezed(given) == _squeezed(true):
+        return True
+    for rule in _RULES:
+        verdict = rule(given, true)
+        if verdict is not None:
+            return verdict
+    shorter = bare(given), bare(true)
+    if shorter != (given, true):
+        return _equal(*shorter)
+    for rule in _STRUCTURES:
+        verdict = rule(given, true)
+        if verdict is not None:
+            return verdict
+    return same_quantity(given, true)
+
+
+@lru_cache(maxsize=8192)
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def _same_words(given: str, true: str) -> bool | None:
+    if (option := option_letter(true)) and (chosen := option_letter(given)):
         return chosen == option
-    if len(many := letters(answer)) > 1 and (listed := letters(prediction)):
+    if len(many := letters(true)) > 1 and (listed := letters(given)):
         return set(listed) == set(many)
-    if (said := words(prediction)) and (meant := words(answer)):
+    if (said := words(given)) and (meant := words(true)):
         if said.text == meant.text:
             return True
         if said.marked or meant.marked:
             return False
-    for part in (unit_of, base_of):
-        if (mine := part(given)) and (theirs := part(true)) and mine != theirs:
-            return False
-    if (unit := unit_of(true)) and unit[0] in ("am", "pm"):  # a time of day, not a ratio
-        return _hour(given) == _hour(true)
     return None
 
 
-def _hour(text: str) -> str:
-    return re.sub(r"\\[,!;: ]|[\s.]", "", without_unit(text))
+def _same_congruence(given: str, true: str) -> bool | None:
+    return same_classes(given, true) if is_congruence(given) or is_congruence(true) else None
+
+
+def _same_set(given: str, true: str) -> bool | None:
+    if not (may_be_set(given) or may_be_set(true)):
+        return None
+    first, second = solutions(given), solutions(true)
+    if first is None or second is None:
+        return _same_builder(given, true)
+    if first.variable and second.variable and first.variable != second.variable:
+        return False
+    mine, theirs = pieces(first.values), pieces(second.values)
+    if mine is None or theirs is None:
+        return bool(first.values == second.values)
+    return len(mine) == len(theirs) and all(
+        (a[1], a[3]) == (b[1], b[3]) and same_expression(a[0], b[0]) and same_expression(a[2], b[2])
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def _same_builder(given: str, true: str) -> bool | None:
+    """Sets in braces whose conditions are no sets of real numbers: what is collected and the condition are equal."""
+    first, second = bracketed(given), bracketed(true)
+    if first is None or second is None or first.opening != "{" or second.opening != "{":
+        return None
+    mine, theirs = split(first.inner, BUILDER)[0], split(second.inner, BUILDER)[0]
+    return all(map(_equal, mine, theirs)) if len(mine) == len(theirs) == 2 else None
+
+
+def _same_list(given: str, true: str) -> bool | None:
+    """Lists in any order. In braces, what stands there twice counts once."""
+    first, second = _listed(given), _listed(true)
+    if (first.count, second.count) == (1, 1) and not (first.braces and second.braces):
+        changed = first.braces or second.braces or (first.parts, second.parts) != ([given], [true])
+        return _equal(first.parts[0], second.parts[0]) if changed else None
+    if max(first.count, second.count) > _MAX_ELEMENTS:
+        return False
+    for one, other in ((first, second), (second, first)):
+        if one.count == 1 and not one.braces and (inner := bracketed(one.parts[0])) is not None:
+            ordered = elements(inner.inner)
+            if len(ordered) == other.count and not other.braces:
+                return all(
+                    map(_equal, first.parts if one is second else ordered, ordered if one is second else second.parts)
+                )
+            return False
+    parts = [item.distinct() if first.braces or second.braces else item.parts for item in (first, second)]
+    return len(parts[0]) == len(parts[1]) and _matched(*parts)
+
+
+def _matched(given: list[str], true: list[str]) -> bool:
+    """Whether each part of one list has its own equal in the other."""
+    left = list(given)
+    for part in true:
+        index = next((index for index, other in enumerate(left) if _equal(other, part)), None)
+        if index is None:
+            return False
+        del left[index]
+    return True
+
+
+class _Listed:
+    def __init__(self, parts: list[str], braces: bool) -> None:
+        self.parts, self.braces, self.count = parts, braces, len(parts)
+
+    def distinct(self) -> list[str]:
+        kept: list[str] = []
+        for part in self.parts:
+            if not any(_equal(part, other) for other in kept):
+                kept.append(part)
+        return kept
+
+
+@lru_cache(maxsize=8192)
+def _listed(text: str) -> _Listed:
+    """An answer as a list: what stands between commas, each sign of a \\pm apart, without a label before all of it
+    (n = 2, 3, 4)."""
+    brackets = bracketed(text)
+    braces = brackets is not None and brackets.opening == "{"
+    parts = elements(brackets.inner) if brackets is not None and braces else elements(text) or [text]
+    if len(parts) > 1 and "=" in parts[0] and not any("=" in part for part in parts[1:]) and not may_be_set(text):
+        sides, _ = split(parts[0], _EQUALS)
+        if len(sides) == 2 and _is_label(sides[0]):
+            parts[0] = sides[1]
+    made = _Listed([signed for part in parts for signed in _signs(part)], braces)
+    either = len(parts) > 1 and not _AND.search(text)
+    return _Listed(made.distinct(), braces) if either else made
+
+
+def _signs(text: str) -> list[str]:
+    """1 \\pm x as 1 + x and 1 - x; \\mp has the other sign than the \\pm beside it."""
+    found = _PLUS_MINUS.findall(text)
+    if not found or len(found) > _MAX_SIGNS:
+        return [text]
+    if "mp" in found:
+        both = [{"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}]
+        return [_PLUS_MINUS.sub(lambda match, signs=signs: signs[match[1]], text) for signs in both]  # type: ignore[misc]
+    made = [text]
+    for _ in found:
+        made = [_PLUS_MINUS.sub(sign, one, count=1) for one in made for sign in "+-"]
+    return [re.sub(r"^\s*\+\s*|(?<==)\s*\+\s*", "", one) for one in made]
+
+
+def _same_equation(given: str, true: str) -> bool | None:
+    """Labels (x = 5, P(A) = 1/2) may be left out, by the true answer only if they are ones; of a chain of values the
+    last counts, of an approximation what is approximated."""
+    first, second = _exact_part(given), _exact_part(true)
+    if (first, second) != (given, true):
+        return _equal(first, second)
+    mine, theirs = split(given, _EQUALS)[0], split(true, _EQUALS)[0]
+    if len(mine) == len(theirs) == 1:
+        both = INEQUALITY.search(given) and INEQUALITY.search(true)
+        return _same_relation(given, true) or None if both else None
+    if "" in mine or "" in theirs:
+        return False
+    if len(theirs) == 1:
+        return _equal(mine[0] if _is_label(mine[-1]) and not _is_label(mine[0]) else mine[-1], true)
+    if len(mine) == 1:
+        return _equal(given, theirs[-1]) if _is_label(theirs[0]) or _is_constant(theirs) else False
+    if _is_constant(mine) or _is_constant(theirs):
+        return _equal(mine[-1], theirs[-1])
+    if _squeezed(mine[0]) == _squeezed(theirs[0]) and _is_label(mine[0]):
+        return _equal(mine[-1], theirs[-1])
+    return _same_relation(given, true)
+
+
+def _exact_part(text: str) -> str:
+    text = split(text, _FOLLOWS)[0][-1]
+    sides, _ = split(text, _APPROXIMATELY)
+    if len(sides) == 1 or not all(sides):
+        return text
+    return sides[-1] if _is_label(sides[0]) else sides[0]
+
+
+def _is_label(text: str) -> bool:
+    """Whether the left side of an equation only names what the right side says: x, f(3), P(A), \\angle ABC, words."""
+    made = parsed(text)
+    if not isinstance(made, Expr):
+        return re.search("[^\\W\\d_]", text) is not None and (made is None or not re.search(r"\d", text))
+    if isinstance(made, AppliedUndef | sympy.Derivative):
+        return True
+    return bool(made.free_symbols) and (is_expr_of_only_symbols(made) or not made.atoms(Number) - {sympy.Integer(-1)})
+
+
+def _is_constant(sides: list[str]) -> bool:
+    made = [parsed(quantity_of(side).head) for side in sides]
+    return all(isinstance(side, Expr) and not side.free_symbols and not side.atoms(AppliedUndef) for side in made)
+
+
+def _same_relation(given: str, true: str) -> bool:
+    """Equations or inequalities with the same solutions: their differences of sides are proportional, without their
+    denominators at least."""
+    first, second = _relations(parsed(given)), _relations(parsed(true))
+    if not first or len(first) != len(second):
+        return False
+    left = list(second)
+    for relation in first:
+        index = next((n for n, other in enumerate(left) if _proportional(relation, other)), None)
+        if index is None:
+            return False
+        del left[index]
+    return True
+
+
+def _relations(made: object) -> list[tuple[str, Expr]]:
+    """Each relation as what is = 0, > 0, >= 0 or != 0."""
+    if isinstance(made, And):
+        return [relation for part in made.args for relation in _relations(part)]
+    if not isinstance(made, Relational) or not isinstance(made.lhs, Expr) or not isinstance(made.rhs, Expr):
+        return []
+    if isinstance(made, sympy.Lt | sympy.Le):
+        return [("<" if isinstance(made, sympy.Lt) else "<=", made.rhs - made.lhs)]
+    kind = {sympy.Gt: "<", sympy.Ge: "<=", sympy.Eq: "=", sympy.Ne: "!="}.get(type(made), "?")
+    return [(kind, made.lhs - made.rhs)]
+
+
+def _proportional(first: tuple[str, Expr], second: tuple[str, Expr]) -> bool:
+    (kind, left), (other, right) = first, second
+    if kind != other or left.free_symbols != right.free_symbols or not left.free_symbols:
+        return False
+    point = {
+        symbol: sympy.Rational(17 + 6 * n, 7 + 2 * n) for n, symbol in enumerate(sorted(left.free_symbols, key=str))
+    }
+    pairs = [(left, right)]
+    if kind == "=":
+        pairs.append((sympy.fraction(sympy.together(left))[0], sympy.fraction(sympy.together(right))[0]))
+    for a, b in pairs:
+        ratio = a.subs(point) / b.subs(point)
+        if (
+            ratio.is_finite
+            and not ratio.is_zero
+            and (kind in ("=", "!=") or ratio.is_positive)
+            and same_value(a, ratio * b)
+        ):
+            return True
+    return False
+
+
+def _same_brackets(given: str, true: str) -> bool | None:
+    first, second = bracketed(given), bracketed(true)
+    if first is None or second is None:
+        return None
+    mine, theirs = elements(first.inner), elements(second.inner)
+    if len(mine) != len(theirs) or len(mine) < 2:
+        return None
+    return (first.opening, first.closing) == (second.opening, second.closing) and all(map(_equal, mine, theirs))
+
+
+def _same_ratio(given: str, true: str) -> bool | None:
+    """Times of day by hour and minute, ratios by proportion."""
+    mine, theirs = (split(quantity_of(text).head, _COLON)[0] for text in (given, true))
+    if len(mine) == 1 or len(theirs) == 1:
+        return None
+    units = [
+        {name for name, _ in unit.dimensions} if (unit := quantity_of(text).unit) else set() for text in (given, true)
+    ]
+    if (units[0] | units[1]) & {"am", "pm"}:
+        return (
+            not (units[0] and units[1] and units[0] != units[1])
+            and len(mine) == len(theirs)
+            and all(map(_equal, mine, theirs))
+        )
+    if len(mine) != len(theirs):
+        return False
+    if all(_CLOCK.fullmatch(side[-1]) for side in (mine, theirs)) and "00" in (mine[-1], theirs[-1]):
+        return all(map(_equal, mine, theirs))
+    return all(
+        _equal(rf"({a}) \cdot ({theirs[0]})", rf"({b}) \cdot ({mine[0]})")
+        for a, b in zip(mine[1:], theirs[1:], strict=True)
+    )
+
+
+def _same_base(given: str, true: str) -> bool | None:
+    first, second = _BASE.fullmatch(given), _BASE.fullmatch(true)
+    return False if first and second and first[1] != second[1] else None
+
+
+_RULES: tuple[Callable[[str, str], bool | None], ...] = (_same_words, _same_congruence)
+_STRUCTURES: tuple[Callable[[str, str], bool | None], ...] = (
+    _same_set,
+    _same_list,
+    _same_equation,
+    _same_brackets,
+    _same_ratio,
+    _same_base,
+)

@@ -6,12 +6,13 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import cache
 from typing import Any
 
 from reward.base import Reward, column, names_of, require_column
-from reward.math.text import option_letter
+from reward.math.numbers import decimals_agree, plain_number
+from reward.math.options import chosen_option
+from reward.math.truth import answer_text, final_answer, is_solution
 from reward.text import extract_boxed
 from reward.workers.pool import Reply, WorkerPool
 
@@ -22,9 +23,7 @@ CACHED_VERDICTS = 1 << 16
 
 Key = tuple[str | None, str]
 
-ROUNDING = Fraction(1, 10**6)  # math-verify compares numbers rounded to 6 places
-_FRACTION = re.compile(r"(-)?(?:(\d+(?:\.\d+)?)|\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(\d+)/(\d+))")
-_INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)")
+_INTEGER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)", re.ASCII)
 
 
 def wall_limit(cpu_seconds: float) -> float:
@@ -51,7 +50,7 @@ class MathGrader:
 
         `counts` gains `timeout` (and `error`, `stalled`, `died`) for the answers that ended so.
         """
-        keys: list[Key] = [(extract_boxed(completion), answer.strip()) for completion, answer in pairs]
+        keys: list[Key] = [(extract_boxed(completion), final_answer(answer)) for completion, answer in pairs]
         verdicts: dict[Key, bool | None] = {
             key: quick_verdict(*key) if key not in self._verdicts else self._verdicts[key]
             for key in dict.fromkeys(keys)
@@ -85,23 +84,11 @@ def quick_verdict(prediction: str | None, answer: str) -> bool | None:
     given, true = _INTEGER.fullmatch(prediction), _INTEGER.fullmatch(answer)
     if given and true:
         return _integer(given) == _integer(true)
-    fractions = _fraction(prediction), _fraction(answer)
-    if fractions[0] is not None and fractions[1] is not None:
-        difference = abs(fractions[0] - fractions[1])
-        if difference == 0 or difference > ROUNDING:
-            return difference == 0
+    numbers = plain_number(prediction), plain_number(answer)
+    if numbers[0] is not None and numbers[1] is not None:
+        rounded = "." in prediction or "." in answer
+        return decimals_agree(numbers[0], numbers[1]) if rounded else numbers[0] == numbers[1]
     return False if len(prediction) > MAX_ANSWER_CHARACTERS + 2 * len(answer) else None
-
-
-def _fraction(text: str) -> Fraction | None:
-    match = _FRACTION.fullmatch(text)
-    if match is None or len(text) > 40:
-        return None
-    sign, decimal, *parts = match.groups()
-    if decimal is None and not int(parts[1] or parts[3]):
-        return None
-    value = Fraction(decimal) if decimal is not None else Fraction(int(parts[0] or parts[2]), int(parts[1] or parts[3]))
-    return -value if sign else value
 
 
 def _integer(match: re.Match[str]) -> tuple[bool, str]:
@@ -118,13 +105,15 @@ def _default_grader() -> MathGrader:
 
 
 def grade_math(completion: str, answer: str) -> bool:
-    """Whether the last balanced \\boxed{} of `completion` holds `answer`.
+    """Whether the last balanced \\boxed{} of `completion` holds `answer`, or the final answer of a solution.
 
     An answer that takes more than CPU_SECONDS of processor time or 4 GiB is wrong. Works from any thread and process;
     the worker processes start with the first answer that needs them and end with this process.
     """
     if not isinstance(answer, str):
         raise ValueError(f"grade_math needs the true answer as a string, got {answer!r}; drop tasks without an answer")
+    if not answer_text(answer):
+        return False
     with _default_lock:
         grader = _default_grader()
     (verdict,) = grader.grade([(completion, answer)])
@@ -135,29 +124,21 @@ def grade_math(completion: str, answer: str) -> bool:
     return bool(verdict)
 
 
-def answer_text(answer: Any) -> str:
-    """A task's true answer as text; "" where it has none. Data files hold numbers as well as texts."""
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return ""
-    return str(answer).strip()
-
-
 class OptionReward(Reward):
     """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        require_column(names_of(rows), "ground_truth_answer", needed_by="the option reward")
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")
         rewards: list[float | None] = []
         for completion, answer in zip(completions, answers, strict=True):
-            true = option_letter(_upper_letter(answer_text(answer)))
-            given = option_letter(_upper_letter(extract_boxed(completion) or ""))
+            true = chosen_option(answer_text(answer))
+            given = chosen_option(extract_boxed(completion) or "")
             self.counts["no_answer"] += true is None
             rewards.append(None if true is None else float(given == true))
         return rewards
-
-
-def _upper_letter(text: str) -> str:
-    return text.upper() if len(text.strip()) == 1 else text
 
 
 class MathReward(Reward):
@@ -169,6 +150,16 @@ class MathReward(Reward):
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         require_column(names_of(rows), "ground_truth_answer", needed_by="the math reward (or name a reward.function)")
+        solutions = [answer for row in rows if is_solution(answer := row.get("ground_truth_answer"))]
+        if solutions:
+            message = (
+                f"{len(solutions)} of {len(rows)} true answers are whole solutions, which no answer equals (the first: "
+                f"{str(solutions[0])[:60]!r}): map the column of the final answer with dataset.columns, or put it "
+                "behind #### or in \\boxed{} in each solution"
+            )
+            if len(solutions) == len(rows):
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")

@@ -170,7 +170,7 @@ class WorkerPool:
         with self._borrowed() as slot:
             return self._ready(slot)
 
-    def run(self, *args: Any, **kwargs: Any) -> Reply:
+    def run(self, /, *args: Any, **kwargs: Any) -> Reply:
         """One call of the function. Waits for a free worker; the deadline counts only once the worker has the job.
 
         RuntimeError when the worker cannot load the function.

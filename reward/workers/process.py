@@ -39,13 +39,14 @@ def write_frame(stream: IO[bytes], body: bytes) -> None:
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Which keyword arguments a function takes: {"names", "required", "any"}; `any` means **columns."""
+    """Which keyword arguments a function takes: {"names", "required", "any", "async"}; `any` means **columns."""
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {
         "names": [p.name for p in named],
         "required": [p.name for p in named if p.default is p.empty],
         "any": any(p.kind is p.VAR_KEYWORD for p in parameters),
+        "async": inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__),
     }
 
 

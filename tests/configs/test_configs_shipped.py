@@ -18,7 +18,7 @@ from models import load_model
 from train import evaluation, rl, sft
 from train.setup import models as setup_models
 from train.setup.blocks import block_sizes
-from train.setup.prompts import sampling_entries
+from train.setup.decodings import sampling_entries
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
 INCUMBENT = REAL / "incumbent_configs.json"

@@ -141,7 +141,7 @@ def test_a_large_list_is_never_held(write):
 def test_columns_are_renamed_and_the_rest_is_kept(write):
     path = write("a.json", [{"problem": "p", "question": "old", "answer": 3, "extra": 1}])
     assert read(path, {"question": "problem", "ground_truth_answer": "answer"}) == [
-        {"question": "p", "ground_truth_answer": 3, "extra": 1}
+        {"problem": "p", "answer": 3, "question": "p", "ground_truth_answer": 3, "extra": 1}
     ]
     assert read(path, {"question": "answer", "answer": "question"}) == [
         {"problem": "p", "question": 3, "answer": "old", "extra": 1}

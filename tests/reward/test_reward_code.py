@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -7,82 +6,18 @@ from built_rewards import built
 import reward.code.mounts
 import reward.code.reward
 import reward.code.run
-from reward import Verdict, grade_code
+from reward import grade_code
 from reward.code.plan import plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
 from reward.code.ungradable import Ungradable
 from reward.code.verdict import CodeTests
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "real" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
-
-
-def rows(name):
-    return json.loads((DATA / f"{name}.json").read_text())
 
 
 def task(*tests, **more):
     return {"test_method": "function", "test_list": list(tests), **more}
-
-
-# HumanEval and MBPP
-
-
-def human_eval(take):
-    return [row for index, row in enumerate(rows("HumanEval")) if index in take]
-
-
-HELPED = {32, 38, 50}  # their tests call functions that only the prompt holds
-
-
-@needs_data
-@needs_sandbox
-@pytest.mark.parametrize(
-    "take", [pytest.param({0, 66, *HELPED}, id="some"), pytest.param(range(164), id="all", marks=pytest.mark.slow)]
-)
-def test_human_eval(take):
-    grader = CodeGrader()
-    tasks = human_eval(take)
-    right = grader.grade([(row["prefix"] + row["canonical_solution"], row) for row in tasks])
-    assert [row["task_id"] for row, verdict in zip(tasks, right, strict=True) if not verdict.passed] == []
-    wrong = grader.grade([(row["prefix"] + "    return None\n", row) for row in tasks])
-    assert not any(verdict.passed for verdict in wrong)
-    assert {verdict.status for verdict in wrong} <= {"wrong", "error"}
-
-
-@needs_data
-@needs_sandbox
-def test_a_helper_of_the_prompt_cannot_be_replaced():
-    """HumanEval 32 checks poly(xs, find_zero(xs)): with the program's own poly, everything would be a zero."""
-    (row,) = human_eval({32})
-    program = "def find_zero(xs): return 0.0\ndef poly(xs, x): return 0.0\n"
-    assert grade_code(program, row).status == "wrong"
-
-
-@needs_data
-def test_all_of_mbpp_can_be_split():
-    entries = [plan_tests(row["test_list"]).entries for row in rows("MBPP")]
-    assert [names for names in entries if len(names) != 1] == [["is_tree_balanced", "root", "root1", "root2"]]
-
-
-MBPP_SOLUTIONS = {
-    "remove_Occ": "def remove_Occ(s, ch):\n    s = s.replace(ch, '', 1)\n    return s[::-1].replace(ch, '', 1)[::-1]",
-    "sum(10,15)": "def sum(a, b):\n    total = 0\n    for i in range(1, min(a, b) + 1):\n"
-    "        if a % i == 0 and b % i == 0: total += i\n    return total",
-    "freq_count": "from collections import Counter\ndef freq_count(xs): return Counter(xs)",
-}
-
-
-@needs_data
-@needs_sandbox
-@pytest.mark.parametrize("name", MBPP_SOLUTIONS)
-def test_mbpp(name):
-    matching = [row for row in rows("MBPP") if name in row["test_list"][0]]
-    assert matching
-    verdict = grade_code(MBPP_SOLUTIONS[name], matching[0])
-    assert verdict == Verdict(True, "passed", len(matching[0]["test_list"]), len(matching[0]["test_list"]))
 
 
 # Function tests
@@ -389,8 +324,9 @@ def test_the_working_folder_is_hidden_even_inside_a_visible_one(monkeypatch, tmp
     (tmp_path / "project" / "answers").write_text("42")
     (tmp_path / "library").write_text("fine")
     tmp_path.chmod(0o755)
-    visible, cached = reward.code.mounts.visible_paths, (reward.code.mounts.mounts, reward.code.mounts.open_view)
-    monkeypatch.setattr(reward.code.mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
+    mounts = reward.code.mounts
+    visible, cached = mounts.visible_paths, (mounts.mounts, mounts.mounts_of_view, mounts.open_view)
+    monkeypatch.setattr(mounts, "visible_paths", lambda python: sorted([*visible(python), str(tmp_path)]))
     monkeypatch.chdir(tmp_path / "project")
     for function in cached:
         function.cache_clear()

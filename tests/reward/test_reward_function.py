@@ -24,6 +24,18 @@ def by_column(completions, wanted):
 def sees(prompts, completions, **columns):
     return [float(len(columns)) for _ in completions]
 
+def asks_for_self(completions, self):
+    return self
+
+async def later(completions, **columns):
+    return [1.0] * len(completions)
+
+class Later:
+    async def __call__(self, completions, **columns):
+        return [1.0] * len(completions)
+
+called_later = Later()
+
 def numpy_values(completions, **columns):
     return numpy.arange(len(completions), dtype=numpy.float32)
 
@@ -200,6 +212,20 @@ def test_nothing_finite_is_a_failed_call(build):
 def test_missing_column_is_named(build):
     with pytest.raises(ValueError, match=r"asks for \['wanted'\], but the columns are \['completions', 'prompts'\]"):
         call(build("by_column"))
+
+
+def test_columns_may_have_any_name(build):
+    names = {"self": [3.0], "prompts_": [1], "args": [2], "kwargs": [2], "job": [2]}
+    assert build("sees")(["p"], ["c"], **names) == [5.0]
+    assert build("asks_for_self")(["p"], ["c"], **names) == [3.0]
+    with built("option") as reward:
+        assert reward(["p"], [r"\boxed{A}"], ground_truth_answer=["A"], self=[1]) == [1.0]
+
+
+def test_an_asynchronous_function_is_refused_before_anything_runs(functions):
+    for name in ("later", "called_later"):
+        with pytest.raises(ValueError, match=f"reward.function: .*:{name} is asynchronous"):
+            built(function=f"{functions}:{name}")
 
 
 def test_nothing_is_left_after_close(build):

@@ -4,6 +4,7 @@ import pytest
 from built_rewards import built
 
 from reward import grade_math
+from reward.math.truth import answer_text
 from reward.text import extract_boxed
 
 
@@ -23,7 +24,7 @@ from reward.text import extract_boxed
         (r"\boxed{ \left\{ 1 \right. }", r"\left\{ 1 \right."),
         (r"\boxed{}", ""),
         (r"} \boxed{4} {", "4"),
-        (r"\boxed 4", None),
+        (r"\boxed 4", "4"),
         (r"the answer is 4", None),
         ("", None),
         (r"\boxed{", None),
@@ -66,6 +67,54 @@ def test_from_a_thread():
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "final"),
+    [
+        ("9*2=18\n#### 18", "18"),
+        ("so it is #### $1,234 ", "$1,234"),
+        (r"We add: $1+1=2$, so \boxed{2}.", "2"),
+        (r"\boxed{7}", "7"),
+        ("18", "18"),
+        ("####", "####"),
+        (12, "12"),
+        (0.5, "0.5"),
+        (1e22, "1e+22"),
+        (True, ""),
+        (None, ""),
+        (["1"], ""),
+        ("proof", ""),
+        (r"\text{Proof.}", ""),
+        ("notfound", ""),
+        ("N/A", ""),
+        (float("nan"), ""),
+        ("no solution", "no solution"),
+    ],
+)
+def test_what_a_true_answer_says(answer, final):
+    assert answer_text(answer) == final
+
+
+def test_what_stands_for_no_answer_earns_nothing():
+    assert grade_math(r"\boxed{proof}", "proof") is False
+    with built(workers=1) as reward:
+        answers = ["proof", "#### 3", "1e+22"]
+        boxes = [r"\boxed{proof}", r"\boxed{3}", r"\boxed{10^{22}}"]
+        assert reward(["p"] * 3, boxes, ground_truth_answer=answers) == [None, 1.0, 1.0]
+        assert reward.stats["reward/no_answer_count"] == 1.0
+
+
+SOLUTION = "First we count the clips of April, then those of May, which are half as many, and add both to have 72"
+
+
+def test_true_answers_that_are_whole_solutions_are_said_before_a_run():
+    with built(workers=1) as reward:
+        with pytest.raises(ValueError, match=r"2 of 2 true answers are whole solutions.*dataset.columns.*####"):
+            reward.check([{"ground_truth_answer": SOLUTION}] * 2)
+        with pytest.warns(UserWarning, match="1 of 2 true answers are whole solutions"):
+            reward.check([{"ground_truth_answer": SOLUTION}, {"ground_truth_answer": "72"}])
+        reward.check([{"ground_truth_answer": f"{SOLUTION} #### 72"}, {"ground_truth_answer": r"\text{Alice and Bob}"}])
 
 
 def test_reward_of_a_batch():

@@ -1,5 +1,6 @@
 """Program and tests as in their sandboxes, each side's own code, but in two threads of this process: milliseconds."""
 
+import builtins
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from reward.code.inside.wire import BadFrame
 from reward.code.plan import plan_tests
 from reward.code.ungradable import Ungradable
 
-MAX_QUESTIONS = 3000  # in place of the limit of processor time
+MAX_QUESTIONS = 1000  # in place of the limit of processor time
 
 
 class Limited(Program):
@@ -33,6 +34,7 @@ def judge(program, tests, prefix=""):
     except Ungradable:
         return ["ungradable"]
     before = {name: sys.modules.get(name) for name in ("tests", "program")}
+    around = builtins.input, sys.stdin, sys.stdout, sys.stderr, sys.getrecursionlimit()
     calls, calls_in = os.pipe()
     answers, answers_in = os.pipe()
     folder, here = tempfile.TemporaryDirectory(), os.getcwd()
@@ -49,6 +51,8 @@ def judge(program, tests, prefix=""):
         os.close(answers)
         os.chdir(here)
         folder.cleanup()
+        builtins.input, sys.stdin, sys.stdout, sys.stderr = around[:-1]
+        sys.setrecursionlimit(around[-1])
         for name, module in before.items():
             sys.modules.pop(name, None)
             if module is not None:

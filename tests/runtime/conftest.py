@@ -6,22 +6,23 @@ import pytest
 from commands import ROOT
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from runtime import launch, nodes, ranks, stopping
+from runtime import child, launch, ranks, rendezvous, stopping
 from runtime.heartbeat import Heartbeat
-from runtime.nodes import RendezvousConfig, Node, this_node
+from runtime.nodes import Node, this_node
+from runtime.rendezvous import RendezvousConfig
 
 folder = Path({folder!r})
-nodes.SILENT_SECONDS, nodes.STORE_SECONDS, nodes.BEAT_SECONDS = {silent}, {silent}, 0.5
+rendezvous.SILENT_SECONDS, rendezvous.JOIN_SECONDS, rendezvous.BEAT_SECONDS = {silent}, {silent}, 0.5
 
 def work():
     {work}
 
-launch.follow_launcher()
+child.follow_launcher()
 stopping.listen()
-if not launch.is_launched():
+if not child.is_launched():
     node = this_node(os.environ) if "MLP_WORKER_NUM" in os.environ else Node()
     try:
         settings = RendezvousConfig({launcher!r}, {wait}, {ssh!r}, {user!r})
@@ -32,14 +33,15 @@ if not launch.is_launched():
     except stopping.Stopped as stop:
         status = 128 + stop.number
     sys.exit(status)
+{before}
 ranks.join("cpu", {timeout})
 try:
     work()
 except stopping.Stopped as stop:
     sys.stdout.write(f"saved {{ranks.rank()}}\\n")
     sys.exit(128 + stop.number)
-except ranks.FailedElsewhere:
-    sys.exit(ranks.STOPPED_ELSEWHERE)
+except child.FailedElsewhere:
+    sys.exit(child.STOPPED_ELSEWHERE)
 finally:
     ranks.leave()
 """
@@ -52,7 +54,7 @@ def script(tmp_path):
     def write(work, **named):
         path = tmp_path / "script.py"
         work = textwrap.indent(textwrap.dedent(work), "    ").strip()
-        usual = {"processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "user": "me"}
+        usual = {"before": "", "processes": 2, "launcher": "each_node", "wait": 20.0, "ssh": "false", "user": "me"}
         usual |= {"timeout": 30.0, "silent": 30.0, "folder": str(tmp_path / "run")}
         path.write_text(SCRIPT.format(root=str(ROOT), work=work, **usual | named))
         return [path]

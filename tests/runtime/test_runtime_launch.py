@@ -1,14 +1,20 @@
 """Launching ranks: names of nodes, who failed, what is left over; signals. Real processes, small scripts."""
 
 import os
+import random
 import signal
 import socket
+import struct
+import subprocess
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from commands import finish, gone_in, start
+from commands import finish, gone_in, ranks_of, start
 from rank_jobs import free_port
 
+from runtime.job_key import KEY_VARIABLE
 from runtime.nodes import Node, host_list, this_node
 
 MLP = {"MLP_WORKER_NUM": "3", "MLP_ROLE_INDEX": "1", "MLP_WORKER_0_HOST": "a", "MLP_WORKER_0_PORT": "99"}
@@ -22,6 +28,8 @@ def test_where_a_node_is():
     assert this_node(torch) == Node(2, 1, "h", 5)
     slurm = {"SLURM_JOB_NODELIST": "gpu[08-10]", "SLURM_NODEID": "2", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "3"}
     assert this_node(slurm) == Node(3, 2, "gpu08", 20017, ["gpu08", "gpu09", "gpu10"])
+    for found in (this_node(slurm), this_node(torch)):
+        assert this_node(found.variables(1)) == replace(found, index=1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,17 @@ def test_a_place_that_cannot_be_told(environment, says):
 )
 def test_slurms_short_names(text, hosts):
     assert host_list(text) == hosts
+
+
+def test_a_launcher_needs_no_torch():
+    """Importing it takes seconds, before the first rank could be started."""
+    code = (
+        "import sys, train.command, runtime.launch, runtime.run_folder, train.learner.divergence as d, runtime.devices"
+    )
+    status, out, err = finish(
+        start(["-c", f"{code}; print([m for m in sys.modules if m.partition('.')[0] == 'torch'])"])
+    )
+    assert (status, out) == (0, "[]\n"), err
 
 
 @pytest.mark.slow
@@ -92,7 +111,7 @@ def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
     heartbeat.enter('update')
     try:
         ranks.gather(1)
-    except ranks.FailedElsewhere:
+    except child.FailedElsewhere:
         if ranks.rank() == 0: time.sleep({seconds})
         raise
     """
@@ -128,6 +147,13 @@ while True:
     stopping.check()
     time.sleep(0.05)
 """
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def pids_of(process, count):
@@ -195,6 +221,96 @@ def test_no_rank_outlives_a_launcher_that_is_killed(script):
     process.communicate()
 
 
+@pytest.mark.slow
+def test_a_rank_that_waits_for_the_others_in_a_library_ends_with_its_launcher(script):
+    """There Python acts on no signal."""
+    before = "import torch.distributed\nsys.stdout.write(f'pid {os.getpid()}\\n'); sys.stdout.flush()"
+    process = start(script("pass", before=f"{before}\nif os.environ['RANK'] == '1': time.sleep(60)", timeout=60.0))
+    pids = pids_of(process, 2)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    assert gone_in(pids, 3.0)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.timeout(500)
+def test_a_launcher_killed_at_any_moment_of_its_start_leaves_no_rank(script, kills):
+    path, moments = script(WAITS), random.Random(kills)
+    for _ in range(kills):
+        process = start(path)
+        time.sleep(moments.uniform(0.1, 6.0))
+        process.kill()
+        process.wait()
+        left = ranks_of(process.pid)
+        assert gone_in(left, 4.0), left
+        assert ranks_of(process.pid) == []
+        process.communicate()
+
+
+HOLDS = r"""
+sys.stdout.write(f'pid {os.getpid()}\n'); sys.stdout.flush()
+ranks.gather(1)
+while not (folder / "end").exists(): time.sleep(0.05)
+ranks.gather(1)
+"""
+
+
+def listening(pids):
+    """(address, port) of the TCP sockets on which these processes listen."""
+    sockets = {}
+    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            place, state, inode = (line.split()[i] for i in (1, 3, 9))
+            if state == "0A":
+                address, port = place.split(":")
+                words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+                sockets[inode] = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)), int(port, 16)
+    found = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(descriptor)
+            if target.startswith("socket:["):
+                found.add(sockets.get(target[8:-1]))
+    return found - {None}
+
+
+@pytest.mark.slow
+def test_a_job_of_one_machine_is_reached_from_nowhere(script, tmp_path):
+    """The store is no socket, gloo listens on loopback, no other user opens the store, no program inherits it."""
+    process = start(script(HOLDS + "if ranks.rank() == 1: subprocess.run(['ls', '-l', '/proc/self/fd'])"))
+    pids = pids_of(process, 2)
+    wait_until(lambda: listening(pids), 20.0)
+    assert listening([process.pid]) == set()
+    assert all(address.startswith("127.") or address == "::1" for address, _ in listening(pids))
+    assert b"DLLM_RL_STORE=memory:" in Path(f"/proc/{pids[0]}/environ").read_bytes()
+    stores = [place for place in Path(f"/proc/{pids[0]}/fd").iterdir() if "memfd:dllm-rl" in os.readlink(place)]
+    assert len(stores) == 2
+    if os.geteuid() == 0:
+        other = subprocess.run(["cat", stores[0]], user=65534, group=65534, capture_output=True, text=True, cwd="/")
+        assert other.returncode != 0 and "Permission denied" in other.stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "end").touch()
+    status, out, err = finish(process)
+    assert status == 0 and "/proc" in out and "memfd:dllm-rl" not in out, (out, err)
+
+
+@pytest.mark.slow
+def test_counts_of_all_ranks_are_one_and_begin_at_0(script):
+    work = """
+    for repeat in range(3):
+        counts = ranks.SharedCounts("a", "b")
+        for _ in range(500): counts.add("a", 2)
+        last = counts.add("b", 1)
+        found = ranks.gather((counts.add("a", 0), last))
+        assert ranks.gather(counts.add("a", 0)) == [3000] * 3 and sorted(last for _, last in found) == [1, 2, 3], found
+    """
+    status, _, err = finish(start(script(work, processes=3)))
+    assert status == 0, err
+
+
 def nodes(path, count=2, come=None, **more):
     port = str(free_port())
     env = {"MLP_WORKER_NUM": str(count), "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": port, **more}
@@ -204,11 +320,18 @@ def nodes(path, count=2, come=None, **more):
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["each_node", "auto"])
-def test_two_nodes_make_one_job(script, launcher):
+def test_two_nodes_make_one_job(script, tmp_path, launcher):
     """auto: nodes that come by themselves are not started over ssh (which would fail here)."""
-    path = script("sys.stdout.write(f'sum {sum(ranks.gather(ranks.rank()))}\\n')", launcher=launcher)
+    work = f"""
+    counts = ranks.SharedCounts("n", "m")
+    counts.add("m", ranks.rank())
+    assert ranks.gather(os.environ.get("{KEY_VARIABLE}")) == [None] * 4
+    sys.stdout.write(f"sum {{counts.add('m', 0)}}\\n")
+    """
+    path = script(work, launcher=launcher)
     for status, out, err in map(finish, nodes(path, MLP_WORKER_1_HOST="127.0.0.1")):
         assert (status, out.split("\n").count("sum 6")) == (0, 2), err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
@@ -279,6 +402,25 @@ def test_an_ssh_that_fails_is_named_at_once(script):
     process = start(path, MLP_WORKER_NUM="2", MLP_ROLE_INDEX="0", MLP_WORKER_0_PORT=port, **hosts)
     status, _, err = finish(process, 40)
     assert status == 2 and "ssh to node 1 (127.0.0.1) ended with status 1" in err and "without a password" in err
+
+
+@pytest.mark.slow
+def test_a_node_with_another_key_is_refused(script, tmp_path):
+    path = script("pass", wait=2.0)
+    env = {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": str(free_port())}
+    launchers = [start(path, MLP_ROLE_INDEX=str(i), **env, **{KEY_VARIABLE: f"key {i}"}) for i in range(2)]
+    (first, _, first_err), (second, _, second_err) = map(finish, launchers)
+    assert first == 2 and "node 1 did not join" in first_err
+    assert second == 2 and f"holds another key than the one of {KEY_VARIABLE}" in second_err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_node_that_finds_no_key_is_told_where_it_looked(script, tmp_path):
+    path = script("pass", wait=0.5, silent=0.5)
+    env = {"MLP_WORKER_NUM": "2", "MLP_WORKER_0_HOST": "127.0.0.1", "MLP_WORKER_0_PORT": str(free_port())}
+    status, _, err = finish(start(path, MLP_ROLE_INDEX="1", **env))
+    assert status == 2 and f"no key in {tmp_path}/run/.rendezvous-key" in err and KEY_VARIABLE in err
 
 
 @pytest.mark.slow

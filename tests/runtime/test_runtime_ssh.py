@@ -79,7 +79,7 @@ def test_what_the_other_node_says_is_streamed_and_prefixed(launched, tmp_path):
     """
     process = launched(work)
     lines = read_until(process, "[node 1] early it's here ['a.b=c d']")
-    assert lines[0].startswith("starting node 1 (127.0.0.1) over ssh:")
+    assert lines[0] == "starting node 1 (127.0.0.1) over ssh\n"
     (tmp_path / "seen").touch()
     status, out, err = finish(process)
     assert status == 0, err

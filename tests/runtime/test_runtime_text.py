@@ -39,7 +39,7 @@ def test_rows_are_logged_without_control_characters_and_read_as_they_were(tmp_pa
 
 def test_errors_warnings_and_tracebacks_are_shown_with_escapes(capsys):
     print_error(HOSTILE)
-    handler = command._Speaker(logging.WARNING)
+    handler = command._WarningLine(logging.WARNING)
     handler.emit(logging.makeLogRecord({"msg": HOSTILE}))
     try:
         raise RuntimeError(HOSTILE)
@@ -48,3 +48,15 @@ def test_errors_warnings_and_tracebacks_are_shown_with_escapes(capsys):
     first, second, *trace = capsys.readouterr().err.splitlines()
     assert (first, second) == (f"error: {SHOWN}", f"warning: {SHOWN}")
     assert trace[0].startswith("Traceback") and trace[-1] == f"RuntimeError: {SHOWN}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:pa:ss@host:8000/v1?x=1#a@b now", "at https://me:***@host:8000/v1?x=1#a@b now"),
+        ("redis://:secret@h, ssh://git@host", "redis://:***@h, ssh://git@host"),
+        ("http://host:80/a@b user:pass@host", "http://host:80/a@b user:pass@host"),
+    ],
+)
+def test_passwords_in_urls_are_masked(text, shown):
+    assert printable(text) == shown

@@ -193,8 +193,9 @@ def shares():
     """Every collective with something uneven in it."""
     join()
     sums = ranks.summed({"a": 1.0, f"only {ranks.rank()}": 2.0})
-    count = ranks.SharedCount("n")
-    numbers = [count.add(2) for _ in range(3)]
+    counts = ranks.SharedCounts("n", "m")
+    numbers = [counts.add("n", 2) for _ in range(3)]
+    assert counts.add("m", 0) == 0
     return sums, ranks.gather("x" * (1000 * ranks.rank())), numbers
 
 

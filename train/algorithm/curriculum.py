@@ -1,4 +1,4 @@
-"""Which questions an RL step draws."""
+"""Which tasks an RL step draws."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Curriculum:
-    """Draws questions by number. A draw is a function of seed, step and the accuracies recorded so far.
+    """Draws tasks by number. A draw is a function of seed, step and the accuracies recorded so far.
 
-    chance: of a question whose last group had an accuracy outside `band`, against 1 of the others; 1 = no difference,
-    every question once a pass over the data.
+    chance: of a task whose last group had an accuracy outside `band`, against 1 of the others; 1 = no difference, every
+    task once a pass over the data.
     """
 
     def __init__(self, ids: Sequence[str], seed: int, chance: float, band: tuple[float, float]):
@@ -17,7 +17,7 @@ class Curriculum:
         self.accuracy: dict[str, float] = {}
 
     def draw(self, step: int, count: int) -> list[int]:
-        """`count` numbers for step `step` (from 1); repeated only where count exceeds the questions."""
+        """`count` numbers for step `step` (from 1); repeated only where count exceeds the tasks."""
         total = len(self.ids)
         if self.chance == 1.0:
             places = range((step - 1) * count, step * count)
@@ -33,7 +33,7 @@ class Curriculum:
         return drawn
 
     def record(self, ids: Sequence[str], rewards: Sequence[float | None], group_size: int) -> None:
-        """The mean reward of each question's group (prompt-major rewards; None is left out)."""
+        """The mean reward of each task's group (prompt-major rewards; None is left out)."""
         for i, name in enumerate(ids):
             given = [r for r in rewards[i * group_size : (i + 1) * group_size] if r is not None]
             if given:

@@ -125,7 +125,7 @@ def coupled(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
 def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """mask_times_per_sample noisy copies of each block, all before it clean and all after it masked: a level t from
     U(lower_p, upper_p), each trained position of the block masked with probability t, at least one (Block Diffusion,
-    arXiv:2503.09573). What is not trained is masked, so that padding does not tell where the answer ends."""
+    arXiv:2503.09573). What is not trained is masked, so that padding does not tell where the response ends."""
     copies = []
     for number in range(training.mask_times_per_sample):
         for block in np.unique(canvas.block_C[canvas.trained_C]):

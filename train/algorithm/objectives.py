@@ -115,8 +115,11 @@ def objective(
 
 
 def needs_of(function: Objective) -> Needs:
-    """What `@objective` wrote; nothing for a bare function."""
-    return getattr(function, "needs", NOTHING)
+    """What `@objective` wrote; nothing for a bare function. ValueError where something else did."""
+    needs = getattr(function, "needs", NOTHING)
+    if not isinstance(needs, Needs):
+        raise ValueError(f"training.objective: its attribute `needs` is {needs!r}; write it with @objective(...).")
+    return needs
 
 
 def params_of(

@@ -56,8 +56,8 @@ class TrainingSample:
 
 
 def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None) -> Bools:
-    """Bool [C]: the answer, then the first `post_num` decided pad ids after it (None: all of them). What was filled in
-    without a forward (a step after the last) has no log-probability and is not trained."""
+    """Bool [C]: the response, then the first `post_num` decided pad ids after it (None: all of them). What was filled
+    in without a forward (a step after the last) has no log-probability and is not trained."""
     place, step = np.arange(len(rollout.canvas_ids)), np.asarray(rollout.canvas_step_map)
     decided = (step > 0) & (step <= rollout.num_steps)
     trained = place < rollout.num_response_tokens
@@ -203,12 +203,12 @@ def block_sample(
     )
 
 
-def limit_pads_per_round(copies: Sequence[NoisyCopy], after_answer_C: Bools, post_num: int) -> list[NoisyCopy]:
+def limit_pads_per_round(copies: Sequence[NoisyCopy], after_response_C: Bools, post_num: int) -> list[NoisyCopy]:
     """dLLM-RL's count of pads: the first post_num of each round are trained; copies left with nothing are left out."""
     kept = []
     seen: dict[int, int] = {}
     for copy in copies:
-        pads_C = copy.trained_C & after_answer_C
+        pads_C = copy.trained_C & after_response_C
         allowed_C = pads_C & (np.cumsum(pads_C) <= post_num - seen.get(copy.round, 0))
         seen[copy.round] = seen.get(copy.round, 0) + int(allowed_C.sum())
         kept.append(replace(copy, trained_C=(copy.trained_C & ~pads_C) | allowed_C))

@@ -4,12 +4,11 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from configs.engine import STAGES, TITLES, Kind, engine_file
 from configs.schema import Config
 from models import lora
 from runtime import ranks
+from runtime.devices import gpu_count
 
 
 def engine_kind(config: Config) -> Kind:
@@ -54,7 +53,7 @@ def world_size(config: Config) -> int:
     if ranks.world_size() > 1:
         return ranks.world_size()
     file = engine_file(config.experiment.deepspeed_file)
-    here = max(1, torch.cuda.device_count() if config.model.device != "cpu" else 0)
+    here = max(1, gpu_count() if config.model.device != "cpu" else 0)
     if file is not None:
         here = file.processes_per_node if file.cpu else min(here, file.processes_per_node)
     return (config.experiment.processes or here) * (config.experiment.num_node or 1)

@@ -1,8 +1,7 @@
-"""How ranks divide the work: samples from a common queue, the rows of an update by tokens, gradients summed."""
+"""How ranks divide the work: rollouts from a common queue, training samples by tokens, gradients summed."""
 
 import hashlib
 import itertools
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -43,20 +42,19 @@ def sample(
     """
     total, world = len(keys), ranks.world_size()
     assert len(set(keys)) == total
-    queue = ranks.gather(secrets.token_hex(8))[0]
-    taken, done = ranks.SharedCount(f"{queue} taken"), ranks.SharedCount(f"{queue} done")
+    counts = ranks.SharedCounts("taken", "done")
     size = max(1, min(n, total // (_CHUNKS_PER_RANK * world)))
     shown = 0
 
     def take() -> Sequence[int]:
-        last = taken.add(size)
+        last = counts.add("taken", size)
         return range(min(total, last - size), min(total, last))
 
     def finished(count: int) -> None:
         nonlocal shown
         if stopping.is_asked():
             raise _Break
-        of_all = done.add(count)
+        of_all = counts.add("done", count)
         progress(of_all - shown)
         shown = of_all
 
@@ -76,12 +74,12 @@ def rows_per_update(training: TrainingConfig) -> int:
     return training.rows_per_update or each * ranks.world_size()
 
 
-def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> list[list[int]]:
-    """rows[which] sharded over `world` ranks: whole responses, the longest first, each to the rank with the fewest
-    tokens so far. A function of the rows alone. Some ranks may get none."""
+def deal(samples: Sequence[TrainingSample], which: Sequence[int], world: int) -> list[list[int]]:
+    """samples[which] sharded over `world` ranks: whole responses, the longest first, each to the rank with the fewest
+    tokens so far. A function of the samples alone. Some ranks may get none."""
     which = list(which)
-    responses = [[which[i] for i in places] for places in by_response([rows[i] for i in which])]
-    tokens = [sum(rows[i].num_tokens for i in response) for response in responses]
+    responses = [[which[i] for i in places] for places in by_response([samples[i] for i in which])]
+    tokens = [sum(samples[i].num_tokens for i in response) for response in responses]
     dealt: list[list[int]] = [[] for _ in range(world)]
     loads = [0] * world
     for place in sorted(range(len(responses)), key=lambda place: -tokens[place]):
@@ -91,10 +89,10 @@ def deal(rows: Sequence[TrainingSample], which: Sequence[int], world: int) -> li
     return dealt
 
 
-def share(rows: Sequence[TrainingSample], which: Sequence[int]) -> list[int]:
-    """This rank's shard of rows[which]."""
+def share(samples: Sequence[TrainingSample], which: Sequence[int]) -> list[int]:
+    """This rank's shard of samples[which]."""
     world = ranks.world_size()
-    return list(which) if world == 1 else deal(rows, which, world)[ranks.rank()]
+    return list(which) if world == 1 else deal(samples, which, world)[ranks.rank()]
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

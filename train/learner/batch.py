@@ -77,7 +77,7 @@ def at_trained_tokens(
     given: float | Sequence[float] | Floats, rollout: Rollout, sample: TrainingSample
 ) -> float | Floats:
     """A response's number as it is; one number a response token as [N] of the sample's trained tokens, 0 at pads after
-    the answer. ValueError for another length."""
+    the response. ValueError for another length."""
     if np.ndim(given) == 0:
         return given  # type: ignore[return-value]
     if len(given) != rollout.num_response_tokens:  # type: ignore[arg-type]
@@ -114,8 +114,8 @@ class Replay:
         method: Method = TRACE,
         group_size: int | None = None,
     ) -> "Replay":
-        """Of the rollouts that `model` samples under `sampling` (as `SamplingConfig.for_model` completes it)."""
-        training = training or TrainingConfig()
+        """Of the rollouts that `model` samples under `sampling`."""
+        training, sampling = training or TrainingConfig(), sampling.for_model(model)
         assert sampling.block_size is not None
         return Replay(
             replayer=Replayer(model.attention, model.logit_shift, model.mask_id, sampling.block_size),

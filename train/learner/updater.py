@@ -19,6 +19,7 @@ from train.algorithm.packing import MicroBatch, pack, within_budget
 from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_engine
 from train.distributed.sharding import require_equal_weights, share
+from train.learner.divergence import NotFinite
 from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -155,10 +156,6 @@ def _forward(model: torch.nn.Module, batch: MicroBatch, entropy: bool = False) -
 def count_rows(samples: Sequence[TrainingSample], which: Iterable[int]) -> int:
     """Rows of samples[which] as dLLM-RL counts them: one a response and round."""
     return sum(samples[i].num_rounds for i in which)
-
-
-class NotFinite(RuntimeError):
-    """Training has diverged: too many updates in a row were not finite."""
 
 
 class Updater:

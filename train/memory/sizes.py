@@ -135,49 +135,52 @@ class Precision:
         return len(names) if self.adapted is None else len(set(names) & set(self.adapted))
 
     def inputs(self, size: int, *names: str, ready: bool = False) -> int:
-        """Bytes a token of what linear layers that read one tensor keep of it: it as it is, or where it must be cast
-        (it is not `ready`) each a copy."""
+        """Bytes per token that autograd keeps of the input of linear layers that read one tensor: shared by them, or
+        one bf16 copy per layer where it must be cast (it is not `ready`)."""
         if not self.half or ready:
             return self.width * size * min(1, self.count(*names))
         return BF16 * size * self.count(*names)
 
 
-def layer_bytes(net: Network, packing: Packing, how: Precision) -> float:
+def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     """What autograd keeps of one decoder layer, with its input."""
-    a, T = how.width, packing.tokens
+    a, T = precision.width, packing.tokens
     D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
-    normed = 0 if how.adapted is not None else 1  # a trained norm keeps what it scales
+    normed = 0 if precision.adapted is not None else 1  # a trained norm keeps what it scales
     norms = 2 * (FP32 * D + normed * FP32 * D)
     attention = (
-        how.inputs(D, "q_proj", "k_proj", "v_proj") + a * H * d + how.inputs(H * d, "o_proj", ready=True) + FP32 * H
+        precision.inputs(D, "q_proj", "k_proj", "v_proj")
+        + a * H * d
+        + precision.inputs(H * d, "o_proj", ready=True)
+        + FP32 * H
     )
     attention += a * H * d
     if net.head_norms:
         attention += (H + G) * d * (FP32 + normed * a)
     if net.experts:  # in the type of their weights, under autocast too
         k = net.experts_per_token
-        mlp = FP32 * net.experts + how.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * F)
+        mlp = FP32 * net.experts + precision.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * F)
     else:
-        mlp = how.inputs(D, "gate_proj", "up_proj") + 3 * a * F + how.inputs(F, "down_proj", ready=True)
-    ranks = a * how.rank * how.count(*ADAPTED) if how.adapted is not None else 0
-    key_heads = H if how.repeated_keys and H != G else G
+        mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj", ready=True)
+    ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
+    key_heads = H if precision.repeated_keys and H != G else G
     return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
 
 
-def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:
+def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     """The most that one forward and backward pass holds beside weights and gradients: at the end of the forward, where
     the head's or the last norm's gradient is made, or inside the last layer."""
     T, D, layers = packing.tokens, net.hidden, net.layers
-    kept = layer_bytes(net, packing, how)
-    between = layers * (FP32 * T * D if how.checkpointing else kept)
-    casts = BF16 * (net.body - net.expert_parameters) if how.half else 0
-    casts_left = casts // layers if how.checkpointing else casts
-    if how.checkpointing and how.adapted is not None:
+    kept = layer_bytes(net, packing, precision)
+    between = layers * (FP32 * T * D if precision.checkpointing else kept)
+    casts = BF16 * (net.body - net.expert_parameters) if precision.half else 0
+    casts_left = casts // layers if precision.checkpointing else casts
+    if precision.checkpointing and precision.adapted is not None:
         casts = casts_left  # autocast keeps copies of weights that learn alone
-    rest = how.width * packing.masks + 2 * FP32 * T * net.head_size
+    rest = precision.width * packing.masks + 2 * FP32 * T * net.head_size
     last_norm = 2 * FP32 * T * D
-    inside = kept - FP32 * T * D if how.checkpointing else 0.0
-    forward, backward = _head_bytes(net, packing, how)
+    inside = kept - FP32 * T * D if precision.checkpointing else 0.0
+    forward, backward = _head_bytes(net, packing, precision)
     return (
         rest
         + between
@@ -185,53 +188,46 @@ def micro_batch_bytes(net: Network, packing: Packing, how: Precision) -> float:
             casts + last_norm + forward,
             casts_left + last_norm + backward,
             casts_left + last_norm + 4 * FP32 * T * D,
-            casts_left + inside + _layer_gradient_bytes(net, packing, how),
+            casts_left + inside + _layer_gradient_bytes(net, packing, precision),
         )
     )
 
 
-def _layer_gradient_bytes(net: Network, packing: Packing, how: Precision) -> float:
+def _layer_gradient_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     """What the backward pass of a layer makes for itself, at the end of its MLP."""
-    a, T, D, F = how.width, packing.tokens, net.hidden, net.inner
-    weight = 0 if how.adapted is not None else net.largest * (FP32 + (BF16 if how.half and not net.experts else 0))
+    a, T, D, F = precision.width, packing.tokens, net.hidden, net.inner
+    weight = (
+        0
+        if precision.adapted is not None
+        else net.largest * (FP32 + (BF16 if precision.half and not net.experts else 0))
+    )
     if net.experts:
         return T * FP32 * (D + net.experts_per_token * (D + F)) + weight
-    made = 2 * a * F + (0 if how.count("down_proj") else a * F)
-    copies = FP32 * F if how.half and how.adapted is not None and how.count("down_proj") else 0
+    made = 2 * a * F + (0 if precision.count("down_proj") else a * F)
+    copies = FP32 * F if precision.half and precision.adapted is not None and precision.count("down_proj") else 0
     return T * (FP32 * D + made + copies) + weight
 
 
-def _head_bytes(net: Network, packing: Packing, how: Precision) -> tuple[float, float]:
+def _head_bytes(net: Network, packing: Packing, precision: Precision) -> tuple[float, float]:
     """Forward and backward of the head: hidden states and logits of the trained tokens, in chunks that are computed
     again where there are several."""
-    a, N, V, D = how.width, packing.trained, net.vocab, net.hidden
-    hidden = N * D * (FP32 + (BF16 if how.half else 0))
-    if not how.head:
+    a, N, V, D = precision.width, packing.trained, net.vocab, net.hidden
+    hidden = N * D * (FP32 + (BF16 if precision.half else 0))
+    if not precision.head:
         return hidden, hidden
     chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
     rows, several = min(N, chunk), chunk < N
-    cast = BF16 * V * D if how.half else 0
+    cast = BF16 * V * D if precision.half else 0
     logits = a * rows * V
     piece = FP32 * min(rows * V, PIECE_ELEMENTS)
-    copy = piece if how.half else 0
+    copy = piece if precision.half else 0
     pieces = piece + copy + (piece if rows * V > PIECE_ELEMENTS else 0)
-    weight, whole_weight = (0, 0) if how.adapted is not None else (a * V * D, FP32 * V * D)
+    weight, whole_weight = (0, 0) if precision.adapted is not None else (a * V * D, FP32 * V * D)
     summed = whole_weight if several else 0
     backward = cast + logits + max(pieces, a * rows * D + weight + summed)
-    if how.half and weight:
+    if precision.half and weight:
         backward = max(backward, weight + whole_weight + summed)
     return hidden + cast + logits + copy, hidden + backward
-
-
-def cache_bytes(net: Network, slots: int, capacity_tokens: int, width: int) -> int:
-    """Keys and values of so many slots of a sampler, and its scratch row."""
-    return net.key_value_elements * (slots + 1) * capacity_tokens * width
-
-
-def state_bytes(slots: int, capacity_tokens: int) -> int:
-    """Where each slot's decoding stands (`sample.slots.StepState`): ids, steps and log-probabilities of its tokens,
-    nine numbers and two flags."""
-    return slots * (capacity_tokens * (8 + 4 + 4) + 9 * 8 + 2)
 
 
 def forward_bytes(

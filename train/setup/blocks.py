@@ -7,7 +7,7 @@ from typing import Literal
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
 from models.spec import CheckpointSpec
-from train.setup.prompts import decodings
+from train.setup.decodings import decodings
 
 logger = logging.getLogger(__name__)
 

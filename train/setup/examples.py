@@ -1,4 +1,4 @@
-"""Examples of fine-tuning -> ids -> training samples: the same packed rows as RL, from masks that noise or a given
+"""Examples of fine-tuning -> ids -> training samples: the same packed samples as RL, from masks that noise or a given
 trace draw."""
 
 import logging
@@ -13,7 +13,7 @@ from models import DiffusionLM
 from sample import Rollout
 from train.algorithm.masking import Method
 from train.algorithm.replay import Replayer, TrainingSample, replay
-from train.setup.prompts import drop_over_long, tokenizer_of
+from train.setup.prompts import drop_over_long, require_known, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
         if not answer or answer[-1] not in model.eos_ids:
             answer = [*answer, model.end_of_answer_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
+        require_known(model, prompt + answer, f"SFT data: example {i}")
         if not prompt or len(prompt) > training.max_prompt_len:
             long_prompts += 1
             continue

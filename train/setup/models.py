@@ -7,6 +7,7 @@ import torch
 from configs import find
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
 from train.distributed.kind import shards_weights
@@ -15,15 +16,18 @@ from train.setup.process import pick_device
 
 def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
     """What `checkpoint` (one of the run's) or model.pretrained_model says of itself. ValueError says what is missing,
-    or where model.model_base disagrees."""
+    weights too where model.random_init draws none, or where model.model_base disagrees."""
     if checkpoint is None and not config.model.pretrained_model:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
-    return CheckpointSpec.read(checkpoint or find(config.model.pretrained_model), config.model.model_base)
+    spec = CheckpointSpec.read(checkpoint or find(config.model.pretrained_model), config.model.model_base)
+    if not config.model.random_init:
+        weight_files((spec.base or spec).folder)
+    return spec
 
 
 def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
     """What model.value_base_model says of itself, None without one. ValueError when it is missing, of another family
-    than the policy (the two read the same rows), or saved under the same name."""
+    than the policy (the two read the same samples), or saved under the same name."""
     if not config.model.value_base_model:
         return None
     if config.model.optimized_value_name == config.model.optimized_name:

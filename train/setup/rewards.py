@@ -8,6 +8,7 @@ from configs.schema import Config
 from data.tasks import Task
 from reward import build_reward
 from reward.base import Reward
+from reward.code.sandbox import NO_ISOLATION, find_isolation
 from reward.judge.api import ApiJudge
 from reward.judge.judge import CachedJudge, build_judge
 from reward.judge.preference import JudgeReward
@@ -44,6 +45,15 @@ def _marks_of(config: Config) -> JudgeReward | None:
 def evaluates_as_it_trains(config: Config) -> bool:
     """Whether one reward serves training and the evaluations in between."""
     return config.evaluation.data_type == config.dataset.data_type and not config.reward.beside_verifier
+
+
+def sandbox_row(config: Config, data_type: str) -> dict[str, str]:
+    """The banner's line about where programs run, and what this machine cannot hold of them; none for other rewards."""
+    replaced = config.reward.function and not config.reward.beside_verifier
+    judged = config.judge.mode != "process" and (config.judge.api or config.judge.local)
+    if data_type != "code" or replaced or judged:
+        return {}
+    return {"sandbox": str(find_isolation() or NO_ISOLATION)}
 
 
 def check_tasks(reward: Reward, tasks: Sequence[Task], key: str) -> None:

@@ -32,6 +32,8 @@ _NUMERIC = (
     *("__bool__", "__len__"),
 )
 
+_EXTENDING = ("__iadd__", "__ior__")  # an object of its own kind says more afterwards, not what is left of a difference
+
 
 class Remote:
     """What this side knows of an object of the program."""
@@ -224,9 +226,9 @@ def _arithmetic(name: str) -> Callable[..., Any]:
         if not isinstance(value, Handle):
             if is_tainted and (remote.is_tainted or not is_expected):
                 remote.deny("the arithmetic")
-        elif value is not self:
+        else:
             value._remote_.is_expected |= is_expected
-            value._remote_.is_tainted |= is_tainted
+            value._remote_.is_tainted |= is_tainted and not (is_expected and name in _EXTENDING)
         return value
 
     return operate

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SINGLE = {"Ellipsis": ..., "NotImplemented": NotImplemented}
+_EXACT = (int, str, float, bool, bytes, type(None))
 _NUMBER_KINDS = "biufcSUmM"
 
 
@@ -55,6 +56,8 @@ _FIXED: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     "pathlib:PurePosixPath": (lambda value: [str(value)], _as_text),
     "pathlib:PureWindowsPath": (lambda value: [str(value)], _as_text),
     "uuid:UUID": (lambda value: [str(value)], _as_text),
+    "collections:ChainMap": (lambda value: list(value.maps), lambda kind, *maps: kind(*maps)),
+    "collections:UserString": (lambda value: [value.data], _as_text),
     "time:struct_time": (lambda value: [tuple(value)], lambda kind, parts: kind(parts)),
     "builtins:dict_keys": (lambda value: list(value), lambda _, *keys: dict.fromkeys(keys).keys()),
     "builtins:dict_values": (lambda value: list(value), lambda _, *values: dict(enumerate(values)).values()),
@@ -184,6 +187,10 @@ _CHANGING = {
     "collections:deque": _Changing(
         list, _fill_sequence, lambda value: f";{value.maxlen}", lambda kind, detail: deque((), int(detail))
     ),
+    "collections:UserDict": _Changing(
+        lambda value: _pairs(value.data), lambda made, items: _fill_pairs(made.data, items)
+    ),
+    "collections:UserList": _Changing(lambda value: list(value.data), _fill_sequence),
     "array:array": _Changing(
         lambda value: [value.tobytes()], _fill_array, lambda value: ";" + value.typecode, _make_array
     ),
@@ -202,6 +209,11 @@ def new(name: str) -> Any:
     """An empty object of a mutable type."""
     kind, _, detail = name.partition(";")
     return _CHANGING[kind].make(import_name(kind), detail)
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two items of a container are the same object, or equal data of the simplest types."""
+    return one is other or (type(one) is type(other) and type(one) in _EXACT and one == other)
 
 
 def is_fixed(value: Any) -> bool:

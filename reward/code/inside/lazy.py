@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
@@ -71,15 +69,15 @@ async def stepped(program: TestsSide, target: Any, name: str, error: BaseExcepti
         if is_done:
             return result
         try:
-            await _pause()
+            await _Pause()
         except BaseException:
             program.ask("cancel", target)
             raise
 
 
-@types.coroutine
-def _pause() -> Generator[None, None, None]:
-    yield
+class _Pause:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
 def coroutine(program: TestsSide, target: Target) -> Coroutine[Any, Any, Any]:

@@ -11,7 +11,7 @@ import _thread
 from _collections import deque
 from _operator import is_
 
-from reward.code.inside.kinds import contents, is_changing
+from reward.code.inside import kinds
 from reward.code.inside.plain import receive, send
 from reward.code.inside.wire import BadFrame, FrameTooLong, Hooks, NotPlain, Reader, Writer, flat, reference, spread
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 1000  # items of all that is kept: every message compares them
 ASK, ANSWER, RAISED = "ask", "answer", "raised"
-_EXACT = (int, str, float, bool, bytes, type(None))
 
 
 class Side(Hooks):
@@ -37,9 +36,13 @@ class Side(Hooks):
 
     def state(self, value: Any) -> list[Any]:
         """What an object by value holds now."""
-        return contents(value)
+        return kinds.contents(value)
 
     def changed(self, value: Any, items: Any) -> None:
+        """The other side tells what its copy of an object holds now."""
+        self.refill(value, items)
+
+    def refill(self, value: Any, items: Any) -> None:
         """Gives an object of this side's the contents that the other side's copy of it has now."""
         if type(items) is not list:
             raise BadFrame("no contents")
@@ -174,7 +177,7 @@ class Link:
         room = MAX_KEPT - sum(map(len, self._kept_items))
         found = []
         for number, value in enumerate(numbered):
-            room -= 1 + len(self._contents(value))
+            room -= 1 + len(self.contents(value))
             if room < 0:
                 break
             found.append(number)
@@ -185,7 +188,7 @@ class Link:
             raise BadFrame("too much is kept")
         for number in kept:
             self._kept.append(numbered[number])
-            self._kept_items.append(self._contents(numbered[number]))
+            self._kept_items.append(self.contents(numbered[number]))
 
     def _changes(self, values: list[Any], known: list[list[Any]]) -> list[tuple[int, list[Any]]]:
         """(number, what it holds now) of the containers that hold something else than the other side knows."""
@@ -195,12 +198,13 @@ class Link:
                 if len(value) != len(before) or not value.issuperset(before):
                     changes.append((number, list(value)))
                 continue
-            now = self._contents(value)
-            if len(now) != len(before) or not (all(map(is_, now, before)) or all(map(_is_same, now, before))):
+            now = self.contents(value)
+            if len(now) != len(before) or not (all(map(is_, now, before)) or all(map(kinds.is_same, now, before))):
                 changes.append((number, now))
         return changes
 
-    def _contents(self, value: Any) -> list[Any]:
+    def contents(self, value: Any) -> list[Any]:
+        """What a container, or an object by value, holds."""
         kind = type(value)
         if kind is list or (kind is deque and value.maxlen is None):
             return list(value)
@@ -210,8 +214,4 @@ class Link:
             return list(value)
         if kind is bytearray:
             return [bytes(value)]
-        return contents(value) if is_changing(value) else self.side.state(value)
-
-
-def _is_same(now: Any, before: Any) -> bool:
-    return now is before or (type(now) is type(before) and type(now) in _EXACT and now == before)
+        return kinds.contents(value) if kinds.is_changing(value) else self.side.state(value)

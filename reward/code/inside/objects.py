@@ -5,8 +5,6 @@ Nothing here is trusted: all that leaves is data, and data is all that the other
 
 from __future__ import annotations
 
-import types
-
 from reward.code.inside import kinds
 from reward.code.inside.errors import build_error, known_error, reduce_error
 from reward.code.inside.link import ANSWER, Link, Side
@@ -15,6 +13,7 @@ from reward.code.inside.shared import (
     CLASS,
     FORWARDED,
     IDENTITY,
+    LAZY,
     fields,
     found,
     is_enum,
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CHANGING_BASES = "list", "dict", "set", "bytearray", "deque"
-_LAZY = {
-    types.GeneratorType: "generator",
-    types.CoroutineType: "coroutine",
-    types.AsyncGeneratorType: "async_generator",
-}
 
 
 class Kept:
@@ -48,7 +42,7 @@ class Kept:
 class Objects(Side):
     """Numbers what stays here, and stands in for what stays on the tests' side."""
 
-    def __init__(self, module: types.ModuleType) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
         self.link: Link
         self.known_classes: set[str] = set()  # of which the tests have one of the same name
@@ -106,7 +100,7 @@ class Objects(Side):
             if issubclass(kind, type):
                 names.append(CLASS)
             self._flags[kind] = " ".join(names)
-        lazy = _LAZY.get(kind)
+        lazy = LAZY.get(kind)
         if lazy is None and kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
             lazy = "iterator"
         return "H", [self.number(value), lazy or "object", kind.__name__, " ".join((self._flags[kind], *more))]
@@ -173,7 +167,7 @@ class Objects(Side):
             items, is_done = self.ask("next", number)
             if is_done:
                 return
-            yield items
+            yield from items
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Has the tests' side do something, while it waits for an answer."""

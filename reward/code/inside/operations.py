@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import _operator
 import time
-import types
 
 from reward.code.inside import kinds
 from reward.code.inside.errors import MAX_TEXT
 from reward.code.inside.objects import Kept, Objects
-from reward.code.inside.shared import ARITHMETIC
+from reward.code.inside.shared import ARITHMETIC, FUNCTION, METHODS
 from reward.code.inside.wire import as_base, plain_base
 
 TYPE_CHECKING = False
@@ -37,7 +36,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
 class Operations(Objects):
     """Each method that begins with `do_` answers the request of its name."""
 
-    def __init__(self, module: types.ModuleType) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._functions = _functions()
         self._tasks: dict[int, Any] = {}
@@ -51,7 +50,7 @@ class Operations(Objects):
         """A method may have kept its arguments in its object, and what is returned if it is no plain data."""
         if operation not in ("call", "set", "operate", "send"):
             return False
-        if operation == "call" and arguments[1] is None and isinstance(arguments[0], types.FunctionType):
+        if operation == "call" and arguments[1] is None and type(arguments[0]) is FUNCTION:
             value = value.value if type(value) is Kept else value
             return plain_base(type(value)) is None and value is not None and not kinds.is_fixed(value)
         return True
@@ -68,7 +67,7 @@ class Operations(Objects):
     def do_get(self, target: Any, name: str) -> tuple[bool, Any]:
         """(whether it is a method of the target, else its value)"""
         value = getattr(target, name)
-        if isinstance(value, types.MethodType | types.BuiltinMethodType) and value.__self__ is target:
+        if type(value) in METHODS and value.__self__ is target:
             return True, None
         return False, value
 

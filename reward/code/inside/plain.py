@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from reward.code.inside.wire import FrameTooLong, Reader, Writer
 
@@ -36,7 +36,7 @@ def read_frame(descriptor: int, limit: int = MAX_REPLY_BYTES) -> Any:
 def send(descriptor: int, body: bytes) -> None:
     view = memoryview(len(body).to_bytes(4, "little") + body)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[posix.write(descriptor, view) :]
 
 
 def receive(descriptor: int, limit: int) -> bytes:
@@ -49,7 +49,7 @@ def receive(descriptor: int, limit: int) -> bytes:
 def _read_exactly(descriptor: int, size: int) -> bytes:
     pieces = []
     while size:
-        piece = os.read(descriptor, min(size, 1 << 20))
+        piece = posix.read(descriptor, min(size, 1 << 20))
         if not piece:
             raise EOFError
         pieces.append(piece)

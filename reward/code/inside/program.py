@@ -3,14 +3,13 @@ and data is all that the other side accepts."""
 
 from __future__ import annotations
 
-import os
-import types
+import posix
 
 from reward.code.inside.errors import error_names
 from reward.code.inside.link import Link
 from reward.code.inside.operations import Operations
 from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
-from reward.code.inside.script import load
+from reward.code.inside.script import MODULE, leave_streams, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,14 +41,12 @@ class Served(Operations):
 
 def serve() -> None:
     """Answers the tests' side until it is gone: requests come on standard input, answers go to standard output."""
-    calls, answers = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    side = Served(types.ModuleType("program"))
+    calls, answers = posix.dup(0), posix.dup(1)
+    leave_streams()
+    side = Served(MODULE("program"))
     side.link = Link(side, calls, answers, may_take=MAX_REQUEST_BYTES, may_send=MAX_REPLY_BYTES)
     try:
         while True:
             side.link.serve()
     except EOFError:
-        os._exit(0)
+        posix._exit(0)

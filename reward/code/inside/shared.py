@@ -6,6 +6,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from typing import Any
 
 CONVERSIONS = (
@@ -80,3 +81,29 @@ def found(top: Any, path: str) -> Any:
     for name in path.split("."):
         top = getattr(top, name, None)
     return top
+
+
+async def _coroutine() -> None:
+    pass
+
+
+async def _async_generator() -> AsyncIterator[None]:
+    yield
+
+
+_made_coroutine = _coroutine()
+_made_coroutine.close()
+LAZY: dict[type, str] = {  # (the module `types` has names for these; its import takes a while)
+    type(_ for _ in ()): "generator",
+    type(_made_coroutine): "coroutine",
+    type(_async_generator()): "async_generator",
+}
+
+
+class _Named:
+    def method(self) -> None:
+        pass
+
+
+FUNCTION = type(fields)
+METHODS: tuple[type, ...] = type([].append), type(_Named().method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import _sitebuiltins
 import builtins
-import os
+import posix
 import resource
 import sys
 
@@ -21,7 +21,7 @@ def begin(settings: dict[str, Any]) -> None:
     """Takes {"ready_fd", "limit_cpu", "cpu_seconds", "memory_bytes", "file_bytes", "processes", "open_files", "path",
     "keyctl"}; keyctl: the number of that system call where the caller's session keyring is to be left, else 0.
 
-    The interpreter starts without `site`, for speed; what programs use of it is made up here.
+    The interpreter starts without `site`, for speed; what programs use of it is made up here. So it does without `os`.
     """
     if settings["keyctl"]:
         _leave_keyring(settings["keyctl"])
@@ -38,8 +38,8 @@ def begin(settings: dict[str, Any]) -> None:
     sys.path += settings["path"]
     builtins.exit = _sitebuiltins.Quitter("exit", "")
     builtins.quit = _sitebuiltins.Quitter("quit", "")
-    os.write(settings["ready_fd"], b"r")
-    os.close(settings["ready_fd"])
+    posix.write(settings["ready_fd"], b"r")
+    posix.close(settings["ready_fd"])
 
 
 def _leave_keyring(keyctl: int) -> None:
@@ -58,6 +58,7 @@ def report(folders: list[str], files: list[str], forks: int, keyctl: int) -> Non
     """Prints what can be seen and done from here as JSON, for the caller to judge whether the sandbox holds."""
     import ctypes
     import json
+    import os
 
     system_call = ctypes.CDLL(None).syscall
     with open("/proc/net/dev") as interfaces:
@@ -78,7 +79,7 @@ def report(folders: list[str], files: list[str], forks: int, keyctl: int) -> Non
 
 def _is_writable(folder: str) -> bool:
     try:
-        with open(os.path.join(folder, "trial"), "w"):
+        with open(f"{folder}/trial", "w"):
             return True
     except OSError:
         return False
@@ -90,14 +91,14 @@ def _forks(wanted: int) -> int:
     children: list[int] = []
     try:
         while len(children) < wanted:
-            child = os.fork()
+            child = posix.fork()
             if child == 0:
                 signal.pause()
-                os._exit(0)
+                posix._exit(0)
             children.append(child)
     except OSError:
         pass
     for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        posix.kill(child, signal.SIGKILL)
+        posix.waitpid(child, 0)
     return len(children)

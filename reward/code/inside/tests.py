@@ -7,11 +7,11 @@ two descriptors that `run_tests` is given.
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
-import types
 
 from reward.code.inside.link import ANSWER, Link
+from reward.code.inside.originals import Originals
 from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
 from reward.code.inside.told import tell as tell_one
 from reward.code.inside.values import TestsSide
@@ -19,6 +19,7 @@ from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import Any, NoReturn
 
 MAX_NESTED = 60  # calls inside calls; each takes a dozen frames of the interpreter
@@ -28,7 +29,6 @@ _INTERPRETED = (
     *("__getitem__", "__iter__", "__next__", "__anext__", "__getattr__", "__getattribute__", "__get__", "__missing__"),
     *("__contains__", "__len__", "__length_hint__", "__bool__", "__eq__", "__hash__", "__index__", "__instancecheck__"),
 )
-_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<lambda>")
 
 
 class ProgramGone(BaseException):
@@ -50,8 +50,8 @@ class Program(TestsSide):
         self.count = 0
         self.failure: ProgramGone | None = None
         self.denied: ProgramGone | None = None
-        self._held: dict[types.FrameType | None, list[tuple[Any, Any]]] = {}
-        self.namespace |= {"__hold__": self.hold, "__held__": self.held, "__release__": self.release}
+        self.originals = Originals(self.link)
+        self.namespace |= {"__original__": self.originals.of, "__accept__": self.originals.accept}
         self.test = ""  # the source of the test at hand
 
     def ask(self, operation: str, *arguments: Any) -> Any:
@@ -107,23 +107,7 @@ class Program(TestsSide):
         raise error
 
     def changed(self, value: Any, items: Any) -> None:
-        """Seen at once, but not where a comparison is under way that computes its expected value of this one."""
-        if self._held and (frame := _test_frame()) in self._held:
-            self._held[frame].append((value, items))
-        else:
-            super().changed(value, items)
-
-    def hold(self) -> None:
-        if (frame := _test_frame()) is not None:
-            self._held.setdefault(frame, [])
-
-    def held(self, _: None, value: Any) -> Any:
-        self.release()
-        return value
-
-    def release(self) -> None:
-        for value, items in self._held.pop(_test_frame(), ()):
-            super().changed(value, items)
+        self.originals.note(value, lambda: super(Program, self).changed(value, items))
 
     def is_fatal(self, error: BaseException) -> bool:
         return isinstance(error, ProgramGone)
@@ -134,7 +118,7 @@ class Program(TestsSide):
 
 def _is_interpreted() -> bool:
     """Whether the tests' code that calls the program is a method that the interpreter calls."""
-    frame: types.FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name in _INTERPRETED and frame.f_globals.get("__name__") == "tests":
             return True
@@ -142,19 +126,9 @@ def _is_interpreted() -> bool:
     return False
 
 
-def _test_frame() -> types.FrameType | None:
-    """The frame of the test's function, or of the test, that runs."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "tests" and frame.f_code.co_name not in _COMPREHENSIONS:
-            return frame
-        frame = frame.f_back
-    return None
-
-
 def run_tests(calls: int, answers: int) -> None:
-    job, verdicts = read_frame(0, MAX_REQUEST_BYTES), os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    job, verdicts = read_frame(0, MAX_REQUEST_BYTES), posix.dup(1)
+    posix.dup2(posix.open("/dev/null", posix.O_RDWR), 1)
 
     def tell(test: int, status: str, detail: str) -> None:
         tell_one(verdicts, test, status, detail)
@@ -163,28 +137,28 @@ def run_tests(calls: int, answers: int) -> None:
         namespace = prepare(job)
     except BaseException as error:
         tell(-1, "ungradable", f"the prefix does not run: {type(error).__name__}: {error}")
-        os._exit(0)
+        posix._exit(0)
     program = Program(calls, answers, job, namespace)
     try:
         program.load(job["program"])
     except ProgramGone as gone:
         tell(-1, gone.status, str(gone))
-        os._exit(0)
+        posix._exit(0)
     except BaseException as error:
         is_memory = isinstance(error, MemoryError)
         tell(-1, "memory" if is_memory else "error", f"{type(error).__name__}: {error}")
-        os._exit(0)
+        posix._exit(0)
     for index, test in enumerate(job["tests"]):
         status, detail = run_test(test, namespace, program)
         if status == "passed" and index in job["preparation"]:
             status = "preparation"
         tell(index, status, detail)
-    os._exit(0)
+    posix._exit(0)
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """What the tests see besides the program: the prefix's own names, and modules they use unimported."""
-    module = sys.modules["tests"] = types.ModuleType("tests")
+    module = sys.modules["tests"] = type(sys)("tests")
     namespace = module.__dict__
     exec(compile(job["prefix"], "<prefix>", "exec", dont_inherit=True), namespace)
     namespace.update({name: __import__(name) for name in job["modules"]})

@@ -4,7 +4,7 @@ their length, whatever is written there."""
 from __future__ import annotations
 
 import io
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def tell(descriptor: int, test: int, status: str, detail: str = "", secret: str 
     text = detail[:MAX_DETAIL].encode("unicode_escape", "replace")
     line = memoryview(b"%s %d %s %s\n" % (secret.encode(), test, status.encode(), text))
     while line:
-        line = line[os.write(descriptor, line) :]
+        line = line[posix.write(descriptor, line) :]
 
 
 def told(output: bytes, total: int, secret: str = NO_SECRET) -> Iterator[tuple[int, str, str]]:

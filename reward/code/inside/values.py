@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 
 from reward.code.inside import kinds
 from reward.code.inside.errors import build_error, known_error, reduce_error
@@ -292,6 +291,4 @@ def _library_path(value: Any) -> list[str] | None:
     if type(module) is not str or type(name) is not str or module.partition(".")[0] not in sys.stdlib_module_names:
         return None
     known = found(sys.modules.get(module), name)
-    return (
-        [module, name] if known is value or (isinstance(value, types.MethodDescriptorType) and known == value) else None
-    )
+    return [module, name] if known is value or (type(value) is type(str.upper) and known == value) else None

@@ -8,8 +8,8 @@ json takes longer to import than all else.)
 
 from __future__ import annotations
 
+import sys
 from _collections import deque
-from _struct import pack, unpack_from
 
 from reward.code.inside.kinds import build, fill, new, reduce
 
@@ -98,13 +98,18 @@ def flat(value: dict[Any, Any]) -> list[Any]:
     return [part for pair in value.items() for part in pair]
 
 
+def _struct() -> Any:
+    """Many a program has no floats, and the import takes a while."""
+    return sys.modules.get("_struct") or __import__("_struct")
+
+
 _SCALARS: dict[type, Callable[[Any], bytes]] = {
     int: _integer,
     str: _text,
     bool: lambda value: b"T" if value else b"F",
     type(None): lambda value: b"N",
-    float: lambda value: b"f" + pack("<d", value),
-    complex: lambda value: b"c" + pack("<dd", value.real, value.imag),
+    float: lambda value: b"f" + _struct().pack("<d", value),
+    complex: lambda value: b"c" + _struct().pack("<dd", value.real, value.imag),
     bytes: lambda value: b"b" + len(value).to_bytes(4, "little") + value,
 }
 _CONTAINERS: dict[type, tuple[bytes, Callable[[Any], list[Any]]]] = {
@@ -293,7 +298,7 @@ class Reader:
         self.position += size
         if self.position > len(self.data):
             raise BadFrame("cut short")
-        return unpack_from(form, self.data, self.position - size)
+        return _struct().unpack_from(form, self.data, self.position - size)
 
 
 READ: dict[bytes, Callable[[Reader], Any]] = {

@@ -16,7 +16,7 @@ from rank_jobs import run_ranks
 
 from models import load_model
 from models.lora import Adapters
-from runtime.ranks import FailedElsewhere
+from runtime.child import FailedElsewhere
 from train.distributed.sharding import deal
 
 TOLERANCE = 1e-5

@@ -16,11 +16,13 @@ from trainees import assert_same_weights, make_config, make_policy, sampled, shi
 import train.learner.policy
 from models import load_model
 from models.lora import Adapters
+from sample import Sampler, SamplingConfig
 from train.algorithm.objectives import TokenBatch, k1, k2, k3, rollout_correction
 from train.distributed.accelerator import make_accelerator
+from train.learner.batch import Replay
 from train.learner.optimizer import OptimizerSettings, Schedule, learning_rate_scale, make_optimizer
-from train.learner.policy import Numbers
-from train.learner.updater import NotFinite
+from train.learner.policy import Numbers, Policy
+from train.learner.updater import NotFinite, Updater
 from train.setup.models import frozen_reference
 
 LENGTHS = [5, 8, 3, 10]
@@ -430,3 +432,25 @@ def test_recomputed_activations_drop_the_same(tmp_path):
     policy.updater.model.enable_gradient_checkpointing()
     want = trained_adapters(adapted_policy(tmp_path), rollouts)
     assert_same_weights(trained_adapters(policy, rollouts), want, 1e-6)
+
+
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+def test_progress_counts_the_rows_that_the_metrics_count(family):
+    """Rows as dLLM-RL counts them, one a response and round, however many of them one training sample holds."""
+    model = tiny_model(family)
+    policy, seen = make_policy(model, SamplingConfig(block_size=4, max_new_tokens=16), num_train_epochs=2), []
+    rollouts = sampled(model, LENGTHS, block_size=4)
+    batch = policy.batch(rollouts, [1.0, -1.0, 0.5, -0.5])
+    metrics = policy.train(batch, 1, seen.append)
+    assert sum(seen) == policy.rows_to_train(batch) == 2 * metrics["rows"]
+    assert metrics["rows"] == sum(sample.num_rounds for sample in batch.samples) > len(rollouts)
+
+
+def test_a_policy_needs_no_config():
+    """Updater, Replay and Policy with their defaults: what examples and notebooks begin with."""
+    model, sampling = tiny_model("sdar"), SamplingConfig(max_new_tokens=11, temperature=1.0, stop_ids=[9])
+    updater = Updater(model, make_accelerator("no", torch.device("cpu")))
+    policy = Policy(updater, Replay.of(model, sampling))
+    rollouts = Sampler(model, sampling).generate([[5, 6, 7]], n=2)
+    metrics = policy.train(policy.batch(rollouts, [1.0, -1.0]), 1)
+    assert metrics["updates"] == 1 and metrics["learning_rate"] == 1e-6 and metrics["mismatch_abs"] < 1e-5

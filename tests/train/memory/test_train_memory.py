@@ -2,7 +2,7 @@
 activations by a meter of storages while real steps and updates run."""
 
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,16 +11,22 @@ from accelerate.state import AcceleratorState
 from helpers import random_prompts, tiny_checkpoint
 from judge_server import judge_checkpoint
 from memory_meter import Meter, held
+from torch.utils._pytree import tree_leaves
 from trainees import make_config, policy_of, updater_of
 
+from models.spec import hf_config
 from sample import Rollout, Sampler
+from sample.slots import SlotKV, StepState
 from train.distributed.accelerator import make_accelerator
-from train.memory.plan import Budget, Machine, host_memory_bytes, rows_bytes, world_size
+from train.distributed.kind import world_size
+from train.memory import plan
+from train.memory.inputs import Inputs
+from train.memory.machine import Machine, host_memory_bytes
 from train.memory.report import check_memory, memory_lines
 from train.setup.blocks import Blocks
+from train.setup.decodings import inference_model, sampling_entries
 from train.setup.judges import LocalJudge
 from train.setup.models import frozen_reference, make_model, make_value_model, spec_of
-from train.setup.prompts import inference_model, sampling_entries
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
 SHARE = 0.15
@@ -50,12 +56,23 @@ def settings(folder, **sections):
     return make_config(**given, **sections)
 
 
+def inputs_of(config, **named):
+    return Inputs.of(config, spec_of(config), **named)
+
+
 def checkpoint(folder, family="sdar", **sizes):
     return tiny_checkpoint(folder / family, family, **SIZES[family] | sizes)
 
 
 def machine(half=False, gib=1.0):
     return Machine("cpu", gib * 2**30, half)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """A process has one precision: what comes after chooses its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Trainee:
@@ -144,10 +161,11 @@ def slow(*values):
         ("sdar", {"lora": {"rank": 4}}),
         ("dream", {"lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}}),
         slow("llada", {"rollout": {"cache": "prefix"}, "training": {"kl_to": "reference"}}),
+        slow("sdar", {"rollout": {"cache": "none"}}),
         slow("sdar_moe", {}),
         slow("sdar", {"rollout": {"dtype": "bf16", "temperature": 0.7, "top_p": 0.9}}),
     ],
-    ids=["lora", "lora_of_two_layers", "prefix_and_reference", "experts", "bf16_sampler"],
+    ids=["lora", "lora_of_two_layers", "prefix_and_reference", "no_cache", "experts", "bf16_sampler"],
 )
 def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
     folder = checkpoint(tmp_path, family)
@@ -159,14 +177,15 @@ def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
     fresh = settings(folder, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, training={"kl_to": "reference"})
     make_model(fresh).save(adapters)
     further = settings(adapters, training={"kl_to": "reference"})
-    want, got = (Budget(config, path, machine=machine()) for config, path in ((fresh, folder), (further, adapters)))
-    assert (got.always, got.phases(), got.host()) == (want.always, want.phases(), want.host())
-    assert got.always["optimizer"] < got.always["weights"] / 10
+    want, got = (inputs_of(config, machine=machine()) for config in (fresh, further))
+    for part in (plan.always, plan.phases, plan.host):
+        assert part(got) == part(want)
+    assert plan.always(got)["optimizer"] < plan.always(got)["weights"] / 10
 
 
 def compare(config, folder, half):
-    budget, run = Budget(config, folder, machine=machine(half)), Trainee(config, half)
-    always, phases = budget.always, budget.phases()
+    inputs, run = inputs_of(config, machine=machine(half)), Trainee(config, half)
+    always, phases = plan.always(inputs), plan.phases(inputs)
     sampling = run.sample()
     peak, gradients = run.update()
     weights = held(list(run.model.parameters()))
@@ -184,21 +203,34 @@ def compare(config, folder, half):
         near(always["frozen reference"], reference, 0.02)
     near(sum(phases["sampling"].values()), sampling)
     near(phases["update"]["micro-batch"], peak - gradients)
-    near(budget.total(phases["update"]), weights + moments + copy + reference + peak)
-    near(budget.total(phases["sampling"]), weights + moments + copy + reference + sampling)
+    near(plan.total(inputs, phases["update"]), weights + moments + copy + reference + peak)
+    near(plan.total(inputs, phases["sampling"]), weights + moments + copy + reference + sampling)
+
+
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sizes_of_slots_are_those_of_all_their_tensors(tmp_path, family, dtype):
+    """A tensor that is added to either record and not to its size fails here."""
+    spec, cpu = spec_of(settings(checkpoint(tmp_path, family))), torch.device("cpu")
+    config = hf_config(spec.family, spec.raw)
+    kv, state = SlotKV(config, 3, 21, dtype, cpu), StepState.empty(3, 21, 1, cpu)
+    tensors = [x for x in tree_leaves(list(vars(kv).values())) if isinstance(x, torch.Tensor)]
+    assert held(tensors) == SlotKV.bytes(config, 3, 21, dtype) > 0
+    assert held(list(vars(state).values())) == StepState.bytes(3, 21)
+    assert {item.name for item in fields(state)} == set(vars(state))
 
 
 def test_the_value_model(tmp_path):
     folder = checkpoint(tmp_path)
     config = settings(folder, model={"value_base_model": str(folder)})
-    budget, run = Budget(config, folder, machine=machine()), Trainee(config, False)
+    inputs, run = inputs_of(config, machine=machine()), Trainee(config, False)
     run.sample()
     value = make_value_model(config, spec_of(config))
     updater = updater_of(config, value, run.updater.accelerator)
     peak, gradients = run.update(updater)
-    phase = budget.phases()["value update"]
-    near(budget.always["value model"], held(list(value.parameters())), 0.02)
-    near(budget.always["value optimizer"], state_of(updater), 0.02)
+    phase, always = plan.phases(inputs)["value update"], plan.always(inputs)
+    near(always["value model"], held(list(value.parameters())), 0.02)
+    near(always["value optimizer"], state_of(updater), 0.02)
     near(phase["gradients"], gradients, 0.02)
     near(phase["micro-batch"], peak - gradients)
 
@@ -207,36 +239,39 @@ def test_the_local_judge(tmp_path):
     folder, judge = checkpoint(tmp_path), judge_checkpoint(tmp_path / "judge")
     local = {"local": str(judge), "max_tokens": 6, "max_model_len": 64}
     config = settings(folder, judge=local)
-    budget = Budget(config, folder, machine=machine())
+    inputs = inputs_of(config, machine=machine())
     loaded = LocalJudge(str(judge), config.judge, torch.device("cpu"))
     loaded._load()
-    near(budget.always["judge"], held(list(loaded.model.parameters())), 0.02)
-    assert budget.phases()["judging"]["judge at work"] > 0
+    near(plan.always(inputs)["judge"], held(list(loaded.model.parameters())), 0.02)
+    assert plan.phases(inputs)["judging"]["judge at work"] > 0
 
 
 def test_zero_shares_out_what_it_should(tmp_path):
     folder = checkpoint(tmp_path)
     alone, two, three = (
-        Budget(settings(folder), folder, stage=stage, processes=4, machine=machine()) for stage in (0, 2, 3)
+        inputs_of(settings(folder), stage=stage, processes=4, machine=machine()) for stage in (0, 2, 3)
     )
-    for stage, budget in ((2, two), (3, three)):
-        assert budget.always["optimizer"] == pytest.approx(alone.always["optimizer"] * 12 / 8 / 4)
-        assert budget.phases()["update"]["gradients"] == alone.phases()["update"]["gradients"] / 4
-        assert budget.always["weights"] == alone.always["weights"] / (4 if stage == 3 else 1)
-    assert "sampler weights" not in two.always and three.always["sampler weights"] == alone.always["weights"]
+    whole = plan.always(alone)
+    for stage, inputs in ((2, two), (3, three)):
+        always, update = plan.always(inputs), plan.phases(inputs)["update"]
+        assert always["optimizer"] == pytest.approx(whole["optimizer"] * 12 / 8 / 4)
+        assert update["gradients"] == plan.phases(alone)["update"]["gradients"] / 4
+        assert always["weights"] == whole["weights"] / (4 if stage == 3 else 1)
+    assert "sampler weights" not in plan.always(two)
+    assert plan.always(three)["sampler weights"] == whole["weights"]
 
 
 def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
     folder = checkpoint(tmp_path)
     config = settings(folder, rollout={"num_task_per_step": 4096, "max_slots": 64})
-    fitting = Budget(config, folder, machine=machine(gib=0.05))
-    assert not fitting.too_large()
-    slots, tokens = fitting.largest_slots(), fitting.largest_tokens()
+    fitting = inputs_of(config, machine=machine(gib=0.05))
+    assert not plan.too_large(fitting)
+    slots, tokens = plan.largest_slots(fitting), plan.largest_tokens(fitting)
     assert slots >= 64 and tokens >= 240
     for largest, named in ((slots, "slots"), (tokens, "tokens")):
         for size, fits in ((largest, True), (largest + 1, False)):
-            phases = fitting.phases(**{named: size}).values()
-            assert all(fitting.total(parts) <= fitting.usable for parts in phases) == fits
+            phases = plan.phases(fitting, **{named: size}).values()
+            assert all(plan.total(fitting, parts) <= plan.usable(fitting) for parts in phases) == fits
 
 
 @pytest.mark.parametrize(
@@ -252,16 +287,16 @@ def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sectio
     folder = checkpoint(tmp_path)
     sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
     config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
-    check_memory(config, folder)
+    check_memory(config, spec_of(config))
     assert says in caplog.text and not capsys.readouterr().out
-    assert "DOES NOT FIT" in "\n".join(memory_lines(Budget(config, folder)))
+    assert "DOES NOT FIT" in "\n".join(memory_lines(inputs_of(config)))
 
 
 def test_what_fits_is_not_warned_of(tmp_path, caplog):
     folder = checkpoint(tmp_path)
     for kind in ("rl", "sft", "eval"):
         config = settings(folder, training={"method": "trace" if kind == "sft" else "TraceRL"})
-        check_memory(config, folder, kind, answer_tokens=R if kind == "sft" else None)
+        check_memory(config, spec_of(config), kind, response_tokens=R if kind == "sft" else None)
     assert not caplog.text
 
 
@@ -277,7 +312,7 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     """Ids as a tokenizer with a large vocabulary has them: beyond the small integers that Python keeps."""
     folder = checkpoint(tmp_path)
     config = settings(folder, rollout={"num_task_per_step": 50})
-    host = Budget(config, folder, machine=machine()).host()
+    host = plan.host(inputs_of(config, machine=machine()))
     tracemalloc.start()
     ids = torch.randint(1000, 10**5, (50, P + R))
     rollouts = [
@@ -293,7 +328,7 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     run = Trainee(config, half=False)
     run.sample()
     rows = run.policy.batch(run.rollouts, [1.0] * len(run.rollouts)).samples
-    near(host["rows"] / 50, rows_bytes(rows) / len(run.rollouts))
+    near(host["samples"] / 50, plan.samples_bytes(rows) / len(run.rollouts))
     assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))
 
 
@@ -307,7 +342,7 @@ def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
     )
     folder = checkpoint(tmp_path, "dream")
     plain, whole = (
-        Budget(settings(folder, training={"objective": objective}), folder, machine=machine())
+        inputs_of(settings(folder, training={"objective": objective}), machine=machine())
         for objective in ("clip", f"{path}:mine")
     )
     assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)

@@ -11,7 +11,7 @@ from configs import merge
 from models.spec import CheckpointSpec
 from sample import SamplingConfig
 from train.setup.blocks import Blocks, adopt_block_size
-from train.setup.prompts import sampling_entries
+from train.setup.decodings import sampling_entries
 
 
 @pytest.fixture

@@ -71,6 +71,13 @@ def sequence_ratio(batch, params):
 whole_sequence_ratio = objective(whole_responses=True)(lambda batch, params: sequence_ratio(batch, params))
 bad_sums = objective(sums=lambda batch, params: {"mean": batch.logp.mean()})(bare)
 number = 3
+
+
+def other_needs(batch, params):
+    return -(batch.weight * batch.logp).sum(), {}
+
+
+other_needs.needs = {"entropy"}
 """
 
 ADVANTAGES = """
@@ -196,6 +203,7 @@ BAD = [
     ({"objective": "broken.py:f"}, "training.objective: .*broken.py:f cannot be loaded: ModuleNotFoundError"),
     ({"objective": "typo.py:f"}, "training.objective: .*typo.py line 1: "),
     ({"objective": "objectives.py:number"}, "training.objective: 3 is not a function"),
+    ({"objective": "objectives.py:other_needs"}, "its attribute `needs` is {'entropy'}; write it with @objective"),
     ({"objective": "objectives.py:one_argument"}, r"one_argument\(batch\) is called with 2 arguments.*takes 1"),
     (
         {"objective": "objectives.py:raises"},

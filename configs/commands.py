@@ -1,0 +1,98 @@
+"""Which keys a command does not read: an error where one is typed, a warning where it stands in a YAML."""
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+Command = Literal["rl", "sft", "eval"]
+TITLES: dict[Command, str] = {"rl": "rl.py", "sft": "train/sft.py", "eval": "eval.py"}
+
+_RL_ALONE = (
+    "experiment.total_step",
+    "experiment.eval_every",
+    "experiment.eval_first",
+    "experiment.train_value_every",
+    "experiment.keep_best",
+    "model.value_base_model",
+    "model.optimized_value_name",
+    "model.prepare_with",
+    "dataset.train_dataset",
+    "dataset.curriculum",
+    "rollout.num_task_per_step",
+    "training.objective",
+    "training.objective_params",
+    "training.advantage",
+    "training.advantage_params",
+    "training.rows_per_response",
+    "training.eps",
+    "training.beta",
+    "training.kl_estimator",
+    "training.kl_to",
+    "training.gam",
+    "training.lam",
+    "training.min_accuracy",
+    "training.max_accuracy",
+    "training.truncated",
+    "training.logp_old",
+    "training.rollout_correction",
+    "training.rollout_correction_limit",
+    "optimizer.params.value_learning_rate",
+    "evaluation",
+)
+_TRAINING_ALONE = (
+    "experiment.save_every",
+    "experiment.keep_last",
+    "experiment.resume",
+    "model.optimized_name",
+    "training.method",
+    "training.method_params",
+    "training.block_size",
+    "training.shrink",
+    "training.post_num",
+    "training.max_gen_length",
+    "training.lower_p",
+    "training.upper_p",
+    "training.mask_times_per_sample",
+    "training.loss_weight",
+    "training.normalization",
+    "training.rows_per_update",
+    "training.gradient_accumulation_steps",
+    "training.batch_size_lm",
+    "training.num_train_epochs",
+    "training.max_tokens_per_microbatch",
+    "training.max_grad_norm",
+    "training.max_skipped_updates",
+    "training.gradient_checkpointing_enable",
+    "lora",
+    "optimizer",
+    "lr_scheduler",
+)
+NOT_READ: dict[Command, tuple[str, ...]] = {
+    "rl": ("dataset.optimization_data", "dataset.eval_dataset", "rollout.output_unmasking_history"),
+    "sft": (
+        *_RL_ALONE,
+        "dataset.eval_dataset",
+        "dataset.data_type",
+        "dataset.template",
+        "rollout",
+        "reward",
+        "judge",
+        "execute",
+    ),
+    "eval": (*_RL_ALONE, *_TRAINING_ALONE, "dataset.optimization_data", "reward.speed_weight"),
+}
+"""Command -> keys, or whole sections, that it does not read."""
+
+
+def reads(command: Command, key: str) -> bool:
+    """Whether a command reads a key of the schema."""
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_READ[command])
+
+
+def unread(command: Command, keys: Collection[str], typed: Mapping[str, str]) -> list[str]:
+    """Those of `keys` that a command does not read, as they were typed."""
+    return [typed.get(key, key) for key in keys if not reads(command, key)]
+
+
+def readers(key: str) -> str:
+    """The commands that read a key, for people."""
+    return " and ".join(TITLES[command] for command in NOT_READ if reads(command, key)) or "no command"

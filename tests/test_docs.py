@@ -1,0 +1,176 @@
+"""README and docs: links lead somewhere, the API page is up to date, and what they say to type works."""
+
+import ast
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from end_to_end import text_checkpoint, write_json, write_tasks
+
+from configs import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+RUNS = {
+    "rl.py": ("rl", "train.rl"),
+    "multinode_rl.py": ("rl", "train.rl"),
+    "dllm-rl": ("rl", "train.rl"),
+    "train/sft.py": ("sft", "train.sft"),
+    "dllm-sft": ("sft", "train.sft"),
+    "eval.py": ("eval", "train.evaluation"),
+    "multinode_eval.py": ("eval", "train.evaluation"),
+    "dllm-eval": ("eval", "train.evaluation"),
+}
+# Commands that no test of this file runs: where they are tested, or why they cannot be.
+ELSEWHERE = {
+    "git clone": "the network",
+    "bin/setup": "tests/runtime/test_runtime_setup.py",
+    "bin/demo": "tests/runtime/test_runtime_setup.py",
+    "bin/test": "tests/runtime/test_runtime_setup.py",
+    "apt-get": "the network",
+    "pip ": "the network",
+    "DS_BUILD_OPS": "the network",
+    "accelerate launch": "GPU; on CPUs tests/test_end_to_end_ranks.py",
+    "python benchmarks/": "minutes; each says what it printed in benchmarks/RESULTS.md",
+    "python data/download_data.py": "the network; tests/data/test_data_download.py",
+    "cd data; python download_data.py": "the network; tests/data/test_data_download.py",
+    "python sample/get_trace_viewer.py": "tests/sample/test_sample_trace_viewer.py",
+    "python models/merge.py": "tests/models/test_models_lora.py",
+    "python data/check.py": "tests/data/test_data_check.py",
+    "python data/preprocess_sft.py": "tests/data/test_data_preprocess.py",
+    "python docs/make_api.py": "test_the_api_page_is_up_to_date",
+    "python examples/rl_loop.py": "tests of the example",
+}
+TYPED = re.compile(r"^(?:[A-Z][A-Z_0-9]*=\S+ )*(?:python |bin/|dllm-|git |apt-get |pip |accelerate |cd )")
+
+
+def blocks(text):
+    """Blocks of code: fenced, or indented by four spaces after an empty line."""
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return fenced + re.findall(r"(?<=\n\n)((?:    [^\n]*\n(?:\n(?=    ))?)+)", rest)
+
+
+def commands():
+    """(page, command) for everything that a page says to type, lines that a backslash joins as one."""
+    for page in PAGES:
+        for block in blocks(page.read_text()):
+            joined = re.sub(r"\\\n\s*", "", re.sub(r"^    ", "", block, flags=re.M))
+            for line in joined.splitlines():
+                if TYPED.match(line):
+                    yield page.name, re.sub(r"\s+#.*", "", line).strip()
+
+
+def script_of(command):
+    """The script that a command runs, without the variables in front of it, and its arguments."""
+    argv = shlex.split(re.sub(r"^(?:[A-Z][A-Z_0-9]*=\S+ )+", "", command))
+    return (argv[1], argv[2:]) if argv[0] == "python" else (argv[0], argv[1:])
+
+
+ALL = sorted(set(commands()))
+RUN_HERE = [c for c in ALL if script_of(c[1])[0] in RUNS and not any(c[1].startswith(e) for e in ELSEWHERE)]
+
+
+def test_every_command_is_run_here_or_named_with_its_reason():
+    others = [c for c in ALL if c not in RUN_HERE and not any(c[1].startswith(e) for e in ELSEWHERE)]
+    assert not others
+    assert len(RUN_HERE) > 5
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Tiny stand-ins for what the pages name: models, data sets, runs, a reward."""
+    folder = tmp_path_factory.mktemp("docs")
+    text_checkpoint(folder / "model", max_position_embeddings=32768)
+    for name in ("MATH_train", "MATH500", "tasks"):
+        write_tasks(folder / f"{name}.json")
+    write_json(folder / "my_sft.json", [{"prompt": "12=", "response": "21"}] * 4)
+    (folder / "my_reward.py").write_text(
+        "def digits(prompts, completions, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("page", "command"), RUN_HERE)
+def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path, monkeypatch):
+    script, arguments = script_of(command)
+    name, module = RUNS[script]
+    monkeypatch.chdir(shop)
+    given = [a for a in arguments if a not in ("...", "dry_run=true", "--help")]
+    given = ["config=configs/rl_sdar.yaml" if a == "config=..." else a for a in given]
+    keys = {argument.partition("=")[0] for argument in given}
+    filled = {
+        "model.pretrained_model": shop / "model",
+        "dataset.folder": shop,
+        "experiment.output_dir": tmp_path / "runs",
+        "experiment.processes": 1,
+    }
+    if name != "sft":
+        filled |= {"reward.workers": 1, "execute.num_chunk": 1}
+    data = {"rl": "dataset.train_dataset", "sft": "dataset.optimization_data", "eval": "dataset.eval_dataset"}[name]
+    if data not in keys and "tiny" not in command:
+        filled[data] = "my_sft" if name == "sft" else "tasks"
+    if name == "rl" and "tiny" not in command:
+        filled["evaluation.eval_dataset"] = "tasks"
+    replaced = ("model.pretrained_model", "experiment.deepspeed_file", "experiment.processes", "model.value_base_model")
+    own = [argument for argument in given if argument.partition("=")[0] not in replaced]
+    added = [*(f"{key}={value}" for key, value in filled.items()), "model.random_init=false", "dry_run=true"]
+    config = load_config([*own, *added], command=name)
+    __import__(module)
+    assert sys.modules[module].run(config) is None
+
+
+PYTHON = [("README.md", "From Python"), ("data.md", "From Python")]
+
+
+@pytest.mark.parametrize(("page", "heading"), PYTHON)
+def test_python_of_a_page_runs_as_it_stands(page, heading, shop, monkeypatch):
+    text = next(path for path in PAGES if path.name == page).read_text()
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    code = re.sub(r"^    ", "", blocks("\n" + section)[0], flags=re.M)
+    code = code.replace("/models/TraDo-4B-Instruct", str(shop / "model")).replace('device="cuda"', 'device="cpu"')
+    code = code.replace("max_new_tokens=512", "max_new_tokens=8").replace('folder="data"', f'folder="{shop}"')
+    monkeypatch.chdir(shop)
+    exec(compile(code, page, "exec"), {"__name__": "snippet"})
+
+
+def anchors(text):
+    titles = re.findall(r"^#+ (.*)", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_to_files_and_headings():
+    broken = []
+    for page in [*PAGES, ROOT / "tests" / "README.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            where, _, anchor = target.partition("#")
+            path = (page.parent / where).resolve() if where else page
+            if "://" in target:
+                continue
+            if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+                broken.append(f"{page.name}: {target}")
+    assert not broken
+
+
+def test_the_tests_that_faults_md_names_exist():
+    known, files = set(), set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        files.add(path.name)
+        known |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    text = (ROOT / "docs" / "faults.md").read_text()
+    assert not [name for name in re.findall(r"\b(test_\w+\.py)\b", text) if name not in files]
+    assert not [
+        name for name in re.findall(r"\b(test_\w+)\b(?!\.py)", text) if name not in known and f"{name}.py" not in files
+    ]
+
+
+def test_the_api_page_is_up_to_date():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import make_api
+    finally:
+        sys.path.pop(0)
+    written = (ROOT / "docs" / "api.md").read_text()
+    assert written == make_api.document(), "run: python docs/make_api.py"

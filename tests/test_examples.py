@@ -1,0 +1,58 @@
+"""examples/: they run, and the page of method is the framework's."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from models import load_model
+from sample import Sampler, SamplingConfig
+from train.algorithm.advantages import centered, group_advantages
+from train.learner.batch import Replay
+from train.learner.optimizer import OptimizerSettings
+from train.learner.policy import Policy
+from train.learner.updater import Updater
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def rl_loop():
+    spec = importlib.util.spec_from_file_location("rl_loop", EXAMPLES / "rl_loop.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_loop_on_one_page_trains_as_the_framework_does(rl_loop):
+    """The same loss and the same weights, two steps of one update each, the second of a policy that has moved."""
+    sampling = SamplingConfig(max_new_tokens=10, block_size=4, temperature=1.0, threshold=0.2, seed=1)
+    mine = load_model(EXAMPLES.parent / "configs" / "tiny_model", random_init_seed=0)
+    theirs = copy.deepcopy(mine)
+    rollouts = Sampler(mine, sampling).generate([[8, 9, 10], [12, 30]], n=4)
+    credit = group_advantages([float(sum(rollout.token_ids) % 5) for rollout in rollouts], 4, advantage=centered)
+    optimizer = torch.optim.AdamW(mine.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    updater = Updater(theirs, Accelerator(cpu=True), OptimizerSettings(learning_rate=1e-3, beta2=0.95))
+    policy = Policy(updater, Replay.of(theirs, sampling.for_model(theirs), rl_loop.TRAINING))
+    for step in (1, 2):
+        loss = rl_loop.update(mine, optimizer, rollouts, credit)
+        metrics = policy.train(policy.batch(rollouts, credit.values), step)
+        assert metrics["updates"] == 1 and metrics["loss"] == pytest.approx(loss, abs=1e-6)
+    assert abs(loss) > 1e-3
+    for (name, weight), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(weight, other, atol=1e-6), name
+
+
+def test_the_loop_runs_and_fits_on_a_page(rl_loop, capsys):
+    (mean,) = rl_loop.main(steps=1)
+    assert 0.0 < mean < 1.0 and capsys.readouterr().out.startswith(f"step  1/1  reward {mean:.3f}  loss ")
+    assert len((EXAMPLES / "rl_loop.py").read_text().splitlines()) <= 100
+
+
+@pytest.mark.long
+def test_the_loop_learns(rl_loop):
+    means = rl_loop.main()
+    assert sum(means[-3:]) / 3 > means[0] + 0.15

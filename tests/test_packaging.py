@@ -1,0 +1,110 @@
+"""What is imported is declared, versions agree in all files that name them, and the console commands resolve."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import dllm_commands
+from train import command
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOMS = PROJECT["tool"]["setuptools"]["packages"]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+def requirements(name):
+    """Canonical name -> requirement, of the lines of a requirements file itself."""
+    lines = [line.split(" \\")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if re.match(r"[A-Za-z0-9]", line)]
+    return {canonicalize_name(each.name): each for each in found}
+
+
+def declared(texts):
+    return {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
+
+
+def pinned(requirement):
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "==", requirement
+    return specifier.version
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def test_every_import_of_the_code_is_declared():
+    own = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    sources = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+    names = {name for path in sources for name in imported(path)} - own - set(sys.stdlib_module_names)
+    known, of = requirements("requirements.txt"), packages_distributions()
+    optional = set(declared([*EXTRAS["deepspeed"], *EXTRAS["tracking"]]))
+    missing = {name for name in names if not {canonicalize_name(d) for d in of.get(name, [name])} & {*known, *optional}}
+    assert not missing
+
+
+def test_pyproject_and_requirements_name_the_same_packages():
+    known, project = requirements("requirements.txt"), declared(PROJECT["project"]["dependencies"])
+    assert set(known) == set(project)
+    dev, extras = requirements("requirements-dev.txt"), requirements("requirements-extras.txt")
+    assert set(declared(EXTRAS["dev"])) == set(dev)
+    assert set(declared([*EXTRAS["deepspeed"], *EXTRAS["tracking"]])) <= set(extras)
+    for texts, pins in (
+        (PROJECT["project"]["dependencies"], known),
+        (EXTRAS["dev"], dev),
+        ([*EXTRAS["deepspeed"], *EXTRAS["tracking"]], extras),
+    ):
+        for name, requirement in declared(texts).items():
+            assert requirement.specifier.contains(pinned(pins[name])), requirement
+
+
+def test_the_lock_has_the_pinned_versions_with_hashes():
+    text, known = (ROOT / "requirements.lock").read_text(), requirements("requirements.txt")
+    locked = requirements("requirements.lock")
+    for name, requirement in known.items():
+        assert pinned(locked[name]).split("+")[0] == pinned(requirement), name
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text)
+    assert all("--hash=sha256:" in entry for entry in entries if re.match(r"[A-Za-z0-9]", entry))
+    assert "+cpu" in pinned(locked["torch"]) and not [name for name in locked if name.startswith("nvidia")]
+
+
+def test_every_room_is_installed():
+    assert sorted(ROOMS) == sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("name", PROJECT["project"]["scripts"])
+def test_console_commands_run_the_checkout(name, monkeypatch):
+    module, function = PROJECT["project"]["scripts"][name].split(":")
+    assert module in PROJECT["tool"]["setuptools"]["py-modules"]
+    calls = []
+    monkeypatch.setattr(command, "main", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(sys, "path", ["elsewhere", *sys.path])
+    getattr(importlib.import_module(module), function)()
+    ((target, usage),) = calls
+    assert callable(importlib.import_module(target).run) and usage.startswith(f"{name} config=")
+    assert sys.path[:2] == [str(Path(dllm_commands.__file__).parent), "elsewhere"] and sys.path[0] == str(ROOT)
+
+
+def test_an_installation_apart_from_the_checkout_is_refused():
+    build = PROJECT["build-system"]
+    assert (build["build-backend"], build["backend-path"]) == ("build_backend", ["bin"])
+    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "bin" / "build_backend.py")
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    with pytest.raises(SystemExit, match="pip install -e"):
+        backend.build_wheel("wheels", config_settings=None)
+    assert callable(backend.build_editable)

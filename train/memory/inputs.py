@@ -1,0 +1,212 @@
+"""What a memory plan is made from: sizes of the networks, of the longest response, of the machine."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from configs import find
+from configs.engine import TITLES
+from configs.schema import Config, DecodeConfig
+from models.checkpoint import empty_network, stored_elements
+from models.folder import read_json, resolve_folder
+from models.lora import Adapters
+from models.spec import CheckpointSpec
+from sample import Rollout
+from train.algorithm.packing import pack, span_tokens
+from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.distributed.kind import engine_kind, world_size, zero_stage
+from train.memory.machine import Machine
+from train.memory.sizes import ADAPTED, Network, Packing
+from train.setup.blocks import Blocks, Kind
+from train.setup.decodings import decodings
+from train.setup.doors import method_of, objective_of
+from train.setup.models import adapters_of, value_spec_of
+
+_WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A local judge: elements of its weights, and its network as far as its config.json tells."""
+
+    elements: int
+    net: Network
+
+    @staticmethod
+    def of(config: Config) -> "Judge | None":
+        if not config.judge.local:
+            return None
+        folder = resolve_folder(find(config.judge.local))
+        raw = read_json(folder / "config.json")
+        heads, hidden = int(raw.get("num_attention_heads", 1)), int(raw.get("hidden_size", 0))
+        net = Network(
+            parameters=0, body=0, largest=0, head_norms=False, tied=False,
+            layers=int(raw.get("num_hidden_layers", 0)), hidden=hidden, inner=int(raw.get("intermediate_size", 0)),
+            heads=heads, key_heads=int(raw.get("num_key_value_heads") or heads),
+            head_size=int(raw.get("head_dim") or hidden // heads), vocab=int(raw.get("vocab_size", 0)),
+        )  # fmt: skip
+        return Judge(stored_elements(folder), net)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of a run of `kind`, for rank 0, which holds the most.
+
+    stage: of ZeRO; 0 = every process holds the whole model, 2 = gradients and optimizer are sharded, 3 = weights too,
+    and the sampler has a whole copy (FSDP2 is alike). engine: its name. net, value: sizes of the policy's and the value
+    model's network; hf_config: of the policy's. adapter_parameters: 0 without adapters. samples: training samples of
+    the longest response; whole_responses: a micro-batch holds all samples of a response.
+    """
+
+    config: Config
+    kind: Kind
+    spec: CheckpointSpec
+    blocks: Blocks
+    machine: Machine
+    stage: int
+    engine: str
+    processes: int
+    net: Network
+    hf_config: PretrainedConfig
+    adapters: Adapters | None
+    adapter_parameters: int
+    value: Network | None
+    judge: Judge | None
+    samples: tuple[TrainingSample, ...]
+    whole_responses: bool
+
+    @staticmethod
+    def of(
+        config: Config,
+        spec: CheckpointSpec,
+        kind: Kind = "rl",
+        *,
+        stage: int | None = None,
+        processes: int | None = None,
+        machine: Machine | None = None,
+        response_tokens: int | None = None,
+    ) -> "Inputs":
+        """stage, processes, machine: the config's where None. response_tokens: of the longest response of an SFT."""
+        network, blocks = _empty(spec), Blocks.of(config, spec, kind)
+        adapters = adapters_of(config, spec)
+        value_spec = value_spec_of(config, spec) if kind == "rl" else None
+        value = _empty(value_spec) if value_spec else None
+        tokens = response_tokens or config.rollout.max_new_tokens
+        return Inputs(
+            config=config,
+            kind=kind,
+            spec=spec,
+            blocks=blocks,
+            machine=machine or Machine.of(config),
+            stage=zero_stage(config) if stage is None else stage,
+            engine=TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}",
+            processes=processes or world_size(config),
+            net=Network.of(network, network.config),
+            hf_config=network.config,
+            adapters=adapters,
+            adapter_parameters=adapters.count(network.model) if adapters else 0,
+            value=Network.of(value, value.config) if value is not None else None,
+            judge=Judge.of(config) if kind == "rl" else None,
+            samples=() if kind == "eval" else tuple(longest_samples(config, spec, kind, blocks.trained, tokens)),
+            whole_responses=kind == "rl" and objective_of(config.training).needs.whole_responses,
+        )
+
+    @property
+    def adapted(self) -> frozenset[str] | None:
+        """Names of the linear layers with adapters; None where all weights are trained."""
+        return frozenset(self.adapters.targets or ADAPTED) if self.adapters else None
+
+    @property
+    def weights(self) -> int:
+        """Of the policy, adapters among them."""
+        return self.net.parameters + self.adapter_parameters
+
+    @property
+    def trained(self) -> int:
+        return self.adapter_parameters or self.net.parameters
+
+    @property
+    def value_parameters(self) -> int:
+        return self.value.parameters + self.value.hidden if self.value else 0
+
+    @property
+    def value_trained(self) -> int:
+        """The head that the value model does not use is frozen, if it is not the embedding."""
+        if self.value is None:
+            return 0
+        return self.value_parameters - (0 if self.value.tied else self.value.vocab * self.value.hidden)
+
+    @property
+    def sampling_dtype(self) -> torch.dtype:
+        """Of the weights that sample."""
+        asked = _WIDTHS.get(self.config.rollout.dtype)
+        return asked or (torch.bfloat16 if self.machine.half else torch.float32)
+
+    @property
+    def slots(self) -> int:
+        """Of the sampler in training, or of eval.py's."""
+        asked = self.config.rollout.max_slots
+        return asked if self.config.experiment.deterministic else min(asked, self.most_slots)
+
+    @property
+    def most_slots(self) -> int:
+        """Responses of a step that one process decodes."""
+        rollout = self.config.rollout
+        if self.kind == "eval":
+            return max(rollout.max_slots, 2**16)
+        return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
+
+    @property
+    def unsplit_tokens(self) -> int:
+        """Of what no micro-batch splits: the longest sample, or all samples of the longest response."""
+        tokens = [sample.num_tokens for sample in self.samples]
+        return sum(tokens) if self.whole_responses else max(tokens, default=0)
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Of the largest micro-batch: what exceeds the budget and cannot be split is run whole."""
+        return max(self.config.training.max_tokens_per_microbatch, self.unsplit_tokens)
+
+    @cached_property
+    def packing(self) -> Packing:
+        """Of a micro-batch of the longest sample."""
+        longest = max(self.samples, key=lambda sample: (sample.num_tokens, sample.num_trained))
+        return Packing.of(pack([longest], [0], torch.device("meta"), span_tokens(self.machine.kind)))
+
+    def sizes_of(self, decode: DecodeConfig) -> tuple[int, ...]:
+        """Tokens of a block in every entry of a section."""
+        return self.blocks.evaluated if decode is self.config.evaluation else self.blocks.sampled
+
+
+def _empty(spec: CheckpointSpec) -> PreTrainedModel:
+    return empty_network(spec.family, spec.raw)
+
+
+def longest_samples(
+    config: Config, spec: CheckpointSpec, kind: Kind, block_size: int, response_tokens: int
+) -> list[TrainingSample]:
+    """The training samples of the longest response that a run may train: a prompt of training.max_prompt_len, a
+    response that needs every denoising step."""
+    training, family = config.training, spec.family
+    place = np.arange(response_tokens)
+    grid = place + (training.max_prompt_len if family.attention == "block" else 0)
+    asked = [chosen["steps_per_block"] or block_size for chosen in decodings(config.rollout)]
+    per_block = min(max(asked), block_size)
+    step = grid // block_size * per_block + grid % block_size * per_block // block_size
+    response = Rollout(
+        key=(0,),
+        prompt_ids=[0] * training.max_prompt_len,
+        canvas_ids=[0] * response_tokens,
+        canvas_step_map=(step - step[0] + 1).tolist(),
+        canvas_logprobs=[0.0] * response_tokens,
+        num_response_tokens=response_tokens,
+        finish_reason="length",
+        num_steps=int(step[-1] - step[0] + 1),
+        weights_version=0,
+    )
+    replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
+    method = method_of(training, "rl" if kind == "rl" else "sft")
+    return replay(response, replayer, replace(training, post_num=0), method=method)

@@ -1,0 +1,133 @@
+"""Sections of a config that say how responses are sampled -> sampling configs, and the model that samples."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from configs.schema import DecodeConfig
+from models import DiffusionLM
+from models.families import Family
+from runtime.doors import is_file_target
+from sample import SamplingConfig
+from sample.config import CacheMode, cache_of
+from sample.doors import Given, open_strategy, open_target
+from sample.unmask import schedule
+from train.setup.prompts import tokenizer_of
+
+logger = logging.getLogger(__name__)
+
+
+def sampling_entries(
+    decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
+) -> dict[str, SamplingConfig]:
+    """Name -> sampling config for each entry of the parallel lists strategy, top_k, block_size, steps_per_block.
+
+    blocks: tokens of a block of each entry (`Blocks`).
+    A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
+    fit the model.
+    """
+    cache = cache_mode(decode, model.spec.family)
+    horizon = decode.further_horizon if cache == "prefix" else None
+    of_the_run: dict[str, Any] = {"cache": cache, "further_horizon": horizon}
+    of_the_run |= {"stop_ids": _stop_ids(decode, model), "seed": seed, "deterministic": deterministic}
+    entries: dict[str, SamplingConfig] = {}
+    for chosen, block_size in zip(decodings(decode), blocks, strict=True):
+        chosen |= {"block_size": block_size} | of_the_run
+        config = SamplingConfig(**chosen).for_model(model)
+        _warn_of_idle_steps(decode, config)
+        if decode.steps is not None:
+            config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))
+        mode = "greedy" if config.greedy else f"T{config.temperature:g}"
+        strategy = chosen["strategy"].rpartition(":")[2].removeprefix("low_confidence_")
+        name = f"{strategy}-b{config.block_size}-{mode}"
+        name += f"-k{config.top_k}" if config.top_k > 1 else ""
+        entries[_unused(name, entries)] = config
+    return entries
+
+
+def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
+    """Fields of SamplingConfig -> values, for each entry of the parallel lists: those that the section has too.
+    Parameters of strategies go to a user's own among several."""
+    lists = decode.parallel_lists()
+    shared = {item.name: getattr(decode, item.name) for item in fields(SamplingConfig) if hasattr(decode, item.name)}
+    entries = range(len(next(iter(lists.values()), [None])))
+    chosen = [shared | {name: values[i] for name, values in lists.items()} for i in entries]
+    if any(is_file_target(entry["strategy"]) for entry in chosen):
+        chosen = [entry if is_file_target(entry["strategy"]) else entry | {"strategy_params": {}} for entry in chosen]
+    return chosen
+
+
+def check_decodings(*sections: DecodeConfig) -> None:
+    """ValueError, naming the key, for all about sections that can be known to fail before a model is loaded."""
+    named = ("strategy", "target", "strategy_params", "target_params")
+    for decode in sections:
+        for chosen in decodings(decode):
+            choices = SamplingConfig(**{name: value for name, value in chosen.items() if name not in named})
+            strategy, target = (
+                Given(decode.key(name), chosen[name], chosen[f"{name}_params"], decode.key(f"{name}_params"))
+                for name in ("strategy", "target")
+            )
+            open_strategy(strategy, choices)
+            open_target(target)
+
+
+def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:
+    """The cache that a section's samplers have. Approximate ones are of full attention: a block family keeps its exact
+    one. ValueError where a family of full attention is asked for an exact one."""
+    asked: CacheMode = decode.cache  # type: ignore[assignment]
+    if family.attention == "block" and asked in ("prefix", "dual"):
+        logger.warning(
+            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), asked, family.name
+        )
+        asked = "auto"
+    try:
+        return cache_of(asked, family)
+    except ValueError as error:
+        raise ValueError(f"{decode.key('cache')}: {error}") from None
+
+
+def _warn_of_idle_steps(decode: DecodeConfig, config: SamplingConfig) -> None:
+    steps, size = config.steps_per_block, config.block_size
+    if isinstance(steps, int) and size is not None and steps > size:
+        logger.warning(
+            "%s=%d is more than a block's %d tokens: at most %d steps are taken, a token each",
+            *(decode.key("steps_per_block"), steps, size, size),
+        )
+
+
+def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: SamplingConfig) -> list[int]:
+    """Steps of each block, from those of the whole response."""
+    assert config.block_size is not None and decode.steps is not None
+    if steps_per_block is not None:
+        raise ValueError(
+            f"steps={decode.steps} and {decode.key('steps_per_block')}={steps_per_block} say the same: give one."
+        )
+    decode.check_steps(config.block_size)
+    return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
+
+
+def inference_model(model: DiffusionLM, dtype: torch.dtype, apart_on: torch.device | None = None) -> DiffusionLM:
+    """The model that samples: the trained one itself, or a copy in the type that sampling wants. apart_on: always a
+    copy, on that device."""
+    return model if dtype == model.dtype and apart_on is None else model.copy_as(dtype, apart_on)
+
+
+def _stop_ids(decode: DecodeConfig, model: DiffusionLM) -> list[int]:
+    ids = list(model.eos_ids)
+    for text in decode.stop_token_list or []:
+        encoded = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"]
+        if len(encoded) != 1:
+            raise ValueError(
+                f"{decode.key('stop_token_list')}: {text!r} is {len(encoded)} tokens, not one; only single tokens can "
+                "stop a response."
+            )
+        ids += [i for i in encoded if i not in ids]
+    return ids
+
+
+def _unused(name: str, taken: dict[str, SamplingConfig]) -> str:
+    return next(n for n in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2))) if n not in taken)
