@@ -35,9 +35,14 @@ class ExperimentConfig:
     # its folder and its length
     project: str = opt("run", "name of the run; its folder is output_dir/project")
     output_dir: str = opt("runs", "folder that holds the folders of runs")
-    total_step: int = opt(80, "RL steps in all (SFT: training.num_train_epochs)", low=1)
+    total_step: int = opt(80, "RL steps in all (SFT: training.num_train_epochs, training.max_steps)", low=1)
     # when it saves and evaluates
-    save_every: int = opt(10, "a checkpoint every so many RL steps (SFT: epochs), and at the end", low=1)
+    save_every: int = opt(
+        10, "a checkpoint every so many RL steps (SFT: epochs, and see save_every_updates), and at the end", low=1
+    )
+    save_every_updates: int | None = opt(
+        None, "SFT: a checkpoint every so many updates too, to resume within an epoch; null = by epochs only", low=1
+    )
     eval_every: int = opt(10, "evaluation every so many RL steps", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
     eval_first: bool = opt(True, "evaluate before the first RL step too")
@@ -300,6 +305,9 @@ class TrainingConfig:
     gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
     batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
     num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)
+    max_steps: int | None = opt(
+        None, "SFT: updates in all, over as many epochs as they take, in place of num_train_epochs", low=1
+    )
     max_tokens_per_microbatch: int = opt(16384, "packed tokens of one forward; shapes memory, never results", low=1)
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
     max_skipped_updates: int = opt(10, "stop after so many non-finite updates in a row", low=1)

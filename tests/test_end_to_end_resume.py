@@ -218,6 +218,33 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
+def test_fine_tuning_killed_within_an_epoch_resumes_from_its_newest_update(shop, monkeypatch):
+    """Two updates an epoch; the third one is saved, the fourth is killed. Five updates in all end within an epoch."""
+    words = ["experiment.save_every_updates=3", "training.max_steps=5", "lr_scheduler.params.min_lr_scale=0.1"]
+    update = sft.FineTuning.update
+    seen = []
+
+    def dies_in_update_4(self, rows, step):
+        seen.append(step)
+        if seen == [1, 2, 3, 4]:
+            raise Stop
+        return update(self, rows, step)
+
+    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    monkeypatch.setattr(sft.FineTuning, "update", dies_in_update_4)
+    typed = load_config(shop.words(SFT, *words, "experiment.project=killed"))
+    with pytest.raises(Stop):
+        sft.run(typed)
+    killed, straight = shop.runs / "killed", shop.runs / "straight"
+    assert [path.name for path in killed.glob("ckpt/step-*")] == ["step-000003"]
+    assert sft.run(typed)["steps"] == 5
+    assert seen == [1, 2, 3, 4, 4, 5]
+    assert sorted(path.name for path in killed.glob("ckpt/step-*")) == ["step-000003", "step-000005"]
+    assert_same_run(killed, straight)
+    rates = [row["learning_rate"] for row in read_jsonl(straight / "metrics.jsonl")]
+    assert len(rates) == 5 and rates == sorted(rates, reverse=True)
+
+
 @pytest.fixture
 def prepared(shop):
     """Words of a run whose first model is made by three epochs of two updates, with a checkpoint after each epoch."""
@@ -303,13 +330,40 @@ def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
     assert straight == again
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_runs_killed_at_random_moments_end_as_one_that_never_was():
+def benchmark(name, *words):
+    """The figures of a benchmark's last line."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill.py", "--kills", "3"],
+        [sys.executable, f"benchmarks/{name}.py", *words],
         cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_killed_at_random_moments_end_as_one_that_never_was():
+    figures = benchmark("kill", "--kills", "3")
     assert figures["kills"] == figures["equal"] == 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_killed_runs_of_every_kind_end_as_those_that_never_were():
+    figures = benchmark("kill", "--all", "--kills", "1")
+    assert figures["kills"] == figures["equal"] == len(figures["kinds"]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_damage_of_a_run_is_named_or_changes_nothing():
+    figures = benchmark("damage", "--kinds", "sft", "--flips", "1", "--only", "metrics.jsonl")
+    assert figures["cases"] == 4 == figures["equal"] + figures["named"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["rl", "lora", "value", "sft"])
+def test_damage_of_any_file_is_named_or_changes_nothing(kind):
+    figures = benchmark("damage", "--kinds", kind, "--flips", "1")
+    assert figures["cases"] > 50 and figures["cases"] == figures["equal"] + figures["named"]

@@ -1,6 +1,7 @@
 """Reinforcement learning: rollout -> reward -> credit -> training samples -> update -> weights in place -> rollout."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,7 @@ from train.learner.batch import Replay
 from train.learner.checkpoint import BEST, RL
 from train.learner.critic import Critic, NoCritic
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
-from train.learner.policy import Policy
+from train.learner.policy import Policy, TrainResult
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
@@ -116,10 +117,10 @@ class Run:
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
-                metrics = policy.train(batch, step, progress.advance)
+                result = policy.train(batch, step, progress.advance)
             with timed("sync"):
                 self.learner.sampler.update_weights(self.learner.updater.engine.weights())
-            self.log(step, graded, metrics | value_metrics)
+            self.log(step, graded, replace(result, metrics=result.metrics | value_metrics))
             self.done = step
             self.save_if_due(step)
             self.evaluate_if_due(step)
@@ -142,16 +143,16 @@ class Run:
                 self.evaluations.run(step)
                 self.checkpoints.prune(self.evaluations.scores)
 
-    def log(self, step: int, graded: GradedRollouts, metrics: dict[str, float]) -> None:
+    def log(self, step: int, graded: GradedRollouts, result: TrainResult) -> None:
         """The step's line and metrics; a step whose groups all dropped says why it was skipped."""
         group_size = self.config.rollout.num_response_per_task
         version = {"weights_version": float(self.learner.sampler.weights_version)}
-        metrics = metrics | rollout_metrics(graded, group_size) | version
-        if "loss" not in metrics:
+        metrics = result.metrics | rollout_metrics(graded, group_size) | version
+        if result.skipped is not None:
             dropped = graded.scored.dropped.items()
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]
-            if metrics["rollouts_skipped"]:
-                reasons.append(f"{metrics['rollouts_skipped']:g} rollouts have a non-finite log-probability")
+            if result.skipped:
+                reasons.append(result.skipped)
             if self.config.training.truncated == "wrong" and metrics["truncated"]:
                 reasons.append(f"{metrics['truncated']:.0%} of the answers have no stop and count as 0")
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")

@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -54,10 +54,22 @@ def run(config: Config) -> dict[str, Any] | None:
         return tuning.loop()
 
 
-def _updates(config: Config, examples: int) -> tuple[int, int]:
-    """Examples an update, and updates an epoch."""
-    per_update = min(examples, rows_per_update(config.training))
-    return per_update, -(-examples // per_update)
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Examples of an update, updates of an epoch (the last one may have fewer examples), updates of the run."""
+
+    examples: int
+    per_epoch: int
+    total: int
+
+    @staticmethod
+    def of(training: TrainingConfig, examples: int) -> "UpdatePlan":
+        per_update = min(examples, rows_per_update(training))
+        per_epoch = -(-examples // per_update)
+        return UpdatePlan(per_update, per_epoch, training.max_steps or per_epoch * training.num_train_epochs)
+
+    def __str__(self) -> str:
+        return f"{self.total:,} updates, {self.total / self.per_epoch:.3g} epochs of {self.per_epoch:,}"
 
 
 def check(config: Config) -> list[Example]:
@@ -77,10 +89,10 @@ def check(config: Config) -> list[Example]:
     examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
-        per_update, updates = _updates(config, len(examples))
+        plan = UpdatePlan.of(training, len(examples))
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
-        print(f"  update  {per_update} examples, {updates} updates an epoch, {config.training.num_train_epochs} epochs")
+        print(f"  update  {plan.examples} examples; {plan}")
     check_memory(config, spec, "sft", _answer_tokens(training, examples))
     return examples
 
@@ -120,9 +132,8 @@ class FineTuning:
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
         ranks.on_main(folder.drop_after, self.done)
-        self.per_update, self.updates_per_epoch = _updates(config, len(self.samples))
-        self.total = self.updates_per_epoch * config.training.num_train_epochs
-        self.schedule = Schedule.of(config.lr_scheduler, self.total)
+        self.plan = UpdatePlan.of(config.training, len(self.samples))
+        self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.answer_ids) for sample in self.samples)
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
@@ -139,7 +150,7 @@ class FineTuning:
 
     def steps(self) -> None:
         timed = self.monitor.timed
-        for step in range(self.done + 1, self.total + 1):
+        for step in range(self.done + 1, self.plan.total + 1):
             self.monitor.begin(step)
             with timed("replay"):
                 samples = self.training_samples(step)
@@ -153,9 +164,9 @@ class FineTuning:
     def training_samples(self, step: int) -> list[TrainingSample]:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
         masks."""
-        epoch, place = divmod(step - 1, self.updates_per_epoch)
+        epoch, place = divmod(step - 1, self.plan.per_epoch)
         order = epoch_order(self.config.training.seed, epoch, len(self.samples))
-        chosen = [self.samples[i] for i in order[place * self.per_update : (place + 1) * self.per_update]]
+        chosen = [self.samples[i] for i in order[place * self.plan.examples : (place + 1) * self.plan.examples]]
         given = self.model, self.config.training, self.method, epoch, self.longest
         return [sample for example in chosen for sample in make_samples(example, *given)]
 
@@ -186,12 +197,16 @@ class FineTuning:
             "packed_tokens": float(totals.packed_tokens),
             "updates_skipped": float(totals.skipped),
         }
-        quiet = step % max(1, self.total // 20) != 0 and step != self.total
-        self.monitor.step(step, self.total, metrics, SHOWN, quiet=quiet)
+        quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
+        self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
 
     def save_if_due(self, step: int) -> None:
-        epochs, rest = divmod(step, self.updates_per_epoch)
-        if step == self.total or (rest == 0 and epochs % self.config.experiment.save_every == 0):
+        experiment = self.config.experiment
+        epochs, rest = divmod(step, self.plan.per_epoch)
+        due = rest == 0 and epochs % experiment.save_every == 0
+        if experiment.save_every_updates is not None:
+            due = due or step % experiment.save_every_updates == 0
+        if due or step == self.plan.total:
             self.save()
 
     def save(self) -> None:
@@ -201,7 +216,7 @@ class FineTuning:
 
     def finish(self) -> dict[str, Any]:
         summary = {
-            "steps": self.total,
+            "steps": self.plan.total,
             "nll": self.nll,
             "seconds": round(self.checkpoints.seconds, 1),
             "model": str(self.checkpoints.model),
@@ -217,8 +232,8 @@ class FineTuning:
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
             "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
-            "update": f"{self.per_update} examples x {training.mask_times_per_sample} noisy copies",
-            "steps": f"{self.total} updates in {training.num_train_epochs} epochs",
+            "update": f"{self.plan.examples} examples x {training.mask_times_per_sample} noisy copies",
+            "steps": str(self.plan),
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",
             "engine": engine_line(config),
             "seed": str(training.seed),

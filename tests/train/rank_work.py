@@ -67,7 +67,7 @@ def rl_updates(
         batch, found = policy.batch(rollouts, advantages, "reward" if critic else "advantage"), {}
         if critic is not None:
             batch, found = critic.step(batch, rollouts, step)
-        metrics.append(policy.train(batch, step) | found)
+        metrics.append(policy.train(batch, step).metrics | found)
     require_equal_weights(model, "policy")
     weights = whole(policy.updater)
     if critic is not None:

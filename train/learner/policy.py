@@ -48,6 +48,18 @@ class Numbers:
     sums: Mapping[str, Mapping[int, NDArray[np.float32]]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """A step's metrics; skipped: why it trained nothing, as far as its rollouts tell, None where it trained."""
+
+    metrics: dict[str, float]
+    skipped: str | None = None
+
+
+def _nothing_left(batch: StepBatch) -> str:
+    return f"{batch.skipped} rollouts have a non-finite log-probability" if batch.skipped else ""
+
+
 class Policy:
     """The policy under training, whose optimizer lives across steps.
 
@@ -80,26 +92,27 @@ class Policy:
         """Rows of all updates of a step."""
         return count_rows(batch.samples, range(len(batch.samples))) * self.replay.training.num_train_epochs
 
-    def train(self, batch: StepBatch, step: int, progress: Callable[[int], None] | None = None) -> dict[str, float]:
-        """All updates of RL step `step` (from 1); `progress` gets the number of rows as they are done. Returns the
-        metrics of the step; of one without samples only how many rollouts were left out. One whose samples are all left
-        out for a computed log-probability counts as a skipped update."""
+    def train(self, batch: StepBatch, step: int, progress: Callable[[int], None] | None = None) -> TrainResult:
+        """All updates of RL step `step` (from 1); `progress` gets the number of rows as they are done. A step without
+        samples is skipped, and so is one whose samples are all left out for a computed log-probability, which counts as
+        a skipped update."""
         assert batch.kind == "advantage", "a critic turns rewards into advantages"
         if not batch.samples:
-            return {"rollouts_skipped": float(batch.skipped)}
+            return TrainResult({"rollouts_skipped": float(batch.skipped)}, _nothing_left(batch))
         self.updater.set_rate(self.schedule.scale(step - 1))
         given = batch.samples
         batch, old, reference = self._with_log_probs(batch)
         if not batch.samples:
             self.updater.count_skipped(given, range(len(given)), UpdateResult(False, math.nan, math.nan))
-            return {"rollouts_skipped": float(batch.skipped), "updates_skipped": 1.0}
+            metrics = {"rollouts_skipped": float(batch.skipped), "updates_skipped": 1.0}
+            return TrainResult(metrics, _nothing_left(batch))
         results: list[UpdateResult] = []
         needs = self.objective.needs
         for which in self.replay.updates(batch, step, whole_groups=needs.sums is not None):
             measure = self.replay.as_sampled and not any(result.taken for result in results)
             loss_of = self._loss(self._numbers(batch, which, old, reference), measure)
             results.append(self.updater.update(batch.samples, which, loss_of, progress, needs))
-        return self._metrics(StepTotals(results), batch)
+        return TrainResult(self._metrics(StepTotals(results), batch))
 
     def _with_log_probs(self, batch: StepBatch) -> tuple[StepBatch, LogProbs, LogProbs | None]:
         """The batch with the old and the reference's log-probabilities of its samples. A response with a non-finite one

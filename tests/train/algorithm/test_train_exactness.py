@@ -128,7 +128,7 @@ class Step:
         self.model = tiny_model("sdar")
         advantages = advantages or np.linspace(-1.0, 1.5, len(rollouts)).tolist()
         policy = make_policy(self.model, **{"gradient_accumulation_steps": 1, "batch_size_lm": 10**6} | training)
-        self.metrics = policy.train(policy.batch(rollouts, advantages), 1)
+        self.metrics = policy.train(policy.batch(rollouts, advantages), 1).metrics
         self.weights = weights_of(self.model)
 
 

@@ -187,7 +187,7 @@ class Step:
         if settings.get("method", "TraceRL") != "TraceRL":
             settings["logp_old"] = "recompute"
         policy = make_policy(self.model, SamplingConfig(block_size=4, max_new_tokens=16), **settings)
-        self.metrics = policy.train(policy.batch(rollouts, np.linspace(-1.0, 1.5, len(rollouts)).tolist()), 1)
+        self.metrics = policy.train(policy.batch(rollouts, np.linspace(-1.0, 1.5, len(rollouts)).tolist()), 1).metrics
         self.weights = weights_of(self.model)
 
 
@@ -257,7 +257,7 @@ def test_the_gradient_is_the_slope_of_the_loss(moved, family, normalization):
     def loss_at(shift):
         for p, g in zip(parameters, gradients, strict=True):
             p.data.add_(g, alpha=shift)
-        loss = policy.train(batch, 1)["loss"]
+        loss = policy.train(batch, 1).metrics["loss"]
         for p, g in zip(parameters, gradients, strict=True):
             p.data.add_(g, alpha=-shift)
         return loss

@@ -258,7 +258,7 @@ def test_pads_after_the_answer(post_num, normalization, shrink):
         assert returns == pytest.approx(np.ones(len(values)))
         assert advantages == pytest.approx(1.0 - values, abs=1e-6)
     after, metrics = critic.step(batch, rollouts, 1)
-    assert metrics["value/updates"] >= 1 and critic.policy.train(after, 1)["updates"] >= 1
+    assert metrics["value/updates"] >= 1 and critic.policy.train(after, 1).metrics["updates"] >= 1
 
 
 def test_a_reward_a_token_stands_where_it_is_given():
@@ -278,7 +278,7 @@ def test_a_reward_a_token_stands_where_it_is_given():
         want = step_gae(placed, np.zeros(len(placed)), steps, gamma=0.9, lam=0.7)[0]
         assert returns == pytest.approx(want)
     after, _ = critic.step(batch, rollouts, 1)
-    assert critic.policy.train(after, 1)["updates"] >= 1
+    assert critic.policy.train(after, 1).metrics["updates"] >= 1
 
 
 def test_a_reward_of_another_length_is_an_error():
@@ -336,7 +336,7 @@ def test_a_value_that_is_not_finite_never_touches_a_weight():
     assert metrics["value/updates_skipped"] == 1 and metrics["value/updates"] == 0
     assert_same_weights(weights_of(critic.model), before)
     policy = make_policy(tiny_model("sdar"), batch_size_lm=10**6)
-    assert policy.train(after, 2)["updates_skipped"] == 1
+    assert policy.train(after, 2).metrics["updates_skipped"] == 1
 
 
 def test_how_rows_are_packed_changes_no_value():
@@ -386,4 +386,4 @@ def test_full_attention_and_random_masks(family, method):
     for step in (1, 2):
         after, metrics = critic.step(batch, rollouts, step)
         assert metrics["value/updates"] == 1
-    assert critic.policy.train(after, 1)["updates"] == 1
+    assert critic.policy.train(after, 1).metrics["updates"] == 1

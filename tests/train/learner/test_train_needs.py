@@ -71,7 +71,7 @@ def trained(family, target, rollouts, **training):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BoundObjective, "__call__", recorded)
-        metrics = policy.train(policy.batch(rollouts, ADVANTAGES), 1)
+        metrics = policy.train(policy.batch(rollouts, ADVANTAGES), 1).metrics
     return metrics, weights_of(model), seen
 
 
@@ -141,7 +141,7 @@ def test_updates_of_an_objective_with_sums_are_made_of_whole_groups(mine, moved)
     keys = [[batch.samples[i].key[:-1] for i in which] for which in policy.replay.updates(batch, 1, whole_groups=True)]
     assert len(keys) == 3 and all(len(update) == 2 and len(set(update)) == 1 for update in keys)
     assert len(list(policy.replay.updates(batch, 1))) == 6
-    assert policy.train(batch, 1)["updates"] == 3
+    assert policy.train(batch, 1).metrics["updates"] == 3
 
 
 def test_a_task_that_is_drawn_twice_has_two_groups():

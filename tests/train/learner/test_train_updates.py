@@ -94,7 +94,7 @@ def test_an_update_moves_every_parameter(tied):
     rollouts = sampled(model, LENGTHS, n=4)
     before = weights_of(model)
     policy = make_policy(model)
-    metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), 1)
+    metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), 1).metrics
     assert metrics["updates"] >= 1 and metrics["grad_norm"] > 0
     after = weights_of(model)
     assert {name for name in before if torch.equal(before[name], after[name])} == set()
@@ -124,7 +124,7 @@ def test_gradients_are_clipped_to_their_limit():
             seen.append(torch.cat([p.grad.flatten() for p in m.parameters()]).norm().item()),
             step(),
         )
-        metrics = policy.train(policy.batch(rollouts := sampled(model, LENGTHS), [1.0] * len(rollouts)), 1)
+        metrics = policy.train(policy.batch(rollouts := sampled(model, LENGTHS), [1.0] * len(rollouts)), 1).metrics
         norms[limit] = (seen, metrics["grad_norm"])
     assert norms[0.0][0] == pytest.approx([norms[0.0][1]], rel=1e-4) and norms[0.0][1] > 1e-2
     assert norms[1e-3][0] == pytest.approx([1e-3], rel=1e-3)
@@ -137,7 +137,7 @@ def test_the_rate_of_a_step_is_the_schedules():
     section = make_config(lr_scheduler={"scheduler": "linear", "params": {"warmup_steps": 1, "min_lr_scale": 0.5}})
     policy.schedule = Schedule.of(section.lr_scheduler, 10)
     batch = policy.batch(sampled(model, [5]), [1.0])
-    rates = [policy.train(batch, step)["learning_rate"] for step in (1, 2, 6, 10, 99)]
+    rates = [policy.train(batch, step).metrics["learning_rate"] for step in (1, 2, 6, 10, 99)]
     assert rates == pytest.approx([1e-3, 2e-3, 2e-3 * (1 - 0.5 * 4 / 9), 2e-3 * (1 - 0.5 * 8 / 9), 1e-3])
 
 
@@ -186,7 +186,7 @@ POISONS = ["nan loss", "inf loss", "nan gradient", "inf gradient"]
 def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
     guarded = Guarded()
     with caplog.at_level(logging.WARNING):
-        metrics = guarded.policy.train(guarded.poison(kind), 2)
+        metrics = guarded.policy.train(guarded.poison(kind), 2).metrics
     guarded.assert_untouched()
     assert all(p.grad is None for p in guarded.model.parameters())
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 0
@@ -194,7 +194,7 @@ def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
     assert str(guarded.rollouts[0].key) in caplog.text and "skipped" in caplog.text
     assert guarded.policy.updater.skipped_in_a_row == 1
     guarded.heal()
-    assert guarded.policy.train(guarded.batch, 3)["updates"] == 1
+    assert guarded.policy.train(guarded.batch, 3).metrics["updates"] == 1
     assert guarded.policy.updater.skipped_in_a_row == 0
 
 
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(extra):
 def test_only_the_bad_update_of_a_step_is_skipped():
     """One update a response: the three good ones are taken as if the bad one had not been there."""
     bad, good = (Guarded(batch_size_lm=1) for _ in range(2))
-    metrics = bad.policy.train(bad.poison("nan loss"), 2)
+    metrics = bad.policy.train(bad.poison("nan loss"), 2).metrics
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
     keep = [i for i in range(4) if i != 1]
     batch = good.batch.only(keep, 0)
@@ -226,7 +226,7 @@ def test_mismatch_is_measured_when_the_first_update_is_skipped():
     batch = guarded.policy.batch(guarded.rollouts, [1.0, -1.0, 0.5, -0.5])
     first = int(np.random.default_rng([10086, 2, 0]).permutation(4)[0])
     batch.credit[first] = math.nan
-    metrics = guarded.policy.train(batch, 2)
+    metrics = guarded.policy.train(batch, 2).metrics
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 3
     assert metrics["mismatch_abs"] > 1e-5
 
@@ -236,7 +236,7 @@ def test_the_run_stops_after_k_in_a_row(kind):
     guarded = Guarded(max_skipped_updates=3)
     batch = guarded.poison(kind)
     for step in (2, 3):
-        assert guarded.policy.train(batch, step)["updates_skipped"] == 1
+        assert guarded.policy.train(batch, step).metrics["updates_skipped"] == 1
     with pytest.raises(RuntimeError, match="3 updates in a row") as error:
         guarded.policy.train(batch, 4)
     assert str(guarded.rollouts[0].key) in str(error.value)
@@ -261,7 +261,7 @@ def test_a_rollout_with_a_log_prob_that_is_not_finite_is_left_out(value, caplog)
         batch = policy.batch([*rollouts[:2], spoiled, rollouts[3]], [1.0, -1.0, 0.5, -0.5])
     assert batch.skipped == 1 and [row.key for row in batch.samples] == [rollouts[i].key for i in (0, 1, 3)]
     assert batch.credit == [1.0, -1.0, -0.5] and str(spoiled.key) in caplog.text
-    metrics = policy.train(batch, 1)
+    metrics = policy.train(batch, 1).metrics
     assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
 
 
@@ -288,7 +288,7 @@ def test_a_response_whose_computed_log_prob_is_not_finite_is_left_out(monkeypatc
             patch.setattr(policies[0].updater, "outputs", lambda *given: spoil(of_policy(*given)))
         else:
             patch.setattr(train.learner.policy, "outputs", lambda *given: spoil(whole(*given)))
-        metrics = policies[0].train(batch, 1)
+        metrics = policies[0].train(batch, 1).metrics
     assert metrics["rollouts_skipped"] == 1 and metrics["updates"] == 1 and metrics["updates_skipped"] == 0
     (said,) = [record.getMessage() for record in caplog.records if "non-finite" in record.getMessage()]
     assert str(rollouts[2].key) in said
@@ -300,7 +300,7 @@ def test_steps_without_a_finite_log_prob_train_nothing_and_stop_the_run(monkeypa
     guarded = Guarded(logp_old="recompute", max_skipped_updates=2)
     nothing = [np.full(row.num_trained, math.nan, np.float32) for row in guarded.batch.samples]
     monkeypatch.setattr(guarded.policy.updater, "outputs", lambda *given: nothing)
-    assert guarded.policy.train(guarded.batch, 2) == {"rollouts_skipped": 4.0, "updates_skipped": 1.0}
+    assert guarded.policy.train(guarded.batch, 2).metrics == {"rollouts_skipped": 4.0, "updates_skipped": 1.0}
     with pytest.raises(NotFinite, match="2 updates in a row"):
         guarded.policy.train(guarded.batch, 3)
     guarded.assert_untouched()
@@ -344,7 +344,7 @@ def test_the_kl_estimator_that_a_config_names(settings, kind):
     now = np.concatenate(policy.updater.outputs(batch.samples, range(len(batch.samples))))
     log_ratio = torch.from_numpy(now - np.concatenate(batch.logp_rollout))
     want = float(kind(log_ratio).mean())
-    assert policy.train(batch, 1)["kl"] == pytest.approx(want, rel=1e-3)
+    assert policy.train(batch, 1).metrics["kl"] == pytest.approx(want, rel=1e-3)
 
 
 def test_kl_to_a_frozen_model():
@@ -354,8 +354,8 @@ def test_kl_to_a_frozen_model():
     plain, held = (make_policy(copy.deepcopy(model), kl_to=to, beta=1.0) for to in ("old", "reference"))
     held.reference = frozen
     batch = held.batch(rollouts, [0.0] * len(rollouts))
-    assert plain.train(plain.batch(rollouts, [0.0] * len(rollouts)), 1)["kl"] == pytest.approx(0.0, abs=1e-9)
-    steps = [held.train(batch, step)["kl"] for step in range(1, 30)]
+    assert plain.train(plain.batch(rollouts, [0.0] * len(rollouts)), 1).metrics["kl"] == pytest.approx(0.0, abs=1e-9)
+    steps = [held.train(batch, step).metrics["kl"] for step in range(1, 30)]
     assert steps[0] > 0.01 and steps[-1] < 0.8 * steps[0]
 
 
@@ -379,7 +379,7 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
     before = weights_of(model)
     for step in (1, 2):
         rollouts = sampled(model, LENGTHS, n=2, seed=step)
-        metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), step)
+        metrics = policy.train(policy.batch(rollouts, np.linspace(-1, 1, len(rollouts)).tolist()), step).metrics
         assert metrics["mismatch_abs"] < 1e-5 and (metrics["kl"] > 0) == (step == 2)
     moved = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
     assert moved == {name for name in before if ".lora_" in name}
