@@ -441,7 +441,7 @@ def test_progress_counts_the_rows_that_the_metrics_count(family):
     policy, seen = make_policy(model, SamplingConfig(block_size=4, max_new_tokens=16), num_train_epochs=2), []
     rollouts = sampled(model, LENGTHS, block_size=4)
     batch = policy.batch(rollouts, [1.0, -1.0, 0.5, -0.5])
-    metrics = policy.train(batch, 1, seen.append)
+    metrics = policy.train(batch, 1, seen.append).metrics
     assert sum(seen) == policy.rows_to_train(batch) == 2 * metrics["rows"]
     assert metrics["rows"] == sum(sample.num_rounds for sample in batch.samples) > len(rollouts)
 
@@ -452,5 +452,5 @@ def test_a_policy_needs_no_config():
     updater = Updater(model, make_accelerator("no", torch.device("cpu")))
     policy = Policy(updater, Replay.of(model, sampling))
     rollouts = Sampler(model, sampling).generate([[5, 6, 7]], n=2)
-    metrics = policy.train(policy.batch(rollouts, [1.0, -1.0]), 1)
+    metrics = policy.train(policy.batch(rollouts, [1.0, -1.0]), 1).metrics
     assert metrics["updates"] == 1 and metrics["learning_rate"] == 1e-6 and metrics["mismatch_abs"] < 1e-5
