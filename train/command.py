@@ -112,10 +112,9 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     if config.dry_run and config.experiment.gpu_memory_gib:
         return _planned(config, file)
     node = _node_of(config, nodes, launched)
-    processes = _processes_of(config, file, launched)
     if file is not None:
         _require_as_filed(file, config.experiment.processes, None if launched else node.count)
-    return processes, node
+    return _processes_of(config, file, launched), node
 
 
 def _planned(config: Config, file: "EngineFile | None") -> "tuple[int, Node]":
