@@ -18,7 +18,7 @@ from configs import load_config
 from configs.engine import FOLDER, engine_file
 from models import load_model
 from models.lora import Adapters
-from runtime import ranks
+from runtime.child import STORE_VARIABLE
 from train import checks, prepare, sft
 from train.command import placement
 from train.distributed import kind
@@ -156,7 +156,7 @@ def test_a_file_for_more_gpus_than_there_are_takes_those_and_says_so(monkeypatch
     assert f"is for 8 GPUs a node and this machine has {gpus}" in caplog.text
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(started))
-    monkeypatch.setenv(ranks.STORE_VARIABLE, "127.0.0.1:1")
+    monkeypatch.setenv(STORE_VARIABLE, "tcp:127.0.0.1:1")
     placement(config, nodes=False)
 
 
