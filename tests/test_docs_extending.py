@@ -5,7 +5,10 @@ It is run by RL; a section that another command runs is added to RUNS.
 """
 
 import ast
+import importlib.util
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from end_to_end import RL, read_jsonl
 
 from configs import load_config
 from configs.tree import flat
+from models import families, load_model
 from train import rl
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -50,7 +54,26 @@ def run_rl(shop, settings):
     assert row["updates"] >= 1 and row["updates_skipped"] == 0 and row["grad_norm"] > 0
 
 
-RUNS = {}
+def run_family(shop, settings):
+    """With the file imported as its line in models/families/__init__.py would, and a checkpoint of its model type."""
+    spec = importlib.util.spec_from_file_location("my_family", shop.folder / "my_family.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = shop.folder / "mine"
+    before = families.FAMILIES
+    families.FAMILIES = (*before, module.MINE)
+    try:
+        shutil.copytree(shop.model, folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "mine"}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        load_model(folder, random_init_seed=0).save(folder)
+        run_rl(shop, settings | {"model": settings["model"] | {"pretrained_model": str(folder)}})
+    finally:
+        families.FAMILIES = before
+
+
+RUNS = {"Family": run_family}
 """Section -> function(shop, settings) that runs it; the others run by `run_rl`."""
 
 

@@ -107,29 +107,48 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     disagree."""
     from configs.engine import engine_file
     from runtime import child
-    from runtime.devices import gpu_count
+
+    file, launched = engine_file(config.experiment.deepspeed_file), child.is_launched()
+    if config.dry_run and config.experiment.gpu_memory_gib:
+        return _planned(config, file)
+    node = _node_of(config, nodes, launched)
+    if file is not None:
+        _require_as_filed(file, config.experiment.processes, None if launched else node.count)
+    return _processes_of(config, file, launched), node
+
+
+def _planned(config: Config, file: "EngineFile | None") -> "tuple[int, Node]":
+    """A plan for machines that this one is not."""
+    from runtime.nodes import Node
+
+    if file is not None:
+        return file.processes_per_node, Node(count=file.nodes)
+    return config.experiment.processes or 1, Node(count=config.experiment.num_node or 1)
+
+
+def _node_of(config: Config, nodes: bool, launched: bool) -> "Node":
     from runtime.nodes import Node, this_node
 
-    experiment, launched = config.experiment, child.is_launched()
-    file = engine_file(experiment.deepspeed_file)
-    if config.dry_run and experiment.gpu_memory_gib:  # a plan for machines that this one is not
-        if file is not None:
-            return file.processes_per_node, Node(count=file.nodes)
-        return experiment.processes or 1, Node(count=experiment.num_node or 1)
-    node = this_node(os.environ) if nodes and not launched else Node()
-    if nodes and not launched and experiment.num_node not in (None, node.count):
+    asked, node = config.experiment.num_node, this_node(os.environ) if nodes and not launched else Node()
+    if nodes and not launched and asked not in (None, node.count):
         raise ValueError(
-            f"experiment.num_node={experiment.num_node}, but the environment names {node.count} nodes: leave it out, "
-            "or start the job on that many."
+            f"experiment.num_node={asked}, but the environment names {node.count} nodes: leave it out, or start the "
+            "job on that many."
         )
-    if not nodes and experiment.num_node not in (None, 1):
+    if not nodes and asked not in (None, 1):
         raise ValueError(
-            f"experiment.num_node={experiment.num_node}: this command runs on one machine; use multinode_rl.py or "
-            "multinode_eval.py."
+            f"experiment.num_node={asked}: this command runs on one machine; use multinode_rl.py or multinode_eval.py."
         )
-    gpus = gpu_count() if config.model.device != "cpu" else 0
-    processes = experiment.processes or (file.processes_per_node if file else max(1, gpus))
-    if file is not None and not file.cpu and not experiment.processes and gpus < processes:
+    return node
+
+
+def _processes_of(config: Config, file: "EngineFile | None", launched: bool) -> int:
+    """Of this machine: as asked, as the engine file has it where there are GPUs for it, or one for each GPU."""
+    from runtime.devices import gpu_count
+
+    asked, gpus = config.experiment.processes, gpu_count() if config.model.device != "cpu" else 0
+    processes = asked or (file.processes_per_node if file else max(1, gpus))
+    if file is not None and not file.cpu and not asked and gpus < processes:
         processes = max(1, gpus)
         if not launched:
             logging.getLogger(__name__).warning(
@@ -137,11 +156,9 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
                 "many times fewer rows (training.rows_per_update sets them)",
                 *(file.name, file.processes_per_node, gpus, f"{processes} processes" if gpus > 1 else "one process"),
             )
-    if file is not None:
-        _require_as_filed(file, experiment.processes, None if launched else node.count)
     if processes > gpus > 0:
         raise ValueError(f"experiment.processes={processes}, but this machine has {gpus} GPUs: one process each.")
-    return processes, node
+    return processes
 
 
 def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> None:
