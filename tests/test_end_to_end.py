@@ -481,4 +481,4 @@ def test_the_three_scripts(shop):
         assert "Traceback" not in err
     out, err, code = ended["typo"]
     assert code == 2 and err.count("\n") == 1 and "Did you mean 'training.eps'?" in err
-    assert ended["help"][2] == 0 and "training.eps" in ended["help"][0]
+    assert ended["help"][2] == 0 and "rollout.temperature" in ended["help"][0]
