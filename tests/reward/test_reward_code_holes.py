@@ -271,7 +271,7 @@ def test_a_sandbox_killed_from_outside_is_no_fault_of_the_program(what, who, kil
 
 @pytest.mark.slow
 def test_a_script_killed_from_outside_is_left_out(killing, nothing_left):
-    killing("program", FIRST["its first process"])
+    killing("script", FIRST["its first process"])
     rewards = CodeReward(grader())(
         ["p"], ["```python\nimport time\ntime.sleep(3)\n```"], test_input=[["1"]], test_output=[["1"]]
     )
