@@ -39,7 +39,7 @@ def test_the_loop_on_one_page_trains_as_the_framework_does(rl_loop):
     policy = Policy(updater, Replay.of(theirs, sampling.for_model(theirs), rl_loop.TRAINING))
     for step in (1, 2):
         loss = rl_loop.update(mine, optimizer, rollouts, credit)
-        metrics = policy.train(policy.batch(rollouts, credit.values), step)
+        metrics = policy.train(policy.batch(rollouts, credit.values), step).metrics
         assert metrics["updates"] == 1 and metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert abs(loss) > 1e-3
     for (name, weight), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):

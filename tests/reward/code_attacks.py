@@ -185,7 +185,7 @@ FUNCTIONS = _programs(
                     try: found = max(found, open(os.path.join(folder, name)).read().find('17' + '33421'))
                     except Exception: pass
             assert found > 0
-            def f(x): return EXPECTED + x - 2
+            def f(x): return int('17' + '33421') + x - 2  # not in one word: the program is a file too
         """,
         "56 hunts in frames and garbage": """
             import gc, sys
