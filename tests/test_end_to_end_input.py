@@ -56,6 +56,8 @@ def metrics_of(shop, run="rl"):
         (["model.pretrained_model=/nowhere/model"], "/nowhere/model"),
         (["model.pretrained_model=''"], "model.pretrained_model is not set"),
         (["dataset.train_dataset=nowhere"], "no data set 'nowhere'"),
+        (["dataset.template=chat"], "dataset.template=chat: template 'chat' is the chat template of the checkpoint's"),
+        (["dataset.template=chatt"], "dataset.template=chatt: unknown template 'chatt'"),
         (["dataset.train_dataset=''"], "dataset.train_dataset is not set"),
         (["dataset.train_dataset=MATH_train"], "python data/download_data.py --dataset MATH_train"),
         (["evaluation.eval_dataset=nowhere"], "no data set 'nowhere'"),
@@ -102,6 +104,23 @@ def test_a_folder_without_weights_is_said_in_a_dry_run(shop, no_model_work, tmp_
     with pytest.raises(ValueError, match=f"{tmp_path} has no weights"):
         run_rl(shop, *named)
     run_rl(shop, *named, "model.random_init=true")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [("{{ raise_exception('no') }}", "chat template fails (TemplateError: no)"), ("hi", "leaves the user's turn out")],
+)
+def test_a_chat_template_that_cannot_work_is_said_before_any_model_is_loaded(
+    shop, no_model_work, tmp_path, template, says
+):
+    shutil.copytree(shop.model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    named = [f"model.pretrained_model={tmp_path / 'model'}", "dataset.template=chat"]
+    for call in (lambda: run_rl(shop, *named), lambda: evaluation.run(load_config(shop.words(EVAL, *named)))):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert says in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).startswith("dataset.template=chat: ")
 
 
 QUESTIONS = [{"question": "1="}, {"question": "2="}]

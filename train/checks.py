@@ -1,14 +1,17 @@
 """What can be known to fail is checked before a model is loaded; and what the start of a run shows."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from configs import find, resolved
 from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
+from data.templates import Writer
 from models import DiffusionLM
 from models.spec import CheckpointSpec
+from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from train.distributed.kind import check_engine, engine_line, world_size
 from train.distributed.sharding import elements
@@ -19,7 +22,7 @@ from train.setup.decodings import cache_mode, check_decodings
 from train.setup.doors import check_doors, method_of
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
-from train.setup.prompts import require_room
+from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_room(spec, rollout)
     if config.evaluation.eval_dataset:
         check_room(spec, config.evaluation)
-    tasks = _check_tasks(config)
+    tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
     if first is not None:
@@ -120,15 +123,28 @@ def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
-def _check_tasks(config: Config) -> int:
+def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, tasks: Sequence[Task]) -> None:
+    """ValueError where the first task cannot be asked under dataset.template."""
+    template = config.dataset.template
+    tokenizer = read_tokenizer(spec.folder, spec.family) if template == "chat" else None
+    try:
+        Writer(format_of(config, source, spec.family), tokenizer).prompt(tasks[0])
+    except ValueError as error:
+        shown = template if len(template) <= 40 else f"{template[:37]}..."
+        raise ValueError(f"dataset.template={shown}: {error}.") from None
+
+
+def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
     dataset, evaluation = config.dataset, config.evaluation
     tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
         check_tasks(reward, tasks, "dataset.train_dataset")
         if not evaluation.eval_dataset:
             return len(tasks)
         tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        check_prompts(config, evaluation_source(config), spec, tests)
         if evaluates_as_it_trains(config):
             check_tasks(reward, tests, "evaluation.eval_dataset")
             return len(tasks)

@@ -21,14 +21,14 @@ from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
 from sample import Rollout, Sampler, SamplingConfig
-from train.checks import check_room, tasks_of
+from train.checks import check_prompts, check_room, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
 from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, PromptSource, completion_text, load_prompts, reward_columns
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
 
 logger = logging.getLogger(__name__)
@@ -181,9 +181,7 @@ def run(config: Config) -> dict[str, Any] | None:
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
-    dataset = config.dataset
-    source = PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
-    prompts = load_prompts(config, source, model)
+    prompts = load_prompts(config, tested_source(config), model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
     with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -201,6 +199,7 @@ def check(config: Config) -> Path:
     check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    check_prompts(config, tested_source(config), spec, tasks)
     root = run_path(config)
     RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
