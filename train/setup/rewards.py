@@ -10,7 +10,8 @@ from reward import build_reward
 from reward.base import Reward
 from reward.code.sandbox import NO_ISOLATION, find_isolation
 from reward.judge.api import ApiJudge
-from reward.judge.judge import CachedJudge, build_judge
+from reward.judge.build import build_judge
+from reward.judge.judge import CachedJudge
 from reward.judge.preference import JudgeReward
 from train.setup.judges import LocalJudge, prompt_tokens
 from train.setup.process import pick_device
