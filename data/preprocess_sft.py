@@ -173,15 +173,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _from_question(row: Record, writer: Writer, columns: Mapping[str, str]) -> tuple[str, str] | Fault:
-    asked = "question" if "question" in row.values or "prompt" not in row.values else "prompt"
-    for name in (asked, "response"):
+    question_field = "question" if "question" in row.values or "prompt" not in row.values else "prompt"
+    for name in (question_field, "response"):
         fault = next(text_faults(row, name, columns), None)
         if fault is not None:
             return fault
     system = system_of(row)
     if isinstance(system, Fault):
         return system
-    return writer.prompt(Task("", row.values[asked], None, row.values), system), row.values["response"]
+    return writer.prompt(Task("", row.values[question_field], None, row.values), system), row.values["response"]
 
 
 def _from_chat(row: Record, name: str, writer: Writer) -> tuple[str, str] | Fault:
