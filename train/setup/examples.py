@@ -87,8 +87,8 @@ def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Fa
     if not any(control.answered.search(example.prompt) for example in examples):
         chat = f" --family {family.name}" if family.chat is not None else ""
         logger.warning(
-            "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and RL "
-            "and evaluation ask in turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
+            "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
+            "RL and evaluation ask in turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
             *(name, chat),
         )
 
