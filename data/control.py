@@ -40,7 +40,9 @@ class ControlTokens:
     @staticmethod
     def of_chat(chat: ChatFormat | None) -> ControlTokens:
         """Where no tokenizer is at hand: those of a family's chat; in questions everything of the form <|name|>."""
-        written = "\n".join((chat.turn, chat.answer, chat.end_of_turn, chat.thinking_answer or "")) if chat else ""
+        written = (
+            "\n".join((chat.turn, chat.assistant, chat.end_of_turn, chat.thinking_assistant or "")) if chat else ""
+        )
         special = set(re.findall(_NAMED, written))
         asked = _any_of(special | set(re.findall(r"<\w+>", written)))
         return ControlTokens(re.compile(f"{_NAMED}|{asked.pattern}"), _any_of(special))
