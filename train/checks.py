@@ -1,11 +1,12 @@
 """What can be known to fail is checked before a model is loaded; and what the start of a run shows."""
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from configs import find, resolved
+from configs import find, naming, resolved
 from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
@@ -73,6 +74,7 @@ def check(config: Config, first: Config | None = None) -> None:
     tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
+    check_trackers(config)
     if first is not None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
@@ -95,7 +97,7 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
     experiment, path = config.experiment, run_path(config)
-    resumes = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
+    resumes = check_folder(config)
     if experiment.resume in ("auto", "never") or (
         resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
     ):
@@ -103,17 +105,39 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     given_checkpoint(experiment.resume, command, with_value)
 
 
+def check_folder(config: Config) -> bool:
+    """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
+    nothing there, says so instead."""
+    path, overwrite = run_path(config), config.experiment.overwrite
+    resumes = RunFolder.check(path, resolved(config), overwrite=overwrite or config.dry_run)
+    if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
+        print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
+    return resumes
+
+
+def check_trackers(config: Config) -> None:
+    """ValueError where tracking.report_to names a tracker that is not installed."""
+    for name in config.tracking.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"tracking.report_to={name}: the package {name} is not installed: pip install -c "
+                f"requirements-extras.txt {name}, or leave it out."
+            )
+
+
 def check_dataset(config: Config, name: str, key: str) -> Path:
     """The file of a data set that section and key `key` names. ValueError where there is none."""
     if not name:
         raise ValueError(f"{key} is not set: give a name in {config.dataset.folder}/ (MATH_train) or a path.")
-    return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
+    with naming(key):
+        return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
 def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     """The tasks of a data set, read as the run will read it: malformed rows are reported before any model is loaded."""
     path = check_dataset(config, name, key)
-    return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
+    with naming(key):
+        return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from configs import resolved
 from configs.schema import Config
 from models import DiffusionLM
 from reward.base import Reward
 from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
-from runtime.run_folder import RunFolder, run_path
+from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler, SamplingConfig
-from train.checks import check_prompts, check_room, tasks_of
+from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
@@ -200,8 +199,8 @@ def check(config: Config) -> Path:
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     check_prompts(config, tested_source(config), spec, tasks)
-    root = run_path(config)
-    RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
+    check_folder(config)
+    check_trackers(config)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:

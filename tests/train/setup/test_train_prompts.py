@@ -100,8 +100,8 @@ def test_control_tokens_of_a_conversation_are_text_in_fine_tuning(tmp_path):
     turns = (("system", "<eos>"), ("user", "1<eos>2"), ("assistant", "<mask>3"), ("user", "4"))
     examples = [Example("", "5<mask><eos>6", None, turns), Example("1<eos>", "2<eos>3", None)]
     of_turns, of_pair = tokenise_examples(examples, model, config, method_of(config.training, "sft"))
-    assert marks(of_turns.prompt_ids) == 0 and marks(of_turns.answer_ids) == 1 and of_turns.answer_ids[-1] == 2
-    assert marks(of_pair.prompt_ids) == 1 and marks(of_pair.answer_ids) == 2
+    assert marks(of_turns.prompt_ids) == 0 and marks(of_turns.response_ids) == 1 and of_turns.response_ids[-1] == 2
+    assert marks(of_pair.prompt_ids) == 1 and marks(of_pair.response_ids) == 2
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent")
