@@ -48,7 +48,7 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, float]:
         """accuracy (reward >= 1) with its standard error over tasks, pass@k for k = 1, 2, 4, ... and n, avg@n, mean
-        reward, lengths and speed.
+        reward, lengths and speed; partial, the share of rewards that are neither 0 nor 1, where there are any.
 
         A reward of None (left out) counts in no average, a task with fewer than k rewards not in pass@k; what would be
         an average of nothing is absent.
@@ -77,6 +77,7 @@ class Evaluation:
             **_pass_at(by_task, n),
             f"avg@{n}": accuracy,
             "reward": float(np.mean([r for rewards in by_task for r in rewards])),
+            **_partial([r for rewards in by_task for r in rewards]),
         }
 
     def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
@@ -105,6 +106,11 @@ class Evaluation:
                     "logprobs": rollout.logprobs,
                 }
             yield row
+
+
+def _partial(rewards: Sequence[float]) -> dict[str, float]:
+    share = float(np.mean([reward not in (0.0, 1.0) for reward in rewards]))
+    return {"partial": share} if share else {}
 
 
 def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
