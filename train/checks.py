@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from configs import find, resolved
+from configs import find
 from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from models import DiffusionLM
@@ -12,7 +12,7 @@ from models.spec import CheckpointSpec
 from runtime.run_folder import RunFolder, run_path
 from train.distributed.kind import check_engine, engine_line, world_size
 from train.distributed.sharding import elements
-from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
+from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings
@@ -21,6 +21,7 @@ from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import require_room
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
+from train.setup.sources import require_as_written, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_decodings(rollout, config.evaluation)
     _check_best(config)
     pick_device(config.model.device)
-    spec = spec_of(config) if first is None else _made_by(first)
+    spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     blocks = Blocks.of(config, spec)
@@ -75,10 +76,24 @@ def check(config: Config, first: Config | None = None) -> None:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
         return
-    value_spec_of(config, spec)
+    _check_value(config, spec)
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
     check_memory(config, spec)
+
+
+def _model(config: Config, first: Config | None) -> CheckpointSpec:
+    """What the policy's checkpoint says of itself, which is as it was written; what it will say, where `first` makes
+    it."""
+    if first is not None:
+        return _made_by(first)
+    require_as_written(spec := spec_of(config))
+    return spec
+
+
+def _check_value(config: Config, policy: CheckpointSpec) -> None:
+    if (spec := value_spec_of(config, policy)) is not None:
+        require_as_written(spec)
 
 
 def _made_by(first: Config) -> CheckpointSpec:
@@ -92,7 +107,7 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
     experiment, path = config.experiment, run_path(config)
-    resumes = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
+    resumes = RunFolder.check(path, settings_of(config, KINDS[command]), overwrite=experiment.overwrite)
     if experiment.resume in ("auto", "never") or (
         resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
     ):

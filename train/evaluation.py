@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from configs import resolved
 from configs.schema import Config
 from models import DiffusionLM
 from reward.base import Reward
@@ -30,6 +29,7 @@ from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, PromptSource, completion_text, load_prompts, reward_columns
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
+from train.setup.sources import pinned, require_as_written, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ def run(config: Config) -> dict[str, Any] | None:
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
+    config = ranks.on_main(pinned, config)
     device = pick_device(config.model.device)
     model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
@@ -185,7 +186,7 @@ def run(config: Config) -> dict[str, Any] | None:
     source = PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
     prompts = load_prompts(config, source, model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
-    with run_folder(config) as folder, ExitStack() as stack:
+    with run_folder(config, "eval") as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
@@ -197,12 +198,12 @@ def run(config: Config) -> dict[str, Any] | None:
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
-    spec = spec_of(config)
+    require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     root = run_path(config)
-    RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
+    RunFolder.check(root, settings_of(config, "eval"), overwrite=config.experiment.overwrite)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:

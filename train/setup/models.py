@@ -1,5 +1,7 @@
 """The models that a config names: what their checkpoints say, then the models themselves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -7,9 +9,11 @@ import torch
 from configs import find
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
+from runtime import ranks
 from train.distributed.kind import shards_weights
 from train.setup.process import pick_device
 
@@ -19,10 +23,20 @@ def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
     weights too where model.random_init draws none, or where model.model_base disagrees."""
     if checkpoint is None and not config.model.pretrained_model:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
-    spec = CheckpointSpec.read(checkpoint or find(config.model.pretrained_model), config.model.model_base)
-    if not config.model.random_init:
-        weight_files((spec.base or spec).folder)
+    with _of_key(config, "pretrained_model") if checkpoint is None else nullcontext():
+        spec = CheckpointSpec.read(checkpoint or find(config.model.pretrained_model), config.model.model_base)
+        if not config.model.random_init:
+            weight_files((spec.base or spec).folder)
     return spec
+
+
+@contextmanager
+def _of_key(config: Config, name: str) -> Iterator[None]:
+    """A ValueError inside names the key of the model section, and its value, too."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model.{name}={getattr(config.model, name)}: {error}") from error
 
 
 def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
@@ -36,7 +50,8 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
             "policy and value model need a name each under ckpt/."
         )
     path = config.model.value_base_model
-    spec = CheckpointSpec.read(find(path), config.model.model_base)
+    with _of_key(config, "value_base_model"):
+        spec = CheckpointSpec.read(find(path), config.model.model_base)
     if spec.family != policy.family:
         raise ValueError(
             f"model.value_base_model={path} is a {spec.family.name} checkpoint, model.pretrained_model a "
@@ -60,7 +75,9 @@ def make_model(
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
-        model.add_adapters(adapters, spec.folder.absolute(), config.training.seed)
+        model.add_adapters(adapters, spec.folder.resolve(), config.training.seed)
+    if model.adapters is not None and ranks.is_main():  # which writes the checkpoints
+        model.base_fingerprint = fingerprint((spec.base or spec).folder)
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
