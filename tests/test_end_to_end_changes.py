@@ -23,11 +23,11 @@ CHECK = "dry_run=true"
 
 
 def run_rl(shop, *words):
-    return rl.run(load_config(shop.words(RL, *words)))
+    return rl.run(load_config(shop.arguments(RL, *words)))
 
 
 def run_sft(shop, *words):
-    return sft.run(load_config(shop.words(SFT, *words)))
+    return sft.run(load_config(shop.arguments(SFT, *words)))
 
 
 def rows(run):
@@ -138,7 +138,7 @@ def begun(config):
 
 
 def rl_config(shop, *words):
-    return load_config(shop.words(RL, *words))
+    return load_config(shop.arguments(RL, *words))
 
 
 @pytest.mark.parametrize("which", ["tasks", "test"])
@@ -205,7 +205,7 @@ def test_adapters_name_the_folder_that_a_link_led_to_and_miss_it_when_it_changes
     change_weights(linked.folder / "a")
     words = [f"model.pretrained_model={adapters}", CHECK]
     with pytest.raises(ValueError, match=f"{adapters} were trained on other weights than {linked.folder}/a"):
-        evaluation.run(load_config(linked.words(EVAL, *words)))
+        evaluation.run(load_config(linked.arguments(EVAL, *words)))
 
 
 def test_eval_names_a_checkpoint_that_is_not_as_it_was_written(shop):
@@ -223,7 +223,7 @@ def test_eval_names_a_checkpoint_that_is_not_as_it_was_written(shop):
         checked()
     flip(link / "model.safetensors")
     with pytest.raises(ValueError, match="not as it was written"):
-        evaluation.run(load_config(shop.words(EVAL, f"model.pretrained_model={link}", CHECK)))
+        evaluation.run(load_config(shop.arguments(EVAL, f"model.pretrained_model={link}", CHECK)))
 
 
 def flip(path):
