@@ -420,6 +420,9 @@ class ExecuteConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
+    sample_every: int = output(
+        10, "RL: show a response every so many steps, on the terminal and in trackers; 0 = never", low=0
+    )
 
 
 @dataclass(frozen=True)
