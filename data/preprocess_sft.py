@@ -1,4 +1,4 @@
-"""Turn a file of conversations or of questions and answers into prompt/response pairs for SFT.
+"""Turns a file of conversations or of questions and answers into prompt/response pairs for SFT.
 
     python data/preprocess_sft.py data/demon_openr1math.json -o data/sft_sdar.json --family sdar
     python data/preprocess_sft.py gsm8k.json -o sft.jsonl --family dream --columns response=solution
@@ -6,11 +6,9 @@
 
 A row is a conversation if it has `messages` (role, content) or `conversations` (from, value): its last turn, which
 must be the assistant's, is the response, and all before it the prompt. Otherwise it has `question` (or `prompt`) and
-`response`, and the question is put as `--data-type` tasks are put in RL and evaluation. Every response ends with the
-family's end of turn.
+`response`, and the question becomes a prompt as in RL and evaluation of `--data-type` tasks. Every response ends with
+the family's end of turn.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -42,7 +40,7 @@ _THINK = "<think>\n"
 
 @dataclass(frozen=True)
 class Format:
-    """How the pairs are written: whose family, and how a question that stands alone is put."""
+    """How the pairs are written: for which family, and how a single question becomes a prompt."""
 
     family: str
     data_type: str = "math"
@@ -51,7 +49,7 @@ class Format:
 
 
 def make_pair(row: Record, how: Format, columns: Mapping[str, str]) -> dict[str, str] | Fault:
-    """One row as {"prompt", "response"}, the response with the family's end of turn, or what is wrong with it."""
+    """One row as {"prompt", "response"}, the response with the family's end of turn; or its fault."""
     fault = next(surrogate_faults(row), None)
     if fault is not None:
         return fault
@@ -71,9 +69,9 @@ def make_pair(row: Record, how: Format, columns: Mapping[str, str]) -> dict[str,
 def convert(
     source: Path, destination: Path, how: Format, columns: Mapping[str, str] | None = None
 ) -> tuple[int, list[Fault]]:
-    """Write the pairs of `source` to `destination` (.json or .jsonl), row by row: their number and the rows left out.
+    """Writes the pairs of `source` to `destination` (.json or .jsonl), row by row: their number and the rows left out.
 
-    Raises ValueError for a row of another schema, or if no pair is left. The destination is replaced only at the end.
+    ValueError for a row of another schema, or if no pair is left. The destination is replaced only at the end.
     """
     if destination.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{destination}: the pairs are written as .json or .jsonl")
@@ -125,7 +123,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--family", required=True, choices=sorted(chat_formats()), help="whose template and end of turn"
     )
-    parser.add_argument("--data-type", default="math", choices=DATA_TYPES, help="how questions are put (default: math)")
+    parser.add_argument(
+        "--data-type", default="math", choices=DATA_TYPES, help="prompt format of questions (default: math)"
+    )
     parser.add_argument("--template", default="auto", help="for questions: auto, plain, or a text with {{problem}}")
     parser.add_argument("--start-with-think", action="store_true", help="the prompt opens the thought")
     parser.add_argument("--columns", type=columns_option, help="WANTED=IN_THE_FILE,... such as response=solution")
@@ -166,7 +166,7 @@ def _from_chat(row: Record, field: str, how: Format) -> tuple[str, str] | Fault:
         messages.append((role, turn[text_name]))
     role, response = messages.pop()
     if role != "assistant" or not response.strip():
-        return Fault(row.place, field, "does not end with an answer of the assistant", blank=True)
+        return Fault(row.place, field, "does not end with a response of the assistant", blank=True)
     if not any(role == "user" for role, _ in messages):
         return Fault(row.place, field, "has no turn of the user", blank=True)
     return chat_family(how.family).conversation(messages, start_with_think=how.start_with_think), response
