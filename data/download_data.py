@@ -30,13 +30,14 @@ if __package__ in (None, ""):
 from filelock import FileLock
 
 from data.catalog import CATALOG, Source
-from data.console import warnings_as_lines
+from data.console import say, warnings_as_lines
 from data.faults import Fault
 from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
 from runtime.files import atomic_write_text
 from runtime.pipes import quiet_pipes
+from runtime.text import print_error
 
 LETTERS = "ABCD"
 
@@ -56,8 +57,8 @@ class Record:
 def fetch(name: str, folder: Path, *, revision: str | None = None, force: bool = False) -> str:
     """Makes `folder`/NAME.json what the catalog says it is; one line that reports what was done.
 
-    A file that is there is kept, with a warning if it is not what this command downloaded. ValueError where the
-    download fails.
+    A file that is there is kept, with a warning if it is not what this command downloaded.
+    ValueError if it cannot be had.
     """
     source, target, aside = CATALOG[name], folder / f"{name}.json", folder / ".download"
     aside.mkdir(parents=True, exist_ok=True)
@@ -121,12 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name in CATALOG if options.all else options.dataset:
         try:
             with warnings_as_lines():
-                print(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
+                say(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
         except (ValueError, OSError) as error:
             failed.append(name)
-            print(f"{name}: failed: {error}", file=sys.stderr)
+            print_error(f"{error}", f"{name}: failed: ")
         except KeyboardInterrupt:
-            print(f"{name}: stopped; the same command resumes from here", file=sys.stderr)
+            print(f"{name}: stopped; the same command resumes the download", file=sys.stderr)
             return 130
     if failed:
         print(f"{len(failed)} could not be downloaded: {', '.join(failed)}", file=sys.stderr)
