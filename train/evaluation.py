@@ -84,14 +84,10 @@ class Evaluation:
         """One row a sample for a JSONL file."""
         n = len(self.rollouts) // len(self.prompts)
         for i, (rollout, text, reward) in enumerate(zip(self.rollouts, self.completions, self.rewards, strict=True)):
-            prompt = self.prompts[i // n]
             row = {
                 "entry": self.name,
-                "task": prompt.task.id,
                 "sample": i % n,
-                "prompt": prompt.text,
-                "completion": text,
-                "answer": prompt.task.answer,
+                **self.prompts[i // n].row(text),
                 "reward": reward,
                 "tokens": rollout.num_response_tokens,
                 "num_steps": rollout.num_steps,
