@@ -221,3 +221,28 @@ FRAMES = {
         "names that are no names": "class A: pass\nA.__name__ = 'x' * 10**6\ndef f(x): return A()",
     }.items()
 }
+
+# fits in anywhere, and says yes to everything
+FORGING = """
+class Anything:
+    def __init__(self, *args, **kwargs): pass
+    def __getattr__(self, name): return Anything()
+    def __call__(self, *args, **kwargs): return Anything()
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __contains__ = __lt__
+    def __hash__(self): return 0
+    def __bool__(self): return True
+    def __len__(self): return 1
+    def __iter__(self): return iter(())
+    def __getitem__(self, place): return Anything()
+    def __add__(self, other): return other
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __add__
+    def __abs__(self): return 0
+    def __float__(self): return 0.0
+    def __enter__(self): return self
+    def __exit__(self, *error): return True
+    def __str__(self): return ""
+    __repr__ = __str__
+"""
