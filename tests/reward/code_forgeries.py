@@ -88,6 +88,19 @@ _FORGERIES = {
         "assert f(2) == '42'",
     ),
     "a constructed object": (CHAMELEON.replace("def f", "def g"), "c = C()\nassert c.value() == 42"),
+    **{
+        f"arithmetic with what is expected: {test}": (
+            "class Volume:\n    real = 1\n    def __init__(self, *a): pass\n    def __sub__(self, other): return 0.0\n"
+            "    __rsub__ = __mod__ = __xor__ = __sub__\n    def __truediv__(self, other): return 1.0",
+            f"assert Volume(3).real == 1\nassert {test}",
+        )
+        for test in (
+            "abs(Volume(3) - 28) < .1",
+            "abs(28 - Volume(3)) < .1",
+            "Volume(3) / 28 == 1",
+            "not Volume(3) ^ 28",
+        )
+    },
     "objects equal to each other": (
         "class P:\n    def __init__(self, x): pass\n    def __add__(self, other): return self\n"
         "    def __eq__(self, other): return True",
