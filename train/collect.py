@@ -123,13 +123,18 @@ class Collector:
         """Digest of the weights that would sample now, and what they and these prompts gave an interrupted run."""
         assert self.grading.log is not None
         weights = weights_digest(self.sampler.model)
-        asked = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
-        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), asked)
+        prompt_ids = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
+        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
+        """Writes the step's rows, and shows the first of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
-        tasks = [prompt.task.id for prompt in sampled.prompts for _ in range(self.group_size)]
-        self.grading.log.put(sampled.step, sampled.weights, graded, texts, tasks, self.sampler.config.block_size)
+        prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
+        rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
+        every = self.config.tracking.sample_every
+        if every and sampled.step % every == 0:
+            self.monitor.sample(sampled.step, rows[0] | {"reward": graded.rewards[0]})
 
     def _rewards(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
@@ -180,7 +185,7 @@ def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], 
 
 def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]:
     """Figures of a step's rollouts and what they earned."""
-    rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.scored
+    rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.credit
     given = [r for r in rewards if r is not None]
     tokens = sum(r.num_response_tokens for r in rollouts)
     measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}

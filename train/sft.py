@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs import naming
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from runtime import heartbeat, ranks, stopping
@@ -86,18 +87,20 @@ def check(config: Config) -> list[Example]:
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     checks.check_start(config, SFT)
-    examples = load_examples(path, columns=config.dataset.columns)
+    checks.check_trackers(config)
+    with naming("dataset.optimization_data"):
+        examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         plan = UpdatePlan.of(training, len(examples))
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {plan.examples} examples; {plan}")
-    check_memory(config, spec, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec, "sft", _response_tokens(training, examples))
     return examples
 
 
-def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
+def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
     """The longest answer, before any is tokenised: about three characters a token."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // 3
     return min(longest, training.max_gen_length or longest)
@@ -134,7 +137,7 @@ class FineTuning:
         ranks.on_main(folder.drop_after, self.done)
         self.plan = UpdatePlan.of(config.training, len(self.samples))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
-        self.longest = max(len(sample.answer_ids) for sample in self.samples)
+        self.longest = max(len(sample.response_ids) for sample in self.samples)
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:

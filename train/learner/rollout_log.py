@@ -30,7 +30,7 @@ class GradedRollouts:
 
     rollouts: Sequence[Rollout]
     rewards: Sequence[float | None]
-    scored: Credit
+    credit: Credit
     reward_stats: dict[str, float]
     seconds: float
 
@@ -95,25 +95,18 @@ class RolloutLog:
         step: int,
         weights: str,
         graded: GradedRollouts,
-        texts: Sequence[str],
-        tasks: Sequence[str],
+        described: Sequence[Mapping[str, Any]],
         block_size: int,
     ) -> None:
-        """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
-        each rollout, for people and the viewer."""
-        scored = graded.scored
+        """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. described: task
+        and texts of each rollout, for people and the viewer."""
+        credit = graded.credit
         rows = append_jsonl(
             self.folder.rollouts,
             (
-                {
-                    "step": step,
-                    "task": tasks[i],
-                    "text": texts[i],
-                    "reward": graded.rewards[i],
-                    "block_size": block_size,
-                }
-                | _credit(scored.kind, scored.values[i])
-                | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
+                {"step": step, **described[i], "reward": graded.rewards[i], "block_size": block_size}
+                | _credit(credit.kind, credit.values[i])
+                | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
                 | vars(rollout)
                 for i, rollout in enumerate(graded.rollouts)
             ),
@@ -123,8 +116,8 @@ class RolloutLog:
         line = {
             "step": step,
             "weights": weights,
-            "dropped": scored.dropped,
-            "stats": scored.stats,
+            "dropped": credit.dropped,
+            "stats": credit.stats,
             "reward_stats": graded.reward_stats,
             "seconds": graded.seconds,
         }
