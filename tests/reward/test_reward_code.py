@@ -205,7 +205,7 @@ def test_plan():
         [0, 1],
     )
     assert plan_tests(["assert Solution(1) and f(1)"]).makers == {"Solution": BY_NAME}
-    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == []
+    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == {"Sort": BY_NAME}
     assert plan_tests(["x = f(1)", "y = x.count(2)"]).preparation == []
 
 
