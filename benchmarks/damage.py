@@ -1,4 +1,4 @@
-"""Run folders that are damaged file by file and typed again: does damage pass without a word, or end in a traceback?
+"""Run folders that are damaged file by file and run again: does damage pass unnoticed, or end in a traceback?
 
     python benchmarks/damage.py [--kinds rl lora value sft] [--flips 2] [--seed 1] [--only NAME] [--output FOLDER]
 
@@ -37,11 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train.command  # noqa: F401  imported once, before the forks
 import train.rl  # noqa: F401
-from benchmarks.tiny_runs import KINDS, ROOT, Shop, difference
+from benchmarks.tiny_runs import KINDS, ROOT, Workspace, difference
 
 STEPS, DIES_IN = 6, 5
 OUTSIDE = ("heartbeat", ".lock")
-"""What a run makes anew when it is opened, or what only tells who holds it."""
+"""What a run makes anew when it is opened, or what only names who holds it."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def flipped(content: bytes, place: int, bit: int) -> bytes:
     return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
 
 
-def typed(words: list[str], log: Path, dies: bool = False) -> int:
-    """Types a command in a forked process; its exit status. dies: in the updates of step DIES_IN."""
+def run_command(arguments: list[str], log: Path, dies: bool = False) -> int:
+    """Runs a command in a forked process; its exit status. dies: in the updates of step DIES_IN."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -89,8 +89,8 @@ def typed(words: list[str], log: Path, dies: bool = False) -> int:
         warnings.resetwarnings()
         if dies:
             die_in_updates()
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
@@ -125,21 +125,21 @@ def outcome(status: int, printed: str, name: str, differs: str) -> str:
     """The case's class; `name`: the damaged file's path in the run's folder."""
     if "Traceback" in printed or status not in (0, 2):
         return "traceback"
-    said = any(word in printed for word in (name, name.rpartition("/")[2]))
+    named = any(word in printed for word in (name, name.rpartition("/")[2]))
     if status == 2:
-        return "named" if said else "unnamed"
+        return "named" if named else "unnamed"
     if not differs:
         return "equal"
-    return "named" if said else "silent"
+    return "named" if named else "silent"
 
 
-def cases_of(shop: Shop, kind: str, args: argparse.Namespace) -> Iterator[str]:
+def cases_of(workspace: Workspace, kind: str, args: argparse.Namespace) -> Iterator[str]:
     """The outcome of every case of one kind; what is not equal is printed."""
-    folder = shop.folder
+    folder = workspace.folder
     whole, left = folder / f"{kind}-straight", folder / f"{kind}-left"
     log = folder / "log"
     for project, dies in ((whole.name, False), (left.name, True)):
-        if typed(shop.typed(kind, project), log, dies) != (9 if dies else 0):
+        if run_command(workspace.command(kind, project), log, dies) != (9 if dies else 0):
             raise SystemExit(f"{project} failed:\n{log.read_text()}")
     (kept := folder / f"{kind}-kept").mkdir()
     shutil.copytree(left, kept / "run", symlinks=True)
@@ -151,7 +151,7 @@ def cases_of(shop: Shop, kind: str, args: argparse.Namespace) -> Iterator[str]:
         shutil.copytree(kept / "run", left, symlinks=True)
         path = left / damage.name
         path.write_bytes(damage.change(path.read_bytes()))
-        status = typed(shop.typed(kind, left.name), log)
+        status = run_command(workspace.command(kind, left.name), log)
         printed = log.read_text(errors="replace")
         found = outcome(status, printed, damage.name, difference(whole, left) if status == 0 else "")
         if found not in ("equal", "named") or args.only:
@@ -171,9 +171,9 @@ def main() -> None:
     args = parser.parse_args()
     started, counts = time.perf_counter(), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary:
-        shop = Shop((args.output.resolve() if args.output else Path(temporary)) / "damage", STEPS)
+        workspace = Workspace((args.output.resolve() if args.output else Path(temporary)) / "damage", STEPS)
         for kind in args.kinds:
-            of_kind = Counter(cases_of(shop, kind, args))
+            of_kind = Counter(cases_of(workspace, kind, args))
             print(f"{kind:>6}  {dict(of_kind)}", flush=True)
             counts += of_kind
     names = ("equal", "named", "silent", "unnamed", "traceback")

@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.tiny_runs import KINDS, ROOT, Shop, difference
+from benchmarks.tiny_runs import KINDS, ROOT, Workspace, difference
 from runtime import heartbeat
 from runtime.steps import step_folders, step_of
 
@@ -59,7 +59,7 @@ class Bench:
     """The runs of one kind, in a folder of their own."""
 
     def __init__(self, folder: Path, kind: str, steps: int):
-        self.shop, self.kind = Shop(folder, steps), kind
+        self.workspace, self.kind = Workspace(folder, steps), kind
         self.folder = folder
 
     def start(self, project: str) -> subprocess.Popen[bytes]:
@@ -67,7 +67,7 @@ class Bench:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with self._log(project).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, *self.shop.typed(self.kind, project)],
+                [sys.executable, *self.workspace.command(self.kind, project)],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,

@@ -48,11 +48,11 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of run; words: what is set besides. Blocks of 8 begin with a short SFT at 8 of the seed's model."""
+    """One kind of run; arguments: what it sets besides. Blocks of 8 begin with a short SFT at 8 of the seed's model."""
 
     name: str
     label: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     block_size: int = 4
 
 
@@ -112,14 +112,14 @@ def suffix(block_size: int) -> str:
 
 
 def blocks_of(size: int, section: str) -> tuple[str, str]:
-    """Words that set a section's blocks to this size, one step a token at most."""
+    """Arguments that set a section's blocks to this size, one step a token at most."""
     return f"{section}.block_size={size}", f"{section}.steps_per_block={size}"
 
 
 def visible_errors(folder: Path) -> float:
     """Share of the variance of a run's credit (of responses, before a value model), over trained tokens, that goes with
-    one bit: whether what the answer showed before the token's step was already wrong. Right is what the group's
-    rewarded answers say."""
+    one bit: whether what the response showed before the token's step was already wrong. Right is what the group's
+    rewarded responses hold."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for line in (folder / "rollouts.jsonl").read_text().splitlines():
         rollout = json.loads(line)
@@ -137,8 +137,9 @@ def visible_errors(folder: Path) -> float:
             error[: len(right)] |= ids[: len(right)] != right[:R]
             wrong += [bool(error[step < now].any()) for now in step]
             credit += [rollout["credit"]] * R
-    told, given = np.array(wrong), np.array(credit)
-    return sum(part.mean() * (given[part].mean() - given.mean()) ** 2 for part in (told, ~told)) / float(given.var())
+    visible, given = np.array(wrong), np.array(credit)
+    between = sum(part.mean() * (given[part].mean() - given.mean()) ** 2 for part in (visible, ~visible))
+    return between / float(given.var())
 
 
 class Study:
@@ -152,11 +153,11 @@ class Study:
         name = f"sft_tiny{suffix(block_size)}-{seed}"
         folder = self.output / name / "ckpt" / "optimized"
         if not (folder / "config.json").is_file():
-            words: tuple[str, ...] = (f"experiment.project={name}", f"training.seed={seed}", f"dataset.seed={seed}")
-            words += ("training.num_train_epochs=30",)
+            arguments: tuple[str, ...] = (f"experiment.project={name}", f"training.seed={seed}", f"dataset.seed={seed}")
+            arguments += ("training.num_train_epochs=30",)
             if block_size == 8:
-                words += (f"model.pretrained_model={self.prepare(seed)}", *SFT_AT_8)
-            self._call("train/sft.py", "sft_tiny", words, name)
+                arguments += (f"model.pretrained_model={self.prepare(seed)}", *SFT_AT_8)
+            self._call("train/sft.py", "sft_tiny", arguments, name)
         return folder
 
     def start(self, seed: int, block_size: int) -> float:
@@ -164,7 +165,7 @@ class Study:
         name = f"start{suffix(block_size)}-{seed}"
         found = self.output / name / "results.json"
         if not found.is_file():
-            words = (
+            arguments = (
                 f"experiment.project={name}",
                 f"model.pretrained_model={self.prepare(seed)}",
                 f"training.seed={seed}",
@@ -172,7 +173,7 @@ class Study:
                 "rollout.strategy=low_confidence_dynamic",
                 *blocks_of(block_size, "rollout"),
             )
-            self._call("eval.py", "tiny_eval", words, name)
+            self._call("eval.py", "tiny_eval", arguments, name)
         return next(iter(json.loads(found.read_text()).values()))["accuracy"]
 
     def run(self, variant: Variant, seed: int) -> Result:
@@ -180,19 +181,19 @@ class Study:
         name = f"{variant.name}-{seed}"
         if not self._evaluation(name, self.steps):
             started = time.perf_counter()
-            words: tuple[str, ...] = (
+            arguments: tuple[str, ...] = (
                 f"experiment.project={name}",
                 f"experiment.total_step={self.steps}",
                 f"experiment.save_every={self.steps}",
                 f"experiment.eval_every={self.steps}",
                 f"training.seed={seed}",
             )
-            words += (
+            arguments += (
                 f"model.pretrained_model={self.prepare(seed, variant.block_size)}",
                 *blocks_of(variant.block_size, "rollout"),
                 *blocks_of(variant.block_size, "evaluation"),
             )
-            self._call("rl.py", "rl_tiny", (*COMMON, *words, *variant.words), name)
+            self._call("rl.py", "rl_tiny", (*COMMON, *arguments, *variant.arguments), name)
             print(f"{name}: {self.steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
         first, evaluation = (self._evaluation(name, step) for step in (0, self.steps))
         lines = (self.output / name / "metrics.jsonl").read_text().splitlines()
@@ -219,12 +220,12 @@ class Study:
         found = json.loads(path.read_text()) if path.is_file() else {}
         return next(iter(found.get(str(step), {}).values()), {})
 
-    def _call(self, script: str, recipe: str, words: Sequence[str], name: str) -> None:
+    def _call(self, script: str, recipe: str, arguments: Sequence[str], name: str) -> None:
         """Runs a script of this project; what it prints goes to a file."""
         self.output.mkdir(parents=True, exist_ok=True)
         log = self.output / f"{name}.log"
         always = (f"config=configs/{recipe}.yaml", f"experiment.output_dir={self.output}", "experiment.threads=1")
-        command = [sys.executable, script, *always, "training.mixed_precision=no", *words]
+        command = [sys.executable, script, *always, "training.mixed_precision=no", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with log.open("w") as file:
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)

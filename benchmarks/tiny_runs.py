@@ -54,11 +54,11 @@ def share_of_digits(prompts, completions, **columns):
 
 @dataclass(frozen=True)
 class Kind:
-    """script: what is typed; config: its YAML; words: typed besides; phases: what a kill aims at."""
+    """script: its file; config: its YAML; arguments: further ones; phases: those that a kill aims at."""
 
     script: str
     config: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     phases: tuple[str, ...] = ("rollout", "update", "eval", "save")
 
 
@@ -76,7 +76,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 
 
-class Shop:
+class Workspace:
     """A folder with the model, the reward and the YAMLs; runs are its subfolders."""
 
     def __init__(self, folder: Path, steps: int):
@@ -93,7 +93,7 @@ class Shop:
         for name, kind in KINDS.items():
             (folder / f"{name}.yaml").write_text(kind.config.replace("{folder}", str(folder)))
 
-    def typed(self, name: str, project: str) -> list[str]:
+    def command(self, name: str, project: str) -> list[str]:
         """The command of a run of this kind, after `python`."""
         kind = KINDS[name]
         total = f"training.max_steps={2 * self.steps}" if kind.config is SFT else f"experiment.total_step={self.steps}"
@@ -103,7 +103,7 @@ class Shop:
             f"experiment.project={project}",
             f"experiment.output_dir={self.folder}",
             *([] if kind.config is EVAL else [total]),
-            *(word.replace("{folder}", str(self.folder)) for word in kind.words),
+            *(argument.replace("{folder}", str(self.folder)) for argument in kind.arguments),
         ]
 
 

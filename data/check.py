@@ -71,9 +71,9 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            asked = hash(item.question if isinstance(item, Task) else (item.prompt, item.response))
-            found.num_repeated += asked in seen
-            seen.add(asked)
+            request = hash(item.question if isinstance(item, Task) else (item.prompt, item.response))
+            found.num_repeated += request in seen
+            seen.add(request)
             found.rows.append(found.num_rows)
             batch.append(texts_of(item))
             if len(batch) == _BATCH_TEXTS:

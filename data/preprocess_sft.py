@@ -133,12 +133,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _from_question(row: Record, how: Format, columns: Mapping[str, str]) -> tuple[str, str] | Fault:
-    asked = "question" if "question" in row.values or "prompt" not in row.values else "prompt"
-    for field in (asked, "response"):
+    question_field = "question" if "question" in row.values or "prompt" not in row.values else "prompt"
+    for field in (question_field, "response"):
         fault = next(text_faults(row, field, columns), None)
         if fault is not None:
             return fault
-    task = Task("", row.values[asked], None, row.values)
+    task = Task("", row.values[question_field], None, row.values)
     prompt = render_prompt(
         task,
         family=how.family,

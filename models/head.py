@@ -3,12 +3,10 @@
 Shapes: N positions, V vocabulary, D hidden size.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from models.log_probs import log_probs_and_entropies, token_log_probs
+from models.log_probs import linear_log_probs
 
 LOGITS_CHUNK_ELEMENTS = 2**25
 
@@ -29,22 +27,6 @@ class OutputHead(nn.Module):
         temperature 1), in chunks that are recomputed in the backward pass when there are several. entropy: [2, N], the
         entropies (nats) second."""
         if targets_N is None:
-            return self._logits(hidden)
-        numbers = self._logps_and_entropies if entropy else self._token_logps
-        chunk = max(1, LOGITS_CHUNK_ELEMENTS // self.weight.shape[0])
-        if len(targets_N) <= chunk:
-            return numbers(hidden, targets_N)
-        pieces = [
-            checkpoint(numbers, hidden_ND, targets, use_reentrant=False)
-            for hidden_ND, targets in zip(hidden.split(chunk), targets_N.split(chunk), strict=True)
-        ]
-        return torch.cat(pieces, dim=-1)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight, self.bias)
-
-    def _token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return token_log_probs(self._logits(hidden_ND), targets_N)
-
-    def _logps_and_entropies(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return log_probs_and_entropies(self._logits(hidden_ND), targets_N)
+            return F.linear(hidden, self.weight, self.bias)
+        rows = max(1, LOGITS_CHUNK_ELEMENTS // self.weight.shape[0])
+        return linear_log_probs(hidden, self.weight, self.bias, targets_N, rows, entropy)

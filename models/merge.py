@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("adapters", type=Path, help="folder with adapter_config.json")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        merge(words.adapters, words.out, words.dtype)
+        merge(arguments.adapters, arguments.out, arguments.dtype)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -86,7 +86,7 @@ class DiffusionLM(nn.Module):
         return self.spec.family.decoding
 
     @property
-    def end_of_answer_id(self) -> int:
+    def end_of_response_id(self) -> int:
         """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the
         first eos id."""
         turn = self.spec.family.end_of_turn

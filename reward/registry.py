@@ -1,18 +1,11 @@
 """Which reward a configuration means."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from configs.schema import ExecuteConfig, RewardConfig
 from reward.base import Reward
 from reward.code.reward import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
 from reward.judge.preference import JudgeReward
-from reward.math.reward import MathReward, OptionReward
 from reward.workers.pool import default_workers
-
-if TYPE_CHECKING:  # every worker process imports this package: the YAML libraries behind `configs` cost it 70 ms
-    from configs.schema import ExecuteConfig, RewardConfig
 
 DATA_TYPES = ("math", "general", "option", "code")
 
@@ -57,8 +50,6 @@ def _function(target: str, reward: RewardConfig) -> FunctionReward:
 
 
 def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str) -> Reward:
-    if data_type == "option":
-        return OptionReward()
     if data_type == "code":
         grader = CodeGrader(
             workers=min(execute.num_chunk, default_workers()),
@@ -67,4 +58,8 @@ def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str) -> R
             memory_bytes=int(execute.memory_gib * 2**30),
         )
         return CodeReward(grader, all_or_nothing=execute.all_or_nothing)
+    from reward.math.reward import MathReward, OptionReward  # its parser takes half a second to import
+
+    if data_type == "option":
+        return OptionReward()
     return MathReward(workers=reward.workers, timeout_seconds=reward.timeout_seconds)

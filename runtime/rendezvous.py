@@ -86,7 +86,7 @@ class Rendezvous(OneMachine):
     _answered: float = math.inf
     _lost: LostNode | None = None
     _left: threading.Event = field(default_factory=threading.Event)
-    _heard: dict[int, tuple[str | None, float]] = field(default_factory=dict)
+    _beats: dict[int, tuple[str | None, float]] = field(default_factory=dict)
 
     def begin(self) -> None:
         """From now on signs of life are given and expected."""
@@ -188,13 +188,13 @@ class Rendezvous(OneMachine):
             raise LostNode(failed)
         for index in range(self.node.count):
             beat = self.board.get(f"beat/{index}")
-            before, heard = self._heard.get(index, (None, now))
-            self._heard[index] = (beat, now if beat != before else heard)
+            before, changed = self._beats.get(index, (None, now))
+            self._beats[index] = (beat, now if beat != before else changed)
             if self.board.get(f"done/{index}") is not None:
                 continue
             if index in ended:
                 raise LostNode(f"ssh to {self.node.name(index)} ended with status {ended[index]}")
-            if now - self._heard[index][1] > SILENT_SECONDS:
+            if now - self._beats[index][1] > SILENT_SECONDS:
                 raise self._silent(index)
 
     def _silent(self, index: int) -> LostNode:

@@ -68,8 +68,8 @@ def script(environment: Mapping[str, str], folder: str, command: list[str]) -> s
             exports.append(f"export {name}={shlex.quote(value)}")
         else:
             odd.append(f"{name}={value}")
-    words = shlex.join(["env", *odd, *command] if odd else command)
-    return "\n".join([*exports, f"cd {shlex.quote(folder)} && exec {words} < /dev/null", ""])
+    arguments = shlex.join(["env", *odd, *command] if odd else command)
+    return "\n".join([*exports, f"cd {shlex.quote(folder)} && exec {arguments} < /dev/null", ""])
 
 
 def _this_command() -> list[str]:

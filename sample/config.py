@@ -102,13 +102,13 @@ class SamplingConfig(Choices):
         )
 
 
-def cache_of(asked: CacheMode, family: Family) -> CacheMode:
+def cache_of(requested: CacheMode, family: Family) -> CacheMode:
     """The cache that a family decodes with, `auto` decided. ValueError where it has none of that name."""
     full = family.attention == "full"
-    if not full and asked in ("prefix", "dual"):
+    if not full and requested in ("prefix", "dual"):
         raise ValueError(
-            f"cache {asked!r} approximates full attention; {family.name} has an exact one: use auto or exact."
+            f"cache {requested!r} approximates full attention; {family.name} has an exact one: use auto or exact."
         )
-    if full and asked == "exact":
+    if full and requested == "exact":
         raise ValueError(f"cache 'exact' does not exist for {family.name} (full attention): use none, prefix or dual.")
-    return asked if asked != "auto" else "none" if full else "exact"
+    return requested if requested != "auto" else "none" if full else "exact"

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def start(words, program=(sys.executable,), stderr=subprocess.PIPE, **environment):
-    """program and words from the repository's root, outside of any job that this process may be in."""
+def start(arguments, program=(sys.executable,), stderr=subprocess.PIPE, **environment):
+    """program and arguments from the repository's root, outside of any job that this process may be in."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [*program, *map(str, words)],
+        [*program, *map(str, arguments)],
         cwd=ROOT,
         env=clean | environment,
         stdout=subprocess.PIPE,

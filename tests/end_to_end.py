@@ -112,7 +112,7 @@ optimizer: {params: {learning_rate: 1.0e-2}}
 
 
 class Workshop:
-    """A folder with a model, task files and a user's reward, and the words that name them."""
+    """A folder with a model, task files and a user's reward, and the arguments that name them."""
 
     def __init__(self, folder, model_folder):
         self.folder, self.model = Path(folder), model_folder
@@ -126,7 +126,7 @@ class Workshop:
         self.reward.write_text(REWARD)
         self.runs = self.folder / "runs"
 
-    def words(self, text, *words, reward="share_of_small_digits"):
+    def arguments(self, text, *arguments, reward="share_of_small_digits"):
         """What is typed after the script's name; `text` is the config file."""
         kind = next(name for name, known in (("rl", RL), ("eval", EVAL), ("sft", SFT)) if text is known)
         path = self.folder / f"{kind}.yaml"
@@ -145,5 +145,5 @@ class Workshop:
             *(f"dataset.{key}={value}" for key, value in named.items()),
             *([f"evaluation.eval_dataset={self.test}"] if kind == "rl" else []),
             *([f"reward.function={self.reward}:{reward}"] if kind != "sft" and reward else []),
-            *words,
+            *arguments,
         ]

@@ -47,9 +47,9 @@ def code_lines(text):
 
 def run_rl(shop, settings):
     """One RL step."""
-    words = [f"{key}={value}" for key, value in flat(settings).items()]
-    words += ["experiment.total_step=1", "experiment.eval_first=false", "evaluation.eval_dataset=''"]
-    rl.run(load_config(shop.words(RL, *words)))
+    arguments = [f"{key}={value}" for key, value in flat(settings).items()]
+    arguments += ["experiment.total_step=1", "experiment.eval_first=false", "evaluation.eval_dataset=''"]
+    rl.run(load_config(shop.arguments(RL, *arguments)))
     (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
     assert row["updates"] >= 1 and row["updates_skipped"] == 0 and row["grad_norm"] > 0
 

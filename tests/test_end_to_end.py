@@ -43,8 +43,8 @@ def as_before():
     transformers_logging.enable_progress_bar()
 
 
-def run_rl(shop, *words, **named):
-    return rl.run(load_config(shop.words(RL, *words, **named)))
+def run_rl(shop, *arguments, **named):
+    return rl.run(load_config(shop.arguments(RL, *arguments, **named)))
 
 
 def weights(folder):
@@ -103,24 +103,24 @@ def test_two_rl_steps(tmp_path, model_folder, capsys):
 
 @pytest.mark.slow
 def test_rl_on_adapters_is_resumed_evaluated_and_says_its_memory(shop, capsys):
-    words = ["lora.rank=4", "training.kl_to=reference", "experiment.total_step=2", "evaluation.eval_dataset=''"]
-    rl.run(load_config(shop.words(RL, *words, "dry_run=true")))
+    arguments = ["lora.rank=4", "training.kl_to=reference", "experiment.total_step=2", "evaluation.eval_dataset=''"]
+    rl.run(load_config(shop.arguments(RL, *arguments, "dry_run=true")))
     said = capsys.readouterr().out
     assert "always" in said and "frozen reference" not in said
-    run_rl(shop, *words)
+    run_rl(shop, *arguments)
     saved = shop.runs / "rl" / "ckpt" / "optimized"
     assert (saved / "adapter_model.safetensors").is_file() and not (saved / "model.safetensors").exists()
     assert load_model(saved).adapters.r == 4
-    assert evaluation.run(load_config(shop.words(EVAL, f"model.pretrained_model={saved}")))
-    assert run_rl(shop, *words)["steps"] == 2
+    assert evaluation.run(load_config(shop.arguments(EVAL, f"model.pretrained_model={saved}")))
+    assert run_rl(shop, *arguments)["steps"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [8, 16])
 def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     """By config alone: sampled and replayed alike at the new size, which what is saved names."""
-    words = [f"rollout.block_size={block}", "rollout.max_new_tokens=20", "experiment.total_step=1"]
-    run_rl(shop, *words, f"evaluation.block_size={block}", "training.normalization=constant")
+    arguments = [f"rollout.block_size={block}", "rollout.max_new_tokens=20", "experiment.total_step=1"]
+    run_rl(shop, *arguments, f"evaluation.block_size={block}", "training.normalization=constant")
     (row,) = steps(shop.runs / "rl")
     assert row["mismatch_abs"] < 1e-5 and row["updates"] >= 1
     assert load_model(shop.model).block_size == 4
@@ -128,9 +128,9 @@ def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     assert {line["block_size"] for line in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {block}
 
 
-def test_words_reach_the_resolved_config_and_the_run(shop):
-    words = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
-    run_rl(shop, *words, "evaluation.eval_dataset=''")
+def test_arguments_reach_the_resolved_config_and_the_run(shop):
+    arguments = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
+    run_rl(shop, *arguments, "evaluation.eval_dataset=''")
     saved = yaml.safe_load((shop.runs / "rl" / "config.yaml").read_text())
     assert (saved["training"]["eps"], saved["rollout"]["num_response_per_task"]) == (0.35, 3)
     assert (saved["experiment"]["total_step"], saved["training"]["seed"]) == (1, 7)
@@ -139,9 +139,9 @@ def test_words_reach_the_resolved_config_and_the_run(shop):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_does_not(shop):
-    words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+    arguments = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
     for project, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_rl(shop, f"experiment.project={project}", f"training.seed={seed}", *words)
+        run_rl(shop, f"experiment.project={project}", f"training.seed={seed}", *arguments)
     a, b, c = (shop.runs / name for name in "abc")
     assert steps(a) == steps(b) and same_weights(a / "ckpt" / "optimized", b / "ckpt" / "optimized")
     texts = [[row["text"] for row in read_jsonl(run / "rollouts.jsonl")] for run in (a, c)]
@@ -210,14 +210,14 @@ def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
 )
 def test_resumed_equals_straight(shop, monkeypatch, extra):
     """Four steps in one go, and four of which the last died when the third had been logged but not saved."""
-    words = ["experiment.total_step=4", "experiment.save_every=2", "experiment.deterministic=true", *extra]
-    words += ["experiment.eval_every=4", "evaluation.top_k=0"]
-    words += [
+    arguments = ["experiment.total_step=4", "experiment.save_every=2", "experiment.deterministic=true", *extra]
+    arguments += ["experiment.eval_every=4", "evaluation.top_k=0"]
+    arguments += [
         "training.num_train_epochs=2",
         "lr_scheduler.params.min_lr_scale=0.1",
         "lr_scheduler.params.warmup_steps=1",
     ]
-    run_rl(shop, *words, "experiment.project=straight")
+    run_rl(shop, *arguments, "experiment.project=straight")
 
     def dies_in_step_4(self, prompts, step):
         if step == 4:
@@ -227,7 +227,7 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
     rollout = Collector.sample
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Collector, "sample", dies_in_step_4)
-        run_rl(shop, *words, "experiment.project=resumed")
+        run_rl(shop, *arguments, "experiment.project=resumed")
     resumed, straight = shop.runs / "resumed", shop.runs / "straight"
     assert [row["step"] for row in steps(resumed)] == [1, 2, 3]
     first_lines = (resumed / "metrics.jsonl").read_text().splitlines()[:3]
@@ -237,7 +237,7 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
         patch.setattr(
             Collector, "sample", lambda self, prompts, step: sampled.append(step) or rollout(self, prompts, step)
         )
-        run_rl(shop, *words, "experiment.project=resumed")
+        run_rl(shop, *arguments, "experiment.project=resumed")
     assert sampled == [4], "the rollouts of step 3 were on disk"
     assert steps(resumed) == steps(straight) and [row["step"] for row in steps(resumed)] == [1, 2, 3, 4]
     assert (resumed / "metrics.jsonl").read_text().splitlines()[:3] == first_lines
@@ -250,25 +250,25 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
 
 
 def test_a_finished_run_only_says_so_again(shop):
-    words = ["experiment.total_step=1", "evaluation.top_k=0"]
-    first = run_rl(shop, *words)
+    arguments = ["experiment.total_step=1", "evaluation.top_k=0"]
+    first = run_rl(shop, *arguments)
     lines = (shop.runs / "rl" / "metrics.jsonl").read_text()
-    again = run_rl(shop, *words)
+    again = run_rl(shop, *arguments)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
     assert (shop.runs / "rl" / "metrics.jsonl").read_text() == lines
 
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch):
-    words = ["experiment.save_every=2", "experiment.project=anew", "evaluation.top_k=0"]
+    arguments = ["experiment.save_every=2", "experiment.project=anew", "evaluation.top_k=0"]
 
     def dies(self, step):
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(rl.Run, "save", dies)
-        run_rl(shop, *words)
-    run_rl(shop, *words)
+        run_rl(shop, *arguments)
+    run_rl(shop, *arguments)
     rows = read_jsonl(shop.runs / "anew" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 2]
     assert len(read_jsonl(shop.runs / "anew" / "rollouts.jsonl")) == 32
@@ -276,24 +276,24 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(shop, monkeypatch)
 
 @pytest.mark.slow
 def test_another_config_in_the_same_folder_is_refused(shop, capsys):
-    words = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
-    run_rl(shop, *words)
+    arguments = ["experiment.total_step=1", "evaluation.eval_dataset=''"]
+    run_rl(shop, *arguments)
     before = (shop.runs / "rl" / "metrics.jsonl").read_text()
     with pytest.raises(ValueError) as error:
-        run_rl(shop, *words, "training.eps=0.3")
+        run_rl(shop, *arguments, "training.eps=0.3")
     assert "training.eps" in str(error.value) and "0.2 -> 0.3" in str(error.value)
     assert "experiment.overwrite=true" in str(error.value)
     assert (shop.runs / "rl" / "metrics.jsonl").read_text() == before
-    run_rl(shop, *words, "training.eps=0.3", "experiment.overwrite=true")
+    run_rl(shop, *arguments, "training.eps=0.3", "experiment.overwrite=true")
     saved = yaml.safe_load((shop.runs / "rl" / "config.yaml").read_text())
     assert saved["training"]["eps"] == 0.3 and len(steps(shop.runs / "rl")) == 1
 
 
 def test_start_from_scratch_never_deletes(shop):
-    words = ["experiment.total_step=1", "evaluation.eval_dataset=''", "experiment.start_from_scratch=true"]
-    run_rl(shop, *words)
+    arguments = ["experiment.total_step=1", "evaluation.eval_dataset=''", "experiment.start_from_scratch=true"]
+    run_rl(shop, *arguments)
     with pytest.raises(ValueError, match="training.eps"):
-        run_rl(shop, *words, "training.eps=0.3")
+        run_rl(shop, *arguments, "training.eps=0.3")
     assert len(steps(shop.runs / "rl")) == 1
 
 
@@ -314,7 +314,7 @@ def test_a_step_whose_groups_all_drop_is_logged_and_skipped(shop, capsys, reward
 
 @pytest.mark.parametrize("method", ["semi-ar", "trace"])
 def test_sft_learns_its_examples(shop, method, capsys):
-    summary = sft.run(load_config(shop.words(SFT, f"training.method={method}", "training.block_size=4")))
+    summary = sft.run(load_config(shop.arguments(SFT, f"training.method={method}", "training.block_size=4")))
     folder = shop.runs / "sft"
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("final ")) == summary
     rows = steps(folder)
@@ -325,13 +325,13 @@ def test_sft_learns_its_examples(shop, method, capsys):
 
 def test_sft_trains_every_token_of_every_example_each_epoch(shop):
     """Everything masked: 6 answers of 3 tokens and their end, in 2 copies; 4 examples an update, then the last 2."""
-    sft.run(load_config(shop.words(SFT, "training.lower_p=1", "training.upper_p=1", "training.num_train_epochs=2")))
+    sft.run(load_config(shop.arguments(SFT, "training.lower_p=1", "training.upper_p=1", "training.num_train_epochs=2")))
     assert [row["trained_tokens"] for row in steps(shop.runs / "sft")] == [32, 16, 32, 16]
 
 
 def test_sft_resumed_equals_straight(shop, monkeypatch):
-    words = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
-    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    arguments = ["training.num_train_epochs=4", "experiment.save_every=2", "lr_scheduler.params.min_lr_scale=0.1"]
+    sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
     make_samples = sft.make_samples
 
     def dies_in_epoch_3(sample, model, training, method, epoch, window):
@@ -341,9 +341,9 @@ def test_sft_resumed_equals_straight(shop, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(sft, "make_samples", dies_in_epoch_3)
-        sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
+        sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=resumed")))
     assert len(steps(shop.runs / "resumed")) == 6
-    sft.run(load_config(shop.words(SFT, *words, "experiment.project=resumed")))
+    sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=resumed")))
     resumed, straight = shop.runs / "resumed", shop.runs / "straight"
     assert steps(resumed) == steps(straight) and len(steps(resumed)) == 8
     assert same_weights(resumed / "ckpt" / "optimized", straight / "ckpt" / "optimized")
@@ -354,24 +354,24 @@ def test_rl_makes_its_own_first_model(shop, capsys):
     """model.prepare_with: the SFT run goes first, in the same process (which has one precision), and only when its
     model is absent."""
     sft_file = shop.folder / "first.yaml"
-    shop.words(SFT)
+    shop.arguments(SFT)
     sft_text = (shop.folder / "sft.yaml").read_text().replace('"no"', "bf16")
     sft_file.write_text(
         f"{sft_text}model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
     )
-    words = [
+    arguments = [
         f"model.prepare_with={sft_file}",
         f"model.pretrained_model={shop.runs / 'sft' / 'ckpt' / 'optimized'}",
         "experiment.total_step=1",
         "evaluation.eval_dataset=''",
         "training.seed=3",
     ]
-    run_rl(shop, *words)
+    run_rl(shop, *arguments)
     prepared = yaml.safe_load((shop.runs / "sft" / "config.yaml").read_text())["training"]
     assert (prepared["seed"], prepared["mixed_precision"]) == (3, "no")
     assert len(steps(shop.runs / "sft")) == 16 and len(steps(shop.runs / "rl")) == 1
     assert "SFT sft" in capsys.readouterr().out
-    run_rl(shop, *words, "experiment.project=again")
+    run_rl(shop, *arguments, "experiment.project=again")
     assert "SFT sft" not in capsys.readouterr().out
 
 
@@ -397,13 +397,13 @@ def test_training_and_sampling_in_bf16(shop, monkeypatch):
 
 def test_eval_of_a_checkpoint(shop, capsys):
     run_rl(shop, "experiment.total_step=1", "evaluation.eval_dataset=''")
-    words = [
+    arguments = [
         f"model={shop.runs / 'rl' / 'ckpt' / 'optimized'}",
         "rollout.strategy=[low_confidence_dynamic,low_confidence_static,sequential]",
         "rollout.top_k=[0,1,0]",
         "rollout.block_size=[4,4,2]",
     ]
-    metrics = evaluation.run(load_config(shop.words(EVAL, *words, reward="by_answer")))
+    metrics = evaluation.run(load_config(shop.arguments(EVAL, *arguments, reward="by_answer")))
     out = capsys.readouterr().out.strip().splitlines()
     assert json.loads(out[-1].removeprefix("final ")) == metrics
     assert set(metrics) == {"dynamic-b4-T1", "static-b4-greedy", "sequential-b2-T1"}
@@ -435,9 +435,9 @@ def test_eval_of_a_checkpoint(shop, capsys):
 def test_eval_of_full_attention(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", family))
-    words = [f"model_base={family}", "rollout.max_gen_length=12", "rollout.steps=9", "rollout.block_size=4"]
-    words += ["rollout.strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
-    metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
+    arguments = [f"model_base={family}", "rollout.max_gen_length=12", "rollout.steps=9", "rollout.block_size=4"]
+    arguments += ["rollout.strategy=[low_confidence_static,low_confidence_dynamic]", "rollout.use_cache=true"]
+    metrics = evaluation.run(load_config(shop.arguments(EVAL, *arguments)))
     assert set(metrics) == {"static-b4-T1", "dynamic-b4-T1"}
     rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")
     assert len(rows) == 2 * 3 * 2 and all(row["num_steps"] <= 9 for row in rows if row["entry"].startswith("static"))
@@ -446,7 +446,7 @@ def test_eval_of_full_attention(tmp_path, family, monkeypatch):
 
 
 def test_eval_again_replaces_its_results(shop):
-    config = shop.words(EVAL, reward="by_answer")
+    config = shop.arguments(EVAL, reward="by_answer")
     first = evaluation.run(load_config(config))
     second = evaluation.run(load_config(config))
 
@@ -460,17 +460,17 @@ def test_the_three_scripts(shop):
     """From another folder, at once: each ends with its final line and status 0; a mistake is one line and status 2."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
-    def start(script, *words):
+    def start(script, *arguments):
         return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / script), *words],
+            [sys.executable, str(REPOSITORY / script), *arguments],
             cwd=shop.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     started = {
-        "rl": start("rl.py", *shop.words(RL, "experiment.total_step=1")),
-        "sft": start("train/sft.py", *shop.words(SFT, "training.num_train_epochs=2")),
-        "eval": start("eval.py", *shop.words(EVAL)),
-        "typo": start("rl.py", *shop.words(RL, "training.epss=1")),
+        "rl": start("rl.py", *shop.arguments(RL, "experiment.total_step=1")),
+        "sft": start("train/sft.py", *shop.arguments(SFT, "training.num_train_epochs=2")),
+        "eval": start("eval.py", *shop.arguments(EVAL)),
+        "typo": start("rl.py", *shop.arguments(RL, "training.epss=1")),
         "help": start("eval.py", "--help"),
     }
     ended = {name: (*process.communicate(), process.returncode) for name, process in started.items()}

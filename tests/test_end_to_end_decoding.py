@@ -34,11 +34,11 @@ def own(shop):
 
 
 def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
-    words = [f"rollout.strategy={own}:leftmost_first", "rollout.strategy_params.several=2"]
-    words += [f"rollout.target={own}:surprise", "rollout.target_params={sign: 1.0}"]
-    words += [f"evaluation.strategy=[low_confidence_dynamic,{own}:leftmost_first]", "evaluation.top_k=0"]
-    words += ["evaluation.strategy_params={several: 4}", "training.min_accuracy=0", "training.max_accuracy=1"]
-    rl.run(load_config(shop.words(RL, *words)))
+    arguments = [f"rollout.strategy={own}:leftmost_first", "rollout.strategy_params.several=2"]
+    arguments += [f"rollout.target={own}:surprise", "rollout.target_params={sign: 1.0}"]
+    arguments += [f"evaluation.strategy=[low_confidence_dynamic,{own}:leftmost_first]", "evaluation.top_k=0"]
+    arguments += ["evaluation.strategy_params={several: 4}", "training.min_accuracy=0", "training.max_accuracy=1"]
+    rl.run(load_config(shop.arguments(RL, *arguments)))
     rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
     assert {row["step"] for row in rows} == {1, 2}
     for row in rows:
@@ -53,15 +53,15 @@ def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
 
 
 def test_an_evaluation_with_a_users_strategy(shop, own):
-    words = [f"rollout.strategy=[sequential,{own}:leftmost_first]", "rollout.steps_per_block=4"]
-    results = evaluation.run(load_config(shop.words(EVAL, *words, "rollout.temperature=0")))
+    arguments = [f"rollout.strategy=[sequential,{own}:leftmost_first]", "rollout.steps_per_block=4"]
+    results = evaluation.run(load_config(shop.arguments(EVAL, *arguments, "rollout.temperature=0")))
     same = ("reward", "length", "tokens_per_forward")
     sequential, own = (results[name] for name in ("sequential-b4-greedy", "leftmost_first-b4-greedy"))
     assert [sequential[name] for name in same] == [own[name] for name in same]
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (
             ["rollout.remasking_strategy=OWN:left"],
@@ -79,7 +79,7 @@ def test_an_evaluation_with_a_users_strategy(shop, own):
 )
 @pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
 def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(
-    shop, own, monkeypatch, text, words, says
+    shop, own, monkeypatch, text, arguments, says
 ):
     def refuse(*arguments, **named):
         raise AssertionError("a model was loaded before the mistake was found")
@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(
     own = str(own)
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match=says.replace("OWN", own)):
-        run(load_config(shop.words(text, *(word.replace("OWN", own) for word in words))))
+        run(load_config(shop.arguments(text, *(word.replace("OWN", own) for word in arguments))))
     assert not shop.runs.exists()
 
 
@@ -98,4 +98,4 @@ def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(sh
     llada = text_checkpoint(shop.folder / "llada", "llada")
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
-        run(load_config(shop.words(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))
+        run(load_config(shop.arguments(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))

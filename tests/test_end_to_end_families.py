@@ -71,8 +71,8 @@ def assert_reads_back(folder, again):
 
 
 def run_eval(shop, family, model):
-    words = [f"model_base={family}", f"model.pretrained_model={model}", "rollout.block_size=4"]
-    metrics = evaluation.run(load_config(shop.words(EVAL, *words)))
+    arguments = [f"model_base={family}", f"model.pretrained_model={model}", "rollout.block_size=4"]
+    metrics = evaluation.run(load_config(shop.arguments(EVAL, *arguments)))
     rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")
     assert len(rows) == 3 * 2 and all(values["tokens_per_forward"] > 0 for values in metrics.values())
 
@@ -80,9 +80,9 @@ def run_eval(shop, family, model):
 @pytest.mark.parametrize(("family", "method"), cases(SFT_METHODS, FAST_SFT))
 def test_one_step_of_sft(shop_of, family, method, tmp_path):
     shop = shop_of(family)
-    words = [f"training.method={method}", "training.num_train_epochs=1", "training.batch_size_lm=6"]
-    words += ["training.block_size=4", f"model.model_base={family}"]
-    summary = sft.run(load_config(shop.words(SFT, *words)))
+    arguments = [f"training.method={method}", "training.num_train_epochs=1", "training.batch_size_lm=6"]
+    arguments += ["training.block_size=4", f"model.model_base={family}"]
+    summary = sft.run(load_config(shop.arguments(SFT, *arguments)))
     assert summary["steps"] == 1
     (row,) = read_jsonl(shop.runs / "sft" / "metrics.jsonl")
     assert row["grad_norm"] > 0 and row["trained_tokens"] > 0 and row["updates_skipped"] == 0
@@ -95,9 +95,9 @@ def test_one_step_of_sft(shop_of, family, method, tmp_path):
 @pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, FAST_RL))
 def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     shop = shop_of(family)
-    words = [f"training.method={method}", "training.mask_times_per_sample=2", f"model.model_base={family}"]
-    words += ["evaluation.block_size=4", "evaluation.top_k=0", "experiment.eval_first=false"]
-    summary = rl.run(load_config(shop.words(RL, *words)))
+    arguments = [f"training.method={method}", "training.mask_times_per_sample=2", f"model.model_base={family}"]
+    arguments += ["evaluation.block_size=4", "evaluation.top_k=0", "experiment.eval_first=false"]
+    summary = rl.run(load_config(shop.arguments(RL, *arguments)))
     rows = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2] and summary["steps"] == 2
     for row in rows:
@@ -112,8 +112,13 @@ def test_two_steps_of_rl(shop_of, family, method, tmp_path):
 def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
     """No pair of block sizes is refused, and none is warned about."""
     shop = shop_of("dream")
-    words = ["training.block_size=16", "rollout.block_size=4", "evaluation.eval_dataset=''", "experiment.total_step=1"]
-    rl.run(load_config(shop.words(RL, *words)))
+    arguments = [
+        "training.block_size=16",
+        "rollout.block_size=4",
+        "evaluation.eval_dataset=''",
+        "experiment.total_step=1",
+    ]
+    rl.run(load_config(shop.arguments(RL, *arguments)))
     said = capsys.readouterr()
     assert "checkpoint's" not in said.out + said.err
     (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
@@ -126,9 +131,9 @@ def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
 def test_two_steps_of_rl_with_a_value_model(shop_of, family, method):
     """The head, zero at first, moves in the first step, its body from the second."""
     shop = shop_of(family)
-    words = [f"training.method={method}", f"model.value_base_model={shop.model}", "evaluation.eval_dataset=''"]
-    words += ["training.batch_size_lm=100000", "optimizer.params.value_learning_rate=1e-2"]
-    rl.run(load_config(shop.words(RL, *words)))
+    arguments = [f"training.method={method}", f"model.value_base_model={shop.model}", "evaluation.eval_dataset=''"]
+    arguments += ["training.batch_size_lm=100000", "optimizer.params.value_learning_rate=1e-2"]
+    rl.run(load_config(shop.arguments(RL, *arguments)))
     folder = shop.runs / "rl" / "ckpt"
     first, second = (load_file(folder / f"step-00000{n}" / "value" / "model.safetensors") for n in (1, 2))
     assert first["value_head.weight"].abs().sum() > 0

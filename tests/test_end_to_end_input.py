@@ -42,8 +42,8 @@ def no_model_work(monkeypatch):
         monkeypatch.setattr(setup_models, name, refuse)
 
 
-def run_rl(shop, *words, **named):
-    return rl.run(load_config(shop.words(RL, *QUICK, *words, **named)))
+def run_rl(shop, *arguments, **named):
+    return rl.run(load_config(shop.arguments(RL, *QUICK, *arguments, **named)))
 
 
 def metrics_of(shop, run="rl"):
@@ -51,7 +51,7 @@ def metrics_of(shop, run="rl"):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["model.pretrained_model=/nowhere/model"], "/nowhere/model"),
         (["model.pretrained_model=''"], "model.pretrained_model is not set"),
@@ -85,12 +85,12 @@ def metrics_of(shop, run="rl"):
         ([TEST, "evaluation.max_token=256"], "evaluation.max_token=256 and a prompt of one token exceed the 256"),
     ],
 )
-def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, words, says):
-    if words == ["model.device=cuda"] and torch.cuda.is_available():
+def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, arguments, says):
+    if arguments == ["model.device=cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     for dry_run in ("false", "true"):
         with pytest.raises(ValueError) as error:
-            run_rl(shop, f"dry_run={dry_run}", *words)
+            run_rl(shop, f"dry_run={dry_run}", *arguments)
         assert says in str(error.value)
     assert not shop.runs.exists()
 
@@ -113,7 +113,7 @@ def wants(prompts, completions, ground_truth_answer, num_steps, level="none"):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "function", "says"),
+    ("rows", "arguments", "function", "says"),
     [
         (QUESTIONS, [], None, "the math reward (or name a reward.function) needs the column 'ground_truth_answer'"),
         (QUESTIONS, [], "wants", "asks for ['ground_truth_answer'], but the columns are ['completion_ids', "),
@@ -123,24 +123,24 @@ def wants(prompts, completions, ground_truth_answer, num_steps, level="none"):
 )
 @pytest.mark.parametrize("key", ["dataset.train_dataset", "evaluation.eval_dataset", "dataset.eval_dataset"])
 def test_tasks_that_a_reward_cannot_grade_are_said_before_any_model_is_loaded(
-    shop, no_model_work, key, rows, words, function, says
+    shop, no_model_work, key, rows, arguments, function, says
 ):
-    if "DATA_TYPE=code" in words and find_isolation() is None:
+    if "DATA_TYPE=code" in arguments and find_isolation() is None:
         pytest.skip("no sandbox here")
     shop.reward.write_text(shop.reward.read_text() + WANTS)
     path = write_json(shop.folder / "poor.json", rows)
     section = "evaluation" if key.startswith("evaluation") else "dataset"
-    words = [word.replace("DATA_TYPE", f"{section}.data_type") for word in words]
+    arguments = [word.replace("DATA_TYPE", f"{section}.data_type") for word in arguments]
     if key == "dataset.eval_dataset":
         run, text = evaluation.run, EVAL
         if function == "always_one":
             function = None  # it has no part in evaluating
-            words = []
+            arguments = []
     else:
         run, text = rl.run, RL
     for dry_run in ("false", "true"):
         with pytest.raises(ValueError) as error:
-            run(load_config(shop.words(text, f"{key}={path}", f"dry_run={dry_run}", *words, reward=function)))
+            run(load_config(shop.arguments(text, f"{key}={path}", f"dry_run={dry_run}", *arguments, reward=function)))
         assert f"{key}: " in str(error.value) and says in str(error.value)
     assert not shop.runs.exists()
 
@@ -153,10 +153,10 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
         "    return [float(one or 0) for one in level]\n"
     )
     rows = [{"question": f"{i}=", "level": 3} if i == 0 else {"question": f"{i}="} for i in range(3)]
-    words = [task_file(shop, json.dumps(rows)), "rollout.num_task_per_step=1", "experiment.total_step=3"]
+    arguments = [task_file(shop, json.dumps(rows)), "rollout.num_task_per_step=1", "experiment.total_step=3"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rl.run(load_config(shop.words(RL, *QUICK, *words, reward="levels")))
+        rl.run(load_config(shop.arguments(RL, *QUICK, *arguments, reward="levels")))
     assert {row["task"]: row["reward"] for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {
         "1": 3.0, "2": 0.0, "3": 0.0,
     }  # fmt: skip
@@ -167,18 +167,18 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
 def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
     monkeypatch.setattr(Collector, "sample", lambda *arguments: pytest.fail("a rollout began"))
-    words = ["experiment.eval_first=false", f"{section}.max_token=253"]
+    arguments = ["experiment.eval_first=false", f"{section}.max_token=253"]
     says = (
         rf"{section}.max_token=253 and the {7 if section == 'rollout' else 4} tokens of .*'s prompt .* exceed the 256"
     )
     with pytest.raises(ValueError, match=says):
-        rl.run(load_config(shop.words(RL, *words)))
+        rl.run(load_config(shop.arguments(RL, *arguments)))
     with pytest.raises(ValueError, match="rollout.max_token=253 and the 4 tokens"):
-        evaluation.run(load_config(shop.words(EVAL, "rollout.max_token=253")))
+        evaluation.run(load_config(shop.arguments(EVAL, "rollout.max_token=253")))
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["rollout.temperature=0"], "greedy answers to a question hardly differ"),
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
@@ -190,33 +190,33 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
         ([TEST, "evaluation.block_size=[2,4]"], None),
     ],
 )
-def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, words, says):
-    run_rl(shop, *words, "dry_run=true")
+def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, arguments, says):
+    run_rl(shop, *arguments, "dry_run=true")
     assert says in caplog.text if says else "blocks of" not in caplog.text and "greedy" not in caplog.text
 
 
 def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):
-    shop.words(SFT)
+    shop.arguments(SFT)
     text = (shop.folder / "sft.yaml").read_text()
     first = shop.folder / "first.yaml"
     first.write_text(f"{text}model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n")
-    words = [f"model.prepare_with={first}", f"model.pretrained_model={shop.runs}/sft/ckpt/optimized"]
-    assert run_rl(shop, *words, "dry_run=true") is None
+    arguments = [f"model.prepare_with={first}", f"model.pretrained_model={shop.runs}/sft/ckpt/optimized"]
+    assert run_rl(shop, *arguments, "dry_run=true") is None
     out = capsys.readouterr().out
     assert out.index("dry run of sft:") < out.index("dry run of rl:") and out.count("update  ") >= 2
     with pytest.raises(ValueError, match="rollout.max_token=256 and a prompt"):
-        run_rl(shop, *words, "rollout.max_token=256", "dry_run=true")
+        run_rl(shop, *arguments, "rollout.max_token=256", "dry_run=true")
     with pytest.raises(ValueError, match="pretrained_model=elsewhere is absent, and model.prepare_with=.* would write"):
-        run_rl(shop, *words, "model.pretrained_model=elsewhere")
+        run_rl(shop, *arguments, "model.pretrained_model=elsewhere")
     first.write_text(first.read_text().replace("semi-ar", "ar"))
     for dry_run in ("false", "true"):
         with pytest.raises(ValueError, match="training.method=ar needs a model that predicts the next token"):
-            run_rl(shop, *words, f"dry_run={dry_run}")
+            run_rl(shop, *arguments, f"dry_run={dry_run}")
     assert not shop.runs.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["training.method=TraceRL"], "TraceRL"),
         (["training.lower_p=0.8", "training.upper_p=0.2"], "lower_p"),
@@ -225,9 +225,9 @@ def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, caps
         (["training.method=ar"], "training.method=ar needs a model that predicts the next token"),
     ],
 )
-def test_a_mistake_in_sft(shop, no_model_work, words, says):
+def test_a_mistake_in_sft(shop, no_model_work, arguments, says):
     with pytest.raises(ValueError, match=says):
-        sft.run(load_config(shop.words(SFT, *words)))
+        sft.run(load_config(shop.arguments(SFT, *arguments)))
     assert not shop.runs.exists()
 
 
@@ -265,7 +265,7 @@ def test_empty_examples_are_left_out_and_counted(shop):
     pairs = [{"prompt": p, "response": r} for p, r in (("1=", "1"), ("2=", ""), ("", "3"), ("4=", "4"))]
     path = write_json(shop.folder / "pairs2.json", pairs)
     with pytest.warns(UserWarning, match="left out 2 of 4 rows"):
-        sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={path}", "training.num_train_epochs=1")))
+        sft.run(load_config(shop.arguments(SFT, f"dataset.optimization_data={path}", "training.num_train_epochs=1")))
     assert len(metrics_of(shop, "sft")) == 1
 
 
@@ -284,30 +284,30 @@ def test_over_long_prompts_are_dropped_and_counted(shop, caplog):
 
 
 @pytest.mark.parametrize(
-    "words", [["dataset.over_long_prompts=error", "training.max_prompt_len=20"], ["training.max_prompt_len=2"]]
+    "arguments", [["dataset.over_long_prompts=error", "training.max_prompt_len=20"], ["training.max_prompt_len=2"]]
 )
-def test_over_long_prompts_as_an_error(shop, words):
+def test_over_long_prompts_as_an_error(shop, arguments):
     with pytest.raises(ValueError, match="max_prompt_len"):
-        run_rl(shop, long_tasks(shop), *words)
+        run_rl(shop, long_tasks(shop), *arguments)
 
 
 def test_over_long_prompts_as_an_error_in_sft(shop):
-    words = ["training.max_prompt_len=1", "dataset.over_long_prompts=error"]
+    arguments = ["training.max_prompt_len=1", "dataset.over_long_prompts=error"]
     with pytest.raises(ValueError, match="prompts are empty or exceed.*over_long_prompts"):
-        sft.run(load_config(shop.words(SFT, *words)))
+        sft.run(load_config(shop.arguments(SFT, *arguments)))
 
 
 def test_a_malformed_evaluation_set_is_said_before_any_model_is_loaded(shop, monkeypatch):
     broken = shop.folder / "broken.json"
     broken.write_text('[{"question": "12=", "ground_truth_answer": ')
     monkeypatch.setattr(setup_models, "load_model", None)
-    for words in ([], ["dry_run=true"]):
+    for arguments in ([], ["dry_run=true"]):
         with pytest.raises(ValueError, match="broken.json"):
-            run_rl(shop, f"evaluation.eval_dataset={broken}", *words)
+            run_rl(shop, f"evaluation.eval_dataset={broken}", *arguments)
         with pytest.raises(ValueError, match="broken.json"):
-            evaluation.run(load_config(shop.words(EVAL, f"dataset.eval_dataset={broken}", *words)))
+            evaluation.run(load_config(shop.arguments(EVAL, f"dataset.eval_dataset={broken}", *arguments)))
         with pytest.raises(ValueError, match="broken.json"):
-            sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={broken}", *words)))
+            sft.run(load_config(shop.arguments(SFT, f"dataset.optimization_data={broken}", *arguments)))
 
 
 def test_questions_that_hold_the_mask_token_are_left_out(shop, caplog):
@@ -320,12 +320,12 @@ def test_examples_that_hold_the_mask_token_are_left_out(shop, caplog):
     pairs = write_json(
         shop.folder / "masks.json", [{"prompt": "12=", "response": r} for r in ("21", "<mask><mask>", "12")]
     )
-    sft.run(load_config(shop.words(SFT, f"dataset.optimization_data={pairs}", "training.num_train_epochs=1")))
+    sft.run(load_config(shop.arguments(SFT, f"dataset.optimization_data={pairs}", "training.num_train_epochs=1")))
     assert "1 of 3 examples hold the mask token" in caplog.text
 
 
 def test_the_first_examples_only(shop):
-    sft.run(load_config(shop.words(SFT, "dataset.max_tasks=2", "training.num_train_epochs=1")))
+    sft.run(load_config(shop.arguments(SFT, "dataset.max_tasks=2", "training.num_train_epochs=1")))
     assert [row["step"] for row in read_jsonl(shop.runs / "sft" / "metrics.jsonl")] == [1]
 
 
@@ -345,7 +345,7 @@ def test_longest_response_trained(shop):
 
 
 def test_sft_names_its_block_size(shop):
-    sft.run(load_config(shop.words(SFT, "training.block_size=8", "training.num_train_epochs=1")))
+    sft.run(load_config(shop.arguments(SFT, "training.block_size=8", "training.num_train_epochs=1")))
     assert load_model(shop.runs / "sft" / "ckpt" / "optimized").block_size == 8
 
 
@@ -376,7 +376,7 @@ def test_a_checkpoint_without_an_end_of_text(shop, tmp_path):
     run_rl(shop, f"model.pretrained_model={folder}")
     assert metrics_of(shop)[0]["truncated"] == 1.0 and metrics_of(shop)[0]["completion_length"] == 10
     with pytest.raises(ValueError, match="eos_token_id"):
-        sft.run(load_config(shop.words(SFT, f"model.pretrained_model={folder}")))
+        sft.run(load_config(shop.arguments(SFT, f"model.pretrained_model={folder}")))
 
 
 @pytest.mark.parametrize(("policy", "trained"), [("keep", True), ("drop", False), ("wrong", False)])
@@ -394,10 +394,10 @@ def test_answers_without_a_stop(shop, tmp_path, policy, trained):
 
 @pytest.mark.parametrize("reward", ["raises", "too_few", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
-    words = ["reward.function_timeout_seconds=1"] if reward == "hangs" else []
+    arguments = ["reward.function_timeout_seconds=1"] if reward == "hangs" else []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run_rl(shop, *words, reward=reward)
+        run_rl(shop, *arguments, reward=reward)
     assert any(f"my_reward.py:{reward}" in str(w.message) for w in caught)
     (row,) = metrics_of(shop)
     assert row["reward/failed_call_count"] == 1 and row["reward/left_out"] == 16
@@ -414,9 +414,9 @@ def test_a_reward_that_keeps_failing_stops_the_run(shop):
 @pytest.mark.slow
 def test_a_mended_reward_grades_again_what_failed(shop, monkeypatch):
     """It fails in step 2, of which no checkpoint is left; the run ends as one that it never failed in."""
-    broken, words = shop.folder / "broken", ["experiment.total_step=2", "experiment.save_every=2"]
+    broken, arguments = shop.folder / "broken", ["experiment.total_step=2", "experiment.save_every=2"]
     shop.reward.write_text(BREAKS.format(broken=str(broken)))
-    run_rl(shop, *words, "experiment.project=straight", reward="breaks")
+    run_rl(shop, *arguments, "experiment.project=straight", reward="breaks")
 
     def dies(run, step):
         raise OSError("no room")
@@ -424,10 +424,10 @@ def test_a_mended_reward_grades_again_what_failed(shop, monkeypatch):
     broken.touch()
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="raised"), pytest.raises(OSError):
         patch.setattr(rl.Run, "save", dies)
-        run_rl(shop, *words, reward="breaks")
+        run_rl(shop, *arguments, reward="breaks")
     assert [row["reward/left_out"] for row in metrics_of(shop)] == [0, 16]
     broken.unlink()
-    run_rl(shop, *words, reward="breaks")
+    run_rl(shop, *arguments, reward="breaks")
     straight, mended = (read_jsonl(shop.runs / run / "rollouts.jsonl") for run in ("straight", "rl"))
     assert straight == mended and without_clock(metrics_of(shop)) == without_clock(metrics_of(shop, "straight"))
 
@@ -474,14 +474,16 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
 
 
 def test_eval_of_one_task_with_one_answer(shop):
-    metrics = evaluation.run(load_config(shop.words(EVAL, "rollout.num_response_per_task=1", "dataset.max_tasks=1")))
+    metrics = evaluation.run(
+        load_config(shop.arguments(EVAL, "rollout.num_response_per_task=1", "dataset.max_tasks=1"))
+    )
     (values,) = metrics.values()
     assert values["tasks"] == 1 and values["stderr"] == 0.0 and values["pass@1"] == values["accuracy"]
 
 
 def test_eval_of_answers_that_no_reward_wants(shop, caplog):
     with pytest.warns(UserWarning):
-        metrics = evaluation.run(load_config(shop.words(EVAL, reward="raises")))
+        metrics = evaluation.run(load_config(shop.arguments(EVAL, reward="raises")))
     (values,) = metrics.values()
     assert values["left_out"] == 6 and "accuracy" not in values and "reward" not in values
     assert "no answer has a reward" in caplog.text

@@ -30,8 +30,8 @@ class Stop(Exception):
     pass
 
 
-def run_rl(shop, *words):
-    return rl.run(load_config(shop.words(RL, *words)))
+def run_rl(shop, *arguments):
+    return rl.run(load_config(shop.arguments(RL, *arguments)))
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def assert_same_run(folder, other):
 
 def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, listening):
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
-    words = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
-    run_rl(shop, *words, "experiment.project=straight")
+    arguments = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
+    run_rl(shop, *arguments, "experiment.project=straight")
     rollout = Collector.sample
 
     def asked_in_step_2(self, prompts, step):
@@ -66,18 +66,18 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
         patch.setattr(Collector, "sample", asked_in_step_2)
-        run_rl(shop, *words, "experiment.project=stopped")
+        run_rl(shop, *arguments, "experiment.project=stopped")
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000001"]
     listening()
-    run_rl(shop, *words, "experiment.project=stopped")
+    run_rl(shop, *arguments, "experiment.project=stopped")
     assert_same_run(stopped, shop.runs / "straight")
 
 
 def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monkeypatch, listening):
     """In the first of two updates of epoch 2."""
-    words = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
-    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    arguments = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
+    sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
     make_samples = sft.make_samples
 
     def asked_in_epoch_2(sample, model, training, method, epoch, window):
@@ -87,19 +87,19 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
         patch.setattr(sft, "make_samples", asked_in_epoch_2)
-        sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
+        sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]
     listening()
-    sft.run(load_config(shop.words(SFT, *words, "experiment.project=stopped")))
+    sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=stopped")))
     assert_same_run(stopped, shop.runs / "straight")
 
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     """Step 1 is the best; the run dies in the evaluation of step 3, whose checkpoint is written already."""
-    words = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
-    words += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
+    arguments = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
+    arguments += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
     given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
     run, at = evaluate.evaluate, []
 
@@ -116,11 +116,11 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
     ckpt, dying = shop.runs / "rl" / "ckpt", True
     monkeypatch.setattr(evaluate, "evaluate", with_given_accuracy)
     with pytest.raises(Stop):
-        run_rl(shop, *words)
+        run_rl(shop, *arguments)
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")
     (ckpt / "best").unlink()
     dying, at[:] = False, [1, 2]
-    assert run_rl(shop, *words)["best_model"] == str(ckpt / "best")
+    assert run_rl(shop, *arguments)["best_model"] == str(ckpt / "best")
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000004"], "step-000001")
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [1, 1, 2, 2, 3, 3, 4, 4]
     with pytest.raises(ValueError, match="needs evaluations"):
@@ -128,11 +128,11 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
 
 
 def test_an_evaluation_without_rewards_is_never_the_best(shop):
-    words = shop.words(
+    arguments = shop.arguments(
         RL, "experiment.total_step=1", "experiment.keep_best=true", "experiment.eval_first=false", reward="raises"
     )
     for _ in range(2):
-        summary = rl.run(load_config([*words, "evaluation.top_k=0"]))
+        summary = rl.run(load_config([*arguments, "evaluation.top_k=0"]))
         assert summary["accuracy_after"] is None and "best_model" not in summary
 
 
@@ -158,20 +158,20 @@ def test_an_evaluation_that_was_broken_off_is_logged_once(shop, monkeypatch):
 def test_a_run_begins_with_a_checkpoint_of_another(shop):
     run_rl(shop, NO_EVALUATION, "experiment.project=first")
     first = shop.runs / "first" / "ckpt"
-    words = [NO_EVALUATION, "experiment.project=b", f"experiment.resume={first}/step-000001"]
-    run_rl(shop, *words)
+    arguments = [NO_EVALUATION, "experiment.project=b", f"experiment.resume={first}/step-000001"]
+    run_rl(shop, *arguments)
     assert [row["step"] for row in read_jsonl(shop.runs / "b" / "metrics.jsonl")] == [2]
     got, want = (load_model(path / "optimized").state_dict() for path in (shop.runs / "b" / "ckpt", first))
     assert all(torch.equal(got[name], want[name]) for name in want)
     shutil.rmtree(first / "step-000001")
-    assert run_rl(shop, *words, "dry_run=true") is None, "the run has a checkpoint of its own by now"
+    assert run_rl(shop, *arguments, "dry_run=true") is None, "the run has a checkpoint of its own by now"
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        run_rl(shop, *words, "experiment.project=c", "dry_run=true")
+        run_rl(shop, *arguments, "experiment.project=c", "dry_run=true")
 
 
 def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, monkeypatch):
-    def run_sft(*words):
-        return sft.run(load_config(shop.words(SFT, "training.num_train_epochs=1", *words)))
+    def run_sft(*arguments):
+        return sft.run(load_config(shop.arguments(SFT, "training.num_train_epochs=1", *arguments)))
 
     run_sft()
     run_rl(shop, NO_EVALUATION, "experiment.total_step=1")
@@ -180,11 +180,11 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
         monkeypatch.setattr(setup_models, name, lambda *given: pytest.fail("a model was loaded"))
     with_value = f"model.value_base_model={shop.model}"
     for dry in ("dry_run=true", "dry_run=false"):
-        words = [NO_EVALUATION, "experiment.project=other", dry]
+        arguments = [NO_EVALUATION, "experiment.project=other", dry]
         with pytest.raises(ValueError, match=f"experiment.resume={tuned} .*written by train/sft.py.*{tuned}"):
-            run_rl(shop, *words, f"experiment.resume={tuned}")
+            run_rl(shop, *arguments, f"experiment.resume={tuned}")
         with pytest.raises(ValueError, match="has no value model.*model.value_base_model"):
-            run_rl(shop, *words, f"experiment.resume={trained}", with_value)
+            run_rl(shop, *arguments, f"experiment.resume={trained}", with_value)
         with pytest.raises(ValueError, match=f"experiment.resume={trained} .*written by rl.py.*{trained}"):
             run_sft("experiment.project=other", dry, f"experiment.resume={trained}")
     assert not (shop.runs / "other").exists()
@@ -211,16 +211,16 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
 
     monkeypatch.setattr(sft, "run", tunes)
     monkeypatch.setattr(rl.Run, "__init__", begins)
-    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    arguments = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
     for _ in range(2):
         with pytest.raises(Stop):
-            run_rl(shop, *words, "training.enable_tf32=false")
+            run_rl(shop, *arguments, "training.enable_tf32=false")
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
 def test_fine_tuning_killed_within_an_epoch_resumes_from_its_newest_update(shop, monkeypatch):
     """Two updates an epoch; the third one is saved, the fourth is killed. Five updates in all end within an epoch."""
-    words = ["experiment.save_every_updates=3", "training.max_steps=5", "lr_scheduler.params.min_lr_scale=0.1"]
+    arguments = ["experiment.save_every_updates=3", "training.max_steps=5", "lr_scheduler.params.min_lr_scale=0.1"]
     update = sft.FineTuning.update
     seen = []
 
@@ -230,9 +230,9 @@ def test_fine_tuning_killed_within_an_epoch_resumes_from_its_newest_update(shop,
             raise Stop
         return update(self, rows, step)
 
-    sft.run(load_config(shop.words(SFT, *words, "experiment.project=straight")))
+    sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
     monkeypatch.setattr(sft.FineTuning, "update", dies_in_update_4)
-    typed = load_config(shop.words(SFT, *words, "experiment.project=killed"))
+    typed = load_config(shop.arguments(SFT, *arguments, "experiment.project=killed"))
     with pytest.raises(Stop):
         sft.run(typed)
     killed, straight = shop.runs / "killed", shop.runs / "straight"
@@ -252,8 +252,8 @@ def prepared(shop):
     first = SFT.replace("save_every: 4", "save_every: 1").replace("num_train_epochs: 8", "num_train_epochs: 3")
     (shop.folder / "first.yaml").write_text(first + named)
     made = shop.runs / "sft" / "ckpt" / "optimized"
-    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
-    return [*words, NO_EVALUATION, "experiment.total_step=1"]
+    arguments = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    return [*arguments, NO_EVALUATION, "experiment.total_step=1"]
 
 
 def interrupted_in_epoch_2(how):
@@ -309,20 +309,20 @@ def test_a_half_made_first_model_of_other_settings_is_refused_with_the_way_out(s
 
 @pytest.mark.slow
 def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
-    words = ["lora.rank=4", "lora.dropout=0.5", "training.num_train_epochs=2", "evaluation.eval_dataset=''"]
-    run_rl(shop, *words, "experiment.project=straight")
+    arguments = ["lora.rank=4", "lora.dropout=0.5", "training.num_train_epochs=2", "evaluation.eval_dataset=''"]
+    run_rl(shop, *arguments, "experiment.project=straight")
     train = Policy.train
 
     def dies_after_step_2(self, batch, step, progress):
         train(self, batch, step, progress)
         raise Stop
 
-    run_rl(shop, *words, "experiment.project=again")
+    run_rl(shop, *arguments, "experiment.project=again")
     shutil.rmtree(shop.runs / "again" / "ckpt" / "step-000002")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Policy, "train", dies_after_step_2)
-        run_rl(shop, *words, "experiment.project=again")
-    run_rl(shop, *words, "experiment.project=again")
+        run_rl(shop, *arguments, "experiment.project=again")
+    run_rl(shop, *arguments, "experiment.project=again")
     straight, again = (
         (shop.runs / name / "ckpt" / "optimized" / "adapter_model.safetensors").read_bytes()
         for name in ("straight", "again")
@@ -330,10 +330,10 @@ def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
     assert straight == again
 
 
-def benchmark(name, *words):
+def benchmark(name, *arguments):
     """The figures of a benchmark's last line."""
     done = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", *words],
+        [sys.executable, f"benchmarks/{name}.py", *arguments],
         cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,8 +21,8 @@ def server():
         yield made
 
 
-def run(shop, *words, reward=None):
-    rl.run(load_config(shop.words(RL, *words, reward=reward)))
+def run(shop, *arguments, reward=None):
+    rl.run(load_config(shop.arguments(RL, *arguments, reward=reward)))
     rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
     metrics = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "reward/mean" in row]
     assert [row["step"] for row in metrics] == [1, 2] and {row["step"] for row in rollouts} == {1, 2}
@@ -79,8 +79,8 @@ def test_process_rewards_of_a_judge_under_dllm_rls_keys(shop, server):
 @pytest.mark.slow
 def test_a_judge_that_never_answers_leaves_everything_out(shop, server, capsys):
     server.reply = lambda request: (500, "broken")
-    words = [f"judge.api={server.url}", "judge.mode=process", "judge.attempts=1", NO_EVALUATION]
-    rollouts, metrics = run(shop, *words, reward="share_of_small_digits")
+    arguments = [f"judge.api={server.url}", "judge.mode=process", "judge.attempts=1", NO_EVALUATION]
+    rollouts, metrics = run(shop, *arguments, reward="share_of_small_digits")
     assert all(row["advantage"] is None for row in rollouts)
     assert all(row["groups_dropped/judge"] >= 1 and "loss" not in row for row in metrics)
     assert "groups dropped (judge)" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["judge.api=http://127.0.0.1:9/v1"], "nothing answers"),
         (["judge.local=/nowhere/judge"], "judge.local: .*nowhere"),
@@ -153,7 +153,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         (["reward.beside_verifier=true"], "reward.function"),
     ],
 )
-def test_what_cannot_work_is_said_before_a_model_is_loaded(shop, monkeypatch, words, says):
+def test_what_cannot_work_is_said_before_a_model_is_loaded(shop, monkeypatch, arguments, says):
     monkeypatch.setattr(setup_models, "load_model", lambda *a: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=says):
-        rl.run(load_config(shop.words(RL, *words, NO_EVALUATION, "dry_run=true", reward=None)))
+        rl.run(load_config(shop.arguments(RL, *arguments, NO_EVALUATION, "dry_run=true", reward=None)))

@@ -69,10 +69,10 @@ def test_the_trainer_sees_the_samplers_log_probs_and_the_cpus(family, tmp_path):
 
 
 def test_a_run(tmp_path):
-    words = ["config=configs/rl_tiny.yaml", f"experiment.output_dir={tmp_path}", "experiment.total_step=2"]
-    words += ["model.prepare_with=configs/sft_tiny.yaml", "evaluation.max_tasks=16"]
+    arguments = ["config=configs/rl_tiny.yaml", f"experiment.output_dir={tmp_path}", "experiment.total_step=2"]
+    arguments += ["model.prepare_with=configs/sft_tiny.yaml", "evaluation.max_tasks=16"]
     run = subprocess.run(
-        [sys.executable, "rl.py", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "rl.py", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert json.loads(run.stdout.split("final ")[-1])["steps"] == 2

@@ -123,8 +123,8 @@ class Collector:
         """Digest of the weights that would sample now, and what they and these prompts gave an interrupted run."""
         assert self.grading.log is not None
         weights = weights_digest(self.sampler.model)
-        asked = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
-        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), asked)
+        prompt_ids = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
+        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
         assert self.grading.log is not None and self.sampler.config.block_size is not None
@@ -180,7 +180,7 @@ def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], 
 
 def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]:
     """Figures of a step's rollouts and what they earned."""
-    rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.scored
+    rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.credit
     given = [r for r in rewards if r is not None]
     tokens = sum(r.num_response_tokens for r in rollouts)
     measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}

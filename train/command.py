@@ -29,12 +29,12 @@ class _WarningLine(logging.Handler):
 
     def __init__(self, level: int):
         super().__init__(level)
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self.said and os.environ.get("RANK", "0") == "0":
-            self.said.add(text)
+        if text not in self.printed and os.environ.get("RANK", "0") == "0":
+            self.printed.add(text)
             print_error(text, "warning: ")
 
 
@@ -129,26 +129,27 @@ def _planned(config: Config, file: "EngineFile | None") -> "tuple[int, Node]":
 def _node_of(config: Config, nodes: bool, launched: bool) -> "Node":
     from runtime.nodes import Node, this_node
 
-    asked, node = config.experiment.num_node, this_node(os.environ) if nodes and not launched else Node()
-    if nodes and not launched and asked not in (None, node.count):
+    requested, node = config.experiment.num_node, this_node(os.environ) if nodes and not launched else Node()
+    if nodes and not launched and requested not in (None, node.count):
         raise ValueError(
-            f"experiment.num_node={asked}, but the environment names {node.count} nodes: leave it out, or start the "
-            "job on that many."
+            f"experiment.num_node={requested}, but the environment names {node.count} nodes: leave it out, or start "
+            "the job on that many."
         )
-    if not nodes and asked not in (None, 1):
+    if not nodes and requested not in (None, 1):
         raise ValueError(
-            f"experiment.num_node={asked}: this command runs on one machine; use multinode_rl.py or multinode_eval.py."
+            f"experiment.num_node={requested}: this command runs on one machine; use multinode_rl.py or "
+            "multinode_eval.py."
         )
     return node
 
 
 def _processes_of(config: Config, file: "EngineFile | None", launched: bool) -> int:
-    """Of this machine: as asked, as the engine file has it where there are GPUs for it, or one for each GPU."""
+    """Of this machine: as configured, as the engine file has it where there are GPUs for it, or one for each GPU."""
     from runtime.devices import gpu_count
 
-    asked, gpus = config.experiment.processes, gpu_count() if config.model.device != "cpu" else 0
-    processes = asked or (file.processes_per_node if file else max(1, gpus))
-    if file is not None and not file.cpu and not asked and gpus < processes:
+    requested, gpus = config.experiment.processes, gpu_count() if config.model.device != "cpu" else 0
+    processes = requested or (file.processes_per_node if file else max(1, gpus))
+    if file is not None and not file.cpu and not requested and gpus < processes:
         processes = max(1, gpus)
         if not launched:
             logging.getLogger(__name__).warning(

@@ -29,8 +29,8 @@ PASSED_ON = (
 def preparation(config: Config) -> Config:
     """The SFT config named by model.prepare_with, with what the run passes on to it."""
     given = {key: attrgetter(key)(config) for key in PASSED_ON}
-    words = [f"{key}={'null' if value is None else value}" for key, value in given.items()]
-    return load_config([f"config={config.model.prepare_with}", *words])
+    arguments = [f"{key}={'null' if value is None else value}" for key, value in given.items()]
+    return load_config([f"config={config.model.prepare_with}", *arguments])
 
 
 def to_be_prepared(config: Config) -> bool:

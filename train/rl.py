@@ -113,7 +113,7 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.replay.batch(graded.rollouts, graded.scored.values, graded.scored.kind)
+                batch = policy.replay.batch(graded.rollouts, graded.credit.values, graded.credit.kind)
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
@@ -149,7 +149,7 @@ class Run:
         version = {"weights_version": float(self.learner.sampler.weights_version)}
         metrics = result.metrics | rollout_metrics(graded, group_size) | version
         if result.skipped is not None:
-            dropped = graded.scored.dropped.items()
+            dropped = graded.credit.dropped.items()
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]
             if result.skipped:
                 reasons.append(result.skipped)

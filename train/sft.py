@@ -93,11 +93,11 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {plan.examples} examples; {plan}")
-    check_memory(config, spec, "sft", _answer_tokens(training, examples))
+    check_memory(config, spec, "sft", _response_tokens(training, examples))
     return examples
 
 
-def _answer_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
+def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
     """The longest answer, before any is tokenised: about three characters a token."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // 3
     return min(longest, training.max_gen_length or longest)
@@ -134,7 +134,7 @@ class FineTuning:
         ranks.on_main(folder.drop_after, self.done)
         self.plan = UpdatePlan.of(config.training, len(self.samples))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
-        self.longest = max(len(sample.answer_ids) for sample in self.samples)
+        self.longest = max(len(sample.response_ids) for sample in self.samples)
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class ChatFormat:
     """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
 
     turn: header and content of a turn, with a %s for role and content. end_of_turn: the token that ends a turn.
-    after_turn: what stands between two turns. answer: the assistant's header. thinking_answer: the header that opens
+    after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
     a thought too, None where the family has none. system: the system turn of a conversation without one.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
     stdin, with {{problem}} where the question goes.
@@ -28,9 +28,9 @@ class ChatFormat:
 
     turn: str
     end_of_turn: str
-    answer: str
+    assistant: str
     after_turn: str = ""
-    thinking_answer: str | None = None
+    thinking_assistant: str | None = None
     system: str | None = None
     math: str = BOXED
     thinking_math: str = BOXED
@@ -44,16 +44,16 @@ class ChatFormat:
             pairs = [("system", self.system), *pairs]
         text = "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
-            return text + self.answer
-        if self.thinking_answer is None:
+            return text + self.assistant
+        if self.thinking_assistant is None:
             raise ValueError(
                 "start_with_think is true, but this family has no prompt that opens a thought: "
                 "set rollout.start_with_think=false or give a template of your own"
             )
-        return text + self.thinking_answer
+        return text + self.thinking_assistant
 
     def _written(self, role: str, content: str) -> str:
-        opened = self.answer + content if role == "assistant" else self.turn % (role, content)
+        opened = self.assistant + content if role == "assistant" else self.turn % (role, content)
         return opened + self.end_of_turn + self.after_turn
 
 
@@ -148,12 +148,12 @@ class Family:
         """The chat's token that ends a response."""
         return self.chat.end_of_turn if self.chat is not None else None
 
-    def decoding_block_size(self, asked: int | None, own: int, response_tokens: int) -> int:
-        """Tokens of a block in decoding: those `asked` for, else the model's `own`; under full attention, where blocks
+    def decoding_block_size(self, requested: int | None, own: int, response_tokens: int) -> int:
+        """Tokens of a block in decoding: those `requested`, else the model's `own`; under full attention, where blocks
         are a schedule of the response, else the schedule's, and no more than the response has."""
         if self.attention == "block":
-            return asked or own
-        return min(asked or self.decoding.block_size or own, response_tokens)
+            return requested or own
+        return min(requested or self.decoding.block_size or own, response_tokens)
 
 
 def pick(raw_config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

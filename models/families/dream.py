@@ -36,7 +36,7 @@ DREAM = Family(
         turn="<|im_start|>%s\n%s",
         end_of_turn="<|im_end|>",
         after_turn="\n",
-        answer="<|im_start|>assistant\n",
+        assistant="<|im_start|>assistant\n",
         system="You are a helpful assistant.",
     ),
     decoding=Decoding(

@@ -209,7 +209,7 @@ LLADA = Family(
     chat=ChatFormat(
         turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>%s",
         end_of_turn="<|eot_id|>",
-        answer="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
+        assistant="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
         stdio=STDIO.replace("\nYou", "\n You"),
     ),
     text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),  # the embedding may be larger

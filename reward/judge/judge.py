@@ -25,8 +25,9 @@ class Question(NamedTuple):
 Judge = Callable[[Sequence[Question]], list[str | None]]
 
 FENCE = "====="
-CHARACTERS_A_TOKEN = 3
+CHARACTERS_A_TOKEN = 3  # a cautious guess
 MIN_CHARACTERS = 2000
+BLOCKS = 3  # of a question that may be long
 
 
 class CachedJudge:
@@ -57,23 +58,6 @@ class CachedJudge:
         return [known[question] for question in questions]
 
 
-def build_judge(judge: Judge | None = None, **settings: Any) -> CachedJudge:
-    """A judge with a cache: the function `judge`, or the endpoint of `settings`, keys of a config's `judge` section
-    (api, model, ...); it must answer now."""
-    if judge is None:
-        if not settings.get("api"):
-            raise ValueError(
-                "a judge needs judge.api, the URL of an OpenAI-compatible endpoint, or judge.local, a model"
-            )
-        from configs.schema import JudgeConfig  # here: not every process that grades needs a judge's libraries
-        from reward.judge.api import ApiJudge
-
-        endpoint = ApiJudge(JudgeConfig(**settings))
-        endpoint.check()
-        judge = endpoint
-    return CachedJudge(judge)
-
-
 def boxed_number(answer: str | None, allowed: Sequence[float]) -> float | None:
     """The number in the last \\boxed{} of a judge's answer when it is one of `allowed`, else None."""
     try:
@@ -81,11 +65,6 @@ def boxed_number(answer: str | None, allowed: Sequence[float]) -> float | None:
     except ValueError:
         return None
     return number if number in allowed else None
-
-
-def character_budget(tokens: int) -> int:
-    """Characters of material that fit into a question of `tokens` tokens, at a cautious three a token."""
-    return max(MIN_CHARACTERS, tokens * CHARACTERS_A_TOKEN)
 
 
 def fenced(title: str, text: str) -> str:
@@ -104,10 +83,23 @@ def shortened(text: str, limit: int, *, keep_end: bool = False) -> str:
     return f"{head}\n[... {len(text) - limit} characters left out ...]\n{text[len(text) - tail :]}"
 
 
-def ask_samples(judge: Judge, texts: Sequence[str], samples: int) -> list[list[str | None]]:
-    """`samples` answers to each text."""
-    flat = judge([Question(text, sample) for text in texts for sample in range(samples)])
-    return [flat[first : first + samples] for first in range(0, len(flat), samples)]
+class Panel:
+    """A judge that is asked each text `samples` times, in questions of about `max_prompt_tokens` tokens."""
+
+    def __init__(self, judge: Judge, samples: int, max_prompt_tokens: int) -> None:
+        if samples < 1:
+            raise ValueError(f"judge.samples must be 1 or more, got {samples}")
+        self._judge, self._samples = judge, samples
+        self._max_block_characters = max(MIN_CHARACTERS, max_prompt_tokens * CHARACTERS_A_TOKEN) // BLOCKS
+
+    def ask(self, texts: Sequence[str]) -> list[list[str | None]]:
+        """The answers to each text."""
+        answers = self._judge([Question(text, sample) for text in texts for sample in range(self._samples)])
+        return [answers[first : first + self._samples] for first in range(0, len(answers), self._samples)]
+
+    def block(self, title: str, text: str, *, keep_end: bool = False) -> str:
+        """A text as one of the blocks of a question, fenced and shortened to its share of it."""
+        return fenced(title, shortened(text, self._max_block_characters, keep_end=keep_end))
 
 
 def judge_stats(counts: dict[str, Any]) -> dict[str, float]:

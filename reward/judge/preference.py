@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from reward.base import Reward
-from reward.judge.judge import Judge, ask_samples, boxed_number, character_budget, fenced, shortened
+from reward.judge.judge import Judge, Panel, boxed_number
 
 MARKS = tuple(float(mark) for mark in range(1, 11))
 
@@ -51,24 +51,21 @@ class JudgeReward(Reward):
         super().__init__()
         if mode not in ("score", "pairwise"):
             raise ValueError(f"judge.mode must be score or pairwise, got {mode!r}")
-        if samples < 1 or opponents < 1:
-            raise ValueError(f"judge.samples and judge.opponents must be 1 or more, got {samples} and {opponents}")
-        self.judge = judge
-        self.mode = mode
-        self.samples = samples
-        self.opponents = opponents
-        self.max_characters = character_budget(max_prompt_tokens)
+        if opponents < 1:
+            raise ValueError(f"judge.opponents must be 1 or more, got {opponents}")
+        self.panel = Panel(judge, samples, max_prompt_tokens)
+        self.mode, self.opponents = mode, opponents
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         return self._marks(prompts, completions) if self.mode == "score" else self._wins(prompts, completions)
 
     def _marks(self, prompts: list[str], completions: list[str]) -> list[float | None]:
         texts = [
-            _MARK.format(prompt=self._block("request", prompt), response=self._block("response", completion))
+            _MARK.format(prompt=self.panel.block("request", prompt), response=self.panel.block("response", completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         rewards: list[float | None] = []
-        for answers in ask_samples(self.judge, texts, self.samples):
+        for answers in self.panel.ask(texts):
             marks = self._read(answers, MARKS)
             rewards.append((statistics.fmean(marks) - MARKS[0]) / (MARKS[-1] - MARKS[0]) if marks else None)
         return rewards
@@ -78,14 +75,14 @@ class JudgeReward(Reward):
         open_duels = [(a, b) for a, b in duels if completions[a].strip() != completions[b].strip()]
         texts = [
             _COMPARE.format(
-                prompt=self._block("request", prompts[a]),
-                first=self._block("first response", completions[first]),
-                second=self._block("second response", completions[second]),
+                prompt=self.panel.block("request", prompts[a]),
+                first=self.panel.block("first response", completions[first]),
+                second=self.panel.block("second response", completions[second]),
             )
             for a, b in open_duels
             for first, second in ((a, b), (b, a))
         ]
-        answers = ask_samples(self.judge, texts, self.samples)
+        answers = self.panel.ask(texts)
         points: list[list[float]] = [[] for _ in completions]
         for number, (a, b) in enumerate(open_duels):
             forward, backward = (self._read(answers[2 * number + order], (0.0, 1.0, 2.0)) for order in (0, 1))
@@ -103,9 +100,6 @@ class JudgeReward(Reward):
         self.counts["judge_unanswered"] += sum(answer is None for answer in answers)
         self.counts["judge_unclear"] += sum(answer is not None for answer in answers) - len(numbers)
         return numbers
-
-    def _block(self, title: str, text: str) -> str:
-        return fenced(title, shortened(text, self.max_characters // 3))
 
 
 _POINTS = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}

@@ -8,6 +8,7 @@ the last word on what values do not settle.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import is_expr_of_only_symbols
@@ -146,14 +147,14 @@ def _same_list(given: str, true: str) -> bool | None:
                 )
             return False
     parts = [item.distinct() if first.braces or second.braces else item.parts for item in (first, second)]
-    return len(parts[0]) == len(parts[1]) and _matched(*parts)
+    return len(parts[0]) == len(parts[1]) and _matched(parts[0], parts[1], _equal)
 
 
-def _matched(given: list[str], true: list[str]) -> bool:
+def _matched(given: list[Any], true: list[Any], are_equal: Callable[[Any, Any], bool]) -> bool:
     """Whether each part of one list has its own equal in the other."""
     left = list(given)
     for part in true:
-        index = next((index for index, other in enumerate(left) if _equal(other, part)), None)
+        index = next((index for index, other in enumerate(left) if are_equal(other, part)), None)
         if index is None:
             return False
         del left[index]
@@ -252,15 +253,7 @@ def _same_relation(given: str, true: str) -> bool:
     """Equations or inequalities with the same solutions: their differences of sides are proportional, without their
     denominators at least."""
     first, second = _relations(parsed(given)), _relations(parsed(true))
-    if not first or len(first) != len(second):
-        return False
-    left = list(second)
-    for relation in first:
-        index = next((n for n, other in enumerate(left) if _proportional(relation, other)), None)
-        if index is None:
-            return False
-        del left[index]
-    return True
+    return bool(first) and len(first) == len(second) and _matched(first, second, _proportional)
 
 
 def _relations(made: object) -> list[tuple[str, Expr]]:

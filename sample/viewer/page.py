@@ -185,7 +185,7 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
         "steps": trace.steps,
         "logprobs": logprobs,
         "block": None if first is None else [first, size],
-        "length": trace.num_answer_tokens,
+        "length": trace.num_response_tokens,
         "num_steps": trace.num_steps,
         "finish": trace.finish_reason,
         "reward": trace.reward,

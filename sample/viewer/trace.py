@@ -1,4 +1,4 @@
-"""Traces: what a JSONL file of rl.py or eval.py tells about the order in which answers were unmasked."""
+"""Traces: the order in which responses were unmasked, from a JSONL file of rl.py or eval.py."""
 
 import json
 import math
@@ -15,10 +15,10 @@ VIEW = ("token_ids", "step_map", "logprobs")
 class Trace:
     """One sample's trajectory.
 
-    group: the question and the pass that asked it; name: the sample inside its group. prompt: token ids, or the text
-    where the file has no ids. ids, steps, logprobs: those of the canvas, or of the answer where the file has no
-    canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_answer_tokens: the first so many
-    are the answer. block_size: None where the row does not say.
+    group: the task and the pass that sampled it; name: the sample inside its group. prompt: token ids, or the text
+    where the file has no ids. ids, steps, logprobs: those of the canvas, or of the response where the file has no
+    canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_response_tokens: so many
+    from the first are the response. block_size: None where the row has none.
     """
 
     group: str
@@ -27,7 +27,7 @@ class Trace:
     ids: list[int]
     steps: list[int]
     logprobs: list[float | None] | None
-    num_answer_tokens: int
+    num_response_tokens: int
     num_steps: int
     finish_reason: str
     reward: float | None
@@ -54,9 +54,9 @@ class Trace:
         key = row.get("key")
         key = key if isinstance(key, list) and key else [None]
         prompt = _whole_numbers(row, "prompt_ids") if "prompt_ids" in row else str(row.get("prompt", ""))
-        num_answer_tokens = row.get("num_response_tokens", len(ids))
-        if not isinstance(num_answer_tokens, int) or not 0 <= num_answer_tokens <= len(ids):
-            raise ValueError(f"has num_response_tokens {num_answer_tokens!r}; it must be between 0 and {len(ids)}")
+        num_response_tokens = row.get("num_response_tokens", len(ids))
+        if not isinstance(num_response_tokens, int) or not 0 <= num_response_tokens <= len(ids):
+            raise ValueError(f"has num_response_tokens {num_response_tokens!r}; it must be between 0 and {len(ids)}")
         num_steps = row.get("num_steps", 0)
         if not isinstance(num_steps, int) or num_steps < 0:
             raise ValueError(f"has num_steps {num_steps!r}; it must be a whole number from 0 on")
@@ -67,7 +67,7 @@ class Trace:
             ids=ids,
             steps=steps,
             logprobs=None if logprobs is None else [_finite(value) for value in logprobs],
-            num_answer_tokens=num_answer_tokens,
+            num_response_tokens=num_response_tokens,
             num_steps=max([*steps, num_steps]),
             finish_reason=str(row.get("finish_reason", "")),
             reward=_finite(row.get("reward")),
@@ -77,7 +77,7 @@ class Trace:
         )
 
     def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:
-        """How many positions after the prompt belong to the first block of `block_size`; None where it cannot be told.
+        """How many positions after the prompt belong to the first block of `block_size`; None where it is unknown.
 
         Blocks of full attention start after the prompt; those of block families lie on the grid from position 0. For an
         unknown family (None) the grid is taken where the blocks were then decided one after another.

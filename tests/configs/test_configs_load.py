@@ -26,8 +26,8 @@ def file(tmp_path):
     return write
 
 
-def load(path, *words):
-    return load_config([f"config={path}", *words])
+def load(path, *arguments):
+    return load_config([f"config={path}", *arguments])
 
 
 def get(config, key):
@@ -89,14 +89,14 @@ def test_an_unknown_key_suggests_the_one_meant(file, key, meant):
     yaml = f"{last}: 1"
     for section in reversed(sections):
         yaml = f"{section}: {{{yaml}}}"
-    for path, words in ((file(yaml), []), (None, [f"{key}=1"])):
-        path = path if path and not words else file("")
-        if not words:
+    for path, arguments in ((file(yaml), []), (None, [f"{key}=1"])):
+        path = path if path and not arguments else file("")
+        if not arguments:
             path = file(yaml)
         with pytest.raises(ValueError) as error:
-            load(path, *words)
+            load(path, *arguments)
         assert repr(key) in str(error.value) and f"Did you mean {meant!r}?" in str(error.value)
-        assert ("the command line" if words else str(path)) in str(error.value)
+        assert ("the command line" if arguments else str(path)) in str(error.value)
 
 
 def test_a_key_of_another_section_suggests_those_of_its_name(file):
@@ -337,8 +337,8 @@ def test_dllm_rls_judge_keys_are_read(tmp_path):
     judge = load_config([f"config={tmp_path}/old.yaml"]).judge
     assert (judge.local, judge.mode, judge.chunk_tokens, judge.samples) == ("/judge", "process", 100, 5)
     assert (judge.max_model_len, judge.max_tokens, judge.temperature) == (900, 90, 0.1)
-    words = ["judge.mode=score", "judge.samples=2", "rollout.reward_model.temperature=0.7"]
-    judge = load_config([f"config={tmp_path}/old.yaml", *words]).judge
+    arguments = ["judge.mode=score", "judge.samples=2", "rollout.reward_model.temperature=0.7"]
+    judge = load_config([f"config={tmp_path}/old.yaml", *arguments]).judge
     assert (judge.mode, judge.samples, judge.temperature) == ("score", 2, 0.7)
     (tmp_path / "none.yaml").write_text('model: {process_reward_model: ""}\nrollout: {reward_model: null}')
     judge = load_config([f"config={tmp_path}/none.yaml"]).judge

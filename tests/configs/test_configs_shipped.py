@@ -70,7 +70,7 @@ def family_of(name):
     return next((family for family in ("dream", "llada", "mmada") if family in name), "sdar")
 
 
-def words(name, model_folder, tmp_path):
+def arguments(name, model_folder, tmp_path):
     """What a user must say: the model, and where the data is."""
     tasks = write_tasks(tmp_path / "tasks.json")
     if name.removesuffix(".yaml") in CODE:
@@ -127,14 +127,14 @@ def _settings(tree, prefix=""):
 
 @pytest.mark.parametrize("name", thinned(SHIPPED, 2))
 def test_dry_run(name, model_folder, tmp_path, no_model_work, capsys):
-    config = load_config([f"config=configs/{name}", "dry_run=true", *words(name, model_folder, tmp_path)])
+    config = load_config([f"config=configs/{name}", "dry_run=true", *arguments(name, model_folder, tmp_path)])
     assert command(name)(config) is None
     assert config.experiment.project in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_says_the_arithmetic(model_folder, tmp_path, no_model_work, capsys):
-    config = load_config(["config=configs/rl_sdar.yaml", "dry_run=true", *words("rl_sdar", model_folder, tmp_path)])
+    config = load_config(["config=configs/rl_sdar.yaml", "dry_run=true", *arguments("rl_sdar", model_folder, tmp_path)])
     rl.run(config)
     text = capsys.readouterr().out
     memory = ("GiB a process (one process)", "weights", "gradients", "micro-batch", "slots", "largest", "host")
@@ -143,7 +143,7 @@ def test_a_dry_run_says_the_arithmetic(model_folder, tmp_path, no_model_work, ca
 
 
 def test_a_dry_run_plans_for_machines_that_one_is_not_on(model_folder, tmp_path, no_model_work, capsys):
-    words_ = words("rl_sdar", model_folder, tmp_path)
+    words_ = arguments("rl_sdar", model_folder, tmp_path)
     gpus = ["experiment.gpu_memory_gib=80", "experiment.processes=4"]
     rl.run(load_config(["config=configs/rl_sdar.yaml", "dry_run=true", *words_, *gpus]))
     text = capsys.readouterr().out
@@ -152,7 +152,7 @@ def test_a_dry_run_plans_for_machines_that_one_is_not_on(model_folder, tmp_path,
 
 
 def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work, capsys):
-    words_ = words("rl_trado", model_folder, tmp_path)
+    words_ = arguments("rl_trado", model_folder, tmp_path)
     model = model_folder / "sdar"
     for name in ("rl_trado_with_value", "rl_trado"):
         rl.run(load_config([f"config=configs/{name}.yaml", "dry_run=true", *words_]))
@@ -163,8 +163,8 @@ def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work,
 
 
 def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, capsys):
-    words = ["dry_run=true", f"experiment.output_dir={tmp_path}", f"dataset.folder={tmp_path}"]
-    rl.run(load_config(["config=configs/rl_tiny.yaml", *words]))
+    arguments = ["dry_run=true", f"experiment.output_dir={tmp_path}", f"dataset.folder={tmp_path}"]
+    rl.run(load_config(["config=configs/rl_tiny.yaml", *arguments]))
     assert "configs/sft_tiny.yaml would make it first" in capsys.readouterr().out
 
 
@@ -176,7 +176,7 @@ def test_a_missing_path_is_said_before_any_model_is_loaded(name, what, model_fol
         lost = [f"dataset.{key}={tmp_path}/nowhere.json"]
     else:
         lost = [f"model.pretrained_model={tmp_path}/nowhere", "model.prepare_with=null"]
-    config = load_config([f"config=configs/{name}", *words(name, model_folder, tmp_path), *lost])
+    config = load_config([f"config=configs/{name}", *arguments(name, model_folder, tmp_path), *lost])
     with pytest.raises(ValueError, match="nowhere"):
         command(name)(config)
     assert not (tmp_path / "runs").exists()
@@ -226,7 +226,7 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_path, no_model_work, capsys):
     _, file = write_incumbent(name, tmp_path)
-    said = words(name, model_folder, tmp_path)
+    said = arguments(name, model_folder, tmp_path)
     assert command(name)(load_config([f"config={file}", "dry_run=true", *said])) is None
     assert name in capsys.readouterr().out
 

@@ -70,7 +70,7 @@ def test_what_a_checkpoint_says_about_itself(golden):
     }
     assert model.family == folder.name
     assert (model.attention, model.logit_shift, model.block_size, model.text_vocab_size) == wanted[folder.name]
-    assert (model.mask_id, model.eos_ids, model.pad_id, model.end_of_answer_id) == (255, (2,), 0, 2)
+    assert (model.mask_id, model.eos_ids, model.pad_id, model.end_of_response_id) == (255, (2,), 0, 2)
     assert model.hf_config.vocab_size == (320 if folder.name == "mmada" else 256)
 
 
@@ -216,7 +216,7 @@ def real_model(folder, tokenizer, layout):
 def test_dreams_real_tokenizer(tmp_path):
     model = real_model(tmp_path, "dream", "Dream-v0-Instruct-7B")
     assert (model.mask_id, model.eos_ids, model.pad_id) == (151666, (151643, 151645), 151643)
-    assert model.end_of_answer_id == 151645
+    assert model.end_of_response_id == 151645
     assert model.text_vocab_size == 151667 < model.hf_config.vocab_size == 152064  # what has no name is never drawn
     tokenizer = model.tokenizer
     assert tokenizer.convert_tokens_to_ids(["<|mask|>", "<|im_end|>", "<|beginoftext|>"]) == [151666, 151645, 151665]
@@ -232,7 +232,7 @@ def test_dreams_real_tokenizer(tmp_path):
 def test_sdars_real_tokenizer(tmp_path, layout):
     model = real_model(tmp_path, "sdar", layout)
     assert (model.mask_id, set(model.eos_ids), model.pad_id) == (151669, {151643, 151645}, 151643)
-    assert (model.end_of_answer_id, model.block_size) == (151645, 4)
+    assert (model.end_of_response_id, model.block_size) == (151645, 4)
     assert model.text_vocab_size == len(model.tokenizer) <= model.hf_config.vocab_size
 
 
@@ -302,7 +302,7 @@ def test_lladas_special_tokens_by_name(family, named, tmp_path, transformers_say
     config = {k: v for k, v in TINY_CONFIGS[family].items() if k not in ("mask_token_id", "pad_token_id")}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = load_model(tmp_path, random_init_seed=0)
-    assert (model.mask_id, model.eos_ids, model.pad_id, model.end_of_answer_id) == (61, (2, 62, 60), 62, 60)
+    assert (model.mask_id, model.eos_ids, model.pad_id, model.end_of_response_id) == (61, (2, 62, 60), 62, 60)
     assert model.text_vocab_size == 63
     assert model.tokenizer.encode("b a <|mdm_mask|>") == [3, 1, 61]
     assert not transformers_says

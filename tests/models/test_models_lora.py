@@ -120,7 +120,7 @@ def test_the_merge_command(tmp_path):
     model = load_model(tmp_path / "base")
     model.add_adapters(Adapters(2, 4.0), tmp_path / "base", seed=0)
     model.save(tmp_path / "adapters")
-    words = [sys.executable, str(REPOSITORY / "models" / "merge.py"), str(tmp_path / "adapters"), "-o"]
+    arguments = [sys.executable, str(REPOSITORY / "models" / "merge.py"), str(tmp_path / "adapters"), "-o"]
     for out, code in ((tmp_path / "merged", 0), (tmp_path / "merged", 1)):
-        done = subprocess.run([*words, str(out)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        done = subprocess.run([*arguments, str(out)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert done.returncode == code and ("error: " in done.stderr) == bool(code)

@@ -127,6 +127,17 @@ def test_array_and_prints_are_accepted(build, capfd):
     assert "to standard output" not in capfd.readouterr().out
 
 
+def test_a_worker_loads_nothing_that_its_function_does_not_ask_for(tmp_path):
+    """A run waits for its worker: the parser of mathematical answers alone would take it most of a second."""
+    path = tmp_path / "looks.py"
+    path.write_text(
+        "import sys\nHEAVY = ('torch', 'numpy', 'sympy', 'latex2sympy2_extended', 'omegaconf', 'yaml')\n"
+        "def look(completions): return [float(name in sys.modules) for name in HEAVY]"
+    )
+    with built(function=f"{path}:look") as reward:
+        assert call(reward, n=6) == [0.0] * 6
+
+
 def test_no_completions_is_no_call(build):
     assert build("raises")([], []) == []
 

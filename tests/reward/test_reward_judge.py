@@ -7,7 +7,8 @@ from judge_server import serving
 
 from configs.schema import JudgeConfig
 from reward.judge.api import ApiJudge
-from reward.judge.judge import CachedJudge, Question, boxed_number, build_judge, fenced, shortened
+from reward.judge.build import build_judge
+from reward.judge.judge import CachedJudge, Question, boxed_number, fenced, shortened
 from reward.judge.preference import JudgeReward
 from reward.judge.process import ProcessReward, Response, chunk_ends, place, zscore_by_index
 

@@ -12,7 +12,8 @@ from judge_server import serving
 
 from configs.schema import JudgeConfig
 from reward.judge.api import MAX_REPLY_BYTES, ApiJudge
-from reward.judge.judge import Question, build_judge
+from reward.judge.build import build_judge
+from reward.judge.judge import Question
 
 GOOD = json.dumps({"choices": [{"message": {"content": "fine"}}]}).encode()
 SECONDS = 0.3

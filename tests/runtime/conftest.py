@@ -49,7 +49,7 @@ finally:
 
 @pytest.fixture
 def script(tmp_path):
-    """script(work, ...) -> the words that start it."""
+    """script(work, ...) -> the command line that starts it."""
 
     def write(work, **named):
         path = tmp_path / "script.py"

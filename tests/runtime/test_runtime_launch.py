@@ -266,8 +266,8 @@ def listening(pids):
             place, state, inode = (line.split()[i] for i in (1, 3, 9))
             if state == "0A":
                 address, port = place.split(":")
-                words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
-                sockets[inode] = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)), int(port, 16)
+                arguments = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+                sockets[inode] = socket.inet_ntop(family, struct.pack(f"={len(arguments)}I", *arguments)), int(port, 16)
     found = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():

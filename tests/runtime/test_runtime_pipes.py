@@ -11,21 +11,21 @@ from end_to_end import RL, read_jsonl
 from runtime.pipes import quiet_pipes
 
 
-def run_unread(words, stream="stdout", timeout=120):
+def run_unread(arguments, stream="stdout", timeout=120):
     """(status, the other stream's text) of a command whose `stream` is a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
     named = {stream: writer, other: subprocess.PIPE, "cwd": commands.ROOT, "text": True, "timeout": timeout}
     try:
-        done = subprocess.run([sys.executable, *map(str, words)], **named)
+        done = subprocess.run([sys.executable, *map(str, arguments)], **named)
     finally:
         os.close(writer)
     return done.returncode, getattr(done, other)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["rl.py", "--help"],
         ["data/check.py", "--help"],
@@ -35,10 +35,10 @@ def run_unread(words, stream="stdout", timeout=120):
         *(pytest.param([f"{name}.py", "--help"], marks=pytest.mark.slow) for name in ("models/merge", "multinode_rl")),
         pytest.param(["data/preprocess_sft.py", "--help"], marks=pytest.mark.slow),
     ],
-    ids=lambda words: words[0],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_command_whose_output_is_not_read_ends_quietly(words):
-    assert run_unread(words) == (0, "")
+def test_a_command_whose_output_is_not_read_ends_quietly(arguments):
+    assert run_unread(arguments) == (0, "")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -71,8 +71,10 @@ def test_a_stream_that_is_read_and_a_tests_own_stay_as_they_are(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_whose_reader_leaves_saves_and_ends_quietly(shop, processes):
-    words = shop.words(RL, "experiment.total_step=40", "experiment.save_every=40", f"experiment.processes={processes}")
-    process = commands.start(["rl.py", *words])
+    arguments = shop.arguments(
+        RL, "experiment.total_step=40", "experiment.save_every=40", f"experiment.processes={processes}"
+    )
+    process = commands.start(["rl.py", *arguments])
     while not process.stdout.readline().startswith("step  2/40"):
         assert process.poll() is None, process.stderr.read()
     process.stdout.close()

@@ -37,8 +37,8 @@ def launched(script, ssh):
         hosts = {f"MLP_WORKER_{i}_HOST": "127.0.0.1" for i in range(2)}
         place = {"MLP_WORKER_NUM": "2", "MLP_ROLE_INDEX": "0", "MLP_WORKER_0_PORT": str(free_port())}
         named = {"launcher": "ssh", "wait": 30.0, "ssh": ssh, "user": getpass.getuser()} | named
-        words = [*script(work, processes=1, **named), "a.b=c d"]
-        return start(words, **hosts, **place, NCCL_MARK="it's here")
+        arguments = [*script(work, processes=1, **named), "a.b=c d"]
+        return start(arguments, **hosts, **place, NCCL_MARK="it's here")
 
     return launch
 

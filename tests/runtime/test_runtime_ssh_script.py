@@ -16,8 +16,8 @@ PRINTS = [
 ]
 
 
-def run(environment, folder, *words):
-    text = script(environment, str(folder), [*PRINTS, *words])
+def run(environment, folder, *arguments):
+    text = script(environment, str(folder), [*PRINTS, *arguments])
     done = subprocess.run(["sh", "-s"], input=text, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
@@ -27,8 +27,8 @@ def test_values_folder_and_words_arrive_as_they_are(tmp_path):
     folder = tmp_path / "it's a; folder $HOME"
     folder.mkdir()
     values = {"HF_A": 'it\'s $HOME `id` \\ "x"', "NCCL_B": "two\nlines", "MLP_C": "", "CUDA_D": "ünï"}
-    found, where, words = run(values, folder, "a.b=c d", "x='y'", "--z")
-    assert values.items() <= found.items() and where == str(folder) and words == ["a.b=c d", "x='y'", "--z"]
+    found, where, arguments = run(values, folder, "a.b=c d", "x='y'", "--z")
+    assert values.items() <= found.items() and where == str(folder) and arguments == ["a.b=c d", "x='y'", "--z"]
 
 
 @pytest.mark.parametrize(

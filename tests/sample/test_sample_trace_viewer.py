@@ -53,9 +53,9 @@ def write(path, rows):
     return path
 
 
-def word_tokenizer(words):
+def word_tokenizer(arguments):
     """One id a word, from 20 on."""
-    vocabulary = {f"w{i}": i for i in range(20)} | {word: 20 + i for i, word in enumerate(words)}
+    vocabulary = {f"w{i}": i for i in range(20)} | {word: 20 + i for i, word in enumerate(arguments)}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")))
 
 

@@ -104,17 +104,17 @@ def rollouts_of_all(slow_rank=None, max_slots=2, **settings):
     return rollouts, len(taken), sum(told)
 
 
-def whole_run(kind, config_words):
+def whole_run(kind, config_arguments):
     from configs import load_config
 
-    return {"rl": rl.run, "sft": sft.run}[kind](load_config(config_words))
+    return {"rl": rl.run, "sft": sft.run}[kind](load_config(config_arguments))
 
 
-def evaluation_run(config_words):
+def evaluation_run(config_arguments):
     from configs import load_config
     from train import evaluation
 
-    return evaluation.run(load_config(config_words))
+    return evaluation.run(load_config(config_arguments))
 
 
 def other_weights(adapters=False, engine="ddp"):

@@ -22,7 +22,7 @@ from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer
 from train.setup.blocks import Blocks
 from train.setup.doors import method_of
-from train.setup.examples import Sample, for_model, make_samples, tokenise
+from train.setup.examples import TokenizedExample, for_model, make_samples, tokenise
 
 MASK, PAD, EOS = 1, 0, 2
 
@@ -97,7 +97,7 @@ def test_noise_levels_are_uniform_between_their_bounds():
 
 
 def test_one_example_is_one_row(model):
-    sample = Sample(7, [5, 6, 7, 8, 9], [10, 11, 12, 13, 14, EOS], None)
+    sample = TokenizedExample(7, [5, 6, 7, 8, 9], [10, 11, 12, 13, 14, EOS], None)
     settings = training(mask_times_per_sample=2, lower_p=1.0, upper_p=1.0, post_num=0)
     row = make_row(sample, model, settings, epoch=0)
     assert row.key == (7,) and row.num_rounds == 2
@@ -109,14 +109,14 @@ def test_one_example_is_one_row(model):
 
 @pytest.mark.parametrize(("post_num", "pads"), [(0, 0), (1, 1), (2, 2), (9, 3), (None, 3)])
 def test_pads_after_the_answer_are_trained_as_asked(model, post_num, pads):
-    sample = Sample(0, [5] * 4, [10, 11, 12, 13, EOS], None)
+    sample = TokenizedExample(0, [5] * 4, [10, 11, 12, 13, EOS], None)
     row = make_row(sample, model, training(lower_p=1.0, upper_p=1.0, post_num=post_num), epoch=0)
     assert row.targets.tolist() == [10, 11, 12, 13, EOS] + [PAD] * pads
     assert row.ids[row.copy == 2].tolist() == [MASK] * 4
 
 
 def test_noise_depends_on_seed_epoch_and_example_alone(model):
-    samples = [Sample(i, [5, 6], list(range(10, 30)), None) for i in range(3)]
+    samples = [TokenizedExample(i, [5, 6], list(range(10, 30)), None) for i in range(3)]
     settings = training(lower_p=0.5, upper_p=0.5)
 
     def rows(order, epoch=0, seed=1):
@@ -130,7 +130,7 @@ def test_noise_depends_on_seed_epoch_and_example_alone(model):
 
 def test_a_trace_is_replayed_like_a_rollout(model):
     """Prompt of 2, blocks of 4: answer 10 11 | 12 13 14 2, unmasked in the order given."""
-    sample = Sample(0, [5, 6], [10, 11, 12, 13, 14, EOS], [2, 1, 5, 3, 4, 3])
+    sample = TokenizedExample(0, [5, 6], [10, 11, 12, 13, 14, EOS], [2, 1, 5, 3, 4, 3])
     row = make_row(sample, model, training(method="trace"), epoch=0)
     assert row.ids[row.copy > 0].reshape(-1, 4).tolist() == [
         [5, 6, MASK, MASK],
@@ -161,7 +161,9 @@ def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
     """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
     model = load_model(text_checkpoint(tmp_path, "llada"))
     settings = for_model(training(mask_times_per_sample=35), model, SEMI_AR, 4)
-    rows = make_samples(Sample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, SEMI_AR, 0, window=12)
+    rows = make_samples(
+        TokenizedExample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, SEMI_AR, 0, window=12
+    )
     assert [row.ids[3 : 3 + 4 * n].tolist() for n, row in enumerate(rows)] == [
         [*range(10, 10 + 4 * n)] for n in range(3)
     ]
@@ -178,14 +180,14 @@ def test_the_block_of_semi_ar_is_the_models(tmp_path):
 
 def test_filling_after_a_trace_is_masked(model):
     """It is not to be read as a sign that the answer ends."""
-    row = make_row(Sample(0, [5, 6], [10, 11, EOS], [1, 1, 2]), model, training(method="trace"), epoch=0)
+    row = make_row(TokenizedExample(0, [5, 6], [10, 11, EOS], [1, 1, 2]), model, training(method="trace"), epoch=0)
     assert row.ids[row.copy > 0].reshape(-1, 4).tolist() == [[5, 6, MASK, MASK], [MASK, MASK, MASK, MASK]]
     assert row.targets.tolist() == [10, 11, EOS]
 
 
 def test_log_probs_of_noisy_blocks(model):
     """A packed noisy copy is scored as if prompt, clean blocks before it and itself stood alone."""
-    sample = Sample(0, [5, 6, 7], list(range(10, 20)), None)
+    sample = TokenizedExample(0, [5, 6, 7], list(range(10, 20)), None)
     row = make_row(sample, model, training(mask_times_per_sample=2), epoch=0)
     batch = pack([row], [0], torch.device("cpu"))
     with torch.no_grad():
@@ -207,14 +209,14 @@ def test_examples_as_ids_end_with_one_end(model):
     examples = [Example("12=", "34", None), Example("12=", "34<eos>", None)]
     first, second = tokenise(examples, model, config_of(), SEMI_AR)
     assert first.prompt_ids == second.prompt_ids == ids(model, "12=")
-    assert first.answer_ids == second.answer_ids == [*ids(model, "34"), EOS]
+    assert first.response_ids == second.response_ids == [*ids(model, "34"), EOS]
 
 
 def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
     examples = [Example("1" * n, "2" * m, None) for n, m in ((3, 3), (9, 3), (3, 9), (4, 4))]
     with caplog.at_level(logging.WARNING):
         samples = tokenise(examples, model, config_of(max_prompt_len=4, max_gen_length=5), SEMI_AR)
-    assert [(s.index, len(s.prompt_ids), len(s.answer_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
+    assert [(s.index, len(s.prompt_ids), len(s.response_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
     assert "1 of 4 prompts" in caplog.text and "1 answers are cut" in caplog.text
 
 
@@ -225,7 +227,7 @@ def test_nothing_left_is_an_error(model):
 
 def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
     (sample,) = tokenise([Example("1", "234", [0, 2, 1])], model, config_of(method="trace"), BY_TRACE)
-    assert sample.answer_ids == [*ids(model, "234"), EOS] and sample.step_map == [1, 3, 2, 4]
+    assert sample.response_ids == [*ids(model, "234"), EOS] and sample.step_map == [1, 3, 2, 4]
     (cut,) = tokenise(
         [Example("1", "234", [0, 2, 1])], model, config_of(method="trace", max_gen_length=2), METHODS["trace"]
     )
@@ -255,7 +257,7 @@ def test_an_answers_weight_does_not_depend_on_the_others_of_its_update(shop, mon
     path = write_json(shop.folder / "lengths.json", pairs)
     length = [f"training.max_gen_length={window}"] if window else []
     more = ["num_train_epochs=1", "batch_size_lm=1", "mask_times_per_sample=1", "normalization=constant"]
-    words = [f"dataset.optimization_data={path}", *(f"training.{word}" for word in more), *length]
-    sft.run(load_config(shop.words(SFT, *words)))
+    arguments = [f"dataset.optimization_data={path}", *(f"training.{word}" for word in more), *length]
+    sft.run(load_config(shop.arguments(SFT, *arguments)))
     assert len(weights) == 4
     assert np.concatenate(list(weights.values())) == pytest.approx(1 / (window or 6))

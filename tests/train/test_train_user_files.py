@@ -68,12 +68,12 @@ def outside(tmp_path_factory):
     return folder
 
 
-def run(shop, *words):
-    rl.run(load_config(shop.words(RL, *QUICK, *words)))
+def run(shop, *arguments):
+    rl.run(load_config(shop.arguments(RL, *QUICK, *arguments)))
     return [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
 
 
-def gspo_words(outside, *words):
+def gspo_arguments(outside, *arguments):
     return [
         f"training.objective={outside}/my_objective.py:gspo",
         f"training.objective_params.low={LOW}",
@@ -81,7 +81,7 @@ def gspo_words(outside, *words):
         *("training.num_train_epochs=2", "training.batch_size_lm=100000", "training.max_grad_norm=0"),
         *("optimizer.params.epsilon=1e-4", "optimizer.params.learning_rate=2e-3"),
         f"reward.function={outside}/my_reward.py:spread",
-        *words,
+        *arguments,
     ]
 
 
@@ -100,7 +100,7 @@ def plain_gspo(model, rollouts, advantages):
 
 def test_gspo_of_the_users_own_trains_as_written_down_a_second_time(shop, outside):
     """Two steps of two updates each: losses, clipped shares and weights are those of a loop over responses."""
-    rows = run(shop, *gspo_words(outside))
+    rows = run(shop, *gspo_arguments(outside))
     model = load_model(shop.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, eps=1e-4, weight_decay=0.0)
     stored, shares = read_jsonl(shop.runs / "rl" / "rollouts.jsonl"), []
@@ -124,8 +124,8 @@ def test_gspo_of_the_users_own_trains_as_written_down_a_second_time(shop, outsid
 
 
 def test_an_advantage_of_the_users_own(shop, outside):
-    words = [f"training.advantage={outside}/my_advantage.py:by_rank", "training.advantage_params.power=2"]
-    run(shop, *words, "experiment.total_step=1")
+    arguments = [f"training.advantage={outside}/my_advantage.py:by_rank", "training.advantage_params.power=2"]
+    run(shop, *arguments, "experiment.total_step=1")
     stored = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
     for first in range(0, len(stored), 4):
         group = stored[first : first + 4]
@@ -138,14 +138,14 @@ def test_an_advantage_of_the_users_own(shop, outside):
 def test_a_masking_method_of_the_users_own(shop, outside):
     """One round a response, whatever order the sampler took: no mismatch to measure, and the old log-probabilities are
     recomputed."""
-    words = [f"training.method={outside}/my_method.py:all_at_once", "training.method_params.weight=0.5"]
-    (row,) = run(shop, *words, "experiment.total_step=1", "training.batch_size_lm=100000")
+    arguments = [f"training.method={outside}/my_method.py:all_at_once", "training.method_params.weight=0.5"]
+    (row,) = run(shop, *arguments, "experiment.total_step=1", "training.batch_size_lm=100000")
     assert row["ratio"] == pytest.approx(1.0) and "mismatch_kl" not in row and row["updates"] == 1
     stored = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
     trained = [one for one in stored if one["advantage"] is not None]
     assert row["rows"] == len(trained) < sum(one["num_steps"] for one in trained)
     assert row["trained_tokens"] == sum(one["num_response_tokens"] for one in trained)
-    summary = sft.run(load_config(shop.words(SFT, *words, "training.num_train_epochs=1")))
+    summary = sft.run(load_config(shop.arguments(SFT, *arguments, "training.num_train_epochs=1")))
     assert summary["steps"] == 2
 
 
@@ -186,8 +186,10 @@ def test_a_run_of_gspo_on_two_ranks_is_that_on_one(tmp_path, model_folder, outsi
     for world in (1, 2):
         (tmp_path / str(world)).mkdir()
         shop = Workshop(tmp_path / str(world), model_folder)
-        words = shop.words(RL, *QUICK, *gspo_words(outside, "training.rows_per_update=100000", "model.device=cpu"))
-        run_ranks(tmp_path / f"job{world}", world, rank_work.whole_run, "rl", words)
+        arguments = shop.arguments(
+            RL, *QUICK, *gspo_arguments(outside, "training.rows_per_update=100000", "model.device=cpu")
+        )
+        run_ranks(tmp_path / f"job{world}", world, rank_work.whole_run, "rl", arguments)
         rows = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
         results.append((rows, dict(load_model(shop.runs / "rl" / "ckpt" / "optimized").named_parameters())))
     (one, weights), (two, others) = results

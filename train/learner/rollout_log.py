@@ -30,7 +30,7 @@ class GradedRollouts:
 
     rollouts: Sequence[Rollout]
     rewards: Sequence[float | None]
-    scored: Credit
+    credit: Credit
     reward_stats: dict[str, float]
     seconds: float
 
@@ -101,7 +101,7 @@ class RolloutLog:
     ) -> None:
         """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
         each rollout, for people and the viewer."""
-        scored = graded.scored
+        credit = graded.credit
         rows = append_jsonl(
             self.folder.rollouts,
             (
@@ -112,8 +112,8 @@ class RolloutLog:
                     "reward": graded.rewards[i],
                     "block_size": block_size,
                 }
-                | _credit(scored.kind, scored.values[i])
-                | ({"token_rewards": scored.token_rewards[i]} if scored.token_rewards else {})
+                | _credit(credit.kind, credit.values[i])
+                | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
                 | vars(rollout)
                 for i, rollout in enumerate(graded.rollouts)
             ),
@@ -123,8 +123,8 @@ class RolloutLog:
         line = {
             "step": step,
             "weights": weights,
-            "dropped": scored.dropped,
-            "stats": scored.stats,
+            "dropped": credit.dropped,
+            "stats": credit.stats,
             "reward_stats": graded.reward_stats,
             "seconds": graded.seconds,
         }

@@ -27,29 +27,29 @@ class Blocks:
     def of(config: Config, spec: CheckpointSpec, kind: Kind = "rl") -> "Blocks":
         """Block families train the blocks that they sample; those of full attention are only a schedule. ValueError
         where the two differ in a block family."""
-        asked = config.training.block_size
+        requested = config.training.block_size
         if kind == "sft":
-            return Blocks(asked or spec.schedule_block_size, (), ())
+            return Blocks(requested or spec.schedule_block_size, (), ())
         sampled = block_sizes(config.rollout, spec, spec.block_size)
         if kind == "eval":
             return Blocks(spec.block_size, sampled, ())
         if spec.family.attention == "full":
-            trained = asked or spec.schedule_block_size
+            trained = requested or spec.schedule_block_size
         else:
             trained = sampled[0]
-            if asked not in (None, trained):
+            if requested not in (None, trained):
                 given = "" if config.rollout.block_size else " (the checkpoint's)"
                 raise ValueError(
-                    f"training.block_size={asked} and rollout.block_size={trained}{given} differ: blocks must be the "
-                    "same in sampling and training. Set both to one value (or leave training.block_size out)."
+                    f"training.block_size={requested} and rollout.block_size={trained}{given} differ: blocks must be "
+                    "the same in sampling and training. Set both to one value (or leave training.block_size out)."
                 )
         return Blocks(trained, sampled, block_sizes(config.evaluation, spec, trained))
 
 
 def block_sizes(decode: DecodeConfig, spec: CheckpointSpec, own: int) -> tuple[int, ...]:
     """Of every entry of a section. own: where it names none, in a block family."""
-    asked = [chosen["block_size"] for chosen in decodings(decode)]
-    return tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in asked)
+    requested = [chosen["block_size"] for chosen in decodings(decode)]
+    return tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in requested)
 
 
 def adopt_block_size(model: DiffusionLM, block_size: int) -> None:

@@ -78,14 +78,14 @@ def check_decodings(*sections: DecodeConfig) -> None:
 def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:
     """The cache that a section's samplers have. Approximate ones are of full attention: a block family keeps its exact
     one. ValueError where a family of full attention is asked for an exact one."""
-    asked: CacheMode = decode.cache  # type: ignore[assignment]
-    if family.attention == "block" and asked in ("prefix", "dual"):
+    requested: CacheMode = decode.cache  # type: ignore[assignment]
+    if family.attention == "block" and requested in ("prefix", "dual"):
         logger.warning(
-            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), asked, family.name
+            "%s: %s approximates full attention; %s keeps its exact cache", decode.key("cache"), requested, family.name
         )
-        asked = "auto"
+        requested = "auto"
     try:
-        return cache_of(asked, family)
+        return cache_of(requested, family)
     except ValueError as error:
         raise ValueError(f"{decode.key('cache')}: {error}") from None
 

@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sample:
+class TokenizedExample:
     """One example as ids: prompt, answer with its end id, and for `trace` the step of each answer id."""
 
     index: int
     prompt_ids: list[int]
-    answer_ids: list[int]
+    response_ids: list[int]
     step_map: list[int] | None
 
 
-def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[Sample]:
+def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
     """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
     that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
     does not fit its answer."""
@@ -36,24 +36,24 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     samples, long_prompts, cut, masked = [], 0, 0, 0
     for i, example in enumerate(examples):
         prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
         steps = example.step_map
         if method.as_sampled:
-            steps = _checked_steps(steps, len(answer), i, training.method)
-        if not answer or answer[-1] not in model.eos_ids:
-            answer = [*answer, model.end_of_answer_id]
+            steps = _checked_steps(steps, len(response), i, training.method)
+        if not response or response[-1] not in model.eos_ids:
+            response = [*response, model.end_of_response_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
-        require_known(model, prompt + answer, f"SFT data: example {i}")
+        require_known(model, prompt + response, f"SFT data: example {i}")
         if not prompt or len(prompt) > training.max_prompt_len:
             long_prompts += 1
             continue
-        if model.mask_id in prompt or model.mask_id in answer:
+        if model.mask_id in prompt or model.mask_id in response:
             masked += 1
             continue
-        if training.max_gen_length and len(answer) > training.max_gen_length:
+        if training.max_gen_length and len(response) > training.max_gen_length:
             cut += 1
-            answer = answer[: training.max_gen_length]
-        samples.append(Sample(i, prompt, answer, steps[: len(answer)] if steps is not None else None))
+            response = response[: training.max_gen_length]
+        samples.append(TokenizedExample(i, prompt, response, steps[: len(response)] if steps is not None else None))
     if long_prompts:
         drop_over_long(
             f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
@@ -85,7 +85,7 @@ def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, bloc
 
 
 def make_samples(
-    sample: Sample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
+    sample: TokenizedExample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
 ) -> list[TrainingSample]:
     """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace.
 
@@ -93,15 +93,15 @@ def make_samples(
     Padding is masked; the first training.post_num pads are trained.
     """
     b = training.block_size or model.spec.schedule_block_size
-    P, R = len(sample.prompt_ids), len(sample.answer_ids)
-    pad = model.pad_id if model.pad_id is not None else model.end_of_answer_id
+    P, R = len(sample.prompt_ids), len(sample.response_ids)
+    pad = model.pad_id if model.pad_id is not None else model.end_of_response_id
     padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
     traced = method.as_sampled
     steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
         key=(sample.index,),
         prompt_ids=sample.prompt_ids,
-        canvas_ids=[*sample.answer_ids, *[pad] * padding],
+        canvas_ids=[*sample.response_ids, *[pad] * padding],
         canvas_step_map=[*steps, *[0 if traced else 1] * padding],
         canvas_logprobs=[0.0] * (R + padding),
         num_response_tokens=R,

@@ -149,7 +149,7 @@ class StepJudge:
         prompts: Sequence[Prompt],
         rollouts: Sequence[Rollout],
         rewards: Sequence[float | None],
-        scored: Credit,
+        credit: Credit,
     ) -> Credit:
         """`scored` with token rewards, and with values made of them: the rewards themselves where a value model turns
         them into advantages, else the return-to-go (process supervision of GRPO, arXiv:2402.03300, discounted by
@@ -157,7 +157,7 @@ class StepJudge:
 
         A response on which the judge gave no answer at all is left out; a group without any other is dropped.
         """
-        kept = [value is not None for value in scored.values]
+        kept = [value is not None for value in credit.values]
         groups = [first for first in range(0, len(kept), self.group_size) if any(kept[first : first + self.group_size])]
         members = [i for first in groups for i in range(first, first + self.group_size)]
         responses = []
@@ -172,13 +172,13 @@ class StepJudge:
             token_rewards[i] = None if all(vote is None for vote in votes) else given
         silent = sum(not any(token_rewards[first : first + self.group_size]) for first in groups)
         values = [
-            given if given is None or scored.kind == "reward" else self.returns_to_go(given, rollout)
+            given if given is None or credit.kind == "reward" else self.returns_to_go(given, rollout)
             for given, rollout in zip(token_rewards, rollouts, strict=True)
         ]
         return replace(
-            scored,
+            credit,
             values=values,
-            dropped=scored.dropped + Counter({"judge": silent}),
+            dropped=credit.dropped + Counter({"judge": silent}),
             token_rewards=token_rewards,
             stats=scores.stats,
         )

@@ -69,8 +69,8 @@ def make_model(
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
     """The adapters that a model is trained with: the checkpoint's, else the lora section's; None without."""
     section = config.lora
-    asked = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
-    return spec.adapters or (asked if section.rank else None)
+    configured = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
+    return spec.adapters or (configured if section.rank else None)
 
 
 class _WithoutAdapters(torch.nn.Module):

@@ -10,7 +10,8 @@ from reward import build_reward
 from reward.base import Reward
 from reward.code.sandbox import NO_ISOLATION, find_isolation
 from reward.judge.api import ApiJudge
-from reward.judge.judge import CachedJudge, build_judge
+from reward.judge.build import build_judge
+from reward.judge.judge import CachedJudge
 from reward.judge.preference import JudgeReward
 from train.setup.judges import LocalJudge, prompt_tokens
 from train.setup.process import pick_device
@@ -29,16 +30,16 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
 
 
 def _marks_of(config: Config) -> JudgeReward | None:
-    """The judge's marks or comparisons that replace the verifier, if the config asks for them."""
-    judge = config.judge
-    asked = None if judge.mode == "process" else judge_of(config)
-    if asked is None:
+    """The judge's marks or comparisons that replace the verifier, if the config has them."""
+    settings = config.judge
+    judge = None if settings.mode == "process" else judge_of(config)
+    if judge is None:
         return None
     return JudgeReward(
-        asked,
-        mode=judge.mode,  # type: ignore[arg-type]
-        samples=judge.samples,
-        max_prompt_tokens=prompt_tokens(judge),
+        judge,
+        mode=settings.mode,  # type: ignore[arg-type]
+        samples=settings.samples,
+        max_prompt_tokens=prompt_tokens(settings),
     )
 
 
@@ -84,7 +85,7 @@ def judge_of(config: Config) -> CachedJudge | None:
 
 
 def step_judge_of(config: Config) -> CachedJudge | None:
-    """The judge of process rewards, None where the config asks for none."""
+    """The judge of process rewards, None without one."""
     if config.judge.mode != "process":
         return None
     if config.reward.speed_weight:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from reward.code.inside.values import TestsSide
+    from reward.code.inside.asking import Asker
 
 PLAIN_ATTRIBUTES = frozenset(name for kind in (*PLAIN_TYPES, range) for name in dir(kind))
 
@@ -40,7 +40,7 @@ class Remote:
 
     __slots__ = ("program", "number", "flags", "is_expected", "is_tainted", "makes", "methods")
 
-    def __init__(self, program: TestsSide, number: int, flags: frozenset[str]) -> None:
+    def __init__(self, program: Asker, number: int, flags: frozenset[str]) -> None:
         self.program, self.number, self.flags = program, number, flags
         self.is_expected = self.is_tainted = False
         self.makes = False  # what it returns when called is expected

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
     from typing import Any
 
-    from reward.code.inside.values import TestsSide
+    from reward.code.inside.asking import Asker
 
 SINGLE = 8  # items that are asked for one by one, before several at once
 MAX_AHEAD = 4096
@@ -22,7 +22,7 @@ class Target:
         self.number = number
 
 
-def generator(program: TestsSide, target: Target) -> Generator[Any, Any, Any]:
+def generator(program: Asker, target: Target) -> Generator[Any, Any, Any]:
     """Asks for more and more items at once, as long as the test does nothing but take them."""
     ahead: list[Any] = []
     is_done, result, taken = False, None, 0
@@ -37,7 +37,7 @@ def generator(program: TestsSide, target: Target) -> Generator[Any, Any, Any]:
         try:
             sent = yield ahead.pop()
         except GeneratorExit:
-            program.forget(target)
+            program.forget(target.number)
             raise
         except BaseException as error:
             _alone(program, ahead)
@@ -57,12 +57,12 @@ def _reply(reply: Any) -> tuple[list[Any], bool, Any]:
     return items, is_done, result
 
 
-def _alone(program: TestsSide, ahead: list[Any]) -> None:
+def _alone(program: Asker, ahead: list[Any]) -> None:
     if ahead:
         program.deny("ungradable", "a test sends values to a generator after taking many")
 
 
-async def stepped(program: TestsSide, target: Any, name: str, error: BaseException | None = None) -> Any:
+async def stepped(program: Asker, target: Any, name: str, error: BaseException | None = None) -> Any:
     """What an awaitable gives, or a method that is awaited; meanwhile the tests' other coroutines have their turns."""
     while True:
         is_done, result = program.ask("step", target, name, error)
@@ -80,11 +80,11 @@ class _Pause:
         yield
 
 
-def coroutine(program: TestsSide, target: Target) -> Coroutine[Any, Any, Any]:
+def coroutine(program: Asker, target: Target) -> Coroutine[Any, Any, Any]:
     return stepped(program, target, "__await__")
 
 
-async def async_generator(program: TestsSide, target: Target) -> AsyncIterator[Any]:
+async def async_generator(program: Asker, target: Target) -> AsyncIterator[Any]:
     while True:
         try:
             item = await stepped(program, target, "__anext__")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import posix
 import sys
 
+from reward.code.inside.bindings import Bindings
 from reward.code.inside.link import ANSWER, Link
 from reward.code.inside.originals import Originals
 from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
 from reward.code.inside.told import tell as tell_one
-from reward.code.inside.values import TestsSide
 from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ class ProgramGone(BaseException):
         self.status = status
 
 
-class Program(TestsSide):
+class Program(Bindings):
     """The program behind its pipes. `failure` stays set once a call could not be answered, `denied` until the test at
     hand has ended."""
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 
 from reward.code.inside import kinds
+from reward.code.inside.asking import Asker
 from reward.code.inside.errors import build_error, known_error, reduce_error
-from reward.code.inside.handles import Handle, Method, Remote, handle_class
+from reward.code.inside.handles import Method, Remote, handle_class
 from reward.code.inside.lazy import MAKE, Target
-from reward.code.inside.link import Side
 from reward.code.inside.shared import fields, found, is_enum, is_named_tuple, set_fields, tuple_class
 from reward.code.inside.wire import BadFrame, NotPlain, as_base, flat, plain_base
-from reward.code.inside.world import TestsWorld
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 _SCALARS = (int, float, str, bool, bytes, type(None))
 _FIXED_BASES = (int, float, complex, str, bytes, tuple, frozenset)
@@ -24,7 +23,7 @@ _FIXED_BASES = (int, float, complex, str, bytes, tuple, frozenset)
 class Missing:
     """In place of a name that the program does not define: using it is an error of the program."""
 
-    def __init__(self, side: TestsSide, name: str) -> None:
+    def __init__(self, side: Asker, name: str) -> None:
         self._side, self._name = side, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -34,14 +33,12 @@ class Missing:
         return self._side.ask("missing", self._name)
 
 
-class TestsSide(Side):
-    """Numbers what stays here, and makes handles on what stays on the program's side."""
+class Values(Asker):
+    """Numbers what stays here, and makes handles on what stays on the program's side. takes_arrays: the tests take
+    numpy's arrays for arrays, not for lists."""
 
-    def __init__(self, job: dict[str, Any], namespace: dict[str, Any]) -> None:
-        self.namespace = namespace
-        self.raised: BaseException | None = None  # the last error of the program
-        self._job = job
-        self._world = TestsWorld(job["seeds"])
+    def __init__(self, takes_arrays: bool) -> None:
+        self._takes_arrays = takes_arrays
         self._own: list[Any] = []
         self._own_numbers: dict[int, int] = {}
         self._made: dict[int, Any] = {}  # by the program's numbers
@@ -50,41 +47,6 @@ class TestsSide(Side):
         self._plain_classes: dict[tuple[str, type], Any] = {}
         self._defined: set[str] = set()  # classes that the program has too
         self._shapes: dict[int, list[int]] = {}
-        self._closed: list[int] = []
-
-    def ask(self, operation: str, *arguments: Any) -> Any:
-        """What the program answers, or raises."""
-        raise NotImplementedError
-
-    def deny(self, status: str, detail: str) -> NoReturn:
-        """Ends the test at hand, whatever it catches."""
-        raise NotImplementedError
-
-    def load(self, source: str) -> None:
-        """Sends the program and binds its names."""
-        values, errors, defined = self.ask("load", source, self._job["entries"], self._job["classes"])
-        self._defined = set(defined)
-        for name, (number, names) in sorted(errors.items(), key=lambda item: len(item[1][1])):
-            values[name] = self._errors[names[0]] = self._error_stand_in(names)
-            self._remember(number, values[name])
-        for name in self._job["entries"]:
-            value = values.get(name, Missing(self, name))
-            if isinstance(value, Handle):
-                value._remote_.makes = name in self._job["makers"]
-            self.namespace[name] = value
-
-    def refresh(self) -> None:
-        """Fetches the plain data among what the tests use of the program, as it is now."""
-        kept = Handle | type | Missing
-        if names := [name for name in self._job["entries"] if not isinstance(self.namespace[name], kept)]:
-            self.namespace.update(self.ask("globals", names))
-
-    def _error_stand_in(self, names: list[str]) -> type[Exception]:
-        """A class in place of the program's class of errors, below the same ones."""
-        kind = next(kind for name in names[1:] if (kind := self._error_class(name)) is not None)
-        if not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
-            kind = Exception
-        return type(names[0].rpartition(":")[2].rpartition(".")[2], (kind,), {"__module__": "program"})
 
     def _error_class(self, name: str) -> type[BaseException] | None:
         if (known := self._errors.get(name) or known_error(name)) is not None:
@@ -156,7 +118,7 @@ class TestsSide(Side):
             return self._with_attributes(*items)
         if tag == "G":
             (number,) = items
-            return self._own[_natural(number)]
+            return self._own[natural(number)]
         if tag == "E":
             return build_error(self._error_class, *items)
         if tag == "n":
@@ -166,12 +128,12 @@ class TestsSide(Side):
             if kind is None or not is_enum(member := kind[items[1]]):  # type: ignore[index]
                 raise BadFrame("no member")
             return member
-        if tag == "L" and items[0] == "numpy" and not self._job["numpy"] and type(items[2]) in (*_SCALARS, complex):
+        if tag == "L" and items[0] == "numpy" and not self._takes_arrays and type(items[2]) in (*_SCALARS, complex):
             return items[2]
         return super().record(tag, items)
 
     def _handle(self, number: int, lazy: str, name: str, flags: str) -> Any:
-        if _natural(number) not in self._made:
+        if natural(number) not in self._made:
             if lazy in MAKE:
                 made = MAKE[lazy](self, Target(number))
             else:
@@ -184,7 +146,7 @@ class TestsSide(Side):
         base = type(value)
         if base not in _FIXED_BASES:
             raise BadFrame("no plain data that cannot change")
-        if _natural(number) not in self._made:
+        if natural(number) not in self._made:
             if (name, base) not in self._plain_classes:
                 self._plain_classes[name, base] = type(
                     name if name.isidentifier() else base.__name__,
@@ -209,7 +171,7 @@ class TestsSide(Side):
             if kind is None or plain_base(kind) is not None or issubclass(kind, BaseException | type):
                 raise BadFrame("no class of the tests")
             return object.__new__(kind)
-        if name.startswith("numpy:ndarray;") and not self._job["numpy"]:
+        if name.startswith("numpy:ndarray;") and not self._takes_arrays:
             made: list[Any] = []
             self._shapes[id(made)] = [int(size) for size in name.rpartition(";")[2].split(",") if size]
             return made
@@ -235,42 +197,9 @@ class TestsSide(Side):
     def state(self, value: Any) -> list[Any]:
         return flat(fields(value))
 
-    def news(self) -> Any:
-        news = self._world.news()
-        if self._closed:
-            news, self._closed = {**(news or {}), "closed": self._closed}, []
-        return news
 
-    def hear(self, news: Any) -> None:
-        self._world.hear(news)
-
-    def forget(self, target: Target) -> None:
-        """A generator that the tests do not read on: the program closes it before the next call."""
-        self._closed.append(target.number)
-
-    def perform(self, operation: str, arguments: tuple[Any, ...]) -> Any:
-        """What the program asks of the tests: calls of functions that it was given, items of iterators."""
-        number, *rest = arguments
-        target = self._own[_natural(number)]
-        if operation == "next":
-            try:
-                return [next(target)], False
-            except StopIteration:
-                return [], True
-        if operation != "call":
-            raise BadFrame(f"unknown operation {operation!r}")
-        args, kwargs = rest
-        try:
-            return target(*args, **kwargs)
-        except AssertionError as error:
-            self.assertion_failed(error)
-            raise
-
-    def assertion_failed(self, error: AssertionError) -> None:
-        """In a function of the tests that the program called, and may go on as if nothing were."""
-
-
-def _natural(number: Any) -> int:
+def natural(number: Any) -> int:
+    """A number that the program names something by. BadFrame for anything else."""
     if type(number) is not int or number < 0:
         raise BadFrame("no number")
     return number

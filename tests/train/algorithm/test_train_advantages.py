@@ -26,27 +26,27 @@ def test_centered_keeps_the_scale(rewards):
 
 
 def test_a_group_by_hand():
-    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=zscore)
-    assert scored.values == pytest.approx([3**0.5, *[-(3**-0.5)] * 3]) and not scored.dropped
-    scored = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=centered)
-    assert scored.values == pytest.approx([0.75, -0.25, -0.25, -0.25])
+    credit = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=zscore)
+    assert credit.values == pytest.approx([3**0.5, *[-(3**-0.5)] * 3]) and not credit.dropped
+    credit = group_advantages([1.0, 0.0, 0.0, 0.0], 4, advantage=centered)
+    assert credit.values == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
 def test_groups_do_not_see_each_other():
     alone = group_advantages([3.0, 1.0, 2.0], 3, advantage=zscore).values
-    scored = group_advantages([3.0, 1.0, 2.0, 100.0, 0.0, 50.0], 3, advantage=zscore)
-    assert scored.values[:3] == alone
-    assert scored.values[3:] == pytest.approx([(3 / 2) ** 0.5, -((3 / 2) ** 0.5), 0.0])
+    credit = group_advantages([3.0, 1.0, 2.0, 100.0, 0.0, 50.0], 3, advantage=zscore)
+    assert credit.values[:3] == alone
+    assert credit.values[3:] == pytest.approx([(3 / 2) ** 0.5, -((3 / 2) ** 0.5), 0.0])
 
 
 def test_a_reward_of_none_leaves_only_its_response_out():
-    scored = group_advantages([1.0, None, 0.0, 0.5], 4, advantage=centered)
-    assert scored.values == pytest.approx([0.5, None, -0.5, 0.0]) and not scored.dropped
+    credit = group_advantages([1.0, None, 0.0, 0.5], 4, advantage=centered)
+    assert credit.values == pytest.approx([0.5, None, -0.5, 0.0]) and not credit.dropped
 
 
 def test_a_response_not_kept_is_left_out_of_mean_and_update():
-    scored = group_advantages([1.0, 0.0, 0.5], 3, advantage=centered, keep=[True, True, False])
-    assert scored.values == pytest.approx([0.5, -0.5, None])
+    credit = group_advantages([1.0, 0.0, 0.5], 3, advantage=centered, keep=[True, True, False])
+    assert credit.values == pytest.approx([0.5, -0.5, None])
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_a_response_not_kept_is_left_out_of_mean_and_update():
     ],
 )
 def test_why_a_group_is_left_out(rewards, why):
-    scored = group_advantages(rewards, 3, advantage=zscore, min_accuracy=0.4, max_accuracy=0.6)
-    assert dict(scored.dropped) == ({why: 1} if why else {})
-    assert all((a is None) == (why is not None or r is None) for a, r in zip(scored.values, rewards, strict=True))
+    credit = group_advantages(rewards, 3, advantage=zscore, min_accuracy=0.4, max_accuracy=0.6)
+    assert dict(credit.dropped) == ({why: 1} if why else {})
+    assert all((a is None) == (why is not None or r is None) for a, r in zip(credit.values, rewards, strict=True))
 
 
 def test_the_accuracy_band_includes_its_ends():
@@ -78,24 +78,24 @@ def test_the_accuracy_band_includes_its_ends():
 
 def test_the_accuracy_band_is_for_rewards_of_0_and_1_alone():
     """GradedRollouts rewards have no accuracy: only equal ones are dropped."""
-    scored = group_advantages([0.0, 0.01, 0.0, 0.0], 4, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8)
-    assert not scored.dropped
+    credit = group_advantages([0.0, 0.01, 0.0, 0.0], 4, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8)
+    assert not credit.dropped
 
 
 def test_a_group_of_one_teaches_nothing():
-    scored = group_advantages([1.0, 0.0], 1, advantage=zscore)
-    assert scored.values == [None, None] and scored.dropped == {"small": 2}
+    credit = group_advantages([1.0, 0.0], 1, advantage=zscore)
+    assert credit.values == [None, None] and credit.dropped == {"small": 2}
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0])), min_size=12, max_size=12))
 def test_every_group_is_used_or_dropped(rewards):
-    scored = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.3, max_accuracy=0.7)
+    credit = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.3, max_accuracy=0.7)
     used = 0
     for first in range(0, 12, 4):
-        got = [a for a in scored.values[first : first + 4] if a is not None]
+        got = [a for a in credit.values[first : first + 4] if a is not None]
         used += bool(got)
         assert not got or (len(got) >= 2 and sum(got) == pytest.approx(0.0, abs=1e-9))
-    assert used + sum(scored.dropped.values()) == 3
+    assert used + sum(credit.dropped.values()) == 3
 
 
 def test_each_kind_of_reward_goes_through_and_then_they_are_summed():

@@ -163,11 +163,15 @@ SMOOTH = ("optimizer.params.epsilon=1e-4",)
 )
 def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.rows_per_update=8")
+    arguments = (*SMOOTH, *extra, "rollout.num_task_per_step=5", "training.rows_per_update=8")
     results = {}
     for world in (1, 2, 4):
         got = run_ranks(
-            tmp_path / "job", world, rank_work.whole_run, "rl", shop.words(RL, *words, f"experiment.project=r{world}")
+            tmp_path / "job",
+            world,
+            rank_work.whole_run,
+            "rl",
+            shop.arguments(RL, *arguments, f"experiment.project=r{world}"),
         )
         assert not any(isinstance(result, BaseException) for result in got), got
         results[world] = shop.runs / f"r{world}"
@@ -191,9 +195,14 @@ def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
 def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
     for world in (1, 2, 4):
-        words = (*SMOOTH, f"experiment.project=s{world}", "training.num_train_epochs=2", "training.rows_per_update=4")
-        words = shop.words(SFT, *words)
-        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", words)
+        arguments = (
+            *SMOOTH,
+            f"experiment.project=s{world}",
+            "training.num_train_epochs=2",
+            "training.rows_per_update=4",
+        )
+        arguments = shop.arguments(SFT, *arguments)
+        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", arguments)
         assert not any(isinstance(result, BaseException) for result in got), got
     one, *others = (shop.runs / f"s{world}" for world in (1, 2, 4))
     for folder in others:
@@ -207,8 +216,8 @@ def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_fol
     shop = Workshop(tmp_path, model_folder)
     samples, results = [], []
     for world in (1, 2, 4):
-        words = shop.words(EVAL, f"experiment.project=e{world}")
-        got = run_ranks(tmp_path / "job", world, rank_work.evaluation_run, words)
+        arguments = shop.arguments(EVAL, f"experiment.project=e{world}")
+        got = run_ranks(tmp_path / "job", world, rank_work.evaluation_run, arguments)
         assert all(result == got[0] for result in got)
         samples.append(read_jsonl(shop.runs / f"e{world}" / "samples.jsonl"))
         results.append(yaml.safe_load((shop.runs / f"e{world}" / "results.json").read_text()))
@@ -222,10 +231,12 @@ def test_an_evaluation_is_merged_without_loss_or_duplication(tmp_path, model_fol
 def test_another_world_size_goes_on_with_a_run(tmp_path, model_folder):
     """Updates keep the size that they had on the first."""
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=4", "training.gradient_accumulation_steps=1")
-    run_ranks(tmp_path / "job", 2, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
+    arguments = (*SMOOTH, "experiment.total_step=4", "training.gradient_accumulation_steps=1")
+    run_ranks(
+        tmp_path / "job", 2, rank_work.whole_run, "rl", shop.arguments(RL, *arguments, "experiment.project=straight")
+    )
     for world, last in ((2, 2), (1, 3), (4, 4)):
-        project = shop.words(RL, *words, "experiment.project=resumed")
+        project = shop.arguments(RL, *arguments, "experiment.project=resumed")
         run_ranks(tmp_path / "job", world, run_until, project, last)
     straight, resumed = shop.runs / "straight", shop.runs / "resumed"
     assert_same(read_jsonl(resumed / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
@@ -244,9 +255,9 @@ def test_adapters_on_one_rank_on_two_and_resumed_on_another_number(tmp_path, mod
     shop, text = Workshop(tmp_path, model_folder), {"rl": RL, "sft": SFT}[kind]
     limit = ("experiment.total_step=3",) if kind == "rl" else ("training.num_train_epochs=3", "experiment.save_every=1")
     for project, parts in {"one": ((1, 99),), "two": ((2, 99),), "resumed": ((2, 1), (1, 2), (2, 99))}.items():
-        words = shop.words(text, *ADAPTERS, *limit, f"experiment.project={project}")
+        arguments = shop.arguments(text, *ADAPTERS, *limit, f"experiment.project={project}")
         for world, last in parts:
-            got = run_ranks(tmp_path / "job", world, run_until, words, last, kind)
+            got = run_ranks(tmp_path / "job", world, run_until, arguments, last, kind)
             assert last < 99 or not any(isinstance(result, BaseException) for result in got), got
             assert last == 99 or all(isinstance(result, Stop) for result in got), got
     one, *others = (shop.runs / name for name in ("one", "two", "resumed"))
@@ -270,8 +281,8 @@ def test_a_folder_of_adapters_is_evaluated_on_two_ranks_as_on_one(tmp_path, mode
     model.save(adapters)
     samples = []
     for project, world, folder in (("base", 1, model_folder), ("one", 1, adapters), ("two", 2, adapters)):
-        words = shop.words(EVAL, f"experiment.project={project}", f"model.pretrained_model={folder}")
-        run_ranks(tmp_path / "job", world, rank_work.evaluation_run, words)
+        arguments = shop.arguments(EVAL, f"experiment.project={project}", f"model.pretrained_model={folder}")
+        run_ranks(tmp_path / "job", world, rank_work.evaluation_run, arguments)
         samples.append(read_jsonl(shop.runs / project / "samples.jsonl"))
     base, one, two = samples
     assert_same(two, one)
@@ -282,7 +293,7 @@ class Stop(Exception):
     pass
 
 
-def run_until(words, last, kind="rl"):
+def run_until(arguments, last, kind="rl"):
     """A run that dies on every rank when RL step, or update of fine-tuning, `last` + 1 begins."""
     from train import sft
     from train.collect import Collector
@@ -300,22 +311,22 @@ def run_until(words, last, kind="rl"):
         return update(self, rows, step)
 
     Collector.sample, sft.FineTuning.update = dies, update_dies
-    return rank_work.whole_run(kind, words)
+    return rank_work.whole_run(kind, arguments)
 
 
-def run_that_dies_in_the_updates_of(words, step):
+def run_that_dies_in_the_updates_of(arguments, step):
     from train.learner.policy import Policy
 
     train = Policy.train
     Policy.train = lambda self, batch, at, progress: _stop() if at == step else train(self, batch, at, progress)
-    return rank_work.whole_run("rl", words)
+    return rank_work.whole_run("rl", arguments)
 
 
 def _stop():
     raise Stop
 
 
-def run_that_samples_only(words, allowed):
+def run_that_samples_only(arguments, allowed):
     from train.collect import Collector
 
     sample = Collector.sample
@@ -325,7 +336,7 @@ def run_that_samples_only(words, allowed):
         return sample(self, prompts, step)
 
     Collector.sample = checked
-    return rank_work.whole_run("rl", words)
+    return rank_work.whole_run("rl", arguments)
 
 
 @pytest.mark.slow
@@ -334,10 +345,12 @@ def test_a_step_that_died_in_its_updates_goes_on_from_its_rollouts(tmp_path, mod
     """On 2 ranks step 2, right after a checkpoint, and step 3, whose weights came of the same updates again, bit for
     bit; another number of ranks takes step 2."""
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=3", "experiment.save_every=1", "training.rows_per_update=8")
-    words = (*words, "experiment.deterministic=true", "evaluation.eval_dataset=''")
-    run_ranks(tmp_path / "job", 2, rank_work.whole_run, "rl", shop.words(RL, *words, "experiment.project=straight"))
-    typed, died = shop.words(RL, *words, "experiment.project=died"), 2 if world == 1 else 3
+    arguments = (*SMOOTH, "experiment.total_step=3", "experiment.save_every=1", "training.rows_per_update=8")
+    arguments = (*arguments, "experiment.deterministic=true", "evaluation.eval_dataset=''")
+    run_ranks(
+        tmp_path / "job", 2, rank_work.whole_run, "rl", shop.arguments(RL, *arguments, "experiment.project=straight")
+    )
+    typed, died = shop.arguments(RL, *arguments, "experiment.project=died"), 2 if world == 1 else 3
     if world == 2:  # the checkpoint of step 2 is lost
         run_ranks(tmp_path / "job", 2, run_that_dies_in_the_updates_of, typed, 3)
         (shop.runs / "died" / "ckpt" / "step-000002" / "model.safetensors").unlink()

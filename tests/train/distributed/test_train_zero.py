@@ -86,14 +86,14 @@ def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, 
     monkeypatch.setattr(kind, "find_spec", lambda name: name)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
-            check(load_config(shop.words(text, ZERO_2, "lora.rank=4", "dry_run=true")))
+            check(load_config(shop.arguments(text, ZERO_2, "lora.rank=4", "dry_run=true")))
         with pytest.raises(ValueError, match="lora.rank=4 under FSDP2"):
-            check(load_config(shop.words(text, FSDP_2, "lora.rank=4", "dry_run=true")))
+            check(load_config(shop.arguments(text, FSDP_2, "lora.rank=4", "dry_run=true")))
     monkeypatch.setattr(kind, "find_spec", lambda name: None)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
-            check(load_config(shop.words(text, ZERO_3, "dry_run=true")))
-        check(load_config(shop.words(text, FSDP_2, "dry_run=true")))
+            check(load_config(shop.arguments(text, ZERO_3, "dry_run=true")))
+        check(load_config(shop.arguments(text, FSDP_2, "dry_run=true")))
     check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}), model_folder)
 
 
@@ -104,23 +104,23 @@ def test_a_folder_of_adapters_under_zero_is_refused(monkeypatch, tmp_path, model
     model.add_adapters(Adapters(4, 8.0), model_folder, seed=0)
     model.save(adapters)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
-        words = shop.words(text, f"model.pretrained_model={adapters}", "dry_run=true")
+        arguments = shop.arguments(text, f"model.pretrained_model={adapters}", "dry_run=true")
         with pytest.raises(ValueError, match=r"adapters \(a folder of adapters\) under ZeRO-2"):
-            check(load_config([*words, ZERO_2]))
-        check(load_config([*words, ZERO_2, "experiment.processes=1"]))
-        check(load_config(words))
+            check(load_config([*arguments, ZERO_2]))
+        check(load_config([*arguments, ZERO_2, "experiment.processes=1"]))
+        check(load_config(arguments))
 
 
 @pytest.mark.parametrize("word", [None, ZERO_2])
 def test_the_first_model_is_made_by_the_engine_of_the_run(monkeypatch, tmp_path, model_folder, word):
     """A process has one."""
     shop, made, prepared = Workshop(tmp_path, model_folder), tmp_path / "made", []
-    shop.words(SFT)
+    shop.arguments(SFT)
     text = (shop.folder / "sft.yaml").read_text()
     named = "experiment: {deepspeed_file: 1_node_2_cpus_deepspeed_zero3, "
     (shop.folder / "first.yaml").write_text(text.replace("experiment: {", named))
-    words = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
-    config = load_config(shop.words(RL, *words, *([word] if word else [])))
+    arguments = [f"model.prepare_with={shop.folder}/first.yaml", f"model.pretrained_model={made}"]
+    config = load_config(shop.arguments(RL, *arguments, *([word] if word else [])))
     monkeypatch.setattr(sft, "run", lambda config: (prepared.append(config), shutil.copytree(model_folder, made)))
     prepare.prepare_model(config)
     (first,) = prepared
@@ -269,14 +269,14 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder, engines):
     """Checkpoints of a sharing engine, of one process and of a sharing engine, each gone on with by another, in the
     end on three ranks that share nothing evenly: as one process throughout."""
     shop = Workshop(tmp_path, model_folder)
-    words = (*SMOOTH, "experiment.total_step=4", "experiment.eval_every=4", "training.rows_per_update=8")
-    words = (*words, "optimizer.params.weight_decay=0.1", "lr_scheduler.params.warmup_steps=2")
-    one = shop.words(RL, *words, "experiment.project=straight")
+    arguments = (*SMOOTH, "experiment.total_step=4", "experiment.eval_every=4", "training.rows_per_update=8")
+    arguments = (*arguments, "optimizer.params.weight_decay=0.1", "lr_scheduler.params.warmup_steps=2")
+    one = shop.arguments(RL, *arguments, "experiment.project=straight")
     (failure,) = run_ranks(tmp_path / "job", 1, rank_work.whole_run, "rl", one)
     assert not isinstance(failure, BaseException), failure
-    resumed = shop.words(RL, *words, "experiment.project=resumed")
-    for last, world, *engine_words in ((1, 2, engines[0]), (2, 1), (3, 2, engines[1]), (4, 3, engines[2])):
-        got = run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_words], last, timeout=200)
+    resumed = shop.arguments(RL, *arguments, "experiment.project=resumed")
+    for last, world, *engine_arguments in ((1, 2, engines[0]), (2, 1), (3, 2, engines[1]), (4, 3, engines[2])):
+        got = run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_arguments], last, timeout=200)
         assert all(isinstance(result, Stop if last < 4 else dict) for result in got), got
     straight, folder = shop.runs / "straight", shop.runs / "resumed"
     assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))

@@ -176,7 +176,7 @@ def test_needs_and_defaults_are_written_on_the_function():
 def test_nothing_is_computed_that_no_objective_asked_for(moved):
     model, policy = policy_of("sdar", "clip")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.head.log_probs_and_entropies", None)
+        patch.setattr("torch.special.entr", None)
         patch.setattr(policy.updater, "outputs", None)
         policy.train(policy.batch(moved["sdar"], ADVANTAGES), 1)
     assert UpdateSettings.of(policy.replay.training).max_tokens == policy.updater.settings.max_tokens

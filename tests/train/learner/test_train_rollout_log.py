@@ -28,8 +28,8 @@ def graded(step, token_rewards=None, kind="advantage"):
         Rollout(key, prompt, [9, 2, 1], [1, 2, 0], [-0.1 / 3, float("-inf"), 0.0], 2, "stop", 2, step - 1)
         for key, prompt in zip(keys_of(step), PROMPTS, strict=True)
     ]
-    scored = Credit([0.1, -0.1, None, None], Counter({"equal": 1}), kind, token_rewards, {"judge/seconds": 0.5})
-    return GradedRollouts(rollouts, [1.0, 1 / 3, None, 0.0], scored, {"reward/none_count": 1.0}, 0.25)
+    credit = Credit([0.1, -0.1, None, None], Counter({"equal": 1}), kind, token_rewards, {"judge/seconds": 0.5})
+    return GradedRollouts(rollouts, [1.0, 1 / 3, None, 0.0], credit, {"reward/none_count": 1.0}, 0.25)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_step_whose_reward_call_failed_is_graded_again(folder):
     """Its rollouts stay in the log; steps that came after it came of weights that it might have moved."""
     steps = RolloutLog(folder, 2)
     assert take(steps, 3) and take(steps, 4)
-    nothing = replace(graded(5), rewards=[None] * 4, scored=Credit([None] * 4, Counter({"small": 2})))
+    nothing = replace(graded(5), rewards=[None] * 4, credit=Credit([None] * 4, Counter({"small": 2})))
     assert take(steps, 5) is None
     steps.put(5, "w5", nothing, list("wxyz"), list("aabb"), 4)
     put(steps, 6)

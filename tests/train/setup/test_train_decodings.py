@@ -70,8 +70,8 @@ def test_steps_as_many_as_the_blocks_tokens_are_what_more_steps_do(sdar):
     prompts = random_prompts([3, 4, 6])
     answers = []
     for steps in (4, 9):
-        words = {"steps_per_block": steps, "block_size": 4, "strategy": "low_confidence_static"}
-        (config,) = entries(sdar, max_new_tokens=9, **words).values()
+        arguments = {"steps_per_block": steps, "block_size": 4, "strategy": "low_confidence_static"}
+        (config,) = entries(sdar, max_new_tokens=9, **arguments).values()
         answers.append(Sampler(sdar, config).generate(prompts))
     assert [(r.canvas_ids, r.canvas_step_map) for r in answers[0]] == [
         (r.canvas_ids, r.canvas_step_map) for r in answers[1]

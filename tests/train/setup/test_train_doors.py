@@ -316,8 +316,8 @@ def test_parameters_are_typed_on_the_command_line(tmp_path):
     from configs import load_config
 
     (tmp_path / "run.yaml").write_text("training: {objective_params: {beta: 0.5}}\n")
-    words = ["training.objective_params.eps=0.1", "training.objective_params.kl_estimator=k1"]
-    training = load_config([f"config={tmp_path}/run.yaml", *words]).training
+    arguments = ["training.objective_params.eps=0.1", "training.objective_params.kl_estimator=k1"]
+    training = load_config([f"config={tmp_path}/run.yaml", *arguments]).training
     assert dict(objective_of(training).params) == {
         **{"eps": 0.1, "beta": 0.5, "kl_estimator": "k1"},
         **{"rollout_correction": "none", "rollout_correction_limit": 2.0},
