@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-
 CAPACITY_MULTIPLE = 128
 """Capacities are rounded up to a multiple of so many tokens: whole blocks of keys for attention kernels."""
 
