@@ -196,8 +196,7 @@ def banner_rows(
         "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
         "step": _responses(config),
         "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
+        "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, up to {rollout.max_new_tokens} tokens",
         "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
         f"{training.normalization}, {training.advantage}",
         **({"value": value_line(config)} if config.model.value_base_model else {}),

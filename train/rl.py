@@ -24,11 +24,12 @@ from train.learner.policy import Policy, TrainResult
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
+from train.memory.fit import Fit
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
-from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
+from train.setup.models import frozen_reference, make_model, make_value_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, PromptSource, load_prompts
 from train.setup.rewards import reward_of, step_judge_of
@@ -60,7 +61,9 @@ class Run:
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
-        self.config = config = self.checkpoints.resumed_config(config)
+        config = self.checkpoints.resumed_config(config)
+        fit = Fit.of(config, spec_of(config, self.checkpoints.start))
+        self.config = config = fit.config
         self.learner = Learner(config, self.checkpoints)
         model, step = self.learner.model, self.checkpoints.progress.step
         grading = Grading(
@@ -87,7 +90,8 @@ class Run:
                 step,
                 folder,
                 self.checkpoints.start,
-            ),
+            )
+            | fit.rows(self.learner.sampled.device),
         )
 
     def loop(self) -> dict[str, Any]:
