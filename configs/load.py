@@ -1,11 +1,13 @@
 """YAML file plus `a.b=c` arguments -> a checked `Config`. Strict: an unknown key, a wrong type or an impossible value
 stops here."""
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import functools
 import math
+import re
 import sys
 import typing
 import warnings
@@ -36,6 +38,17 @@ def find(path: str | Path) -> Path:
         return given
     inside = REPOSITORY / given
     return inside if inside.exists() else given
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """A ValueError of the block names the config key `key` first, unless it names one itself."""
+    try:
+        yield
+    except ValueError as error:
+        if re.match(r"[a-z_]+(\.[a-z_]+)+( is|=|:)", str(error)):
+            raise
+        raise ValueError(f"{key}: {error}") from error
 
 
 def load_config(

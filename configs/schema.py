@@ -49,7 +49,8 @@ class ExperimentConfig:
     keep_last: int = opt(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
     keep_best: bool = opt(
         False,
-        "RL: save every step that is evaluated too, and keep the checkpoint of the best accuracy besides (ckpt/best)",
+        "RL: save every step that is evaluated too, and keep the best checkpoint besides (ckpt/best): by accuracy, or "
+        "by mean reward where rewards are not 0 or 1",
     )
     # what it begins with
     overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")

@@ -11,7 +11,6 @@ Exit status 0: training can use the file. 1: it would stop, at the line that is 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from array import array
 from collections.abc import Callable, Iterable
@@ -23,12 +22,13 @@ if __package__ in (None, ""):
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
 
 from configs.schema import DATA_TYPES
-from data.console import columns_option, warnings_as_lines
+from data.console import chat_name, columns_option, load_tokenizer, say, warnings_as_lines
+from data.control import encode_all, uncut
 from data.faults import Fault
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
-from data.templates import chat_formats, render_prompt
-from models.families import FAMILIES, Family
+from data.templates import Format, Writer, chat_formats
 from runtime.pipes import quiet_pipes
+from runtime.text import print_error
 
 PERCENTILES = (0, 50, 90, 99, 100)
 _BATCH_TEXTS = 256
@@ -71,7 +71,7 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            request = hash(item.question if isinstance(item, Task) else (item.prompt, item.response))
+            request = hash(item.question if isinstance(item, Task) else (item.prompt, item.turns, item.response))
             found.num_repeated += request in seen
             seen.add(request)
             found.rows.append(found.num_rows)
@@ -97,33 +97,18 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             path = resolve_dataset(str(options.path), folder=Path(__file__).parent)
             tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-            family = options.family or _chat_of(options.tokenizer)
-            texts_of = _texts_of(options, family)
+            family = options.family or chat_name(options.tokenizer)
+            texts_of = _texts_of(options, family, tokenizer)
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(str(error))
             return 1
         if options.data_type == "sft":
             items: Iterable[Any] = scan_examples(path, columns=options.columns)
         else:
             items = scan_tasks(path, data_type=options.data_type, columns=options.columns)
         found = examine(items, texts_of, _measure_with(tokenizer))
-    print(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
+    say(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
     return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """A checkpoint's tokenizer, without any code of its own."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; --tokenizer takes a checkpoint's folder")
-    from transformers import logging
-
-    from models.tokenizer import read_tokenizer
-
-    logging.set_verbosity_error()
-    tokenizer = read_tokenizer(folder, _family_of(folder))
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files): give another folder")
-    return tokenizer
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,7 +121,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--family", choices=sorted(chat_formats()), help="whose prompt to render (default: the tokenizer's)"
     )
-    parser.add_argument("--template", default="auto", help="auto, plain, or a text with {{problem}}")
+    parser.add_argument(
+        "--template", default="auto", help="auto, chat (the tokenizer's template), plain, or a text with {{problem}}"
+    )
     parser.add_argument("--start-with-think", action="store_true")
     options = parser.parse_args(arguments)
     if options.max_prompt_tokens is not None and not options.tokenizer:
@@ -144,44 +131,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _family_of(folder: Path | None) -> Family | None:
-    """The family that the folder's config.json names by its model_type, None where it has none or no family does."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
-        return None
-    return next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
-
-
-def _chat_of(folder: Path | None) -> str | None:
-    """The name of the checkpoint's family where that has a chat format."""
-    family = _family_of(folder)
-    return family.name if family is not None and family.chat is not None else None
-
-
-def _texts_of(options: argparse.Namespace, family: str | None) -> Callable[[Any], Texts]:
-    if options.data_type == "sft":
-        return lambda example: {"prompt": example.prompt, "response": example.response}
+def _texts_of(options: argparse.Namespace, family: str | None, tokenizer: Any) -> Callable[[Any], Texts]:
     template = options.template if family or options.template != "auto" else "plain"
+    writer = Writer(Format(family or "", options.data_type, template, options.start_with_think), tokenizer)
+    if options.data_type == "sft":
+        return lambda example: _texts_of_example(example, writer if family else None)
 
     def texts(task: Task) -> Texts:
-        prompt = render_prompt(
-            task,
-            family=family or "",
-            data_type=options.data_type,
-            template=template,
-            start_with_think=options.start_with_think,
-        )
-        return {"prompt": prompt, "answer": task.answer or ""}
+        return {"prompt": writer.prompt(task), "answer": task.answer or ""}
 
     texts(Task("", "any question", None, {}))
     return texts
 
 
+def _texts_of_example(example: Example, writer: Writer | None) -> Texts:
+    """Of a conversation whose family is not known the turns, one after the other."""
+    if writer is None and example.turns:
+        return {"prompt": "\n".join(content for _, content in example.turns), "response": example.response}
+    prompt, response = writer.example(example) if writer is not None else (example.prompt, example.response)
+    return {"prompt": prompt, "response": response}
+
+
 def _measure_with(tokenizer: Any) -> Callable[[list[str]], list[int]]:
     if tokenizer is None:
-        return lambda texts: [len(text) for text in texts]
-    return lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+        return lambda texts: [len(uncut(text)) for text in texts]
+    return lambda texts: [len(ids) for ids in encode_all(tokenizer, texts)]
 
 
 def _add_lengths(found: Findings, batch: list[Texts], measure: Callable[[list[str]], list[int]]) -> None:
@@ -191,26 +165,24 @@ def _add_lengths(found: Findings, batch: list[Texts], measure: Callable[[list[st
 
 
 def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> int:
-    print(f"rows       {found.num_rows}")
-    print(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
-    print(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
+    say(f"rows       {found.num_rows}")
+    say(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
+    say(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
     for name, lengths in found.lengths.items():
         if any(lengths):
             shown = "  ".join(f"{p}% {length}" for p, length in zip(PERCENTILES, percentiles(lengths), strict=True))
-            print(f"{name:<10} {unit}, percentiles: {shown}")
+            say(f"{name:<10} {unit}, percentiles: {shown}")
     if max_prompt_tokens is not None and found.rows:
         pairs = zip(found.rows, found.lengths["prompt"], strict=True)
         over = [row for row, length in pairs if length > max_prompt_tokens]
         places = ", ".join(f"row {row}" for row in over[:_SHOWN_ROWS]) + (", ..." if len(over) > _SHOWN_ROWS else "")
-        print(
-            f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}"
-        )
+        say(f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}")
     if found.stopping:
-        print(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
+        say(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
     if found.first_bad_line or not found.rows:
-        print(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
+        say(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
         return 1
-    print("training can use this file")
+    say("training can use this file")
     return 0
 
 

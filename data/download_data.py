@@ -4,7 +4,7 @@
     python data/download_data.py --dataset MATH500 GSM8K
     cd data; python download_data.py --all
 
-A broken download goes on where it stopped. Each file is checked against the hub's checksum, read through once, and
+A broken download is resumed where it stopped. Each file is checked against the hub's checksum, read through once, and
 only then put in its place. What was fetched is recorded in .download/ beside the data; from then on the name means
 that commit and that content, unless --revision says otherwise. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
 honoured.
@@ -32,13 +32,14 @@ if __package__ in (None, ""):
 from filelock import FileLock
 
 from data.catalog import CATALOG, Source
-from data.console import warnings_as_lines
+from data.console import say, warnings_as_lines
 from data.faults import Fault
 from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
 from data.tiny import write_text
 from runtime.pipes import quiet_pipes
+from runtime.text import print_error
 
 LETTERS = "ABCD"
 
@@ -123,12 +124,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name in CATALOG if options.all else options.dataset:
         try:
             with warnings_as_lines():
-                print(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
+                say(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
         except (ValueError, OSError) as error:
             failed.append(name)
-            print(f"{name}: failed: {error}", file=sys.stderr)
+            print_error(f"{error}", f"{name}: failed: ")
         except KeyboardInterrupt:
-            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+            print(f"{name}: stopped; the same command resumes the download", file=sys.stderr)
             return 130
     if failed:
         print(f"{len(failed)} could not be downloaded: {', '.join(failed)}", file=sys.stderr)

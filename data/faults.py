@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,10 +65,19 @@ def _task_faults(row: Record, data_type: str, columns: Mapping[str, str]) -> Ite
 def _example_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from text_faults(row, "prompt", columns)
     yield from text_faults(row, "response", columns)
+    yield from _step_faults(row)
+    yield from surrogate_faults(row)
+
+
+def steps_fault(row: Record) -> Fault | None:
+    """The first fault of a row's step_map, or of its texts as such."""
+    return next(itertools.chain(_step_faults(row), surrogate_faults(row)), None)
+
+
+def _step_faults(row: Record) -> Iterator[Fault]:
     steps = row.values.get("step_map")
     if steps is not None and not (isinstance(steps, list) and all(type(step) is int and step >= 0 for step in steps)):
         yield Fault(row.place, "step_map", "must be a list of whole numbers, 0 or more")
-    yield from surrogate_faults(row)
 
 
 def _code_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from data import tiny
 from data.catalog import CATALOG
-from data.faults import Fault, check_data_type, example_fault, task_fault
+from data.conversations import chat_field, conversation_of
+from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
 from data.readers import SUFFIXES, iter_rows
 
@@ -35,11 +36,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One pair for SFT. `step_map`, if given, has the unmasking step of each response token."""
+    """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
+    of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty."""
 
     prompt: str
     response: str
     step_map: list[int] | None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 def load_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> list[Task]:
@@ -62,7 +65,8 @@ def read_tasks(
 
 
 def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
-    """The SFT pairs of a file with `prompt`, `response` and maybe `step_map`; drops and errors as in `load_tasks`."""
+    """The SFT pairs of a file with `prompt` and `response`, or `messages` or `conversations`, and maybe `step_map`;
+    drops and errors as in `load_tasks`."""
     examples, dropped = _split(Path(path), scan_examples(path, columns=columns))
     _report(Path(path), len(examples), dropped)
     return examples
@@ -92,8 +96,13 @@ def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
 def scan_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> Iterator[Example | Fault]:
     """Every row of an SFT file in order, as an example or as what is wrong with it."""
     for row in iter_rows(Path(path), columns):
+        steps = row.values.get("step_map")
+        if (field := chat_field(row)) is not None:
+            chat = steps_fault(row) or conversation_of(row, field)
+            yield chat if isinstance(chat, Fault) else Example("", chat.response, steps, chat.turns)
+            continue
         fault = example_fault(row, columns or {})
-        yield fault or Example(row.values["prompt"], row.values["response"], row.values.get("step_map"))
+        yield fault or Example(row.values["prompt"], row.values["response"], steps)
 
 
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:

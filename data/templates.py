@@ -1,17 +1,21 @@
 """Prompts: what a family's checkpoints were trained to be asked, for each type of task.
 
 The wording is that of dLLM-RL to the character, spaces included: a checkpoint answers best what it was trained on.
-A question is put into its place as text and never executed as a template.
+A question is put into its place as text and never executed as a template; `data.control` keeps its control tokens text.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from data.chat import chat_of
+from data.control import ControlTokens
 from data.faults import check_data_type
-from data.tasks import Task
+from data.tasks import Example, Task
 from models.families import families
 from models.families.base import ChatFormat
 
@@ -28,6 +32,68 @@ _OPTION = (
 )
 
 
+@dataclass(frozen=True)
+class Format:
+    """How texts are put: whose family, and how a question that stands alone is asked (see `render_prompt`)."""
+
+    family: str
+    data_type: str = "math"
+    template: str = "auto"
+    start_with_think: bool = False
+
+
+class Writer:
+    """Writes prompts of one format, guarded: what questions, turns and answers hold of control tokens is text. Under
+    the template "plain" the question is the whole prompt, and what it holds counts.
+
+    tokenizer: of the checkpoint; None where there is none at hand. Then there is no chat template, and the control
+    tokens are those of the family's chat.
+    """
+
+    def __init__(self, how: Format, tokenizer: Any = None):
+        self.how = how
+        self.own = chat_formats().get(how.family.lower())
+        self.chat = chat_of(tokenizer) if tokenizer is not None and how.template == "chat" else None
+        self.control = (
+            ControlTokens.of_tokenizer(tokenizer) if tokenizer is not None else ControlTokens.of_chat(self.own)
+        )
+
+    def prompt(self, task: Task, system: str | None = None) -> str:
+        """The prompt of a task, after a system prompt if there is one (the templates "auto" and "chat" have a place for
+        it). ValueError as of `render_prompt`."""
+        how, chat, guard = self.how, self.chat, self.control.guard
+        first = [] if system is None else [("system", guard(system))]
+        if how.template != "plain":
+            prefix = task.columns.get("prefix")
+            columns = task.columns | {"prefix": guard(prefix)} if isinstance(prefix, str) else task.columns
+            task = replace(task, question=guard(task.question), columns=columns)
+        return render_prompt(
+            task,
+            family=how.family,
+            data_type=how.data_type,
+            template=how.template,
+            start_with_think=how.start_with_think,
+            chat=None if chat is None else lambda turn: chat([*first, ("user", turn)]),
+            system=None if system is None else guard(system),
+        )
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+        """A conversation that the answer continues: in the tokenizer's chat template under the template "chat", else as
+        the family writes it. ValueError for a family without a chat format."""
+        turns = [(role, self.control.guard_turn(role, content)) for role, content in turns]
+        if self.chat is None:
+            return chat_family(self.how.family).conversation(turns, start_with_think=self.how.start_with_think)
+        text = self.chat(turns)
+        return text + (_THINK if self.how.start_with_think and not text.endswith(_THINK) else "")
+
+    def example(self, example: Example) -> tuple[str, str]:
+        """Prompt and response of an SFT example. Those of a pair are as they stand: what they hold counts."""
+        if not example.turns:
+            return example.prompt, example.response
+        end = None if self.own is None else self.own.end_of_turn
+        return self.conversation(example.turns), self.control.guard_answer(example.response.rstrip(), end)
+
+
 def render_prompt(
     task: Task,
     *,
@@ -36,14 +102,15 @@ def render_prompt(
     template: str = "auto",
     start_with_think: bool = False,
     chat: Callable[[str], str] | None = None,
+    system: str | None = None,
 ) -> str:
     """The prompt's text for one task.
 
     `template`: "auto" is the family's own for this type of task, "plain" the question as it is, "chat" the family's
     words in the checkpoint's own chat template, and a text that holds `{{problem}}` is used with the question in its
     place. `chat`: that chat template, from the user's turn to a conversation that the answer continues; None where the
-    checkpoint has none. A function task's `prefix` (the code that the answer continues) ends the prompt, except under
-    "plain".
+    checkpoint has none. `system`: a system prompt in place of the family's, for "auto". A function task's `prefix` (the
+    code that the answer continues) ends the prompt, except under "plain".
     Raises ValueError for an unknown family, data type or template, for "chat" without one, and for `start_with_think`
     where a family has no such prompt.
     """
@@ -69,7 +136,8 @@ def render_prompt(
     own = chat_family(family)
     turn = fill(instruction(own, task, data_type, start_with_think), task.question)
     if template == "auto" or chat is None:
-        return own.conversation([("user", turn)], start_with_think=start_with_think) + prefix
+        first = [] if system is None else [("system", system)]
+        return own.conversation([*first, ("user", turn)], start_with_think=start_with_think) + prefix
     text = chat(turn)
     return text + (_THINK if start_with_think and not text.endswith(_THINK) else "") + prefix
 

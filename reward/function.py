@@ -86,7 +86,7 @@ class FunctionReward(Reward):
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             raise RewardError(
                 f"{FAILURES_IN_A_ROW} calls in a row failed, the last one so: {message}\n"
-                "Mend the function and type the same command: the run goes on from its newest checkpoint."
+                "Mend the function and type the same command: the run resumes from its newest checkpoint."
             )
         warnings.warn(f"{message}\nthe {length} rewards of this call are left out", stacklevel=4)
         return [None] * length

@@ -4,15 +4,17 @@ import json
 import logging
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from end_to_end import EVAL, RL, SFT, read_jsonl, text_checkpoint, without_clock, write_json
 from helpers import tiny_checkpoint
 
-from configs import load_config
+from configs import load_config, resolved
 from models import load_model
 from reward.code.sandbox import find_isolation
+from runtime import run_config
 from train import evaluation, rl, sft
 from train.collect import Collector
 from train.setup import models as setup_models
@@ -53,20 +55,26 @@ def metrics_of(shop, run="rl"):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["model.pretrained_model=/nowhere/model"], "/nowhere/model"),
+        (["model.pretrained_model=/nowhere/model"], "model.pretrained_model: model path '/nowhere/model' does not"),
         (["model.pretrained_model=''"], "model.pretrained_model is not set"),
-        (["dataset.train_dataset=nowhere"], "no data set 'nowhere'"),
+        (["dataset.train_dataset=nowhere"], "dataset.train_dataset: no data set 'nowhere'"),
+        (["dataset.template=chat"], "dataset.template=chat: template 'chat' is the chat template of the checkpoint's"),
+        (["dataset.template=chatt"], "dataset.template=chatt: unknown template 'chatt'"),
         (["dataset.train_dataset=''"], "dataset.train_dataset is not set"),
         (["dataset.train_dataset=MATH_train"], "python data/download_data.py --dataset MATH_train"),
-        (["evaluation.eval_dataset=nowhere"], "no data set 'nowhere'"),
-        (["reward.function=nowhere.py:f"], "nowhere.py"),
+        (["evaluation.eval_dataset=nowhere"], "evaluation.eval_dataset: no data set 'nowhere'"),
+        (["reward.function=nowhere.py:f"], "reward.function: no file 'nowhere.py'"),
+        (["judge.local=/nowhere/judge"], "judge.local: model path '/nowhere/judge'"),
+        (["experiment.resume=/nowhere/step-000001"], "experiment.resume=/nowhere/step-000001"),
+        (["experiment.deepspeed_file=nowhere"], "experiment.deepspeed_file=nowhere"),
+        (["tracking.report_to=[trackio]"], "tracking.report_to=trackio: the package trackio is not installed"),
         (["rollout.num_response_per_task=1"], "group of one"),
         (["training.method=semi-ar"], "semi-ar"),
         (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),
         (["model.model_base=draem"], "Did you mean 'dream'?"),
-        (["model.value_base_model=/nowhere/value"], "/nowhere/value"),
+        (["model.value_base_model=/nowhere/value"], "model.value_base_model: model path '/nowhere/value'"),
         (["model.value_base_model=${model.pretrained_model}", "model.optimized_value_name=optimized"], "a name each"),
         (["model.device=cuda"], "cuda"),
         (["training.block_size=8", "rollout.block_size=4"], "training.block_size=8"),
@@ -79,7 +87,7 @@ def metrics_of(shop, run="rl"):
         (["rollout.target=margin_confidense"], "Did you mean 'margin_confidence'?"),
         (["evaluation.target=topk_margins"], "Did you mean 'topk_margin'?"),
         (["rollout.strategy=nowhere.py:f"], "rollout.strategy: no file 'nowhere.py'"),
-        (["model.prepare_with=nowhere.yaml"], "nowhere.yaml"),
+        (["model.prepare_with=nowhere.yaml"], "model.prepare_with: nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
         (["rollout.max_gen_length=300"], "rollout.max_gen_length=300 and a prompt"),
         ([TEST, "evaluation.max_token=256"], "evaluation.max_token=256 and a prompt of one token exceed the 256"),
@@ -102,6 +110,42 @@ def test_a_folder_without_weights_is_said_in_a_dry_run(shop, no_model_work, tmp_
     with pytest.raises(ValueError, match=f"{tmp_path} has no weights"):
         run_rl(shop, *named)
     run_rl(shop, *named, "model.random_init=true")
+    for key in ("model.value_base_model", "judge.local"):
+        with pytest.raises(ValueError, match=f"{key}: {tmp_path} has no weights"):
+            run_rl(shop, f"{key}={tmp_path}", "dry_run=true")
+    with pytest.raises(ValueError, match=f"model.pretrained_model: {tmp_path} has no weights"):
+        evaluation.run(load_config(shop.arguments(EVAL, *named)))
+
+
+def test_a_dry_run_goes_through_beside_a_run_of_another_configuration(shop, no_model_work, capsys):
+    for text, run in ((RL, rl.run), (EVAL, evaluation.run), (SFT, sft.run)):
+        config = load_config(shop.arguments(text, "dry_run=true"))
+        run(config)
+        assert "holds a run of another configuration" not in capsys.readouterr().out
+        folder = shop.runs / config.experiment.project
+        folder.mkdir(parents=True)
+        run_config.write(folder / "config.yaml", resolved(replace(config, training=replace(config.training, seed=7))))
+        run(config)
+        assert f"{folder} holds a run of another configuration" in capsys.readouterr().out
+        with pytest.raises(ValueError, match="holds a run of another configuration"):
+            run(replace(config, dry_run=False))
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [("{{ raise_exception('no') }}", "chat template fails (TemplateError: no)"), ("hi", "leaves the user's turn out")],
+)
+def test_a_chat_template_that_cannot_work_is_said_before_any_model_is_loaded(
+    shop, no_model_work, tmp_path, template, says
+):
+    shutil.copytree(shop.model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    named = [f"model.pretrained_model={tmp_path / 'model'}", "dataset.template=chat"]
+    for call in (lambda: run_rl(shop, *named), lambda: evaluation.run(load_config(shop.words(EVAL, *named)))):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert says in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).startswith("dataset.template=chat: ")
 
 
 QUESTIONS = [{"question": "1="}, {"question": "2="}]

@@ -97,24 +97,25 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monke
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
-    """Step 1 is the best; the run dies in the evaluation of step 3, whose checkpoint is written already."""
+    """Step 1 is the best, by mean reward, since the reward is no verdict; the run dies in the evaluation of step 3,
+    whose checkpoint is written already."""
     arguments = ["experiment.total_step=4", "experiment.save_every=4", "experiment.eval_every=1", "evaluation.top_k=0"]
     arguments += ["experiment.keep_last=1", "experiment.keep_best=true", "experiment.eval_first=false"]
     given = {1: 0.75, 2: 0.5, 3: 0.25, 4: 0.5}
     run, at = evaluate.evaluate, []
 
-    def with_given_accuracy(*args, **named):
+    def with_given_reward(*args, **named):
         (result,) = run(*args, **named)
         at.append(len(at) + 1)
         if len(at) == 3 and dying:
             raise Stop
-        return [SimpleNamespace(name=result.name, metrics=result.metrics | {"accuracy": given[at[-1]]})]
+        return [SimpleNamespace(name=result.name, metrics=result.metrics | {"reward": given[at[-1]]})]
 
     def checkpoints():
         return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name
 
     ckpt, dying = shop.runs / "rl" / "ckpt", True
-    monkeypatch.setattr(evaluate, "evaluate", with_given_accuracy)
+    monkeypatch.setattr(evaluate, "evaluate", with_given_reward)
     with pytest.raises(Stop):
         run_rl(shop, *arguments)
     assert checkpoints() == (["best", "optimized", "step-000001", "step-000003"], "step-000001")

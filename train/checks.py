@@ -1,14 +1,18 @@
 """What can be known to fail is checked before a model is loaded; and what the start of a run shows."""
 
+import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from configs import find, resolved
+from configs import find, naming, resolved
 from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
+from data.templates import Writer
 from models import DiffusionLM
 from models.spec import CheckpointSpec
+from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from train.distributed.kind import check_engine, engine_line, world_size
 from train.distributed.sharding import elements
@@ -19,7 +23,7 @@ from train.setup.decodings import cache_mode, check_decodings
 from train.setup.doors import check_doors, method_of
 from train.setup.models import spec_of, value_spec_of
 from train.setup.process import pick_device, precision
-from train.setup.prompts import require_room
+from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
 
 logger = logging.getLogger(__name__)
@@ -67,9 +71,10 @@ def check(config: Config, first: Config | None = None) -> None:
     check_room(spec, rollout)
     if config.evaluation.eval_dataset:
         check_room(spec, config.evaluation)
-    tasks = _check_tasks(config)
+    tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
+    check_trackers(config)
     if first is not None:
         if config.dry_run:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
@@ -92,7 +97,7 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
     experiment, path = config.experiment, run_path(config)
-    resumes = RunFolder.check(path, resolved(config), overwrite=experiment.overwrite)
+    resumes = check_folder(config)
     if experiment.resume in ("auto", "never") or (
         resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
     ):
@@ -100,17 +105,39 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     given_checkpoint(experiment.resume, command, with_value)
 
 
+def check_folder(config: Config) -> bool:
+    """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
+    nothing there, says so instead."""
+    path, overwrite = run_path(config), config.experiment.overwrite
+    resumes = RunFolder.check(path, resolved(config), overwrite=overwrite or config.dry_run)
+    if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
+        print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
+    return resumes
+
+
+def check_trackers(config: Config) -> None:
+    """ValueError where tracking.report_to names a tracker that is not installed."""
+    for name in config.tracking.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"tracking.report_to={name}: the package {name} is not installed: pip install -c "
+                f"requirements-extras.txt {name}, or leave it out."
+            )
+
+
 def check_dataset(config: Config, name: str, key: str) -> Path:
     """The file of a data set that section and key `key` names. ValueError where there is none."""
     if not name:
         raise ValueError(f"{key} is not set: give a name in {config.dataset.folder}/ (MATH_train) or a path.")
-    return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
+    with naming(key):
+        return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
 def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
     """The tasks of a data set, read as the run will read it: malformed rows are reported before any model is loaded."""
     path = check_dataset(config, name, key)
-    return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
+    with naming(key):
+        return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
@@ -120,15 +147,28 @@ def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
-def _check_tasks(config: Config) -> int:
+def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, tasks: Sequence[Task]) -> None:
+    """ValueError where the first task cannot be asked under dataset.template."""
+    template = config.dataset.template
+    tokenizer = read_tokenizer(spec.folder, spec.family) if template == "chat" else None
+    try:
+        Writer(format_of(config, source, spec.family), tokenizer).prompt(tasks[0])
+    except ValueError as error:
+        shown = template if len(template) <= 40 else f"{template[:37]}..."
+        raise ValueError(f"dataset.template={shown}: {error}.") from None
+
+
+def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
     dataset, evaluation = config.dataset, config.evaluation
     tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
         check_tasks(reward, tasks, "dataset.train_dataset")
         if not evaluation.eval_dataset:
             return len(tasks)
         tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        check_prompts(config, evaluation_source(config), spec, tests)
         if evaluates_as_it_trains(config):
             check_tasks(reward, tests, "evaluation.eval_dataset")
             return len(tasks)

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from configs import load_config
-from configs.commands import Command
+from configs.commands import TITLES, Command
 from configs.schema import Config
 from reward.base import RewardError
 from runtime.pipes import on_broken_pipe, quiet_pipes
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 
 COMMANDS: dict[str, Command] = {"train.rl": "rl", "train.sft": "sft", "train.evaluation": "eval"}
+
+
+_ON_SEVERAL: dict[Command, str] = {
+    "rl": "Type multinode_rl.py with the same arguments",
+    "eval": "Type multinode_eval.py with the same arguments",
+    "sft": "Start it with accelerate launch on each machine (docs/distributed.md)",
+}
+"""How a command runs on several machines."""
 
 
 class _WarningLine(logging.Handler):
@@ -68,7 +76,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
     stopping.listen()
     on_broken_pipe(lambda: stopping.ask(signal.SIGPIPE))
     try:
-        processes, node = placement(config, nodes)
+        processes, node = placement(config, nodes, COMMANDS[module])
         experiment = config.experiment
         if processes * node.count > 1 and not child.is_launched() and not config.dry_run:
             settings = RendezvousConfig(
@@ -102,7 +110,7 @@ def _start(module: str, config: Config, nodes: bool) -> None:
         ranks.leave()
 
 
-def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
+def placement(config: Config, nodes: bool, command: Command = "rl") -> "tuple[int, Node]":
     """Processes of this machine, and which of the job's machines it is. ValueError where config and environment
     disagree."""
     from configs.engine import engine_file
@@ -111,7 +119,7 @@ def placement(config: Config, nodes: bool) -> "tuple[int, Node]":
     file, launched = engine_file(config.experiment.deepspeed_file), child.is_launched()
     if config.dry_run and config.experiment.gpu_memory_gib:
         return _planned(config, file)
-    node = _node_of(config, nodes, launched)
+    node = _node_of(config, nodes, launched, command)
     if file is not None:
         _require_as_filed(file, config.experiment.processes, None if launched else node.count)
     return _processes_of(config, file, launched), node
@@ -126,7 +134,7 @@ def _planned(config: Config, file: "EngineFile | None") -> "tuple[int, Node]":
     return config.experiment.processes or 1, Node(count=config.experiment.num_node or 1)
 
 
-def _node_of(config: Config, nodes: bool, launched: bool) -> "Node":
+def _node_of(config: Config, nodes: bool, launched: bool, command: Command) -> "Node":
     from runtime.nodes import Node, this_node
 
     requested, node = config.experiment.num_node, this_node(os.environ) if nodes and not launched else Node()
@@ -135,10 +143,10 @@ def _node_of(config: Config, nodes: bool, launched: bool) -> "Node":
             f"experiment.num_node={requested}, but the environment names {node.count} nodes: leave it out, or start "
             "the job on that many."
         )
-    if not nodes and requested not in (None, 1):
+    if not nodes and not launched and requested not in (None, 1):
         raise ValueError(
-            f"experiment.num_node={requested}: this command runs on one machine; use multinode_rl.py or "
-            "multinode_eval.py."
+            f"experiment.num_node={requested}: {TITLES[command]} runs on one machine. {_ON_SEVERAL[command]}, or set "
+            "experiment.num_node=1 to run on this one."
         )
     return node
 

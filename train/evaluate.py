@@ -58,18 +58,28 @@ class Evaluations:
         results = evaluate(self.setup, reward, self.monitor)
         if reward is not None and reward is not self.reward:
             reward.close()
-        for result in results:
-            self.monitor.evaluation(step, result.metrics, name=result.name)
         self.found[step] = {result.name: result.metrics for result in results}
+        for result in results:
+            self.monitor.evaluation(step, result.metrics, name=result.name, score=self._score)
         ranks.on_main(self._write, self.found)
 
     @property
     def scores(self) -> dict[int, float] | None:
-        """The accuracy of each evaluated step that has one; None without experiment.keep_best."""
+        """The accuracy of each evaluated step that has one, or the mean reward where rewards are not 0 or 1; None
+        without experiment.keep_best."""
         if not self.config.experiment.keep_best:
             return None
-        headlines = {step: next(iter(entries.values())) for step, entries in self.found.items()}
-        return {step: metrics["accuracy"] for step, metrics in headlines.items() if "accuracy" in metrics}
+        headlines, score = self._headlines, self._score
+        return {step: metrics[score] for step, metrics in headlines.items() if score in metrics}
+
+    @property
+    def _headlines(self) -> dict[int, Metrics]:
+        return {step: next(iter(entries.values())) for step, entries in self.found.items()}
+
+    @property
+    def _score(self) -> str:
+        """What steps are compared by."""
+        return "reward" if any("partial" in metrics for metrics in self._headlines.values()) else "accuracy"
 
     def summary(self) -> dict[str, Any]:
         """The headline before the first step and after the last one."""

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from configs import resolved
 from configs.schema import Config
 from models import DiffusionLM
 from reward.base import Reward
 from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
-from runtime.run_folder import RunFolder, run_path
+from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler, SamplingConfig
-from train.checks import check_room, tasks_of
+from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
 from train.memory.fit import Fit
 from train.memory.report import check_memory
@@ -29,7 +28,7 @@ from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
 from train.setup.models import make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, PromptSource, completion_text, load_prompts, reward_columns
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, float]:
         """accuracy (reward >= 1) with its standard error over tasks, pass@k for k = 1, 2, 4, ... and n, avg@n, mean
-        reward, lengths and speed.
+        reward, lengths and speed; partial, the share of rewards that are neither 0 nor 1, where there are any.
 
         A reward of None (left out) counts in no average, a task with fewer than k rewards not in pass@k; what would be
         an average of nothing is absent.
@@ -79,6 +78,7 @@ class Evaluation:
             **_pass_at(by_task, n),
             f"avg@{n}": accuracy,
             "reward": float(np.mean([r for rewards in by_task for r in rewards])),
+            **_partial([r for rewards in by_task for r in rewards]),
         }
 
     def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
@@ -107,6 +107,11 @@ class Evaluation:
                     "logprobs": rollout.logprobs,
                 }
             yield row
+
+
+def _partial(rewards: Sequence[float]) -> dict[str, float]:
+    share = float(np.mean([reward not in (0.0, 1.0) for reward in rewards]))
+    return {"partial": share} if share else {}
 
 
 def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
@@ -184,9 +189,7 @@ def run(config: Config) -> dict[str, Any] | None:
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
-    dataset = config.dataset
-    source = PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
-    prompts = load_prompts(config, source, model)
+    prompts = load_prompts(config, tested_source(config), model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
     with run_folder(config) as folder, ExitStack() as stack:
         if ranks.is_main():
@@ -205,8 +208,9 @@ def check(config: Config) -> Path:
     check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
-    root = run_path(config)
-    RunFolder.check(root, resolved(config), overwrite=config.experiment.overwrite)
+    check_prompts(config, tested_source(config), spec, tasks)
+    check_folder(config)
+    check_trackers(config)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:

@@ -31,7 +31,7 @@ from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
 from train.setup.models import frozen_reference, make_model, make_value_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, PromptSource, load_prompts
+from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, step_judge_of
 
 
@@ -71,7 +71,9 @@ class Run:
             StepJudge(config, model, judge) if judge else None,
             RolloutLog(folder, step) if ranks.is_main() else None,
         )
-        self.collector = Collector(config, self.learner.sampler, _train_prompts(config, model), grading, self.monitor)
+        self.collector = Collector(
+            config, self.learner.sampler, load_prompts(config, training_source(config), model), grading, self.monitor
+        )
         self.collector.curriculum.load_state_dict(self.checkpoints.saved.get("curriculum", {}))
         setup = _evaluation_setup(config, self.learner)
         self.checkpoints.restore(*self.learner.trained)
@@ -225,18 +227,11 @@ def _decodings(
     return sampling_entries(decode, model, blocks, seed=seed, deterministic=deterministic)
 
 
-def _train_prompts(config: Config, model: DiffusionLM) -> list[Prompt]:
-    dataset = config.dataset
-    source = PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
-    return load_prompts(config, source, model)
-
-
 def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | None:
     """What the run's evaluations sample; None where the config names no tasks for them."""
     evaluation = config.evaluation
     decodings = _decodings(config, evaluation, learner.model, learner.blocks.evaluated)
     if not evaluation.eval_dataset:
         return None
-    source = PromptSource(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
-    prompts = load_prompts(config, source, learner.model)
+    prompts = load_prompts(config, evaluation_source(config), learner.model)
     return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task)

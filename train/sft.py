@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs import naming
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from runtime import heartbeat, ranks, stopping
@@ -87,7 +88,9 @@ def check(config: Config) -> list[Example]:
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
     checks.check_start(config, SFT)
-    examples = load_examples(path, columns=config.dataset.columns)
+    checks.check_trackers(config)
+    with naming("dataset.optimization_data"):
+        examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         plan = UpdatePlan.of(training, len(examples))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from data import Task, load_examples, preprocess_sft, render_prompt
 from data.faults import Fault
-from data.preprocess_sft import Format, convert, make_pair
+from data.preprocess_sft import convert, make_pair
 from data.readers import Record
-from data.templates import chat_family, chat_formats
+from data.templates import Format, Writer, chat_family, chat_formats
 
 CHAT = [("user", "hi"), ("assistant", "Hello."), ("user", "and?"), ("assistant", "Bye.")]
 anything = st.recursive(
@@ -28,7 +28,7 @@ def messages(turns, role="role", text="content"):
 
 
 def pair_of(values, family="sdar", **how):
-    return make_pair(Record(1, "line 1", values), Format(family, **how), {})
+    return make_pair(Record(1, "line 1", values), Writer(Format(family, **how)), {})
 
 
 @pytest.mark.parametrize("family", sorted(chat_formats()))
@@ -102,7 +102,7 @@ def test_what_is_written_is_what_sft_reads(write, tmp_path, suffix):
     with_steps = [*rows, {"question": "?", "response": "r", "step_map": [1]}]
     target = tmp_path / "deep" / f"out{suffix}"
     with pytest.warns(UserWarning, match="step_map of 1 rows left out"):
-        num_pairs, dropped = convert(write("in.json", with_steps), target, Format("sdar"))
+        num_pairs, dropped = convert(write("in.json", with_steps), target, Writer(Format("sdar")))
     assert num_pairs == 4 and [fault.place for fault in dropped] == ["row 1 (line 1)"]
     examples = load_examples(target)
     assert [example.response for example in examples] == [f"{'r' * n}<|im_end|>" for n in (1, 2, 3)] + ["r<|im_end|>"]
@@ -114,16 +114,16 @@ def test_a_failure_leaves_the_old_file(write, tmp_path):
     target = write("out.json", "old")
     for rows in ([{"question": "?", "response": "r"}, {"question": "?"}], [{"question": "", "response": ""}]):
         with pytest.raises(ValueError, match="row 2 .*'response' is missing|no usable row: question is empty"):
-            convert(write("in.json", rows), target, Format("sdar"))
+            convert(write("in.json", rows), target, Writer(Format("sdar")))
         assert target.read_text() == "old"
     with pytest.raises(ValueError, match=r"out\.txt: the pairs are written as \.json or \.jsonl"):
-        convert(write("in.json", []), tmp_path / "out.txt", Format("sdar"))
+        convert(write("in.json", []), tmp_path / "out.txt", Writer(Format("sdar")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.json", "out.json"]
 
 
 def test_a_file_may_be_rewritten_in_its_place(write):
     path = write("own.json", [{"question": "?", "response": "r"}])
-    convert(path, path, Format("llada"))
+    convert(path, path, Writer(Format("llada")))
     assert load_examples(path)[0].response == "r<|eot_id|>"
 
 

@@ -96,3 +96,11 @@ def test_an_evaluation_that_the_log_lost_is_named(folder, caplog):
         warnings.simplefilter("error")
         assert opened(folder, 4).found == FOUND
     assert f"{folder.metrics} lacks the evaluation of step 2" in caplog.text
+
+
+def test_the_best_is_by_accuracy_or_by_mean_reward_where_rewards_are_no_verdicts(folder):
+    found = opened(folder, 4, keep_best=True)
+    found.found = {0: {"a": {"accuracy": 0.0, "reward": 0.3}}, 2: {"a": {"accuracy": 0.5, "reward": 0.2}}, 4: {"a": {}}}
+    assert found.scores == {0: 0.0, 2: 0.5}
+    found.found[4] = {"a": {"accuracy": 0.0, "reward": 0.9, "partial": 1.0}, "b": {"accuracy": 1.0}}
+    assert found.scores == {0: 0.3, 2: 0.2, 4: 0.9}

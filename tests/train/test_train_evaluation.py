@@ -29,6 +29,11 @@ def test_what_is_left_out_counts_in_no_average():
     assert found["accuracy"] == pytest.approx(0.5) and found["left_out"] == 3
 
 
+def test_rewards_between_0_and_1_are_counted():
+    assert "partial" not in evaluation([1.0, None, 0.0, 1.0], 2)
+    assert evaluation([1.0, 0.25, 3.0, 0.0], 2)["partial"] == 0.5
+
+
 def test_one_task_has_no_standard_error():
     assert evaluation([1.0, 0.0], 2)["stderr"] == 0.0
 

@@ -4,12 +4,16 @@ trace draw."""
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from configs.schema import Config, TrainingConfig
+from data.control import ControlTokens, encode
 from data.tasks import Example
+from data.templates import Format, Writer
 from models import DiffusionLM
+from models.families import Family
 from sample import Rollout
 from train.algorithm.masking import Method
 from train.algorithm.replay import Replayer, TrainingSample, replay
@@ -29,14 +33,15 @@ class TokenizedExample:
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
-    """Examples as ids. The end id is appended where the answer does not end with one. Over-long prompts and examples
-    that hold the mask token are dropped, over-long answers cut, all counted in warnings. ValueError where a step_map
-    does not fit its answer."""
+    """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the answer
+    does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long answers cut,
+    all counted in warnings. ValueError where a step_map does not fit its answer."""
     tokenizer, training = tokenizer_of(model), config.training
+    writer = Writer(Format(model.family), tokenizer)
+    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
     samples, long_prompts, cut, masked = [], 0, 0, 0
     for i, example in enumerate(examples):
-        prompt = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
-        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        prompt, response = (encode(tokenizer, text) for text in writer.example(example))
         steps = example.step_map
         if method.as_sampled:
             steps = _checked_steps(steps, len(response), i, training.method)
@@ -71,6 +76,21 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
             f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
         )
     return samples
+
+
+def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
+    """Where the tokenizer has a chat template and no prompt is a turn of a chat: what is trained is not what is asked
+    in evaluation and RL."""
+    if not tokenizer.chat_template or any(example.turns for example in examples):
+        return
+    control = ControlTokens.of_tokenizer(tokenizer)
+    if not any(control.answered.search(example.prompt) for example in examples):
+        chat = f" --family {family.name}" if family.chat is not None else ""
+        logger.warning(
+            "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
+            "RL and evaluation ask in turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
+            *(name, chat),
+        )
 
 
 def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:

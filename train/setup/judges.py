@@ -16,10 +16,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from configs import find
+from configs import find, naming
 from configs.schema import Config, JudgeConfig
 from models import DiffusionLM
-from models.folder import resolve_folder
+from models.folder import resolve_folder, weight_files
 from reward.judge.judge import CachedJudge, Question
 from reward.judge.process import ProcessReward, Response
 from sample import Rollout
@@ -47,10 +47,9 @@ class LocalJudge:
     def __init__(self, path: str, config: JudgeConfig, device: torch.device):
         """path: a folder or a hub name; config: the other settings. The model is loaded with the first question."""
         self.config, self.device = config, device
-        try:
+        with naming(config.key("local")):
             self.folder = resolve_folder(find(path))
-        except ValueError as error:
-            raise ValueError(f"{config.key('local')}: {error}") from None
+            weight_files(self.folder)
         self._loaded = False
 
     def _load(self) -> None:

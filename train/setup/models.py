@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from configs import find
+from configs import find, naming
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.folder import weight_files
@@ -19,7 +19,14 @@ def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
     weights too where model.random_init draws none, or where model.model_base disagrees."""
     if checkpoint is None and not config.model.pretrained_model:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
-    spec = CheckpointSpec.read(checkpoint or find(config.model.pretrained_model), config.model.model_base)
+    if checkpoint is not None:
+        return _read(checkpoint, config)
+    with naming("model.pretrained_model"):
+        return _read(find(config.model.pretrained_model), config)
+
+
+def _read(path: Path, config: Config) -> CheckpointSpec:
+    spec = CheckpointSpec.read(path, config.model.model_base)
     if not config.model.random_init:
         weight_files((spec.base or spec).folder)
     return spec
@@ -36,7 +43,8 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
             "policy and value model need a name each under ckpt/."
         )
     path = config.model.value_base_model
-    spec = CheckpointSpec.read(find(path), config.model.model_base)
+    with naming("model.value_base_model"):
+        spec = _read(find(path), config)
     if spec.family != policy.family:
         raise ValueError(
             f"model.value_base_model={path} is a {spec.family.name} checkpoint, model.pretrained_model a "

@@ -2,15 +2,17 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs import find
 from configs.schema import Config, DatasetConfig, DecodeConfig
+from data.control import encode, uncut
 from data.tasks import Task, load_tasks, resolve_dataset
-from data.templates import render_prompt
+from data.templates import Format, Writer
 from models import DiffusionLM
+from models.families import Family
 from sample import Rollout
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,25 @@ class PromptSource:
     decode: DecodeConfig
 
 
+def training_source(config: Config) -> PromptSource:
+    """The tasks of RL."""
+    dataset = config.dataset
+    return PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+
+
+def evaluation_source(config: Config) -> PromptSource:
+    """The tasks that RL evaluates on."""
+    evaluation = config.evaluation
+    assert evaluation.eval_dataset is not None
+    return PromptSource(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
+
+
+def tested_source(config: Config) -> PromptSource:
+    """The tasks of eval.py."""
+    dataset = config.dataset
+    return PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+
+
 def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> list[Prompt]:
     """The tasks of a source as token ids. A column that some of the tasks have is None in the others.
 
@@ -44,9 +65,9 @@ def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> li
     where a prompt and its response exceed the model's positions.
     """
     path = resolve_dataset(source.name, folder=find(config.dataset.folder), seed=config.dataset.seed)
-    template, think = config.dataset.template, source.decode.start_with_think
     tasks = _tasks(path, source, config.dataset)
-    prompts = [tokenise(task, model, source.data_type, template, think) for task in tasks]
+    writer = Writer(format_of(config, source, model.spec.family), tokenizer_of(model))
+    prompts = [tokenise(task, model, writer) for task in tasks]
     prompts = _without_masks(prompts, model.mask_id, path)
     prompts = _within(prompts, config.training.max_prompt_len, path, config.dataset)
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
@@ -106,19 +127,18 @@ def drop_over_long(text: str, config: DatasetConfig) -> None:
     logger.warning("%s: dropped", text)
 
 
-def tokenise(task: Task, model: DiffusionLM, data_type: str, template: str, start_with_think: bool) -> Prompt:
-    """The task's prompt under the template, as token ids (special tokens in the template count as such)."""
-    text = render_prompt(
-        task,
-        family=model.family,
-        data_type=data_type,
-        template=template,
-        start_with_think=start_with_think,
-        chat=_chat_of(model),
-    )
-    ids = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"]
+def tokenise(task: Task, model: DiffusionLM, writer: Writer) -> Prompt:
+    """The task's prompt as token ids. Control tokens of the template count as such; those of the question are text, but
+    under the template "plain"."""
+    text = writer.prompt(task)
+    ids = encode(tokenizer_of(model), text)
     require_known(model, ids, f"the prompt of task {task.id}")
-    return Prompt(task, text, ids)
+    return Prompt(task, uncut(text), ids)
+
+
+def format_of(config: Config, source: PromptSource, family: Family) -> Format:
+    """How the tasks of a source are asked."""
+    return Format(family.name, source.data_type, config.dataset.template, source.decode.start_with_think)
 
 
 def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:
@@ -129,17 +149,6 @@ def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:
             f"{what} holds the token {token!r} (id {max(ids)}), beyond the {model.hf_config.vocab_size} ids of the "
             "model's embedding: take the tokenizer that belongs to the model, or leave that text out."
         )
-
-
-def _chat_of(model: DiffusionLM) -> Callable[[str], str] | None:
-    """The tokenizer's chat template, from the user's turn to the open turn of the assistant; None without one.
-    transformers runs it in a sandbox, and the turn is a value in it."""
-    tokenizer = tokenizer_of(model)
-    if not tokenizer.chat_template:
-        return None
-    return lambda turn: tokenizer.apply_chat_template(
-        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
-    )
 
 
 def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]

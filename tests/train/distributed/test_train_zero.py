@@ -14,7 +14,7 @@ from rank_jobs import run_ranks
 from test_train_ranks import SMOOTH, Stop, assert_same, call_rl_updates, one_process, run_until
 from trainees import make_config
 
-from configs import load_config
+from configs import load_config, merge
 from configs.engine import FOLDER, engine_file
 from models import load_model
 from models.lora import Adapters
@@ -166,6 +166,22 @@ def test_a_dry_run_plans_for_machines_that_are_elsewhere(monkeypatch):
     config = with_file(name, experiment={"deepspeed_file": name, "gpu_memory_gib": 80.0})
     processes, node = placement(replace(config, dry_run=True), nodes=False)
     assert (processes, node.count) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("rl", "rl.py runs on one machine. Type multinode_rl.py with"),
+        ("eval", "eval.py runs on one machine. Type multinode_eval.py with"),
+        ("sft", "train/sft.py runs on one machine. Start it with accelerate launch on each machine"),
+    ],
+)
+def test_a_config_of_several_nodes_says_how_its_command_runs_there(monkeypatch, command, says):
+    config = merge({"experiment": {"num_node": 4}})
+    with pytest.raises(ValueError, match=f"experiment.num_node=4: {says}.*or set experiment.num_node=1"):
+        placement(config, nodes=False, command=command)
+    monkeypatch.setenv("RANK", "0")  # by another launcher, which knows the nodes
+    assert placement(config, nodes=False, command=command)[1].count == 1
 
 
 CASES = {
