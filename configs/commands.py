@@ -36,6 +36,7 @@ _RL_ALONE = (
     "training.rollout_correction",
     "training.rollout_correction_limit",
     "optimizer.params.value_learning_rate",
+    "tracking.sample_every",
     "evaluation",
 )
 _TRAINING_ALONE = (

@@ -417,6 +417,9 @@ class ExecuteConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = opt([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
+    sample_every: int = opt(
+        10, "RL: show a response every so many steps, on the terminal and in trackers; 0 = never", low=0
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from runtime.trackers import Trackers
 
 SHOWN = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_per_second")
 EVALUATION_SHOWN = ("accuracy", "stderr", "reward", "length", "tokens_per_forward", "tokens_per_second")
+SAMPLE = ("task", "prompt", "completion", "answer", "reward")
+SAMPLE_INDENT, SAMPLE_CHARACTERS = 14, 600
 LABELS = {
     "reward/mean": "reward",
     "completion_length": "len",
@@ -161,6 +163,19 @@ class Monitor:
         best = f"  (best {score} before: {format_number(max(scores))})" if scores else ""
         self._print(f"{prefix.rstrip('/').replace('/', ' ')} after step {step}  {'  '.join(cells)}{best}", style="bold")
 
+    def sample(self, step: int, row: Mapping[str, Any]) -> None:
+        """One response of a step, on stdout and in trackers: task, prompt, completion, true answer and reward, the long
+        ones cut in their middle."""
+        if not self.enabled:
+            return
+        texts = {name: str(row[name]) for name in SAMPLE if row.get(name) is not None}
+        self._trackers.sample(step, {name: printable(text) for name, text in texts.items()})
+        lines = [f"a response of step {step}"]
+        for name, text in texts.items():
+            shown = printable(_shortened(text)).replace("\n", "\n" + " " * SAMPLE_INDENT)
+            lines.append(f"  {name:<{SAMPLE_INDENT - 2}}{shown}")
+        self._print("\n".join(lines))
+
     def event(self, text: str) -> None:
         """A line on stdout."""
         if self.enabled:
@@ -211,6 +226,12 @@ class Monitor:
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         append_jsonl(self._metrics_path, [_finite({"step": step, **metrics})])
         self._trackers.log(step, metrics)
+
+
+def _shortened(text: str) -> str:
+    """At most SAMPLE_CHARACTERS of a text: its beginning and its end."""
+    half = SAMPLE_CHARACTERS // 2
+    return text if len(text) <= SAMPLE_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 def _box(title: str, rows: Mapping[str, str]) -> Panel:

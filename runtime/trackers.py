@@ -1,4 +1,4 @@
-"""Experiment trackers. Whatever happens to one, training goes on: metrics.jsonl has everything."""
+"""Experiment trackers. Whatever happens to one, training continues: metrics.jsonl has everything."""
 
 import contextlib
 import importlib
@@ -12,8 +12,11 @@ PROJECT = "dllm-post-training"
 
 
 class Tracker(NamedTuple):
+    """log: takes a step's numbers; sample: one response of a step, its texts by name."""
+
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
+    sample: Callable[[int, Mapping[str, str]], Any] = lambda step, texts: None
 
 
 def _tensorboard(folder: Path, config: Mapping[str, Any], warn: Warn) -> Tracker:
@@ -25,7 +28,11 @@ def _tensorboard(folder: Path, config: Mapping[str, Any], warn: Warn) -> Tracker
             writer.add_scalar(key, value, step)
         writer.flush()
 
-    return Tracker(log, writer.close)
+    def sample(step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            writer.add_text(f"sample/{name}", text, step)
+
+    return Tracker(log, writer.close, sample)
 
 
 def _logged_in(wandb: Any) -> bool:
@@ -46,7 +53,11 @@ def _wandb(folder: Path, config: Mapping[str, Any], warn: Warn) -> Tracker:
         mode = "offline"
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     run = wandb.init(project=project, name=folder.name, config=dict(config), dir=str(place), mode=mode)
-    return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+
+    def sample(step: int, texts: Mapping[str, str]) -> None:
+        run.log({"sample": wandb.Table(columns=list(texts), data=[list(texts.values())])}, step=step)
+
+    return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish, sample)
 
 
 def _trackio(folder: Path, config: Mapping[str, Any], warn: Warn) -> Tracker:
@@ -89,6 +100,11 @@ class Trackers:
         for name, tracker in list(self._active.items()):
             with self._guard(name):
                 tracker.log(step, metrics)
+
+    def sample(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, tracker in list(self._active.items()):
+            with self._guard(name):
+                tracker.sample(step, texts)
 
     def close(self) -> None:
         for name, tracker in list(self._active.items()):

@@ -190,7 +190,7 @@ def test_tasks_that_a_reward_cannot_grade_are_said_before_any_model_is_loaded(
 
 
 def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
-    """Whichever tasks a step draws, the function has what it asks for."""
+    """Whichever tasks a step draws, the function has what it asks for, and rollouts.jsonl what the task is."""
     shop.reward.write_text(
         "def levels(completions, level, **columns):\n"
         "    assert set(level) <= {3, None}\n"
@@ -204,6 +204,9 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
     assert {row["task"]: row["reward"] for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {
         "1": 3.0, "2": 0.0, "3": 0.0,
     }  # fmt: skip
+    for row in read_jsonl(shop.runs / "rl" / "rollouts.jsonl"):
+        assert row["columns"] == {"question": row["prompt"], "level": 3 if row["task"] == "1" else None}
+        assert row["answer"] is None and isinstance(row["completion"], str)
 
 
 @pytest.mark.slow

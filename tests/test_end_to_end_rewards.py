@@ -125,7 +125,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         f"evaluation.eval_dataset={path}", "evaluation.data_type=code", "evaluation.max_tasks=2", "evaluation.top_k=0",
     )  # fmt: skip
     for row in rollouts:
-        shaped = 0.1 * sum(c in "01234" for c in row["text"]) / max(1, len(row["text"]))
+        shaped = 0.1 * sum(c in "01234" for c in row["completion"]) / max(1, len(row["completion"]))
         assert row["reward"] == pytest.approx(shaped) or row["reward"] == pytest.approx(1.0 + shaped)
     assert len({row["reward"] >= 1.0 for row in rollouts}) == 2
     for step, row in enumerate(metrics, 1):

@@ -127,9 +127,14 @@ class Collector:
         return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
+        """Writes the step's rows, and shows the first of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
-        tasks = [prompt.task.id for prompt in sampled.prompts for _ in range(self.group_size)]
-        self.grading.log.put(sampled.step, sampled.weights, graded, texts, tasks, self.sampler.config.block_size)
+        prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
+        rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
+        every = self.config.tracking.sample_every
+        if every and sampled.step % every == 0:
+            self.monitor.sample(sampled.step, rows[0] | {"reward": graded.rewards[0]})
 
     def _rewards(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
@@ -152,8 +157,7 @@ class Collector:
             self.group_size,
             advantage=self.advantage,
             kind="reward" if self.config.model.value_base_model else "advantage",
-            min_accuracy=training.min_accuracy,
-            max_accuracy=training.max_accuracy,
+            accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
             bonus=[
                 weight * fast if reward is not None and reward > 0.0 else 0.0

@@ -26,7 +26,7 @@ from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
-from train.setup.models import make_model, spec_of
+from train.setup.models import RunModels, make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
@@ -85,14 +85,10 @@ class Evaluation:
         """One row a sample for a JSONL file."""
         n = len(self.rollouts) // len(self.prompts)
         for i, (rollout, text, reward) in enumerate(zip(self.rollouts, self.completions, self.rewards, strict=True)):
-            prompt = self.prompts[i // n]
             row = {
                 "entry": self.name,
-                "task": prompt.task.id,
                 "sample": i % n,
-                "prompt": prompt.text,
-                "completion": text,
-                "answer": prompt.task.answer,
+                **self.prompts[i // n].row(text),
                 "reward": reward,
                 "tokens": rollout.num_response_tokens,
                 "num_steps": rollout.num_steps,
@@ -178,7 +174,7 @@ def run(config: Config) -> dict[str, Any] | None:
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
-    device, fit = pick_device(config.model.device), Fit.of(config, spec_of(config), "eval")
+    device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
     model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
     blocks = Blocks.of(config, model.spec, "eval")
@@ -222,7 +218,7 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, spec, "eval")
+    check_memory(config, RunModels.of(config, spec, "eval"))
     return spec.folder
 
 

@@ -40,7 +40,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
-from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.models import RunModels, make_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
@@ -97,7 +97,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {plan.examples} examples; {plan}")
-    check_memory(config, spec, "sft", _response_tokens(training, examples))
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
 
 
@@ -121,7 +121,7 @@ class FineTuning:
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
         spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
-        fit = Fit.of(config, spec, "sft", longest)
+        fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
         config = fit.config
         device = pick_device(config.model.device)
         trained_on = trained_model_device(config)

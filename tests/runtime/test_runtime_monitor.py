@@ -78,6 +78,25 @@ def test_a_monitor_prints_and_logs_no_control_character_raw(tmp_path, capsys):
     assert logged(tmp_path)[0][HOSTILE] == 1.0
 
 
+def test_a_response_is_shown_cut_and_without_control_characters(tmp_path, capsys, monkeypatch):
+    seen = []
+    tracker = trackers.Tracker(lambda step, metrics: None, lambda: None, lambda step, texts: seen.append((step, texts)))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda *_: tracker)
+    row = {"task": "7", "prompt": "a\x1b[2J\nb", "completion": "x" * 300 + "y" * 900, "answer": None, "reward": 0.5}
+    Monitor(tmp_path, trackers=["wandb"]).sample(3, row | {"columns": {}})
+    Monitor(tmp_path, enabled=False).sample(3, row)
+    assert capsys.readouterr().out.splitlines() == [
+        "a response of step 3",
+        "  task        7",
+        "  prompt      a\\x1b[2J",
+        "              b",
+        "  completion  " + "x" * 300 + " ... " + "y" * 300,
+        "  reward      0.5",
+    ]
+    texts = {"task": "7", "prompt": "a\\x1b[2J\nb", "completion": row["completion"], "reward": "0.5"}
+    assert seen == [(3, texts)]
+
+
 def test_step_lines_are_aligned_and_logged(tmp_path, capsys):
     show = Monitor(tmp_path / "run")
     with show.timed("rollout"), show.timed("update"):

@@ -95,23 +95,16 @@ class RolloutLog:
         step: int,
         weights: str,
         graded: GradedRollouts,
-        texts: Sequence[str],
-        tasks: Sequence[str],
+        described: Sequence[Mapping[str, Any]],
         block_size: int,
     ) -> None:
-        """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. texts, tasks: of
-        each rollout, for people and the viewer."""
+        """Writes a step that was sampled under `weights`; its rollouts alone where none has a reward. described: task
+        and texts of each rollout, for people and the viewer."""
         credit = graded.credit
         rows = append_jsonl(
             self.folder.rollouts,
             (
-                {
-                    "step": step,
-                    "task": tasks[i],
-                    "text": texts[i],
-                    "reward": graded.rewards[i],
-                    "block_size": block_size,
-                }
+                {"step": step, **described[i], "reward": graded.rewards[i], "block_size": block_size}
                 | _credit(credit.kind, credit.values[i])
                 | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
                 | vars(rollout)

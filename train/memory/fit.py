@@ -7,12 +7,11 @@ import torch
 
 from configs.schema import Config
 from models.attention import attention_name
-from models.spec import CheckpointSpec
 from runtime import ranks
 from train.memory import plan
 from train.memory.inputs import Inputs
 from train.memory.plan import Size
-from train.setup.blocks import Kind
+from train.setup.models import RunModels
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,10 @@ class Fit:
     sizes: Mapping[str, Size]
 
     @staticmethod
-    def of(config: Config, spec: CheckpointSpec, kind: Kind = "rl", response_tokens: int | None = None) -> "Fit":
+    def of(config: Config, models: RunModels, response_tokens: int | None = None) -> "Fit":
         """All ranks call it and get rank 0's: ranks must agree on micro-batches. response_tokens: of the longest
         response of an SFT."""
-        sizes = ranks.on_main(_sizes, config, spec, kind, response_tokens)
+        sizes = ranks.on_main(_sizes, config, models, response_tokens)
         rollout, evaluation, training = config.rollout, config.evaluation, config.training
         if "slots" in sizes:
             rollout = replace(rollout, max_slots=sizes["slots"].number)
@@ -44,8 +43,8 @@ class Fit:
         return rows | {"attention": attention_name(device)}
 
 
-def _sizes(config: Config, spec: CheckpointSpec, kind: Kind, response_tokens: int | None) -> dict[str, Size]:
-    inputs = Inputs.of(config, spec, kind, response_tokens=response_tokens)
+def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> dict[str, Size]:
+    inputs, kind = Inputs.of(config, models, response_tokens=response_tokens), models.kind
     found: dict[str, Size] = {}
     if kind != "sft":
         found["slots"] = plan.chosen_slots(inputs, config.rollout)

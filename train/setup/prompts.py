@@ -1,10 +1,13 @@
 """Tasks as prompts, tokenised and within the model's positions; responses as text, with the columns of rewards."""
 
+import functools
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from configs import find
 from configs.schema import Config, DatasetConfig, DecodeConfig
@@ -17,6 +20,8 @@ from sample import Rollout
 
 logger = logging.getLogger(__name__)
 
+LONGEST_COLUMN = 2000
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -25,6 +30,22 @@ class Prompt:
     task: Task
     text: str
     ids: list[int]
+
+    def row(self, completion: str) -> dict[str, Any]:
+        """What logs say of a response to it, besides what was sampled and earned."""
+        task = self.task
+        named = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
+        return named | {"columns": self._columns}
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, Any]:
+        """The task's columns as JSON has them, without those of more than LONGEST_COLUMN characters (tests)."""
+        columns = {}
+        for name, value in self.task.columns.items():
+            text = json.dumps(value, default=str)
+            if len(text) <= LONGEST_COLUMN:
+                columns[name] = json.loads(text, parse_constant=lambda _: None)
+        return columns
 
 
 @dataclass(frozen=True)

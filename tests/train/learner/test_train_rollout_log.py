@@ -16,6 +16,10 @@ from train.algorithm.advantages import Credit
 from train.distributed.sharding import weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 
+DESCRIBED = [
+    {"task": task, "prompt": "p", "completion": text, "answer": "1", "columns": {"source": "x"}}
+    for task, text in zip("aabb", "wxyz", strict=True)
+]
 PROMPTS = [[5, 6], [5, 6], [7], [7]]
 
 
@@ -44,7 +48,7 @@ def folder(tmp_path):
 
 
 def put(steps, step):
-    steps.put(step, f"w{step}", graded(step), list("wxyz"), list("aabb"), 4)
+    steps.put(step, f"w{step}", graded(step), DESCRIBED, 4)
 
 
 def take(steps, step, weights=None, keys=None, prompts=PROMPTS):
@@ -67,7 +71,7 @@ def test_a_resumed_run_takes_every_step_as_it_was(folder):
 def test_token_rewards_come_back(tmp_path):
     steps, given = RolloutLog(RunFolder(tmp_path), 0), graded(1, [[0.5, 1.0], None, None, None])
     take(steps, 1)
-    steps.put(1, "w1", given, list("wxyz"), list("aabb"), 4)
+    steps.put(1, "w1", given, DESCRIBED, 4)
     assert take(RolloutLog(RunFolder(tmp_path), 0), 1) == given
 
 
@@ -122,7 +126,7 @@ def test_a_step_whose_reward_call_failed_is_graded_again(folder):
     assert take(steps, 3) and take(steps, 4)
     nothing = replace(graded(5), rewards=[None] * 4, credit=Credit([None] * 4, Counter({"small": 2})))
     assert take(steps, 5) is None
-    steps.put(5, "w5", nothing, list("wxyz"), list("aabb"), 4)
+    steps.put(5, "w5", nothing, DESCRIBED, 4)
     put(steps, 6)
     assert steps_in(folder.rollouts)[-8:] == [5] * 4 + [6] * 4
     again = RolloutLog(folder, 3)
@@ -170,7 +174,7 @@ def change(path, old, new, step):
         ("rollouts", '"reward": 0.0', '"reward": 1.0'),
         ("rollouts", "[9, 2, 1]", "[8, 2, 1]"),
         ("rollouts", "-0.0333", "-0.0334"),
-        ("rollouts", '"text": "z"', '"text": "y"'),
+        ("rollouts", '"completion": "z"', '"completion": "y"'),
         ("rollouts", '"block_size"', '"clock_size"'),
         ("graded", '{"equal": 1}', '{"equal": 2}'),
         ("graded", '"reward/none_count": 1.0', '"reward/none_count": 2.0'),
@@ -236,7 +240,7 @@ def test_what_a_clock_measures_is_no_part_of_the_proof(folder):
 def test_a_row_says_whether_its_credit_is_an_advantage_or_a_reward(tmp_path, kind):
     folder = RunFolder(tmp_path)
     given = graded(1, kind=kind)
-    RolloutLog(folder, 0).put(1, "w", given, list("wxyz"), list("aabb"), 4)
+    RolloutLog(folder, 0).put(1, "w", given, DESCRIBED, 4)
     rows = [json.loads(line) for line in folder.rollouts.read_text().splitlines()]
     names = {"advantage"} if kind == "advantage" else {"credit", "credit_kind"}
     assert all({"advantage", "credit", "credit_kind"} & row.keys() == names for row in rows)

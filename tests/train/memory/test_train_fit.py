@@ -14,7 +14,7 @@ from train.memory import plan
 from train.memory.fit import Fit
 from train.memory.inputs import Inputs
 from train.setup.decodings import decodings
-from train.setup.models import spec_of
+from train.setup.models import RunModels, spec_of
 
 TOKENS = "max_tokens_per_microbatch"
 
@@ -35,7 +35,11 @@ def config_of(folder, gib=0.0, slots=None, tokens=None, **experiment):
 
 
 def fit_of(config):
-    return Fit.of(config, spec_of(config))
+    return Fit.of(config, RunModels.of(config, spec_of(config)))
+
+
+def inputs_of(config):
+    return Inputs.of(config, RunModels.of(config, spec_of(config)))
 
 
 def numbers(fit):
@@ -51,7 +55,7 @@ def test_a_cpu_has_the_sizes_that_it_always_had(folder):
 def test_on_a_gpu_all_that_is_left_open_fits_and_no_more_would(folder):
     config = config_of(folder, gib=0.05)
     fit = fit_of(config)
-    inputs, slots, evaluated, tokens = Inputs.of(fit.config, spec_of(config)), *numbers(fit)
+    inputs, slots, evaluated, tokens = inputs_of(fit.config), *numbers(fit)
     assert 1 < evaluated < slots < 1024 and tokens > 1000 and not plan.too_large(inputs)
     room = plan.usable(inputs) - sum(plan.always(inputs).values())
     assert sum(plan.sampling(inputs, fit.config.rollout, slots + 1).values()) > room
@@ -65,7 +69,7 @@ def test_what_is_asked_for_is_a_maximum(folder):
     assert numbers(fit_of(config_of(folder, gib=0.05, slots=100_000, tokens=10**7))) == [
         most[0],
         most[1],
-        pytest.approx(plan.largest_tokens(Inputs.of(config_of(folder, gib=0.05), spec_of(config_of(folder))))),
+        pytest.approx(plan.largest_tokens(inputs_of(config_of(folder, gib=0.05)))),
     ]
 
 

@@ -1,6 +1,7 @@
 """Tasks -> prompts."""
 
 import json
+from datetime import date
 
 import pytest
 from end_to_end import text_checkpoint
@@ -14,7 +15,7 @@ from data.templates import Format, Writer, chat_family
 from models import load_model
 from train.setup.doors import method_of
 from train.setup.examples import tokenise as tokenise_examples
-from train.setup.prompts import tokenise
+from train.setup.prompts import Prompt, tokenise
 
 
 def asked(task, model, template, data_type="general"):
@@ -84,6 +85,15 @@ def test_control_tokens_of_a_question_are_text(tmp_path, family, template):
 def test_the_plain_template_is_the_whole_prompt_and_its_tokens_count(tmp_path):
     model = load_model(text_checkpoint(tmp_path))
     assert marks(asked(Task("1", "1<mask>2<eos>", None, {}), model, "plain").ids) == 2
+
+
+def test_a_row_of_a_log_has_the_tasks_columns_but_for_the_long_ones(tmp_path):
+    columns = {"source": "x", "level": float("nan"), "when": date(2026, 1, 2), "test_input": ["1" * 3000]}
+    row = Prompt(Task("a", "1=", "2", columns), "1=", [1]).row("2")
+    assert json.loads(json.dumps(row, allow_nan=False)) == {
+        **{"task": "a", "prompt": "1=", "completion": "2", "answer": "2"},
+        "columns": {"source": "x", "level": None, "when": "2026-01-02"},
+    }
 
 
 def test_the_code_that_an_answer_continues_is_text(tmp_path):
