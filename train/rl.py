@@ -33,6 +33,7 @@ from train.setup.models import RunModels, frozen_reference, make_model, make_val
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
+from train.setup.sources import pinned
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -44,7 +45,8 @@ def run(config: Config) -> dict[str, Any] | None:
     if ranks.on_main(prepare.to_be_prepared, config):
         prepare.prepare_model(config)
         prepare_process(config)  # over what the SFT set for itself
-    with run_folder(config) as folder, Run(config, folder) as rl:
+    config = ranks.on_main(pinned, config)
+    with run_folder(config, "rl") as folder, Run(config, folder) as rl:
         return rl.loop()
 
 
@@ -61,11 +63,12 @@ class Run:
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
-        config = self.checkpoints.resumed_config(config)
+        config, step = self.checkpoints.resumed_config(config), self.checkpoints.progress.step
+        total = self.checkpoints.steps_in_all(config.experiment.total_step, "experiment.total_step")
         fit = Fit.of(config, RunModels.of(config, spec_of(config, self.checkpoints.start)))
-        self.config = config = fit.config
+        self.config = config = replace(fit.config, experiment=replace(config.experiment, total_step=total))
         self.learner = Learner(config, self.checkpoints)
-        model, step = self.learner.model, self.checkpoints.progress.step
+        model = self.learner.model
         grading = Grading(
             self.reward,
             StepJudge(config, model, judge) if judge else None,
