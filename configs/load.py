@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, restore_texts
-from configs.commands import TITLES, Command, readers, reads, unread
+from configs.commands import TITLES, Command, effect_in, readers, reads, unread
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.schema import Config, Section
 from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
@@ -196,7 +196,7 @@ def _checked(config: Config, typed: Mapping[str, str]) -> Config:
         for item in dataclasses.fields(config)
         if isinstance(section := getattr(config, item.name), Section)
     }
-    config = dataclasses.replace(config, **sections)
+    config = dataclasses.replace(config, typed=dict(typed), **sections)
     try:
         _check_ranges(config, typed)
     except ValueError as error:
@@ -243,13 +243,22 @@ def flat_run(text: str, of_today: Mapping[str, Any]) -> dict[str, Any]:
 
 def help_text(usage: str, command: Command | None = None) -> str:
     """Every key of the schema that `command` reads, with type, default and meaning."""
-    lines = [f"usage: {usage}", "", "Any key may be given on the command line as section.key=value.", ""]
+    lines = [
+        f"usage: {usage}",
+        "",
+        "Any key may be given on the command line as section.key=value. The columns: key, type, default, what another",
+        "value changes (result, speed, output, length; all but result may change when a run is resumed), meaning.",
+        "",
+    ]
     for name, item in flat_fields():
         if command is not None and not reads(command, name):
             continue
         factory: Any = item.default_factory
         default = factory() if item.default is dataclasses.MISSING else item.default
-        lines.append(f"  {name:<44} {_kind(item):<18} {default!r:<26} {item.metadata['help']}{_range_text(item)}")
+        mark = effect_in(command, name, item.metadata["changes"])
+        lines.append(
+            f"  {name:<44} {_kind(item):<18} {default!r:<26} {mark:<8} {item.metadata['help']}{_range_text(item)}"
+        )
     lines += [
         "",
         "dLLM-RL's names of keys are read too (docs/from_dllm_rl.md).",

@@ -22,6 +22,7 @@ from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler, SamplingConfig
 from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
+from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
@@ -29,6 +30,7 @@ from train.setup.models import RunModels, make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
+from train.setup.sources import pinned, require_as_written
 
 logger = logging.getLogger(__name__)
 
@@ -173,35 +175,39 @@ def run(config: Config) -> dict[str, Any] | None:
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
-    device = pick_device(config.model.device)
+    config = ranks.on_main(pinned, config)
+    device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
     model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
-        config.rollout, model, blocks.sampled, seed=config.training.seed, deterministic=config.experiment.deterministic
+        *(fit.config.rollout, model, blocks.sampled),
+        seed=config.training.seed,
+        deterministic=config.experiment.deterministic,
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
     prompts = load_prompts(config, tested_source(config), model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
-    with run_folder(config) as folder, ExitStack() as stack:
+    with run_folder(config, "eval") as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
         monitor = monitor_of(config, folder)
-        monitor.banner(f"eval {config.experiment.project}", _banner_rows(config, setup, folder_of_model))
+        rows = _banner_rows(config, setup, folder_of_model) | fit.rows(model.device)
+        monitor.banner(f"eval {config.experiment.project}", rows)
         return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
 
 
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
-    spec = spec_of(config)
+    require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     check_prompts(config, tested_source(config), spec, tasks)
-    check_folder(config)
+    check_folder(config, "eval")
     check_trackers(config)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")

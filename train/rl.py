@@ -24,14 +24,16 @@ from train.learner.policy import Policy, TrainResult
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
+from train.memory.fit import Fit
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
-from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
+from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
+from train.setup.sources import pinned
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -43,7 +45,8 @@ def run(config: Config) -> dict[str, Any] | None:
     if ranks.on_main(prepare.to_be_prepared, config):
         prepare.prepare_model(config)
         prepare_process(config)  # over what the SFT set for itself
-    with run_folder(config) as folder, Run(config, folder) as rl:
+    config = ranks.on_main(pinned, config)
+    with run_folder(config, "rl") as folder, Run(config, folder) as rl:
         return rl.loop()
 
 
@@ -60,9 +63,12 @@ class Run:
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
-        self.config = config = self.checkpoints.resumed_config(config)
+        config, step = self.checkpoints.resumed_config(config), self.checkpoints.progress.step
+        total = self.checkpoints.steps_in_all(config.experiment.total_step, "experiment.total_step")
+        fit = Fit.of(config, RunModels.of(config, spec_of(config, self.checkpoints.start)))
+        self.config = config = replace(fit.config, experiment=replace(config.experiment, total_step=total))
         self.learner = Learner(config, self.checkpoints)
-        model, step = self.learner.model, self.checkpoints.progress.step
+        model = self.learner.model
         grading = Grading(
             self.reward,
             StepJudge(config, model, judge) if judge else None,
@@ -78,7 +84,9 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows())
+        self.monitor.banner(
+            f"RL {config.experiment.project}", self._banner_rows() | fit.rows(self.learner.sampled.device)
+        )
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
@@ -174,7 +182,7 @@ class Run:
             "step": checks.responses_line(config),
             "update": f"{checks.rows_line(config)} (a response and round each)",
             "sampling": f"{rollout.strategy}, block {self.learner.blocks.sampled[0]}, "
-            f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
+            f"up to {rollout.max_new_tokens} tokens",
             "objective": f"{training.method}, shrink {training.shrink}, {checks.objective_line(training)}, "
             f"{training.normalization}, {training.advantage}",
             **({"value": checks.value_line(config)} if config.model.value_base_model else {}),

@@ -35,12 +35,14 @@ from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import StepTotals, Updater
+from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
 from train.setup.models import RunModels, make_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
+from train.setup.sources import pinned, require_as_written
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
@@ -51,7 +53,8 @@ def run(config: Config) -> dict[str, Any] | None:
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
+    config = ranks.on_main(pinned, config)
+    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples) as tuning:
         return tuning.loop()
 
 
@@ -82,7 +85,7 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     pick_device(config.model.device)
-    spec = spec_of(config)
+    require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
@@ -119,6 +122,9 @@ class FineTuning:
         self.folder, self.monitor = folder, monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
+        spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
+        fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
+        config = fit.config
         device = pick_device(config.model.device)
         trained_on = trained_model_device(config)
         self.model = make_model(config, self.checkpoints.start, device=trained_on)
@@ -135,10 +141,12 @@ class FineTuning:
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
         ranks.on_main(folder.drop_after, self.done)
-        self.plan = UpdatePlan.of(config.training, len(self.samples))
+        plan = UpdatePlan.of(config.training, len(self.samples))
+        key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
+        self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows(device))
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from configs.schema import Config
 from models import DiffusionLM, ValueModel
+from models.fingerprint import require_base
+from models.spec import CheckpointSpec
 from runtime import ranks
 from runtime.files import file_digest
 from runtime.run_folder import RunFolder
@@ -64,6 +66,8 @@ class RunCheckpoints:
         with_value = command == RL and bool(config.model.value_base_model)
         self.folder, self.command, self.keep_last = folder.checkpoints, command, experiment.keep_last
         self.start = ranks.on_main(starting_checkpoint, self.folder, experiment.resume, command, with_value)
+        if self.start is not None:
+            ranks.on_main(require_base, CheckpointSpec.read(self.start, config.model.model_base))
         self.saved: Mapping[str, Any] = read_state(self.start) if self.start is not None else {}
         self.progress = Progress(self.saved.get("step", 0), self.saved.get("seconds", 0.0))
         self.resumed = self.start is not None and self.start.parent == self.folder
@@ -81,6 +85,13 @@ class RunCheckpoints:
         config = replace(config, training=replace(config.training, rows_per_update=rows))
         self._rows_per_update = rows_per_update(config.training)
         return config
+
+    def steps_in_all(self, asked: int, key: str) -> int:
+        """Steps of the run: as many as `key` asks for, or as are done, where those are more, which is said."""
+        done = self.progress.step
+        if asked < done:
+            logger.warning("%s=%d, and %d are done: the run is finished, and stays as it is", key, asked, done)
+        return max(asked, done)
 
     @property
     def seconds(self) -> float:
