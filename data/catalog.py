@@ -1,7 +1,5 @@
 """The data sets that `data/download_data.py` knows by name."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

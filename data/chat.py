@@ -1,7 +1,5 @@
 """The chat template of a checkpoint's tokenizer, which is a program that somebody else wrote."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

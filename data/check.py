@@ -1,14 +1,12 @@
-"""Read a data file as training would and say what is in it.
+"""Reads a data file as training does and reports what is in it.
 
     python data/check.py data/MATH_train.json --data-type math
     python data/check.py own.jsonl --data-type math --columns question=problem,ground_truth_answer=answer
     python data/check.py MATH500 --data-type math --tokenizer path/to/SDAR-4B-Chat --max-prompt-tokens 784
     python data/check.py sft.json --data-type sft
 
-Exit status 0: training can use the file. 1: it would stop, at the line that is named.
+Exit status 0: training can use the file. 1: it would stop at the line that is named.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -61,7 +59,7 @@ def examine(
     texts_of: Callable[[Task | Example], Texts],
     measure: Callable[[list[str]], list[int]],
 ) -> Findings:
-    """Go once through a scanned file. `texts_of` names the texts of one item, `measure` gives the lengths of many."""
+    """One pass over a scanned file. `texts_of` names the texts of one item, `measure` gives the lengths of many."""
     found = Findings()
     seen: set[int] = set()
     batch: list[Texts] = []
@@ -71,9 +69,9 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            request = hash(item.question if isinstance(item, Task) else (item.prompt, item.turns, item.response))
-            found.num_repeated += request in seen
-            seen.add(request)
+            item_hash = hash(item.question if isinstance(item, Task) else (item.prompt, item.turns, item.response))
+            found.num_repeated += item_hash in seen
+            seen.add(item_hash)
             found.rows.append(found.num_rows)
             batch.append(texts_of(item))
             if len(batch) == _BATCH_TEXTS:

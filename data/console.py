@@ -1,6 +1,4 @@
-"""What the commands of this room have in common."""
-
-from __future__ import annotations
+"""What the commands in data/ share."""
 
 import argparse
 import json

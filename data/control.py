@@ -5,8 +5,6 @@ piece by piece, so that no tokenizer finds the token; the text that people and r
 control token is not changed, and has the ids that it always had.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ class ControlTokens:
     answered: re.Pattern[str]
 
     @staticmethod
-    def of_tokenizer(tokenizer: Any) -> ControlTokens:
+    def of_tokenizer(tokenizer: Any) -> "ControlTokens":
         """All special tokens of a tokenizer; in questions also added ones that look like markup (<think>)."""
         special = {str(token) for token in tokenizer.all_special_tokens}
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
@@ -38,7 +36,7 @@ class ControlTokens:
         return ControlTokens(_any_of(special | markup), _any_of(special))
 
     @staticmethod
-    def of_chat(chat: ChatFormat | None) -> ControlTokens:
+    def of_chat(chat: ChatFormat | None) -> "ControlTokens":
         """Where no tokenizer is at hand: those of a family's chat; in questions everything of the form <|name|>."""
         written = (
             "\n".join((chat.turn, chat.assistant, chat.end_of_turn, chat.thinking_assistant or "")) if chat else ""

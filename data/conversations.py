@@ -1,8 +1,6 @@
 """Conversations of SFT files: `messages` (role, content) or `conversations` (from, value), with a system prompt beside
 them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +33,7 @@ def conversation_of(row: Record, field: str) -> Conversation | Fault:
         return messages
     role, response = messages.pop()
     if role != "assistant" or not response.strip():
-        return Fault(row.place, field, "does not end with an answer of the assistant", blank=True)
+        return Fault(row.place, field, "does not end with a response of the assistant", blank=True)
     if not any(role == "user" for role, _ in messages):
         return Fault(row.place, field, "has no turn of the user", blank=True)
     system = system_of(row)

@@ -1,16 +1,14 @@
-"""Download the data sets that the recipes use, by name.
+"""Downloads the data sets that the recipes use, by name.
 
     python data/download_data.py --list
     python data/download_data.py --dataset MATH500 GSM8K
     cd data; python download_data.py --all
 
-A broken download is resumed where it stopped. Each file is checked against the hub's checksum, read through once, and
-only then put in its place. What was fetched is recorded in .download/ beside the data; from then on the name means
+An interrupted download resumes where it stopped. Each file is checked against the hub's checksum, read through once,
+and only then put in its place. What was fetched is recorded in .download/ beside the data; from then on the name means
 that commit and that content, unless --revision says otherwise. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
 honoured.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
@@ -37,7 +35,7 @@ from data.faults import Fault
 from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
-from data.tiny import write_text
+from runtime.files import atomic_write_text
 from runtime.pipes import quiet_pipes
 from runtime.text import print_error
 
@@ -46,7 +44,7 @@ LETTERS = "ABCD"
 
 @dataclass(frozen=True)
 class Record:
-    """What was downloaded: written beside the data, and what the next download is held to."""
+    """What was downloaded: kept beside the data; the next download must equal it."""
 
     repo: str
     file: str
@@ -57,10 +55,10 @@ class Record:
 
 
 def fetch(name: str, folder: Path, *, revision: str | None = None, force: bool = False) -> str:
-    """Make `folder`/NAME.json what the catalog says it is, and say in one line what was done.
+    """Makes `folder`/NAME.json what the catalog says it is; one line that reports what was done.
 
     A file that is there is kept, with a warning if it is not what this command downloaded.
-    Raises ValueError if it cannot be had.
+    ValueError if it cannot be had.
     """
     source, target, aside = CATALOG[name], folder / f"{name}.json", folder / ".download"
     aside.mkdir(parents=True, exist_ok=True)
@@ -87,7 +85,7 @@ def fetch(name: str, folder: Path, *, revision: str | None = None, force: bool =
         record = Record(source.repo, source.file, commit, digest, sha256(ready), num_rows)
         os.replace(ready, target)
         part.unlink(missing_ok=True)
-        write_text(aside / f"{name}.record.json", json.dumps(asdict(record), indent=1) + "\n")
+        atomic_write_text(aside / f"{name}.record.json", json.dumps(asdict(record), indent=1) + "\n")
     return f"downloaded {num_rows} rows of commit {commit[:8]}{remark}"
 
 
@@ -115,7 +113,7 @@ CONVERTERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"amc23_rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns 0 if every data set asked for is there, 1 if one could not be had, 130 when stopped."""
+    """The command. Returns 0 if every requested data set is there, 1 if a download failed, 130 when stopped."""
     options = _parse(arguments)
     if options.list:
         _print_list(options.output)
@@ -177,7 +175,7 @@ def _convert(part: Path, source: Source) -> Path:
         raise ValueError(
             f"{source.repo}/{source.file} has not the columns that were expected: {type(error).__name__}: {error}"
         ) from error
-    write_text(ready, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(ready, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     return ready
 
 

@@ -1,7 +1,5 @@
 """What can be wrong with one row, by field."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import re
@@ -34,7 +32,7 @@ class Fault:
 
 
 def check_data_type(data_type: str) -> None:
-    """Raises ValueError unless it is one that tasks can have."""
+    """ValueError unless it is a type of task."""
     if data_type not in DATA_TYPES:
         near = difflib.get_close_matches(str(data_type), DATA_TYPES, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -1,9 +1,7 @@
-"""Data from a hub: one file with a resumable, checked download, or a whole data set of somebody's by its id.
+"""Data from a hub: one file with a resumable, checked download, or a user's whole data set by its id.
 
 HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub and are read when it is first imported.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -22,10 +20,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def download(repo: str, file: str, revision: str, part: Path) -> str:
-    """Fetch a data set repository's file into `part` and return the commit that it is of.
+    """Fetches a data set repository's file into `part`; the commit that it is of.
 
-    A download that broke off earlier goes on where it stopped. Offline, the file comes from the hub's cache.
-    Raises ValueError where the hub does not give the file, is not reached, or where what came does not have the hub's
+    An interrupted download resumes where it stopped. Offline, the file comes from the hub's cache.
+    ValueError where the hub does not give the file, is not reached, or where what came does not have the hub's
     checksum.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -62,7 +60,7 @@ def download(repo: str, file: str, revision: str, part: Path) -> str:
 def matches(path: Path, etag: str) -> bool:
     """Whether the file has the checksum that the hub names: SHA-256 of large files, git's SHA-1 of a blob otherwise.
 
-    An etag of neither form, as some mirrors send, cannot be checked: a warning says so.
+    An etag of neither form, as some mirrors send, cannot be checked: a warning.
     """
     if re.fullmatch(r"[0-9a-f]{64}", etag):
         return sha256(path) == etag
@@ -84,7 +82,7 @@ def fetch_dataset(name: str, folder: Path) -> Path:
     """The rows of a data set on the hub as one parquet file below `folder`/hub, fetched once through `datasets`.
 
     `name` is hub:OWNER/NAME[/CONFIG][:SPLIT][@REVISION]; the split is train unless given.
-    Raises ValueError for another form of name and for what the hub does not give.
+    ValueError for another form of name and for what the hub does not give.
     """
     match = _HUB_ID.fullmatch(name)
     if match is None:
@@ -117,7 +115,7 @@ def _file_name(repo: str, *parts: str | None) -> str:
 
 
 def _fetch(url: str, partial: Path, num_bytes: int | None, label: str) -> bool:
-    """Append to `partial` what it lacks, with a progress bar. True if some of it was there before."""
+    """Appends to `partial` what it lacks, with a progress bar. True if some of it was there before."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -152,7 +150,7 @@ def _explained(repo: str, file: str, revision: str) -> Iterator[None]:
         raise ValueError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _digest(path: Path, digest: hashlib._Hash) -> str:
+def _digest(path: Path, digest: "hashlib._Hash") -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)

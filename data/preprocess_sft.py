@@ -1,4 +1,4 @@
-"""Turn a file of conversations or of questions and answers into prompt/response pairs for SFT.
+"""Turns a file of conversations or of questions and answers into prompt/response pairs for SFT.
 
     python data/preprocess_sft.py data/demon_openr1math.json -o data/sft_sdar.json --family sdar
     python data/preprocess_sft.py gsm8k.json -o sft.jsonl --family dream --columns response=solution
@@ -7,11 +7,9 @@
 
 A row is a conversation if it has `messages` (role, content) or `conversations` (from, value): its last turn, which
 must be the assistant's, is the response, and all before it the prompt. Otherwise it has `question` (or `prompt`) and
-`response`, and the question is put as `--data-type` tasks are put in RL and evaluation. A `system` column comes first
-in either. Every response ends with the family's end of turn. Columns that are not used are named.
+`response`, and the question becomes a prompt as `--data-type` tasks do in RL and evaluation. A `system` column comes
+first in either. Every response ends with the family's end of turn. Columns that are not used are named.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -44,8 +42,7 @@ _TASK_COLUMNS = ("prefix", "test_method")
 
 
 def make_pair(row: Record, writer: Writer, columns: Mapping[str, str]) -> dict[str, str] | Fault:
-    """One row as {"prompt", "response"}, guarded, the response with the family's end of turn; or what is wrong with
-    it."""
+    """One row as {"prompt", "response"}, guarded, the response with the family's end of turn; or its fault."""
     fault = next(surrogate_faults(row), None)
     if fault is not None:
         return fault
@@ -65,9 +62,9 @@ def make_pair(row: Record, writer: Writer, columns: Mapping[str, str]) -> dict[s
 def convert(
     source: Path, destination: Path, writer: Writer, columns: Mapping[str, str] | None = None
 ) -> tuple[int, list[Fault]]:
-    """Write the pairs of `source` to `destination` (.json or .jsonl), row by row: their number and the rows left out.
+    """Writes the pairs of `source` to `destination` (.json or .jsonl), row by row: their number and the rows left out.
 
-    Warns of what the pairs do not show of their rows. Raises ValueError for a row of another schema, or if no pair is
+    Warns of what the pairs do not show of their rows. ValueError for a row of another schema, or if no pair is
     left. The destination is replaced only at the end.
     """
     if destination.suffix not in (".json", ".jsonl"):
@@ -161,7 +158,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--family", choices=sorted(chat_formats()), help="whose template and end of turn (default: the tokenizer's)"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="checkpoint whose tokens and chat template count")
-    parser.add_argument("--data-type", default="math", choices=DATA_TYPES, help="how questions are put (default: math)")
+    parser.add_argument(
+        "--data-type", default="math", choices=DATA_TYPES, help="prompt format of questions (default: math)"
+    )
     parser.add_argument(
         "--template",
         default="auto",

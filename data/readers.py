@@ -1,7 +1,5 @@
 """Rows out of files, one at a time: JSON lists, JSON lines and parquet, of any size, each row with its place."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ _PARQUET_BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class Record:
-    """One object of a file. `number` counts from 1; `place` says where it is, as a person would look it up;
+    """One object of a file. `number` counts from 1; `place` says where it is in the file, for messages;
     `renamed_from` has the file's own names of the fields where columns were mapped."""
 
     number: int
@@ -28,8 +26,8 @@ class Record:
 def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
     """The rows of a .json (a list of objects, or one object a line), .jsonl or .parquet file, without holding the file.
 
-    `columns` maps the name that is wanted to the name in the file: {"question": "problem"}.
-    Raises ValueError that names the file and the line (or row) for anything that cannot be read.
+    `columns` maps the wanted name to the name in the file: {"question": "problem"}.
+    ValueError that names the file and the line (or row) for anything that cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
@@ -175,7 +173,7 @@ class _JsonList:
         self.start = position
 
     def _more(self) -> bool:
-        """Widen the window, by doubling when one row is longer than it. False at the end of the file."""
+        """Widens the window, by doubling when one row is longer than it. False at the end of the file."""
         added = self.file.read(max(_CHUNK_CHARS, len(self.text) - self.start))
         if added:
             self.text, self.start = self.text[self.start :] + added, 0

@@ -1,6 +1,4 @@
-"""Tasks for RL and evaluation and examples for SFT: finding a data set, reading it, saying what is wrong with it."""
-
-from __future__ import annotations
+"""Tasks for RL and evaluation and examples for SFT: finding a data set, reading it, reporting its faults."""
 
 import difflib
 import warnings
@@ -49,7 +47,7 @@ def load_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
     """The tasks of a file. `data_type`: math | code | option | general. `columns` maps wanted names to the file's.
 
     A row with a null, empty or unusable value is left out; one warning counts and places all of them.
-    Raises ValueError naming file, line or row, and field for a missing field, a wrong type, malformed text, or
+    ValueError naming file, line or row, and field for a missing field, a wrong type, malformed text, or
     where no task is left.
     """
     tasks, dropped = read_tasks(path, data_type=data_type, columns=columns)
@@ -60,7 +58,7 @@ def load_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
 def read_tasks(
     path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None
 ) -> tuple[list[Task], list[Fault]]:
-    """As `load_tasks`, but hands back what is wrong with the rows left out instead of warning of them."""
+    """As `load_tasks`, but returns the faults of the rows left out instead of warning of them."""
     return _split(Path(path), scan_tasks(path, data_type=data_type, columns=columns))
 
 
@@ -73,7 +71,7 @@ def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None)
 
 
 def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> Iterator[Task | Fault]:
-    """Every row of the file in order, as a task or as what is wrong with it, read one at a time."""
+    """Every row of the file in order, as a task or a fault, read one at a time."""
     check_data_type(data_type)
     seen: set[str] = set()
     for row in iter_rows(Path(path), columns):
@@ -94,7 +92,7 @@ def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
 
 
 def scan_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> Iterator[Example | Fault]:
-    """Every row of an SFT file in order, as an example or as what is wrong with it."""
+    """Every row of an SFT file in order, as an example or a fault."""
     for row in iter_rows(Path(path), columns):
         steps = row.values.get("step_map")
         if (field := chat_field(row)) is not None:
@@ -110,7 +108,7 @@ def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
 
     tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/, and hub:OWNER/NAME (see
     data.hub.fetch_dataset) is fetched once to `folder`/hub/.
-    Raises ValueError that says what was looked for, what is there, and how to download it where that is known.
+    ValueError that names the places searched, what is there, and the download command where there is one.
     """
     folder = Path(folder)
     if name.startswith("hub:"):

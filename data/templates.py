@@ -1,10 +1,9 @@
-"""Prompts: what a family's checkpoints were trained to be asked, for each type of task.
+"""Prompts: the format that a family's checkpoints were trained on, for each type of task.
 
-The wording is that of dLLM-RL to the character, spaces included: a checkpoint answers best what it was trained on.
-A question is put into its place as text and never executed as a template; `data.control` keeps its control tokens text.
+The wording is that of dLLM-RL to the character, spaces included, since a checkpoint answers best in the format that it
+was trained on. A question is inserted as text and never executed as a template; `data.control` keeps its control tokens
+text.
 """
-
-from __future__ import annotations
 
 import re
 import warnings
@@ -111,7 +110,7 @@ def render_prompt(
     place. `chat`: that chat template, from the user's turn to a conversation that the answer continues; None where the
     checkpoint has none. `system`: a system prompt in place of the family's, for "auto". A function task's `prefix` (the
     code that the answer continues) ends the prompt, except under "plain".
-    Raises ValueError for an unknown family, data type or template, for "chat" without one, and for `start_with_think`
+    ValueError for an unknown family, data type or template, for "chat" without one, and for `start_with_think`
     where a family has no such prompt.
     """
     check_data_type(data_type)
@@ -120,7 +119,7 @@ def render_prompt(
     is_function = data_type == "code" and task.columns.get("test_method") != "stdio"
     prefix = (task.columns.get("prefix") or "") if is_function else ""
     if _PLACEHOLDER.search(template):
-        return fill(template, task.question) + prefix
+        return insert_question(template, task.question) + prefix
     if template not in ("auto", "chat"):
         raise ValueError(
             f"unknown template {template!r}: use 'auto', 'plain', 'chat', or a text with {{{{problem}}}} for the "
@@ -134,7 +133,7 @@ def render_prompt(
         warnings.warn("start_with_think is ignored for function tasks: their prompt ends with code", stacklevel=2)
         start_with_think = False
     own = chat_family(family)
-    turn = fill(instruction(own, task, data_type, start_with_think), task.question)
+    turn = insert_question(instruction(own, task, data_type, start_with_think), task.question)
     if template == "auto" or chat is None:
         first = [] if system is None else [("system", system)]
         return own.conversation([*first, ("user", turn)], start_with_think=start_with_think) + prefix
@@ -151,7 +150,7 @@ def instruction(chat: ChatFormat, task: Task, data_type: str, start_with_think: 
     return _OPTION if data_type == "option" else _PLAIN
 
 
-def fill(template: str, question: str) -> str:
+def insert_question(template: str, question: str) -> str:
     """`template` with each `{{problem}}` replaced by the question, whose own braces mean nothing."""
     return _PLACEHOLDER.sub(lambda _: question, template)
 

@@ -2,12 +2,10 @@
 
 A question is `23731784=`, its answer `12334778`, the completion that earns the reward `\\boxed{12334778}`. The files
 tiny_sft, tiny_train and tiny_test have the schema of any user's files. They are split by the multiset of the digits,
-and no multiset occurs twice: no answer of the test, in whatever order its digits were asked, is seen in training.
+and no multiset occurs twice: no answer of the test, in whatever order of digits, is seen in training.
 
 This file imports nothing of the project, so `reward.function: data/tiny.py:tiny_reward` loads from its path alone.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -34,7 +32,7 @@ def tiny_reward(
 
 
 def write_tiny(folder: Path, seed: int) -> dict[str, Path]:
-    """Write the task's three files into `folder`; the same seed always gives the same files.
+    """Writes the task's three files into `folder`; the same seed always gives the same files.
 
     Returns name -> file. Each file is written beside itself and renamed, so a reader never sees half of one.
     """
@@ -67,7 +65,7 @@ def tiny_rows(seed: int) -> dict[str, list[dict[str, str]]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json of configs/tiny_model: 40 ids, `\\boxed{` being one of them.
+    """Writes tokenizer.json and tokenizer_config.json of configs/tiny_model: 40 ids, `\\boxed{` being one of them.
 
     Every id decodes to its own text and nothing is put between, so decoding gives back what was encoded; a character
     that has no id becomes `<unk>`.
@@ -91,7 +89,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside itself and rename it: readers see the old text or the new one, never half of it."""
+    """Writes a file beside itself and renames it: readers see the old text or the new one, never half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

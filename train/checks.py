@@ -14,17 +14,17 @@ from models import DiffusionLM
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
-from train.distributed.kind import check_engine, engine_line, world_size
+from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings
 from train.setup.doors import check_doors, method_of
-from train.setup.models import spec_of, value_spec_of
+from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
-from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, sandbox_row, step_judge_of
+from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,14 @@ def check(config: Config, first: Config | None = None) -> None:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
         return
-    value_spec_of(config, spec)
+    models = RunModels("rl", spec, blocks, value_spec_of(config, spec))
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
-    check_memory(config, spec)
+    check_memory(config, models)
 
 
 def _made_by(first: Config) -> CheckpointSpec:
-    """What the checkpoint that an SFT makes will say of itself: what its base does, with the blocks that it trains."""
+    """The spec of the checkpoint that an SFT makes: its base's, with the blocks that it trains."""
     spec = spec_of(first)
     block_size = Blocks.of(first, spec, "sft").trained if spec.family.attention == "block" else spec.block_size
     return replace(spec, block_size=block_size)
@@ -211,44 +211,10 @@ def plan_lines(config: Config, tasks: int) -> list[str]:
         f"dry run of {config.experiment.project}: everything named exists and fits together",
         f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
         f"{config.experiment.total_step * rollout.num_task_per_step / tasks:.2g} times as many",
-        f"  step    {_responses(config)}, up to {rollout.max_new_tokens} tokens each",
-        f"  update  {_rows(config)}",
+        f"  step    {responses_line(config)}, up to {rollout.max_new_tokens} tokens each",
+        f"  update  {rows_line(config)}",
         *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),
     ]
-
-
-def banner_rows(
-    config: Config,
-    model: DiffusionLM,
-    sampled_model: DiffusionLM,
-    blocks: Blocks,
-    prompts: int,
-    steps_done: int,
-    folder: RunFolder,
-    checkpoint: Path | None,
-) -> dict[str, str]:
-    """What the start of an RL run shows."""
-    training, rollout = config.training, config.rollout
-    return {
-        "model": model_line(config, model),
-        "device": f"{model.device}, training {precision_line(config, model)}, "
-        f"sampling {str(sampled_model.dtype).removeprefix('torch.')}",
-        "tasks": f"{config.dataset.train_dataset}: {prompts:,} prompts",
-        "step": _responses(config),
-        "update": f"{_rows(config)} (a response and round each)",
-        "sampling": f"{rollout.strategy}, block {blocks.sampled[0]}, "
-        f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
-        "objective": f"{training.method}, shrink {training.shrink}, {objective_line(training)}, "
-        f"{training.normalization}, {training.advantage}",
-        **({"value": value_line(config)} if config.model.value_base_model else {}),
-        "steps": f"{steps_done + 1} to {config.experiment.total_step}"
-        if steps_done < config.experiment.total_step
-        else f"all {steps_done} are done",
-        **sandbox_row(config, config.dataset.data_type),
-        "engine": engine_line(config),
-        "seed": str(training.seed),
-        "folder": f"{folder.path}" + (f" (resumed from {checkpoint.name})" if checkpoint else ""),
-    }
 
 
 def objective_line(training: TrainingConfig) -> str:
@@ -267,7 +233,7 @@ def value_line(config: Config) -> str:
     )
 
 
-def _rows(config: Config) -> str:
+def rows_line(config: Config) -> str:
     training, processes = config.training, world_size(config)
     if training.rows_per_update is not None:
         return f"{training.rows_per_update} rows"
@@ -286,6 +252,6 @@ def model_line(config: Config, model: DiffusionLM) -> str:
     return f"{config.model.pretrained_model} ({model.family}, {count:,} parameters{start})"
 
 
-def _responses(config: Config) -> str:
+def responses_line(config: Config) -> str:
     tasks, group = config.rollout.num_task_per_step, config.rollout.num_response_per_task
     return f"{tasks} prompts x {group} = {tasks * group} responses"

@@ -157,8 +157,7 @@ class Collector:
             self.group_size,
             advantage=self.advantage,
             kind="reward" if self.config.model.value_base_model else "advantage",
-            min_accuracy=training.min_accuracy,
-            max_accuracy=training.max_accuracy,
+            accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
             bonus=[
                 weight * fast if reward is not None and reward > 0.0 else 0.0

@@ -25,7 +25,7 @@ from train.distributed.sharding import require_equal_weights, sample
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
-from train.setup.models import make_model, spec_of
+from train.setup.models import RunModels, make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
@@ -214,7 +214,7 @@ def check(config: Config) -> Path:
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )
-    check_memory(config, spec, "eval")
+    check_memory(config, RunModels.of(config, spec, "eval"))
     return spec.folder
 
 

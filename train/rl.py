@@ -13,7 +13,7 @@ from sample import Sampler, SamplingConfig
 from train import checks, prepare
 from train.collect import Collector, Grading, rollout_metrics
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import engine_kind, shards_weights
+from train.distributed.kind import engine_kind, engine_line, shards_weights
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
 from train.learner.batch import Replay
@@ -31,7 +31,7 @@ from train.setup.judges import StepJudge
 from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
-from train.setup.rewards import reward_of, step_judge_of
+from train.setup.rewards import reward_of, sandbox_row, step_judge_of
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -78,19 +78,7 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(
-            f"RL {config.experiment.project}",
-            checks.banner_rows(
-                config,
-                model,
-                self.learner.sampled,
-                self.learner.blocks,
-                len(self.collector.prompts),
-                step,
-                folder,
-                self.checkpoints.start,
-            ),
-        )
+        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
@@ -173,6 +161,29 @@ class Run:
         ranks.on_main(self.folder.finish, summary)
         self.monitor.final(summary)
         return summary
+
+    def _banner_rows(self) -> dict[str, str]:
+        config, training, rollout = self.config, self.config.training, self.config.rollout
+        model, total, start = self.learner.model, config.experiment.total_step, self.checkpoints.start
+        sampled_dtype = str(self.learner.sampled.dtype).removeprefix("torch.")
+        steps = f"{self.done + 1} to {total}" if self.done < total else f"all {self.done} are done"
+        return {
+            "model": checks.model_line(config, model),
+            "device": f"{model.device}, training {checks.precision_line(config, model)}, sampling {sampled_dtype}",
+            "tasks": f"{config.dataset.train_dataset}: {len(self.collector.prompts):,} prompts",
+            "step": checks.responses_line(config),
+            "update": f"{checks.rows_line(config)} (a response and round each)",
+            "sampling": f"{rollout.strategy}, block {self.learner.blocks.sampled[0]}, "
+            f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
+            "objective": f"{training.method}, shrink {training.shrink}, {checks.objective_line(training)}, "
+            f"{training.normalization}, {training.advantage}",
+            **({"value": checks.value_line(config)} if config.model.value_base_model else {}),
+            "steps": steps,
+            **sandbox_row(config, config.dataset.data_type),
+            "engine": engine_line(config),
+            "seed": str(training.seed),
+            "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
+        }
 
     def __enter__(self) -> "Run":
         return self

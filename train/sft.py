@@ -39,7 +39,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
-from train.setup.models import make_model, spec_of, trained_model_device
+from train.setup.models import RunModels, make_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
@@ -96,7 +96,7 @@ def check(config: Config) -> list[Example]:
         print(f"dry run of {config.experiment.project}: everything named exists and fits together")
         print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
         print(f"  update  {plan.examples} examples; {plan}")
-    check_memory(config, spec, "sft", _response_tokens(training, examples))
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
 
 

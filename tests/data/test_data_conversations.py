@@ -48,7 +48,7 @@ def test_fine_tuning_reads_what_the_command_writes(write, tmp_path, form, family
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (openai([*TURNS[:-1]]), "does not end with an answer"),
+        (openai([*TURNS[:-1]]), "does not end with a response"),
         (openai([("assistant", "yo")]), "has no turn of the user"),
         ({"messages": []}, "has no turn"),
         (openai([("user", "\ud800"), ("assistant", "yo")]), "holds a lone surrogate"),

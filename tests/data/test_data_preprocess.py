@@ -80,8 +80,8 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_twice():
         ({"messages": ["hi"]}, "turn 1: no role of human, gpt, user", False),
         ({"messages": messages([("user", "a"), ("tool", "b")])}, "turn 2: no role of", False),
         ({"messages": messages([("user", "a"), ("assistant", None)])}, "turn 2: content is NoneType None", False),
-        ({"messages": messages([("user", "a")])}, "does not end with an answer of the assistant", True),
-        ({"messages": messages([("user", "a"), ("assistant", "")])}, "does not end with an answer", True),
+        ({"messages": messages([("user", "a")])}, "does not end with a response of the assistant", True),
+        ({"messages": messages([("user", "a"), ("assistant", "")])}, "does not end with a response", True),
         ({"messages": messages([("assistant", "a")])}, "has no turn of the user", True),
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import Task, render_prompt
-from data.templates import chat_family, chat_formats, fill
+from data.templates import chat_family, chat_formats, insert_question
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 DREAM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + CHATML
@@ -91,7 +91,7 @@ def test_a_question_is_text_whatever_it_holds(question, family, data_type):
 
 @given(before=texts, question=texts, after=texts, prefix=texts)
 def test_a_users_template_is_text_but_for_its_placeholder(before, question, after, prefix):
-    if fill(before + "\x02" + after, "\x01") != before + "\x02" + after:
+    if insert_question(before + "\x02" + after, "\x01") != before + "\x02" + after:
         return
     for placeholder in ("{{problem}}", "{{ problem }}"):
         template = before + placeholder + after

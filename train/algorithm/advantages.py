@@ -76,8 +76,7 @@ def group_advantages(
     *,
     advantage: Advantage = zscore,
     kind: CreditKind = "advantage",
-    min_accuracy: float = 0.0,
-    max_accuracy: float = 1.0,
+    accuracy_band: tuple[float, float] = (0.0, 1.0),
     keep: Sequence[bool] | None = None,
     bonus: Sequence[float] | None = None,
 ) -> Credit:
@@ -86,7 +85,8 @@ def group_advantages(
 
     Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
     ("equal"), and, where there is one kind of reward and each of the group is 0 or 1, an accuracy outside
-    [min_accuracy, max_accuracy] ("accuracy"). bonus: added to the (first kind of) rewards of the groups that stay.
+    `accuracy_band`, which includes its ends ("accuracy"). bonus: added to the (first kind of) rewards of the groups
+    that stay.
     """
     found: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()
@@ -100,7 +100,7 @@ def group_advantages(
             dropped["small"] += 1
         elif (values.std(0) < _SMALLEST_SPREAD).all():
             dropped["equal"] += 1
-        elif not _is_within(values, min_accuracy, max_accuracy):
+        elif not _is_within(values, *accuracy_band):
             dropped["accuracy"] += 1
         else:
             if bonus is not None:

@@ -1,11 +1,11 @@
-"""What a memory plan is made from: sizes of the networks, of the longest response, of the machine."""
+"""Inputs of a memory plan: sizes of the networks, of the longest response, of the machine."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from configs import find
 from configs.engine import TITLES
@@ -13,24 +13,22 @@ from configs.schema import Config, DecodeConfig
 from models.checkpoint import empty_network, stored_elements
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
-from models.spec import CheckpointSpec
 from sample import Rollout
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.distributed.kind import engine_kind, world_size, zero_stage
 from train.memory.machine import Machine
 from train.memory.sizes import ADAPTED, Network, Packing
-from train.setup.blocks import Blocks, Kind
 from train.setup.decodings import decodings
 from train.setup.doors import method_of, objective_of
-from train.setup.models import adapters_of, value_spec_of
+from train.setup.models import RunModels, adapters_of
 
 _WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A local judge: elements of its weights, and its network as far as its config.json tells."""
+    """A local judge: elements of its weights, and the sizes of its network that config.json has."""
 
     elements: int
     net: Network
@@ -53,7 +51,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of a run of `kind`, for rank 0, which holds the most.
+    """Of a run, for rank 0, which holds the most.
 
     stage: of ZeRO; 0 = every process holds the whole model, 2 = gradients and optimizer are sharded, 3 = weights too,
     and the sampler has a whole copy (FSDP2 is alike). engine: its name. net, value: sizes of the policy's and the value
@@ -62,9 +60,7 @@ class Inputs:
     """
 
     config: Config
-    kind: Kind
-    spec: CheckpointSpec
-    blocks: Blocks
+    models: RunModels
     machine: Machine
     stage: int
     engine: str
@@ -81,8 +77,7 @@ class Inputs:
     @staticmethod
     def of(
         config: Config,
-        spec: CheckpointSpec,
-        kind: Kind = "rl",
+        models: RunModels,
         *,
         stage: int | None = None,
         processes: int | None = None,
@@ -90,16 +85,13 @@ class Inputs:
         response_tokens: int | None = None,
     ) -> "Inputs":
         """stage, processes, machine: the config's where None. response_tokens: of the longest response of an SFT."""
-        network, blocks = _empty(spec), Blocks.of(config, spec, kind)
-        adapters = adapters_of(config, spec)
-        value_spec = value_spec_of(config, spec) if kind == "rl" else None
-        value = _empty(value_spec) if value_spec else None
+        network = empty_network(models.policy.family, models.policy.raw)
+        value = empty_network(models.value.family, models.value.raw) if models.value else None
+        adapters = adapters_of(config, models.policy)
         tokens = response_tokens or config.rollout.max_new_tokens
         return Inputs(
             config=config,
-            kind=kind,
-            spec=spec,
-            blocks=blocks,
+            models=models,
             machine=machine or Machine.of(config),
             stage=zero_stage(config) if stage is None else stage,
             engine=TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}",
@@ -109,9 +101,9 @@ class Inputs:
             adapters=adapters,
             adapter_parameters=adapters.count(network.model) if adapters else 0,
             value=Network.of(value, value.config) if value is not None else None,
-            judge=Judge.of(config) if kind == "rl" else None,
-            samples=() if kind == "eval" else tuple(longest_samples(config, spec, kind, blocks.trained, tokens)),
-            whole_responses=kind == "rl" and objective_of(config.training).needs.whole_responses,
+            judge=Judge.of(config) if models.kind == "rl" else None,
+            samples=() if models.kind == "eval" else tuple(longest_samples(config, models, tokens)),
+            whole_responses=models.kind == "rl" and objective_of(config.training).needs.whole_responses,
         )
 
     @property
@@ -142,20 +134,20 @@ class Inputs:
     @property
     def sampling_dtype(self) -> torch.dtype:
         """Of the weights that sample."""
-        asked = _WIDTHS.get(self.config.rollout.dtype)
-        return asked or (torch.bfloat16 if self.machine.half else torch.float32)
+        configured = _WIDTHS.get(self.config.rollout.dtype)
+        return configured or (torch.bfloat16 if self.machine.half else torch.float32)
 
     @property
     def slots(self) -> int:
         """Of the sampler in training, or of eval.py's."""
-        asked = self.config.rollout.max_slots
-        return asked if self.config.experiment.deterministic else min(asked, self.most_slots)
+        configured = self.config.rollout.max_slots
+        return configured if self.config.experiment.deterministic else min(configured, self.most_slots)
 
     @property
     def most_slots(self) -> int:
         """Responses of a step that one process decodes."""
         rollout = self.config.rollout
-        if self.kind == "eval":
+        if self.models.kind == "eval":
             return max(rollout.max_slots, 2**16)
         return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
 
@@ -178,23 +170,18 @@ class Inputs:
 
     def sizes_of(self, decode: DecodeConfig) -> tuple[int, ...]:
         """Tokens of a block in every entry of a section."""
-        return self.blocks.evaluated if decode is self.config.evaluation else self.blocks.sampled
+        blocks = self.models.blocks
+        return blocks.evaluated if decode is self.config.evaluation else blocks.sampled
 
 
-def _empty(spec: CheckpointSpec) -> PreTrainedModel:
-    return empty_network(spec.family, spec.raw)
-
-
-def longest_samples(
-    config: Config, spec: CheckpointSpec, kind: Kind, block_size: int, response_tokens: int
-) -> list[TrainingSample]:
+def longest_samples(config: Config, models: RunModels, response_tokens: int) -> list[TrainingSample]:
     """The training samples of the longest response that a run may train: a prompt of training.max_prompt_len, a
     response that needs every denoising step."""
-    training, family = config.training, spec.family
+    training, family, block_size = config.training, models.policy.family, models.blocks.trained
     place = np.arange(response_tokens)
     grid = place + (training.max_prompt_len if family.attention == "block" else 0)
-    asked = [chosen["steps_per_block"] or block_size for chosen in decodings(config.rollout)]
-    per_block = min(max(asked), block_size)
+    steps = [chosen["steps_per_block"] or block_size for chosen in decodings(config.rollout)]
+    per_block = min(max(steps), block_size)
     step = grid // block_size * per_block + grid % block_size * per_block // block_size
     response = Rollout(
         key=(0,),
@@ -208,5 +195,5 @@ def longest_samples(
         weights_version=0,
     )
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
-    method = method_of(training, "rl" if kind == "rl" else "sft")
+    method = method_of(training, "rl" if models.kind == "rl" else "sft")
     return replay(response, replayer, replace(training, post_num=0), method=method)

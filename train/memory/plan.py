@@ -1,8 +1,8 @@
-"""What a config needs in memory on one process's device and on its host, and the largest sizes that fit there. Sizes
+"""Memory that a config needs on one process's device and on its host, and the largest sizes that fit. Size functions
 stand beside what they size; here they are summed.
 
-`always`: what stays on the device for the whole run. `phases`: what is there besides in each phase. `host`: of one
-machine. All in bytes, by part.
+`always`: on the device for the whole run. `phases`: on top of that in each phase. `host`: of one machine. All in
+bytes, by part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +33,13 @@ Parts = dict[str, float]
 def always(inputs: Inputs) -> Parts:
     """What stays on the device for the whole run."""
     width = inputs.sampling_dtype.itemsize
-    if inputs.kind == "eval":
+    if inputs.models.kind == "eval":
         return {"weights": width * inputs.weights}
     parts: Parts = {
         "weights": _sharded(inputs, FP32 * inputs.weights, from_stage=3),
         "optimizer": _optimizer(inputs, inputs.trained),
     }
-    if inputs.kind == "rl":
+    if inputs.models.kind == "rl":
         training, half = inputs.config.training, inputs.machine.half
         copied = width != FP32 or (inputs.stage == 3 and inputs.processes > 1)
         frozen = training.kl_to == "reference" and training.beta > 0 and inputs.adapters is None
@@ -54,28 +54,28 @@ def always(inputs: Inputs) -> Parts:
 
 
 def phases(inputs: Inputs, slots: int | None = None, tokens: int | None = None) -> dict[str, Parts]:
-    """What is on the device besides, by phase, with so many slots and tokens a micro-batch."""
+    """On the device on top of `always`, by phase, with so many slots and tokens a micro-batch."""
     slots = inputs.slots if slots is None else slots
     tokens = inputs.micro_batch_tokens if tokens is None else tokens
     rollout, evaluation = inputs.config.rollout, inputs.config.evaluation
     found: dict[str, Parts] = {}
-    if inputs.kind != "sft":
+    if inputs.models.kind != "sft":
         found["sampling"] = sampling(inputs, rollout, slots)
     if inputs.judge is not None:
         found["judging"] = {"judge at work": _judging(inputs)}
     if inputs.value is not None:
         found |= updates(inputs, "value ", inputs.value, inputs.value_trained, tokens)
-    if inputs.kind != "eval":
+    if inputs.models.kind != "eval":
         found |= updates(inputs, "", inputs.net, inputs.trained, tokens)
-    if inputs.kind == "rl" and evaluation.eval_dataset:
+    if inputs.models.kind == "rl" and evaluation.eval_dataset:
         found["evaluation"] = sampling(inputs, evaluation, evaluation.max_slots)
     return found
 
 
 def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
-    """Slots, and the most that a prefill or a step takes; of several entries the one that takes most."""
+    """Slots, and the most that a prefill or a step takes; of several entries the largest."""
     entries = zip(decodings(decode), inputs.sizes_of(decode), strict=True)
-    cache = CACHES[cache_mode(decode, inputs.spec.family)]
+    cache = CACHES[cache_mode(decode, inputs.models.policy.family)]
     found = [_entry(inputs, SamplingConfig(**chosen), cache, size, slots) for chosen, size in entries]
     return max(found, key=lambda parts: sum(parts.values()))
 
@@ -125,7 +125,7 @@ def host(inputs: Inputs) -> Parts:
     sharded = inputs.stage > 0 and inputs.processes > 1
     local = max(1, inputs.processes // (inputs.config.experiment.num_node or 1))
     parts: Parts = {}
-    if inputs.kind != "eval":
+    if inputs.models.kind != "eval":
         whole = inputs.net.parameters + inputs.value_parameters
         saved = inputs.trained + inputs.value_parameters
         # ZeRO-3 and FSDP2 take the ranks' shards from whole weights on the host
@@ -133,7 +133,7 @@ def host(inputs: Inputs) -> Parts:
         saving = FP32 * saved if inputs.machine.kind == "cuda" or sharded else 0
         saving += ADAM_BYTES * (inputs.trained + inputs.value_trained) if sharded else 0
         parts["weights being loaded" if loading > saving else "checkpoint being written"] = max(loading, saving)
-    if inputs.kind == "rl":
+    if inputs.models.kind == "rl":
         rollout = inputs.config.rollout
         responses = local * rollout.num_task_per_step * rollout.num_response_per_task
         prompt, response = _ROLLOUT_BYTES_A_TOKEN

@@ -4,19 +4,18 @@ import logging
 from collections.abc import Mapping
 
 from configs.schema import Config
-from models.spec import CheckpointSpec
 from train.memory import plan
 from train.memory.inputs import Inputs
 from train.memory.machine import host_memory_bytes
-from train.setup.blocks import Kind
+from train.setup.models import RunModels
 
 logger = logging.getLogger(__name__)
 
 
-def check_memory(config: Config, spec: CheckpointSpec, kind: Kind = "rl", response_tokens: int | None = None) -> None:
+def check_memory(config: Config, models: RunModels, response_tokens: int | None = None) -> None:
     """Warns, with the fix, about phases that do not fit; a dry run prints all parts. response_tokens: of the longest
     response of an SFT."""
-    inputs = Inputs.of(config, spec, kind, response_tokens=response_tokens)
+    inputs = Inputs.of(config, models, response_tokens=response_tokens)
     if config.dry_run:
         print("\n".join(memory_lines(inputs)))
     usable = f"{_gib(plan.usable(inputs))} of {_gib(inputs.machine.memory_bytes)} GiB are usable"
@@ -59,7 +58,7 @@ def _largest_lines(inputs: Inputs) -> list[str]:
         found = f"{tokens:,} tokens a micro-batch" if tokens else "no micro-batch fits"
         key = "training.max_tokens_per_microbatch"
         lines.append(f"    largest     {found} ({key}; the longest response is {longest:,})")
-    if inputs.kind != "sft":
+    if inputs.models.kind != "sft":
         slots = plan.largest_slots(inputs)
         found = f"{slots:,} slots" if slots else "no slot fits"
         most = "; all responses of a step" if slots == inputs.most_slots else ""
@@ -84,7 +83,7 @@ def _fix(inputs: Inputs, phase: str) -> str:
 def _less(inputs: Inputs) -> str:
     """What makes less of it stay on a device."""
     ways = []
-    if inputs.kind != "eval" and inputs.adapters is None:
+    if inputs.models.kind != "eval" and inputs.adapters is None:
         ways.append("lora.rank=16")
         if inputs.processes > 1 and inputs.stage < 3:
             ways.append("ZeRO-3 or FSDP2 (experiment.deepspeed_file)")

@@ -1,5 +1,6 @@
-"""The models that a config names: what their checkpoints say, then the models themselves."""
+"""The models that a config names: specs of their checkpoints, then the models themselves."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
 from train.distributed.kind import shards_weights
+from train.setup.blocks import Blocks, Kind
 from train.setup.process import pick_device
 
 
 def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
-    """What `checkpoint` (one of the run's) or model.pretrained_model says of itself. ValueError says what is missing,
-    weights too where model.random_init draws none, or where model.model_base disagrees."""
+    """Of `checkpoint` (one of the run's) or model.pretrained_model. ValueError names what is missing, weights too where
+    model.random_init draws none, or where model.model_base disagrees."""
     if checkpoint is None and not config.model.pretrained_model:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
     if checkpoint is not None:
@@ -33,7 +35,7 @@ def _read(path: Path, config: Config) -> CheckpointSpec:
 
 
 def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
-    """What model.value_base_model says of itself, None without one. ValueError when it is missing, of another family
+    """Of model.value_base_model, None without one. ValueError when it is missing, of another family
     than the policy (the two read the same samples), or saved under the same name."""
     if not config.model.value_base_model:
         return None
@@ -51,6 +53,22 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
             f"{policy.family.name} one; the value model reads the policy's tokens: give one of the same family."
         )
     return spec
+
+
+@dataclass(frozen=True)
+class RunModels:
+    """The models of a run of `kind` before any weight: policy, value model (None without one), and their blocks."""
+
+    kind: Kind
+    policy: CheckpointSpec
+    blocks: Blocks
+    value: CheckpointSpec | None = None
+
+    @staticmethod
+    def of(config: Config, policy: CheckpointSpec, kind: Kind = "rl") -> "RunModels":
+        """ValueError as from `Blocks.of` and `value_spec_of`."""
+        blocks = Blocks.of(config, policy, kind)
+        return RunModels(kind, policy, blocks, value_spec_of(config, policy) if kind == "rl" else None)
 
 
 def make_model(

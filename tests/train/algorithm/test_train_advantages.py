@@ -64,21 +64,21 @@ def test_a_response_not_kept_is_left_out_of_mean_and_update():
     ],
 )
 def test_why_a_group_is_left_out(rewards, why):
-    credit = group_advantages(rewards, 3, advantage=zscore, min_accuracy=0.4, max_accuracy=0.6)
+    credit = group_advantages(rewards, 3, advantage=zscore, accuracy_band=(0.4, 0.6))
     assert dict(credit.dropped) == ({why: 1} if why else {})
     assert all((a is None) == (why is not None or r is None) for a, r in zip(credit.values, rewards, strict=True))
 
 
 def test_the_accuracy_band_includes_its_ends():
     rewards = [1.0, 0.0, 0.0, 0.0, 0.0] + [1.0, 1.0, 1.0, 1.0, 0.0]
-    assert not group_advantages(rewards, 5, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8).dropped
-    inner = group_advantages(rewards, 5, advantage=zscore, min_accuracy=0.21, max_accuracy=0.79)
+    assert not group_advantages(rewards, 5, advantage=zscore, accuracy_band=(0.2, 0.8)).dropped
+    inner = group_advantages(rewards, 5, advantage=zscore, accuracy_band=(0.21, 0.79))
     assert inner.dropped == {"accuracy": 2} and set(inner.values) == {None}
 
 
 def test_the_accuracy_band_is_for_rewards_of_0_and_1_alone():
     """GradedRollouts rewards have no accuracy: only equal ones are dropped."""
-    credit = group_advantages([0.0, 0.01, 0.0, 0.0], 4, advantage=zscore, min_accuracy=0.2, max_accuracy=0.8)
+    credit = group_advantages([0.0, 0.01, 0.0, 0.0], 4, advantage=zscore, accuracy_band=(0.2, 0.8))
     assert not credit.dropped
 
 
@@ -89,7 +89,7 @@ def test_a_group_of_one_teaches_nothing():
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0])), min_size=12, max_size=12))
 def test_every_group_is_used_or_dropped(rewards):
-    credit = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.3, max_accuracy=0.7)
+    credit = group_advantages(rewards, 4, advantage=zscore, accuracy_band=(0.3, 0.7))
     used = 0
     for first in range(0, 12, 4):
         got = [a for a in credit.values[first : first + 4] if a is not None]
@@ -109,7 +109,7 @@ def test_each_kind_of_reward_goes_through_and_then_they_are_summed():
 
 def test_a_group_is_equal_only_where_it_is_in_every_kind_of_reward():
     rewards = [(1.0, 0.0), (1.0, 1.0), None, (1.0, 0.0)] + [(1.0, 2.0)] * 4
-    credit = group_advantages(rewards, 4, advantage=zscore, min_accuracy=0.9)
+    credit = group_advantages(rewards, 4, advantage=zscore, accuracy_band=(0.9, 1.0))
     assert credit.values[4:] == [None] * 4 and credit.dropped == {"equal": 1}
     assert credit.values[2] is None and credit.values[1] == pytest.approx(2**0.5)
 

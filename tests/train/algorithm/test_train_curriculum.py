@@ -62,6 +62,6 @@ def test_draws_are_resumed():
 def test_a_bonus_moves_advantages_and_not_what_is_dropped():
     rewards = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     bonus = [0.5, 0.1, 0.0, 0.0, 0.9, 0.1, 0.5, 0.0]
-    credit = group_advantages(rewards, 4, advantage=centered, min_accuracy=0.2, max_accuracy=0.8, bonus=bonus)
+    credit = group_advantages(rewards, 4, advantage=centered, accuracy_band=(0.2, 0.8), bonus=bonus)
     assert credit.dropped == {"equal": 1}
     assert credit.values[:4] == pytest.approx([0.85, 0.45, -0.65, -0.65])

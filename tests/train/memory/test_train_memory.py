@@ -14,7 +14,7 @@ from memory_meter import Meter, held
 from torch.utils._pytree import tree_leaves
 from trainees import make_config, policy_of, updater_of
 
-from models.spec import hf_config
+from models.spec import CheckpointSpec, hf_config
 from sample import Rollout, Sampler
 from sample.slots import SlotKV, StepState
 from train.distributed.accelerator import make_accelerator
@@ -26,7 +26,7 @@ from train.memory.report import check_memory, memory_lines
 from train.setup.blocks import Blocks
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.judges import LocalJudge
-from train.setup.models import frozen_reference, make_model, make_value_model, spec_of
+from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
 SHARE = 0.15
@@ -56,8 +56,12 @@ def settings(folder, **sections):
     return make_config(**given, **sections)
 
 
-def inputs_of(config, **named):
-    return Inputs.of(config, spec_of(config), **named)
+def models_of(config, kind="rl"):
+    return RunModels.of(config, spec_of(config), kind)
+
+
+def inputs_of(config, kind="rl", **named):
+    return Inputs.of(config, models_of(config, kind), **named)
 
 
 def checkpoint(folder, family="sdar", **sizes):
@@ -287,16 +291,24 @@ def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sectio
     folder = checkpoint(tmp_path)
     sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
     config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
-    check_memory(config, spec_of(config))
+    check_memory(config, models_of(config))
     assert says in caplog.text and not capsys.readouterr().out
     assert "DOES NOT FIT" in "\n".join(memory_lines(inputs_of(config)))
+
+
+def test_the_planner_reads_no_checkpoint_a_second_time(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path)
+    config = settings(folder, model={"value_base_model": str(folder)})
+    models = models_of(config)
+    monkeypatch.setattr(CheckpointSpec, "read", lambda *_: pytest.fail("the checkpoint is read again"))
+    assert plan.phases(Inputs.of(config, models, machine=machine())).keys() >= {"sampling", "update", "value update"}
 
 
 def test_what_fits_is_not_warned_of(tmp_path, caplog):
     folder = checkpoint(tmp_path)
     for kind in ("rl", "sft", "eval"):
         config = settings(folder, training={"method": "trace" if kind == "sft" else "TraceRL"})
-        check_memory(config, spec_of(config), kind, response_tokens=R if kind == "sft" else None)
+        check_memory(config, models_of(config, kind), response_tokens=R if kind == "sft" else None)
     assert not caplog.text
 
 
