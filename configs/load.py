@@ -94,8 +94,8 @@ def load_config(
 
 
 def _as_dllm_rl(config: Config, sources: Sequence["_Source"], command: Command | None) -> Config:
-    """Of RL on math by a YAML of dLLM-RL, which is known by its names of keys: answers cut at the limit are wrong there,
-    and so they are here where no source says otherwise."""
+    """Of RL on math by a YAML of dLLM-RL, which is known by its names of keys: answers cut at the limit are wrong, as
+    there, where no source says otherwise."""
     *of_yaml, _ = sources
     theirs = any(source.is_dllm_rl for source in of_yaml)
     set_keys = {key for source in sources for key in source.set_keys()}
