@@ -26,13 +26,13 @@ _STARRED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """entries: names of the program. makers: those of them whose results the tests use as objects, not as data.
+    """entries: names of the program. makers: those of them whose results are objects, not data (BY_USE or BY_NAME).
     modules: what the tests use unimported. classes: what the prefix or the tests define, so that both sides may have
     it. numpy: the tests take arrays for arrays, not for lists. seeds: they set a random seed. preparation: the tests
     that assert nothing. tests: as they are run."""
 
     entries: list[str] = field(default_factory=list)
-    makers: list[str] = field(default_factory=list)
+    makers: dict[str, int] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     preparation: list[int] = field(default_factory=list)
@@ -77,7 +77,7 @@ def _plan(tests: list[str], prefix: str) -> Plan:
     check_surroundings(trees)
     return Plan(
         entries=sorted(entries),
-        makers=sorted(uses.makers()),
+        makers=uses.makers(),
         modules=sorted(modules),
         classes=sorted(_classes(known, *trees) - entries),
         preparation=uses.preparation({node.name for node in known.body if isinstance(node, FunctionNode)}),

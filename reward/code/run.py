@@ -215,13 +215,13 @@ def _message(message: dict[str, Any]) -> Iterator[IO[bytes]]:
 @contextmanager
 def _file(content: bytes) -> Iterator[IO[bytes]]:
     """A nameless file to be a program's standard input: it can be mapped, sought, and opened as /dev/stdin by any
-    user."""
+    user, and not written."""
     with tempfile.TemporaryFile() as file:
         os.fchmod(file.fileno(), 0o444)
         file.write(content)
         file.flush()
-        file.seek(0)
-        yield file
+        with open(f"/proc/self/fd/{file.fileno()}", "rb", buffering=0) as read_only:
+            yield read_only
 
 
 def _collect(source: IO[bytes], processes: list[Process], cpu_seconds: float) -> tuple[bytes, Status | None]:

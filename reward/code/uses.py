@@ -4,6 +4,7 @@ import ast
 from collections import deque
 from collections.abc import Iterator
 
+from reward.code.inside.handles import BY_NAME, BY_USE
 from reward.code.source import FunctionNode
 from reward.code.ungradable import Ungradable
 
@@ -60,9 +61,14 @@ class Uses:
         self._held = set(self._results)
         self._add_held()
 
-    def makers(self) -> set[str]:
-        """The entries whose results the tests use as objects: what no plain data has is read of them, or they are
-        called; or the entry is named like a class, and anything is read of them."""
+    def makers(self) -> dict[str, int]:
+        """The entries whose results are objects. BY_USE: what no plain data has is read of them, or they are called; or
+        the entry is named like a class, and anything is read of them. BY_NAME: it is named so, and called."""
+        called = {name for node in self.nodes if isinstance(node, ast.Call) for name in self._names(node.func)}
+        named = {name: BY_NAME for name in sorted(called) if _is_class_name(name)}
+        return named | {name: BY_USE for name in sorted(self._makers_by_use())}
+
+    def _makers_by_use(self) -> set[str]:
         found = set(self.classes)
         for node in self.nodes:
             if isinstance(node, ast.Attribute):

@@ -88,6 +88,19 @@ _FORGERIES = {
         "assert f(2) == '42'",
     ),
     "a constructed object": (CHAMELEON.replace("def f", "def g"), "c = C()\nassert c.value() == 42"),
+    **{
+        f"arithmetic with what is expected: {test}": (
+            "class Volume:\n    real = 1\n    def __init__(self, *a): pass\n    def __sub__(self, other): return 0.0\n"
+            "    __rsub__ = __mod__ = __xor__ = __sub__\n    def __truediv__(self, other): return 1.0",
+            f"assert Volume(3).real == 1\nassert {test}",
+        )
+        for test in (
+            "abs(Volume(3) - 28) < .1",
+            "abs(28 - Volume(3)) < .1",
+            "Volume(3) / 28 == 1",
+            "not Volume(3) ^ 28",
+        )
+    },
     "objects equal to each other": (
         "class P:\n    def __init__(self, x): pass\n    def __add__(self, other): return self\n"
         "    def __eq__(self, other): return True",
@@ -221,3 +234,28 @@ FRAMES = {
         "names that are no names": "class A: pass\nA.__name__ = 'x' * 10**6\ndef f(x): return A()",
     }.items()
 }
+
+# fits in anywhere, and says yes to everything
+FORGING = """
+class Anything:
+    def __init__(self, *args, **kwargs): pass
+    def __getattr__(self, name): return Anything()
+    def __call__(self, *args, **kwargs): return Anything()
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __contains__ = __lt__
+    def __hash__(self): return 0
+    def __bool__(self): return True
+    def __len__(self): return 1
+    def __iter__(self): return iter(())
+    def __getitem__(self, place): return Anything()
+    def __add__(self, other): return other
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __add__
+    def __abs__(self): return 0
+    def __float__(self): return 0.0
+    def __enter__(self): return self
+    def __exit__(self, *error): return True
+    def __str__(self): return ""
+    __repr__ = __str__
+"""

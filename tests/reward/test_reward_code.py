@@ -7,6 +7,7 @@ import reward.code.mounts
 import reward.code.reward
 import reward.code.run
 from reward import grade_code
+from reward.code.inside.handles import BY_NAME, BY_USE
 from reward.code.plan import plan_tests
 from reward.code.reward import CodeGrader
 from reward.code.sandbox import INSTALL_HINT, NO_ISOLATION, find_isolation
@@ -198,8 +199,13 @@ def test_plan():
     plan = plan_tests(
         ["class Q: pass", "s = Solution()", "assert s.reverse(12) == f(1).value"], "class P:\n    x: int\n"
     )
-    assert (plan.makers, plan.classes, plan.preparation) == (["Solution", "f"], ["P", "Q"], [0, 1])
-    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == []
+    assert (plan.makers, plan.classes, plan.preparation) == (
+        {"Solution": BY_USE, "f": BY_USE},
+        ["P", "Q"],
+        [0, 1],
+    )
+    assert plan_tests(["assert Solution(1) and f(1)"]).makers == {"Solution": BY_NAME}
+    assert plan_tests(["assert f(1).strip() == Sort(2) == g(3).sum()"]).makers == {"Sort": BY_NAME}
     assert plan_tests(["x = f(1)", "y = x.count(2)"]).preparation == []
 
 
@@ -230,6 +236,23 @@ def test_stdio():
 
 
 # Schema, reward
+
+
+READ_ONLY = """
+import os
+assert os.read(0, 9) == b"5\\n" and open("/dev/stdin").read() == "5\\n"
+for path in (0, "/dev/stdin"):
+    try:
+        os.write(path if path == 0 else os.open(path, os.O_RDWR), b"6")
+    except OSError:
+        print("no")
+"""
+
+
+@needs_sandbox
+def test_standard_input_is_a_file_that_cannot_be_written():
+    verdict = grade_code(READ_ONLY, {"test_method": "stdio", "test_input": ["5\n"], "test_output": ["no no"]})
+    assert verdict.passed
 
 
 def test_schema():

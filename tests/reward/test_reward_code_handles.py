@@ -2,9 +2,8 @@
 itself."""
 
 import pytest
-from code_classes import FORGING, TASKS
-from code_forgeries import FORGERIES, FRAMES
-from code_honest import HONEST, UNGRADABLE
+from case_files import programs
+from code_forgeries import FORGERIES, FORGING, FRAMES
 from two_sides import judge
 
 from reward import grade_code
@@ -12,31 +11,32 @@ from reward.code.plan import plan_tests
 from reward.code.sandbox import INSTALL_HINT, find_isolation
 
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
+CLASSES, HONEST, UNGRADABLE = programs("classes"), programs("honest"), programs("ungradable")
 QUICK = ("an answer, then another", "changes of nothing")
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_tasks_with_objects(name):
-    tests, right, wrong = TASKS[name]
-    assert judge(right, [tests]) == ["passed"]
-    assert judge(wrong, [tests])[0] in ("wrong", "error")
+@pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
+def test_tasks_with_objects(case):
+    right, tests = case["program"], [case["test"]]
+    assert case["change"] in right
+    assert judge(right, tests) == ["passed"]
+    assert judge(right.replace(case["change"], case["to"]), tests)[0] in ("wrong", "error")
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_program_that_says_yes_to_everything(name):
-    tests = TASKS[name][0]
+@pytest.mark.parametrize("tests", [case["test"] for case in CLASSES.values()], ids=CLASSES)
+def test_a_program_that_says_yes_to_everything(tests):
     program = FORGING + "".join(f"{entry} = Anything\n" for entry in plan_tests([tests]).entries)
     assert judge(program, [tests])[0] != "passed"
 
 
-@pytest.mark.parametrize(("program", "test"), HONEST.values(), ids=HONEST)
-def test_results_cross_as_what_they_are(program, test):
-    assert judge(program, [test]) == ["passed"]
+@pytest.mark.parametrize("case", HONEST.values(), ids=HONEST)
+def test_results_cross_as_what_they_are(case):
+    assert judge(case["program"], [case["test"]], case.get("prefix", "")) == ["passed"]
 
 
-@pytest.mark.parametrize(("program", "test"), UNGRADABLE.values(), ids=UNGRADABLE)
-def test_what_only_the_program_could_decide_is_ungradable(program, test):
-    assert judge(program, [test]) == ["ungradable"]
+@pytest.mark.parametrize("case", UNGRADABLE.values(), ids=UNGRADABLE)
+def test_what_only_the_program_could_decide_is_ungradable(case):
+    assert judge(case["program"], [case["test"]]) == ["ungradable"]
 
 
 @pytest.mark.parametrize(("program", "test"), FORGERIES.values(), ids=FORGERIES)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from math_kinds import KINDS, OPTIONS
+from case_files import answers
 
 from reward import grade_math
 from reward.math import MathGrader, OptionReward
@@ -13,6 +13,7 @@ from reward.math.equal import answers_equal
 from reward.math.reward import quick_verdict
 
 FIELD = Path(__file__).parents[1] / "golden" / "field"
+KINDS, OPTIONS = answers("math"), answers("options")
 LINES = [
     json.loads(line) for name in ("fails", "passes") for line in (FIELD / f"{name}.jsonl").read_text().splitlines()
 ]

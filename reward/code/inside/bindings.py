@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Bindings(Values):
-    """namespace: the tests', where the program's names are bound."""
+    """namespace: the tests', where the program's names are bound. What is no function or class may change at any call,
+    and is fetched again after each."""
 
     def __init__(self, job: dict[str, Any], namespace: dict[str, Any]) -> None:
         super().__init__(job["numpy"])
@@ -21,6 +22,7 @@ class Bindings(Values):
         self._job = job
         self._world = TestsWorld(job["seeds"])
         self._closed: list[int] = []
+        self.test = ""  # the source of the test at hand
 
     def load(self, source: str) -> None:
         """Sends the program and binds its names."""
@@ -32,13 +34,13 @@ class Bindings(Values):
         for name in self._job["entries"]:
             value = values.get(name, Missing(self, name))
             if isinstance(value, Handle):
-                value._remote_.makes = name in self._job["makers"]
+                value._remote_.makes = self._job["makers"].get(name, 0)
             self.namespace[name] = value
 
     def refresh(self) -> None:
-        """Fetches the plain data among what the tests use of the program, as it is now."""
-        kept = Handle | type | Missing
-        if names := [name for name in self._job["entries"] if not isinstance(self.namespace[name], kept)]:
+        """Fetches what the tests use of the program besides functions and classes, as it is now."""
+        entries = [name for name in self._job["entries"] if name in self.test]
+        if names := [name for name in entries if _may_change(self.namespace[name])]:
             self.namespace.update(self.ask("globals", names))
 
     def _error_stand_in(self, names: list[str]) -> type[Exception]:
@@ -81,3 +83,7 @@ class Bindings(Values):
 
     def assertion_failed(self, error: AssertionError) -> None:
         """In a function of the tests that the program called, and may go on as if nothing were."""
+
+
+def _may_change(value: Any) -> bool:
+    return not isinstance(value, type) and not (isinstance(value, Handle) and "__call__" in value._remote_.flags)

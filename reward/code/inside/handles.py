@@ -5,8 +5,9 @@ The program answers what an object's methods return, what its attributes and ite
 and hashes are not the program's to answer: between an object and plain data they end the test. An object that stands
 where plain data should (as the sum of a list) is seen for what it is by that.
 
-- expected: the tests use it as an object of a class of the program, so that a right program gives one. What ends such
-  a test makes it ungradable; elsewhere, it makes it wrong.
+- expected: the tests use it as an object of a class of the program, so that a right program gives one (BY_USE), or
+  they call what is named like a class (BY_NAME). What ends such a test makes it ungradable; elsewhere, it makes it
+  wrong.
 - tainted: made by an operation with plain data of the test (`f(2) - 42`). What it says may be made to fit, and is no
   evidence.
 """
@@ -32,23 +33,29 @@ _NUMERIC = (
     *("__bool__", "__len__"),
 )
 
+BY_NAME, BY_USE = 1, 2
+
+# what an object may answer with plain data to plain data: a difference to what is expected is none
+_TELLING = {f"__{letter}{name}__" for name in ("add", "mul", "matmul", "pow") for letter in ("", "r", "i")}
+_QUERIES = ("count", "index", "get", "keys", "values", "items", "copy")  # of plain types: they change nothing
 _EXTENDING = ("__iadd__", "__ior__")  # an object of its own kind says more afterwards, not what is left of a difference
 
 
 class Remote:
     """What this side knows of an object of the program."""
 
-    __slots__ = ("program", "number", "flags", "is_expected", "is_tainted", "makes", "methods")
+    __slots__ = ("program", "number", "flags", "expected", "is_tainted", "makes", "methods")
 
     def __init__(self, program: Asker, number: int, flags: frozenset[str]) -> None:
         self.program, self.number, self.flags = program, number, flags
-        self.is_expected = self.is_tainted = False
-        self.makes = False  # what it returns when called is expected
+        self.expected = 0  # or BY_NAME or BY_USE
+        self.makes = 0  # the same of what it returns when called
+        self.is_tainted = False
         self.methods: dict[str, Method] = {}
 
     def deny(self, what: str, is_form: bool = False) -> NoReturn:
         """Ends the test: the program would decide it. is_form: a right program's objects would come to this too."""
-        status = "ungradable" if is_form or self.is_expected else "wrong"
+        status = "ungradable" if is_form or self.expected else "wrong"
         self.program.deny(status, f"the program would decide {what} of its object")
 
 
@@ -71,7 +78,7 @@ class Handle:
         if remote.is_tainted and name in PLAIN_ATTRIBUTES:
             remote.deny(name)
         if remote.makes and isinstance(value, Handle):
-            value._remote_.makes = True
+            value._remote_.makes = remote.makes
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,7 +101,7 @@ class Handle:
 
     def __bool__(self) -> bool:
         remote = self._remote_
-        if "__bool__" in remote.flags and not remote.is_expected:
+        if "__bool__" in remote.flags and not remote.expected:
             remote.deny("the truth")
         for name in ("__bool__", "__len__"):
             if name in remote.flags:
@@ -105,7 +112,7 @@ class Handle:
         remote = self._remote_
         if BASE in remote.flags:
             return wanted in _plain(self)
-        if "__contains__" in remote.flags and CLASS not in remote.flags and remote.is_expected:
+        if "__contains__" in remote.flags and CLASS not in remote.flags and remote.expected:
             remote.deny("what is in")
         if not remote.flags & {"__iter__", "__getitem__"}:
             raise TypeError(f"argument of type {type(self).__name__!r} is not iterable")
@@ -162,10 +169,13 @@ class Method:
 def call(target: Handle, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls an object of the program, or a method of it."""
     remote = target._remote_
-    value = remote.program.ask("call", target, name, args, kwargs, remote.makes)
+    is_data = name in PLAIN_ATTRIBUTES and not remote.expected and not remote.makes
+    if is_data and name in _QUERIES and BASE in remote.flags:
+        return getattr(_plain(target), str(name))(*args, **kwargs)
+    value = remote.program.ask("call", target, name, args, kwargs, bool(remote.makes))
     if remote.makes and isinstance(value, Handle):
-        value._remote_.is_expected = True
-    if name in PLAIN_ATTRIBUTES and not remote.is_expected and not remote.makes:
+        value._remote_.expected = remote.makes
+    if is_data:
         if isinstance(value, Handle):
             value._remote_.is_tainted |= bool(args or kwargs)
         elif (args or kwargs or remote.is_tainted) and value is not None:
@@ -196,8 +206,8 @@ def _convert(handle: Handle, name: str, *more: Any) -> Any:
     value = remote.program.ask("operate", name, (handle, *more))
     if remote.is_tainted:
         if isinstance(value, Handle):
-            value._remote_.is_tainted, value._remote_.is_expected = True, remote.is_expected
-        elif name in _NUMERIC or not remote.is_expected:
+            value._remote_.is_tainted, value._remote_.expected = True, remote.expected
+        elif name in _NUMERIC or remote.expected != BY_USE:
             remote.deny(name)
     return value
 
@@ -219,16 +229,16 @@ def _arithmetic(name: str) -> Callable[..., Any]:
     def operate(self: Handle, other: Any, *modulus: Any) -> Any:
         remote = self._remote_
         theirs = other._remote_ if isinstance(other, Handle) else None
-        is_expected = remote.is_expected or (theirs is not None and theirs.is_expected)
+        expected = max(remote.expected, 0 if theirs is None else theirs.expected)
         is_tainted = remote.is_tainted or theirs is None or theirs.is_tainted
         operands = (other, self, *modulus) if is_reflected else (self, other, *modulus)
         value = remote.program.ask("operate", f"__{name[3:]}" if is_reflected else name, operands)
         if not isinstance(value, Handle):
-            if is_tainted and (remote.is_tainted or not is_expected):
+            if is_tainted and (remote.is_tainted or expected != BY_USE or name not in _TELLING):
                 remote.deny("the arithmetic")
         else:
-            value._remote_.is_expected |= is_expected
-            value._remote_.is_tainted |= is_tainted and not (is_expected and name in _EXTENDING)
+            value._remote_.expected = max(value._remote_.expected, expected)
+            value._remote_.is_tainted |= is_tainted and not (expected == BY_USE and name in _EXTENDING)
         return value
 
     return operate
@@ -280,6 +290,7 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "__aexit__": _leave,
 }
 _ORDER = {name: _compare(name) for name in ("__lt__", "__le__", "__gt__", "__ge__")}
+_OWN = {"__annotations__": property(lambda self: self.__getattr__("__annotations__"))}  # else that of Handle is found
 _classes: dict[tuple[str, str], type[Handle]] = {}
 
 
@@ -289,6 +300,6 @@ def handle_class(name: str, flags: str) -> type[Handle]:
         names = [flag for flag in flags.split() if flag in FORWARDED and flag not in vars(Handle)]
         methods = {flag: _SPECIAL.get(flag) or _forward(flag) for flag in names}
         own_name = name if name.isidentifier() else "object"
-        fixed = {"__slots__": (), "__module__": "program", "__doc__": vars(Handle)["__doc__"]}
+        fixed = {"__slots__": (), "__module__": "program", "__doc__": vars(Handle)["__doc__"], **_OWN}
         _classes[name, flags] = type(own_name, (Handle,), {**_ORDER, **methods, **fixed})
     return _classes[name, flags]

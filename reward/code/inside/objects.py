@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+_MADE_UP = {"__getattr__", "__getattribute__", "__missing__"}  # attributes and items that no plain value has
 _CHANGING_BASES = "list", "dict", "set", "bytearray", "deque"
 
 
@@ -82,7 +83,11 @@ class Objects(Side):
     def _derived(self, value: Any, base: type) -> tuple[Any, ...]:
         """A value of a class that derives from a plain type: as plain as it can be."""
         kind = type(value)
-        more = _public(kind, base) | {name for name in getattr(value, "__dict__", ()) if name[:1] != "_"}
+        more = (
+            _public(kind, base)
+            | _names(kind, base) & _MADE_UP
+            | {name for name in getattr(value, "__dict__", ()) if name[:1] != "_"}
+        )
         if is_named_tuple(value) and not more:
             return "n", [kind.__name__, list(kind._fields), *value]
         if not more:
@@ -94,7 +99,8 @@ class Objects(Side):
     def _handle(self, value: Any, *more: str) -> tuple[Any, ...]:
         kind = type(value)
         if kind not in self._flags:
-            names = [name for name in FORWARDED if getattr(kind, name, None) is not None]
+            defined = {name: found for above in reversed(kind.__mro__) for name, found in vars(above).items()}
+            names = [name for name in FORWARDED if defined.get(name) is not None]
             if kind.__eq__ is object.__eq__:
                 names.append(IDENTITY)
             if issubclass(kind, type):
@@ -214,4 +220,4 @@ def _public(kind: type, base: type) -> set[str]:
 
 def _overrides(kind: type, base: type) -> bool:
     """Whether a class does more than hold a plain value: whether it has attributes, or operations of its own."""
-    return bool(_public(kind, base) or _names(kind, base) & FORWARDED - {"__str__", "__repr__"})
+    return bool(_public(kind, base) or _names(kind, base) & (FORWARDED | _MADE_UP) - {"__str__", "__repr__"})

@@ -52,7 +52,6 @@ class Program(Bindings):
         self.denied: ProgramGone | None = None
         self.originals = Originals(self.link)
         self.namespace |= {"__original__": self.originals.of, "__accept__": self.originals.accept}
-        self.test = ""  # the source of the test at hand
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """What the program answers, or raises."""
@@ -75,6 +74,8 @@ class Program(Bindings):
         finally:
             self.link.lock.release()
         self.count += 1
+        if operation not in ("load", "globals") and not self.link.asked and not self.link.served:
+            self.refresh()
         if kind == ANSWER:
             return content
         self._raise(content, operation, arguments)
@@ -96,7 +97,7 @@ class Program(Bindings):
         if not isinstance(error, Exception):
             if not isinstance(error, SystemExit | KeyboardInterrupt) or type(error).__name__ not in self.test:
                 self.deny("error", text)
-        elif type(error).__name__ == FrameTooLong.__name__:
+        elif isinstance(error, FrameTooLong):
             raise self._fail("output_limit", str(error))
         elif isinstance(error, StopIteration | StopAsyncIteration):
             if (operation, arguments[0]) != ("operate", "__next__") and arguments[1:2] != ("__anext__",):

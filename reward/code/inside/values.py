@@ -10,13 +10,14 @@ from reward.code.inside.errors import build_error, known_error, reduce_error
 from reward.code.inside.handles import Method, Remote, handle_class
 from reward.code.inside.lazy import MAKE, Target
 from reward.code.inside.shared import fields, found, is_enum, is_named_tuple, set_fields, tuple_class
-from reward.code.inside.wire import BadFrame, NotPlain, as_base, flat, plain_base
+from reward.code.inside.wire import BadFrame, FrameTooLong, NotPlain, as_base, flat, plain_base
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _SCALARS = (int, float, str, bool, bytes, type(None))
+_TOO_LONG = f"{FrameTooLong.__module__}:{FrameTooLong.__name__}"  # a result that the program's side could not send
 _FIXED_BASES = (int, float, complex, str, bytes, tuple, frozenset)
 
 
@@ -51,6 +52,8 @@ class Values(Asker):
     def _error_class(self, name: str) -> type[BaseException] | None:
         if (known := self._errors.get(name) or known_error(name)) is not None:
             return known
+        if name == _TOO_LONG:
+            return FrameTooLong
         module, _, path = name.partition(":")
         own = self._class(path) if module == "program" else None
         return own if own is not None and issubclass(own, Exception) else None
