@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Literal
 
+from configs.schema import Effect
+
 Command = Literal["rl", "sft", "eval"]
 TITLES: dict[Command, str] = {"rl": "rl.py", "sft": "train/sft.py", "eval": "eval.py"}
 
@@ -82,11 +84,17 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
     "eval": (*_RL_ALONE, *_TRAINING_ALONE, "dataset.optimization_data", "reward.speed_weight"),
 }
 """Command -> keys, or whole sections, that it does not read."""
+_MARKED_OTHERWISE: Mapping[tuple[Command, str], Effect] = {("sft", "training.num_train_epochs"): "length"}
 
 
 def reads(command: Command, key: str) -> bool:
     """Whether a command reads a key of the schema."""
     return not any(key == name or key.startswith(f"{name}.") for name in NOT_READ[command])
+
+
+def effect_in(command: Command | None, key: str, mark: Effect) -> Effect:
+    """What another value of a key changes in a command, where that is not what the schema marks it with."""
+    return mark if command is None else _MARKED_OTHERWISE.get((command, key), mark)
 
 
 def unread(command: Command, keys: Collection[str], typed: Mapping[str, str]) -> list[str]:

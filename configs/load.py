@@ -219,7 +219,7 @@ def _checked(config: Config, typed: Mapping[str, str]) -> Config:
         for item in dataclasses.fields(config)
         if isinstance(section := getattr(config, item.name), Section)
     }
-    config = dataclasses.replace(config, **sections)
+    config = dataclasses.replace(config, typed=dict(typed), **sections)
     try:
         _check_ranges(config, typed)
     except ValueError as error:

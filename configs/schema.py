@@ -3,10 +3,12 @@
 `configs.load` merges YAML and command line into `Config`; `configs.spellings` has dLLM-RL's names of keys.
 """
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 DATA_TYPES = ("math", "code", "option", "general")
+Effect = Literal["result", "speed", "output", "length"]
 
 
 def opt(
@@ -17,13 +19,20 @@ def opt(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    changes: Effect = "result",
 ) -> Any:
     """A field with its help line and the range or the names that its value must fit. each: one value of this type, or a
-    list of such values, each of which must fit."""
-    metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices}
+    list of such values, each of which must fit. changes: what another value of the key changes (`configs.effects`); a
+    run is resumed with another one of all but the keys of its result."""
+    metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices, "changes": changes}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+speed = functools.partial(opt, changes="speed")
+output = functools.partial(opt, changes="output")
+length = functools.partial(opt, changes="length")
 
 
 def section(kind: type) -> Any:
@@ -33,28 +42,28 @@ def section(kind: type) -> Any:
 @dataclass(frozen=True)
 class ExperimentConfig:
     # its folder and its length
-    project: str = opt("run", "name of the run; its folder is output_dir/project")
-    output_dir: str = opt("runs", "folder that holds the folders of runs")
-    total_step: int = opt(80, "RL steps in all (SFT: training.num_train_epochs, training.max_steps)", low=1)
+    project: str = output("run", "name of the run; its folder is output_dir/project")
+    output_dir: str = output("runs", "folder that holds the folders of runs")
+    total_step: int = length(80, "RL steps in all (SFT: training.num_train_epochs, training.max_steps)", low=1)
     # when it saves and evaluates
-    save_every: int = opt(
+    save_every: int = output(
         10, "a checkpoint every so many RL steps (SFT: epochs, and see save_every_updates), and at the end", low=1
     )
-    save_every_updates: int | None = opt(
+    save_every_updates: int | None = output(
         None, "SFT: a checkpoint every so many updates too, to resume within an epoch; null = by epochs only", low=1
     )
-    eval_every: int = opt(10, "evaluation every so many RL steps", low=1)
+    eval_every: int = output(10, "evaluation every so many RL steps", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
-    eval_first: bool = opt(True, "evaluate before the first RL step too")
-    keep_last: int = opt(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
-    keep_best: bool = opt(
+    eval_first: bool = output(True, "evaluate before the first RL step too")
+    keep_last: int = output(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
+    keep_best: bool = output(
         False,
         "RL: save every step that is evaluated too, and keep the best checkpoint besides (ckpt/best): by accuracy, or "
         "by mean reward where rewards are not 0 or 1",
     )
     # what it begins with
-    overwrite: bool = opt(False, "delete what an earlier run with another config left in the run's folder")
-    resume: str = opt(
+    overwrite: bool = output(False, "delete what an earlier run with another config left in the run's folder")
+    resume: str = output(
         "auto",
         "auto = from the newest whole checkpoint of the run's folder; never = refuse a folder that has one; or the "
         "path of a checkpoint (ckpt/step-000010) of any run of the same command, to begin with where this run has none",
@@ -63,32 +72,32 @@ class ExperimentConfig:
     deterministic: bool = opt(
         False, "fixed shapes and deterministic kernels: the same run gives the same bits, somewhat slower"
     )
-    threads: int = opt(
+    threads: int = speed(
         0, "CPU threads of torch in each process; 0 = OMP_NUM_THREADS, else as many as there are cores for it", low=0
     )
-    processes: int = opt(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
-    deepspeed_file: str | None = opt(
+    processes: int = speed(0, "processes on each machine; 0 = one a GPU, one without GPUs", low=0)
+    deepspeed_file: str | None = speed(
         None,
         "a file of accelerate_configs/ (1_node_8_gpus_deepspeed_zero3): nodes, processes and engine, DDP, ZeRO-2, "
         "ZeRO-3 or FSDP2; null = a process for each GPU, each with the whole model",
     )
-    gpu_memory_gib: float = opt(
+    gpu_memory_gib: float = speed(
         0.0,
         "plan the memory (dry_run) for GPUs of so much, wherever it is typed; 0 = for the device that is here",
         low=0.0,
     )
     # several machines
-    num_node: int | None = opt(None, "nodes of the job, a check; their number comes from the environment", low=1)
-    launcher: str = opt(
+    num_node: int | None = speed(None, "nodes of the job, a check; their number comes from the environment", low=1)
+    launcher: str = speed(
         "auto",
         "multinode_*.py: each_node = every node runs the command, ssh = node 0 starts the others, auto = those that "
         "have not joined after join_seconds",
         choices=("auto", "each_node", "ssh"),
     )
-    join_seconds: float = opt(60.0, "time for the nodes to find each other", low=1.0)
-    ssh: str = opt("ssh -o BatchMode=yes", "ssh command of the launcher, with port and options")
-    ssh_user: str = opt("root", "user on the other nodes")
-    timeout_minutes: float = opt(
+    join_seconds: float = speed(60.0, "time for the nodes to find each other", low=1.0)
+    ssh: str = speed("ssh -o BatchMode=yes", "ssh command of the launcher, with port and options")
+    ssh_user: str = speed("root", "user on the other nodes")
+    timeout_minutes: float = speed(
         60.0, "the job stops when a process does not come to a common step for so long", low=0.01
     )
 
@@ -105,7 +114,7 @@ class ModelConfig:
     random_init: bool = opt(
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
     )
-    prepare_with: str | None = opt(None, "SFT config that makes pretrained_model when that folder is absent")
+    prepare_with: str | None = output(None, "SFT config that makes pretrained_model when that folder is absent")
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
 
@@ -188,7 +197,7 @@ class DecodeConfig(Section):
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
-    max_slots: int = opt(256, "sequences decoded at a time", low=1)
+    max_slots: int = speed(256, "sequences decoded at a time", low=1)
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
 
@@ -222,7 +231,7 @@ class RolloutConfig(DecodeConfig):
         choices=("auto", "fp32", "bf16"),
     )
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
-    output_unmasking_history: bool = opt(True, "eval.py: write step maps into the samples file")
+    output_unmasking_history: bool = output(True, "eval.py: write step maps into the samples file")
 
 
 @dataclass(frozen=True)
@@ -306,17 +315,17 @@ class TrainingConfig:
     gradient_accumulation_steps: int = opt(32, "micro-batches of rows an update, as dLLM-RL counts them", low=1)
     batch_size_lm: int = opt(1, "rows a micro-batch, as dLLM-RL counts them (SFT: samples)", low=1)
     num_train_epochs: int = opt(1, "passes over a step's rollouts (SFT: over the data)", low=1)
-    max_steps: int | None = opt(
+    max_steps: int | None = length(
         None, "SFT: updates in all, over as many epochs as they take, in place of num_train_epochs", low=1
     )
-    max_tokens_per_microbatch: int = opt(16384, "packed tokens of one forward; shapes memory, never results", low=1)
+    max_tokens_per_microbatch: int = speed(16384, "packed tokens of one forward; shapes memory, never results", low=1)
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
-    max_skipped_updates: int = opt(10, "stop after so many non-finite updates in a row", low=1)
+    max_skipped_updates: int = output(10, "stop after so many non-finite updates in a row", low=1)
     mixed_precision: str = opt(
         "bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no")
     )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
-    gradient_checkpointing_enable: bool = opt(False, "recompute activations in the backward pass")
+    gradient_checkpointing_enable: bool = speed(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
 
 
@@ -368,9 +377,9 @@ class RewardConfig:
     speed_weight: float = opt(
         0.0, "bonus of a positive reward: so many times the answer's tokens per denoising step", low=0.0
     )
-    workers: int = opt(0, "worker processes of the math reward; 0 = by cores", low=0)
+    workers: int = speed(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
-    function_timeout_seconds: float = opt(600.0, "time for one call of your function", low=0.0)
+    function_timeout_seconds: float = speed(600.0, "time for one call of your function", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -381,7 +390,7 @@ class JudgeConfig(Section):
 
     api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
     model: str = opt("", "name of the judge at that endpoint")
-    api_key_variable: str = opt("", "environment variable that holds the endpoint's key")
+    api_key_variable: str = speed("", "environment variable that holds the endpoint's key")
     local: str | None = opt(None, "the judge as a transformers model, a folder or hub name")
     mode: str = opt(
         "score",
@@ -394,14 +403,14 @@ class JudgeConfig(Section):
     top_p: float = opt(0.95, "nucleus filter of the judge", low=1e-6, high=1.0)
     max_tokens: int = opt(10_000, "longest answer of the judge", low=1)
     max_model_len: int = opt(15_000, "longest question and answer of the judge together, in tokens", low=2)
-    parallel: int = opt(16, "questions asked (api) or decoded (local) at a time", low=1)
-    timeout_seconds: float = opt(300.0, "time for one answer of the endpoint", low=0.1)
-    attempts: int = opt(4, "tries for one answer of the endpoint", low=1)
+    parallel: int = speed(16, "questions asked (api) or decoded (local) at a time", low=1)
+    timeout_seconds: float = speed(300.0, "time for one answer of the endpoint", low=0.1)
+    attempts: int = speed(4, "tries for one answer of the endpoint", low=1)
 
 
 @dataclass(frozen=True)
 class ExecuteConfig:
-    num_chunk: int = opt(0, "programs run at a time for code rewards at most; never more than the cores", low=0)
+    num_chunk: int = speed(0, "programs run at a time for code rewards at most; never more than the cores", low=0)
     all_or_nothing: bool = opt(False, "code: 1 only if every test passes, instead of the share that passes")
     memory_gib: float = opt(2.0, "memory of one program", low=0.0)
     allow_unsafe: bool = opt(False, "run programs without isolation (only inside a container that you can lose)")
@@ -410,16 +419,16 @@ class ExecuteConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    report_to: list[str] = opt([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
-    sample_every: int = opt(
+    report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
+    sample_every: int = output(
         10, "RL: show a response every so many steps, on the terminal and in trackers; 0 = never", low=0
     )
 
 
 @dataclass(frozen=True)
 class Config:
-    config: str = opt("", "the YAML file")
-    dry_run: bool = opt(False, "check everything and stop before any model work")
+    config: str = output("", "the YAML file")
+    dry_run: bool = output(False, "check everything and stop before any model work")
     experiment: ExperimentConfig = section(ExperimentConfig)
     model: ModelConfig = section(ModelConfig)
     dataset: DatasetConfig = section(DatasetConfig)
@@ -435,3 +444,5 @@ class Config:
     tracking: TrackingConfig = section(TrackingConfig)
     hidden: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Dotted key -> `configs.hidden.Hidden`, of what came from environment variables."""
+    typed: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Dotted key -> as it was typed, where that is another spelling."""

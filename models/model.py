@@ -17,6 +17,7 @@ from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
+from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
 from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
@@ -31,7 +32,8 @@ class DiffusionLM(nn.Module):
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
     eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
-    `save` writes; tokenizer: None for a folder without one; spec: what the checkpoint's files say.
+    `save` writes; tokenizer: None for a folder without one; spec: what the checkpoint's files say; base_fingerprint: of
+    the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class DiffusionLM(nn.Module):
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.adapters: LoraConfig | None = None
+        self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
         self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
         self.eos_ids = _eos_ids(spec, tokenizer)
@@ -171,7 +174,7 @@ class DiffusionLM(nn.Module):
         """Folds the adapters into the weights: a model like any other, all of it trainable."""
         lora.merge(self.model)
         self.requires_grad_(True)
-        self.adapters = None
+        self.adapters = self.base_fingerprint = None
 
     def save(self, path: str | Path, besides: Mapping[str, Tensor] | None = None) -> None:
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
@@ -182,6 +185,8 @@ class DiffusionLM(nn.Module):
             carried = carried | {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
         if self.adapters is not None:
             lora.write(Path(path), self.model, self.adapters, carried)
+            if self.base_fingerprint is not None:
+                write_base(Path(path), str(self.adapters.base_model_name_or_path), self.base_fingerprint)
             return
         weights = self.checkpoint_weights() | dict(besides or {})
         layout_io.write_checkpoint(Path(path), weights, carried, self.dtype)
@@ -197,13 +202,16 @@ def load_model(
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
-    path: a `CheckpointSpec` too, whose files are not looked at again. dtype: "float32" | "bfloat16" | "float16".
-    model_base: the family's name, when config.json alone does not tell. random_init_seed: the folder holds config.json
-    and tokenizer but no weights; they are drawn from this seed. besides: weights of the folder that are no part of the
-    model.
-    ValueError: no such folder, unknown family, weights that do not fit the config.
+    path: a `CheckpointSpec` too, whose files are not looked at again; the base of its adapters is not compared then.
+    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
+    random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
+    weights of the folder that are no part of the model.
+    ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed.
     """
-    spec = path if isinstance(path, CheckpointSpec) else CheckpointSpec.read(path, model_base)
+    if isinstance(path, CheckpointSpec):
+        spec = path
+    else:
+        require_base(spec := CheckpointSpec.read(path, model_base))
     if spec.base is not None:
         return _load_adapted(spec, spec.base, dtype, device)
     _check_device(device)
@@ -235,6 +243,10 @@ def _load_adapted(
     """The base with the folder's adapters; the block size is the folder's."""
     model = load_model(base, dtype, device)
     model.adapters = lora.read(spec.folder, model.model.requires_grad_(False))
+    folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
+    if folder.is_dir():  # not a name on the hub
+        model.adapters.base_model_name_or_path = str(folder.resolve())
+    model.base_fingerprint = kept_base(spec.folder)
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)

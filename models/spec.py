@@ -92,9 +92,15 @@ def config_errors(folder: Path, family: Family) -> Iterator[None]:
 def _read_adapted(folder: Path, raw: Mapping[str, Any], model_base: str | None) -> CheckpointSpec:
     """The base that adapter_config.json names, with the folder's adapters and block size."""
     name = str(read_json(folder / lora.CONFIG).get("base_model_name_or_path") or "")
-    if not name or (resolve_folder(name) / lora.CONFIG).is_file():
+    try:
+        base = CheckpointSpec.read(name, model_base) if name else None
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}/{lora.CONFIG}: base_model_name_or_path={name}, on which its adapters were trained: {error} Put "
+            "it back there, or a link to where it is now."
+        ) from error
+    if base is None or base.adapters is not None:
         raise ValueError(f"{folder}/{lora.CONFIG}: base_model_name_or_path is {name!r}, which is no whole checkpoint.")
-    base = CheckpointSpec.read(name, model_base)
     with config_errors(folder, base.family):
         own = _at_least_one(raw.get("block_size") or base.block_size)
     return replace(

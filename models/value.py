@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import checkpoint as layout_io
 from models.attention import Layout
+from models.fingerprint import require_base
 from models.model import DiffusionLM, load_model
 from models.spec import CheckpointSpec
 
@@ -57,7 +58,10 @@ def load_value_model(
 ) -> ValueModel:
     """A value model from any checkpoint that `load_model` reads, with the same arguments and errors. Its head is the
     folder's where that holds one (a saved value model), else zero. Adapters are merged: all of it is trained."""
-    spec = path if isinstance(path, CheckpointSpec) else CheckpointSpec.read(path, model_base)
+    if isinstance(path, CheckpointSpec):
+        spec = path
+    else:
+        require_base(spec := CheckpointSpec.read(path, model_base))
     base = load_model(spec, dtype, device, random_init_seed=random_init_seed, besides=(HEAD_NAME,))
     stored = None
     if base.adapters is not None:

@@ -30,20 +30,6 @@ MADE_HERE = (
     "heartbeat",
     "trackers",
 )
-UNCOMPARED_KEYS = (
-    "experiment.overwrite",
-    "experiment.resume",
-    "experiment.processes",
-    "experiment.num_node",
-    "experiment.deepspeed_file",
-    "experiment.gpu_memory_gib",
-    "experiment.launcher",
-    "experiment.join_seconds",
-    "experiment.ssh",
-    "experiment.ssh_user",
-    "experiment.timeout_minutes",
-    "dry_run",
-)
 logger = logging.getLogger(__name__)
 
 
@@ -73,16 +59,16 @@ class RunFolder:
     def open(
         cls,
         root: Path,
-        resolved_config: Mapping[str, Any],
+        settings: run_config.Settings,
         *,
         overwrite: bool,
-        uncompared_keys: Collection[str] = UNCOMPARED_KEYS,
     ) -> "RunFolder":
         """Takes `root`, the run's own folder, for writing, and makes it when absent.
 
-        A folder that holds this run (an equal configuration, `uncompared_keys` aside) is resumed, with `overwrite` too:
-        that deletes a run of another configuration (MADE_HERE, nothing else), which is refused without it and the
-        difference shown. ValueError then, and when another process writes there, or it cannot be written.
+        A folder that holds this run is resumed, with `overwrite` too: settings that leave its results as they are may
+        be others now (`configs.effects`), which one line says, and config.yaml has those of now from then on.
+        `overwrite` deletes a run of another configuration (MADE_HERE, nothing else), which is refused without it and
+        the difference shown. ValueError then, and when another process writes there, or it cannot be written.
         """
         root = Path(root)
         _check_place(root)
@@ -92,7 +78,8 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(root, error) from error
         try:
-            resumed = cls.check(root, resolved_config, overwrite=overwrite, uncompared_keys=uncompared_keys)
+            changes = cls._changes(root, settings, overwrite)
+            resumed = changes is not None
             (root / "final.json").unlink(missing_ok=True)
             if not resumed:
                 _delete_run(root)
@@ -102,8 +89,8 @@ class RunFolder:
             shutil.rmtree(root / heartbeat.FOLDER, ignore_errors=True)
             if (root / "ckpt").is_dir():
                 remove_leftovers(root / "ckpt")
-            if not resumed:
-                run_config.write(root / "config.yaml", resolved_config)
+            if changes is None or changes.taken or not changes.has_digests:
+                run_config.write(root / "config.yaml", settings)
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError):
@@ -111,16 +98,14 @@ class RunFolder:
             raise
         return cls(root, resumed, lock)
 
-    @staticmethod
-    def check(
-        root: Path,
-        resolved_config: Mapping[str, Any],
-        *,
-        overwrite: bool,
-        uncompared_keys: Collection[str] = UNCOMPARED_KEYS,
-    ) -> bool:
+    @classmethod
+    def check(cls, root: Path, settings: run_config.Settings, *, overwrite: bool) -> bool:
         """Whether `open` would resume a run in `root`, or ValueError where `open` would refuse it. Writes nothing."""
-        root = Path(root)
+        return cls._changes(Path(root), settings, overwrite) is not None
+
+    @staticmethod
+    def _changes(root: Path, settings: run_config.Settings, overwrite: bool) -> run_config.Changes | None:
+        """How the settings of the run in `root` differ from those that it is resumed with; None for a new run."""
         _check_place(root)
         config_path = root / "config.yaml"
         if not config_path.exists():
@@ -130,16 +115,21 @@ class RunFolder:
                     f"{root} holds {', '.join(found)} but no config.yaml, so it is not known whose they are. "
                     "Choose another experiment.project, or move them away."
                 )
-            return False
-        differences = run_config.differences(config_path, resolved_config, uncompared_keys)
-        if differences and not overwrite:
-            raise ValueError(
-                f"{root} holds a run of another configuration (there -> asked for now):\n{differences}\n"
-                f"Continue that run with config={config_path}, choose another experiment.project (which may resume "
-                "from a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
-                "experiment.overwrite=true."
+            return None
+        changes = run_config.changes(config_path, settings)
+        if changes.refused:
+            if overwrite:
+                return None
+            raise _other_run(root, changes)
+        if changes.taken:
+            logger.warning("%s is resumed with other settings: %s", root, "; ".join(changes.taken))
+        if not changes.has_digests:
+            logger.warning(
+                "%s is of an earlier version and has no digests of the models and data that it names: they are taken "
+                "as they are, and compared from now on",
+                config_path,
             )
-        return not differences
+        return changes
 
     @property
     def config(self) -> Path:
@@ -203,6 +193,17 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _other_run(root: Path, changes: run_config.Changes) -> ValueError:
+    restored = "Put back what a key named when the run was begun; or continue" if changes.contents else "Continue"
+    lines = "\n".join(changes.refused)
+    return ValueError(
+        f"{root} holds a run of another configuration (there -> asked for now):\n{lines}\n"
+        f"{restored} that run with config={root / 'config.yaml'}, choose another experiment.project (which may resume "
+        "from a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
+        "experiment.overwrite=true."
+    )
 
 
 def _check_place(root: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from configs import find, naming, resolved
+from configs import find, naming
+from configs.commands import Command
 from configs.schema import Config, DecodeConfig, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
@@ -16,7 +17,7 @@ from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
-from train.learner.checkpoint import BEST, RL, given_checkpoint, newest_checkpoint
+from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings
@@ -25,6 +26,7 @@ from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
+from train.setup.sources import require_as_written, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_decodings(rollout, config.evaluation)
     _check_best(config)
     pick_device(config.model.device)
-    spec = spec_of(config) if first is None else _made_by(first)
+    spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     blocks = Blocks.of(config, spec)
@@ -80,10 +82,26 @@ def check(config: Config, first: Config | None = None) -> None:
             print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print("\n".join(plan_lines(config, tasks)))
         return
-    models = RunModels("rl", spec, blocks, value_spec_of(config, spec))
+    models = RunModels("rl", spec, blocks, _value_model(config, spec))
     if config.dry_run:
         print("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
+
+
+def _model(config: Config, first: Config | None) -> CheckpointSpec:
+    """What the policy's checkpoint says of itself, which is as it was written; what it will say, where `first` makes
+    it."""
+    if first is not None:
+        return _made_by(first)
+    require_as_written(spec := spec_of(config))
+    return spec
+
+
+def _value_model(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
+    """What the value model's checkpoint says of itself, which is as it was written; None without one."""
+    if (spec := value_spec_of(config, policy)) is not None:
+        require_as_written(spec)
+    return spec
 
 
 def _made_by(first: Config) -> CheckpointSpec:
@@ -97,7 +115,7 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
     experiment, path = config.experiment, run_path(config)
-    resumes = check_folder(config)
+    resumes = check_folder(config, KINDS[command])
     if experiment.resume in ("auto", "never") or (
         resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
     ):
@@ -105,11 +123,11 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     given_checkpoint(experiment.resume, command, with_value)
 
 
-def check_folder(config: Config) -> bool:
+def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
     nothing there, says so instead."""
     path, overwrite = run_path(config), config.experiment.overwrite
-    resumes = RunFolder.check(path, resolved(config), overwrite=overwrite or config.dry_run)
+    resumes = RunFolder.check(path, settings_of(config, command), overwrite=overwrite or config.dry_run)
     if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
         print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
     return resumes

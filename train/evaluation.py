@@ -29,6 +29,7 @@ from train.setup.models import RunModels, make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
+from train.setup.sources import pinned, require_as_written
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,7 @@ def run(config: Config) -> dict[str, Any] | None:
     folder_of_model, reward = ranks.on_main(check, config), None
     if config.dry_run:
         return None
+    config = ranks.on_main(pinned, config)
     device = pick_device(config.model.device)
     model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
@@ -184,7 +186,7 @@ def run(config: Config) -> dict[str, Any] | None:
         warn_of_block_size(block_size, model.spec)
     prompts = load_prompts(config, tested_source(config), model)
     setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
-    with run_folder(config) as folder, ExitStack() as stack:
+    with run_folder(config, "eval") as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
@@ -196,12 +198,12 @@ def run(config: Config) -> dict[str, Any] | None:
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
-    spec = spec_of(config)
+    require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     check_prompts(config, tested_source(config), spec, tasks)
-    check_folder(config)
+    check_folder(config, "eval")
     check_trackers(config)
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")

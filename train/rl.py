@@ -32,6 +32,7 @@ from train.setup.models import frozen_reference, make_model, make_value_model, t
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
+from train.setup.sources import pinned
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -43,7 +44,8 @@ def run(config: Config) -> dict[str, Any] | None:
     if ranks.on_main(prepare.to_be_prepared, config):
         prepare.prepare_model(config)
         prepare_process(config)  # over what the SFT set for itself
-    with run_folder(config) as folder, Run(config, folder) as rl:
+    config = ranks.on_main(pinned, config)
+    with run_folder(config, "rl") as folder, Run(config, folder) as rl:
         return rl.loop()
 
 
@@ -60,9 +62,11 @@ class Run:
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
-        self.config = config = self.checkpoints.resumed_config(config)
+        config, step = self.checkpoints.resumed_config(config), self.checkpoints.progress.step
+        total = self.checkpoints.steps_in_all(config.experiment.total_step, "experiment.total_step")
+        self.config = config = replace(config, experiment=replace(config.experiment, total_step=total))
         self.learner = Learner(config, self.checkpoints)
-        model, step = self.learner.model, self.checkpoints.progress.step
+        model = self.learner.model
         grading = Grading(
             self.reward,
             StepJudge(config, model, judge) if judge else None,

@@ -41,6 +41,7 @@ from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
 from train.setup.models import RunModels, make_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
+from train.setup.sources import pinned, require_as_written
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
@@ -51,7 +52,8 @@ def run(config: Config) -> dict[str, Any] | None:
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
-    with run_folder(config) as folder, FineTuning(config, folder, examples) as tuning:
+    config = ranks.on_main(pinned, config)
+    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples) as tuning:
         return tuning.loop()
 
 
@@ -82,7 +84,7 @@ def check(config: Config) -> list[Example]:
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     pick_device(config.model.device)
-    spec = spec_of(config)
+    require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
@@ -135,7 +137,9 @@ class FineTuning:
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
         ranks.on_main(folder.drop_after, self.done)
-        self.plan = UpdatePlan.of(config.training, len(self.samples))
+        plan = UpdatePlan.of(config.training, len(self.samples))
+        key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
+        self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())

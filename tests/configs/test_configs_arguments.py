@@ -6,6 +6,7 @@ import pytest
 
 from configs import load_config, merge
 from configs.commands import NOT_READ, reads
+from configs.effects import MEANINGS, effect_of
 from configs.load import REPOSITORY, flat_fields, help_text
 from configs.tree import get
 
@@ -150,6 +151,31 @@ def test_help_lists_the_commands_own_keys():
     text = help_text("usage", "sft")
     assert "\n  training.num_train_epochs" in text and "\n  rollout." not in text and "\n  evaluation." not in text
     assert "rollout.temperature" in help_text("usage", "eval")
+
+
+def test_every_key_has_one_mark_of_what_it_changes_and_help_shows_it():
+    """Those that leave the result are listed: a key is moved here on purpose."""
+    marks = {name: effect_of(name) for name, _ in flat_fields()}
+    assert set(marks.values()) == set(MEANINGS)
+    by_mark = {mark: {name for name, its in marks.items() if its == mark} for mark in MEANINGS}
+    assert by_mark["length"] == {"experiment.total_step", "training.max_steps"}
+    assert by_mark["output"] == {
+        *("config", "dry_run", "model.prepare_with", "rollout.output_unmasking_history", "tracking.report_to"),
+        "tracking.sample_every",
+        *(f"experiment.{name}" for name in ("project", "output_dir", "overwrite", "resume", "keep_last", "keep_best")),
+        *(f"experiment.{name}" for name in ("save_every", "save_every_updates", "eval_every", "eval_first")),
+        "training.max_skipped_updates",
+    }
+    assert by_mark["speed"] == {
+        *(f"experiment.{name}" for name in ("threads", "processes", "deepspeed_file", "gpu_memory_gib", "num_node")),
+        *(f"experiment.{name}" for name in ("launcher", "join_seconds", "ssh", "ssh_user", "timeout_minutes")),
+        *("rollout.max_slots", "evaluation.max_slots", "training.max_tokens_per_microbatch", "execute.num_chunk"),
+        *("training.gradient_checkpointing_enable", "reward.workers", "reward.function_timeout_seconds"),
+        *(f"judge.{name}" for name in ("api_key_variable", "parallel", "timeout_seconds", "attempts")),
+    }
+    assert effect_of("training.num_train_epochs", "sft") == "length" and effect_of("no.key") == "result"
+    lines = {words[0]: words for line in help_text("usage").splitlines() if len(words := line.split()) > 3}
+    assert all(marks[name] in lines[name] for name in marks)
 
 
 def test_every_name_on_the_list_is_in_the_schema_and_every_key_has_a_reader():

@@ -1,5 +1,8 @@
 """Adapters: nothing changes until they are trained, folders of them load by themselves, merged they are the weights."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +13,9 @@ from safetensors import safe_open
 from torch import nn
 
 from configs.load import REPOSITORY
-from models import load_model, lora
+from models import fingerprint as fingerprints
+from models import load_model, load_value_model, lora
+from models.fingerprint import BASE, fingerprint
 from models.lora import Adapters, TokenDropout
 from models.merge import merge
 
@@ -124,3 +129,61 @@ def test_the_merge_command(tmp_path):
     for out, code in ((tmp_path / "merged", 0), (tmp_path / "merged", 1)):
         done = subprocess.run([*arguments, str(out)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert done.returncode == code and ("error: " in done.stderr) == bool(code)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder of adapters whose base, named by a link, is `base`."""
+    tiny_checkpoint(tmp_path / "base", "sdar")
+    (tmp_path / "link").symlink_to("base")
+    model = load_model(tmp_path / "link")
+    model.add_adapters(Adapters(2, 4.0), tmp_path / "link", seed=0)
+    model.base_fingerprint = fingerprint(tmp_path / "base")
+    model.save(tmp_path / "adapters")
+    return tmp_path / "adapters"
+
+
+def test_adapters_keep_the_fingerprint_of_their_base_from_load_to_save(trained, tmp_path, caplog):
+    again = load_model(trained)
+    again.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / BASE).read_text()) == {
+        "base": str(tmp_path / "base"),
+        "fingerprint": fingerprint(tmp_path / "base"),
+    }
+    merge(tmp_path / "again", tmp_path / "merged", "float32")
+    assert not (tmp_path / "merged" / BASE).exists() and caplog.text == ""
+
+
+@pytest.mark.parametrize("read", [load_model, load_value_model, lambda path: merge(path, path.parent / "m", "float32")])
+def test_a_base_that_has_changed_is_an_error_that_names_both(trained, tmp_path, read):
+    """Under the same path, by one bit that keeps size and time."""
+    weights = tmp_path / "base" / "model.safetensors"
+    content, stat = bytearray(weights.read_bytes()), weights.stat()
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    fingerprints._digest.cache_clear()  # another process
+    with pytest.raises(ValueError, match=f"{trained} were trained on other weights than {tmp_path}/(link|base) holds"):
+        read(trained)
+
+
+def test_a_base_that_is_gone_is_an_error_that_names_key_and_path(trained, tmp_path):
+    shutil.rmtree(tmp_path / "base")
+    says = f"{trained}/adapter_config.json: base_model_name_or_path={tmp_path}/link.*put it back"
+    with pytest.raises(ValueError, match=f"(?i){says}"):
+        load_model(trained)
+
+
+def test_adapters_of_other_tools_load_as_they_are_and_one_line_says_so(trained, tmp_path, caplog):
+    (trained / BASE).unlink()
+    assert load_model(trained).base_fingerprint is None
+    assert caplog.messages == [
+        f"the adapters in {trained} keep no fingerprint of their base: {tmp_path}/link is taken as it is"
+    ]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"fingerprint": 1}', "[", "\0\0"])
+def test_a_damaged_fingerprint_is_named(trained, content):
+    (trained / BASE).write_text(content)
+    with pytest.raises(ValueError, match=str(trained / BASE)):
+        load_model(trained)

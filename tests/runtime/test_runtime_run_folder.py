@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from runtime import run_config
 from runtime.files import append_jsonl
+from runtime.run_config import Settings
 from runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def changed(**values):
 
 
 def finished_run(path, config=CONFIG):
-    with RunFolder.open(path, config, overwrite=False) as run:
+    with RunFolder.open(path, Settings(config), overwrite=False) as run:
         append_jsonl(run.metrics, [{"step": step} for step in (1, 2, 3)])
         append_jsonl(run.rollouts, [{"step": step} for step in (1, 2, 2, 3, 3)])
         (run.checkpoints / "step-3").mkdir(parents=True)
@@ -42,8 +43,9 @@ def finished_run(path, config=CONFIG):
 
 def child_in(path, then="time.sleep(60)"):
     code = (
-        "import json, sys, time; from pathlib import Path; from runtime.run_folder import RunFolder\n"
-        "run = RunFolder.open(Path(sys.argv[1]), json.loads(sys.argv[2]), overwrite=False)\n"
+        "import json, sys, time; from pathlib import Path\n"
+        "from runtime.run_config import Settings; from runtime.run_folder import RunFolder\n"
+        "run = RunFolder.open(Path(sys.argv[1]), Settings(json.loads(sys.argv[2])), overwrite=False)\n"
         f"print('open', flush=True); {then}\n"
     )
     command = [sys.executable, "-c", code, str(path), json.dumps(CONFIG)]
@@ -53,11 +55,11 @@ def child_in(path, then="time.sleep(60)"):
 
 
 def test_new_then_resumed(tmp_path):
-    with RunFolder.open(tmp_path / "runs" / "demo", CONFIG, overwrite=False) as run:
+    with RunFolder.open(tmp_path / "runs" / "demo", Settings(CONFIG), overwrite=False) as run:
         assert not run.resumed
         assert OmegaConf.to_container(OmegaConf.load(run.config)) == CONFIG
-    assert RunFolder.check(run.path, CONFIG, overwrite=False)
-    with RunFolder.open(run.path, CONFIG, overwrite=False) as run:
+    assert RunFolder.check(run.path, Settings(CONFIG), overwrite=False)
+    with RunFolder.open(run.path, Settings(CONFIG), overwrite=False) as run:
         assert run.resumed
 
 
@@ -66,7 +68,7 @@ def test_other_config_is_refused_with_the_difference(tmp_path):
     other = changed(optimizer__params__learning_rate=5e-6, training__shrink=2)
     del other["training"]["post_num"]
     with pytest.raises(ValueError) as refusal:
-        RunFolder.open(path, other, overwrite=False)
+        RunFolder.open(path, Settings(other), overwrite=False)
     lines = str(refusal.value).splitlines()
     assert lines[1:4] == [
         "  optimizer.params.learning_rate  1e-06 -> 5e-06",
@@ -75,23 +77,23 @@ def test_other_config_is_refused_with_the_difference(tmp_path):
     ]
     assert "experiment.overwrite=true" in lines[4]
     with pytest.raises(ValueError, match="learning_rate"):
-        RunFolder.check(path, other, overwrite=False)
-    assert RunFolder.open(path, CONFIG, overwrite=False).resumed
+        RunFolder.check(path, Settings(other), overwrite=False)
+    assert RunFolder.open(path, Settings(CONFIG), overwrite=False).resumed
 
 
 def test_where_and_by_which_engine_it_runs_is_not_compared(tmp_path):
     path = finished_run(tmp_path / "demo")
     elsewhere = changed(experiment__deepspeed_file="1_node_2_cpus_deepspeed_zero3", experiment__processes=2)
-    assert RunFolder.open(path, elsewhere, overwrite=False).resumed
+    assert RunFolder.open(path, Settings(elsewhere), overwrite=False).resumed
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(tmp_path):
     path = finished_run(tmp_path / "demo")
     (path / "notes.txt").write_text("mine")
     other = changed(training__post_num=1)
-    assert not RunFolder.check(path, other, overwrite=True)
+    assert not RunFolder.check(path, Settings(other), overwrite=True)
     assert (path / "ckpt").exists()
-    with RunFolder.open(path, other, overwrite=True) as run:
+    with RunFolder.open(path, Settings(other), overwrite=True) as run:
         assert not run.resumed
         assert sorted(entry.name for entry in path.iterdir()) == [".lock", "config.yaml", "notes.txt"]
         assert OmegaConf.load(run.config).training.post_num == 1
@@ -99,7 +101,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path):
 
 def test_overwrite_keeps_the_same_run_and_says_so(tmp_path, caplog):
     path = finished_run(tmp_path / "demo")
-    with RunFolder.open(path, changed(experiment__overwrite=True), overwrite=True) as run:
+    with RunFolder.open(path, Settings(changed(experiment__overwrite=True)), overwrite=True) as run:
         assert run.resumed
         assert run.metrics.exists()
     assert "experiment.overwrite does nothing" in caplog.text
@@ -113,7 +115,7 @@ def test_overwrite_empties_a_linked_checkpoint_folder_and_keeps_the_link(tmp_pat
     (path / "ckpt").symlink_to(scratch)
     finished_run(path)
     assert (scratch / "step-3").exists()
-    RunFolder.open(path, changed(training__post_num=1), overwrite=True).close()
+    RunFolder.open(path, Settings(changed(training__post_num=1)), overwrite=True).close()
     assert (path / "ckpt").is_symlink()
     assert list(scratch.iterdir()) == []
 
@@ -122,17 +124,17 @@ def test_overwrite_empties_a_linked_checkpoint_folder_and_keeps_the_link(tmp_pat
 def test_foreign_files_are_never_taken(tmp_path, overwrite):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"holds metrics.jsonl but no config.yaml"):
-        RunFolder.open(tmp_path, CONFIG, overwrite=overwrite)
+        RunFolder.open(tmp_path, Settings(CONFIG), overwrite=overwrite)
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     with pytest.raises(ValueError, match="was not written by a run"):
-        RunFolder.open(tmp_path, CONFIG, overwrite=overwrite)
+        RunFolder.open(tmp_path, Settings(CONFIG), overwrite=overwrite)
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
     assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
 
 
 def test_drop_after(tmp_path):
     path = finished_run(tmp_path / "demo")
-    with RunFolder.open(path, CONFIG, overwrite=False) as run:
+    with RunFolder.open(path, Settings(CONFIG), overwrite=False) as run:
         run.drop_after(2)
         assert run.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
 
@@ -141,7 +143,7 @@ def test_lines_of_an_evaluation_that_was_broken_off_are_dropped(tmp_path):
     path = finished_run(tmp_path / "demo")
     lines = ['{"step": 1}\n', '{"step": 1, "eval/a/accuracy": 0.5}\n', '{"step": 2}\n']
     broken_off = '{"step": 2, "eval/a/accuracy": 0.5}\n'
-    with RunFolder.open(path, CONFIG, overwrite=False) as run:
+    with RunFolder.open(path, Settings(CONFIG), overwrite=False) as run:
         run.metrics.write_text("".join([*lines, broken_off]))
         run.drop_after(2, evaluated=[1])
         assert run.metrics.read_text() == "".join(lines)
@@ -151,7 +153,7 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     path = finished_run(tmp_path / "demo")
     (path / "ckpt" / ".step-4.tmp-77-0").mkdir()
     (path / ".config.yaml.tmp-77-1").touch()
-    RunFolder.open(path, CONFIG, overwrite=False).close()
+    RunFolder.open(path, Settings(CONFIG), overwrite=False).close()
     assert [entry.name for entry in (path / "ckpt").iterdir()] == ["step-3"]
     assert not list(path.glob(".config*"))
 
@@ -161,7 +163,7 @@ def test_file_in_the_way(tmp_path):
     for root in (tmp_path / "runs", tmp_path / "runs" / "demo"):
         for act in (RunFolder.open, RunFolder.check):
             with pytest.raises(ValueError, match=r"runs is a file. Choose another experiment.project"):
-                act(root, CONFIG, overwrite=True)
+                act(root, Settings(CONFIG), overwrite=True)
 
 
 def test_read_only_folder():
@@ -174,7 +176,7 @@ def test_read_only_folder():
         try:
             for act in (RunFolder.open, RunFolder.check):
                 with pytest.raises(ValueError, match=r"cannot write to the run folder .*demo: Permission denied"):
-                    act(Path(parent) / "demo", CONFIG, overwrite=False)
+                    act(Path(parent) / "demo", Settings(CONFIG), overwrite=False)
         finally:
             if root:
                 os.seteuid(0)
@@ -188,18 +190,18 @@ def test_full_disk_is_a_clear_error_and_frees_the_lock(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(run_config, "atomic_write_text", full)
         with pytest.raises(ValueError, match="No space left on device"):
-            RunFolder.open(tmp_path, CONFIG, overwrite=False)
-    RunFolder.open(tmp_path, CONFIG, overwrite=False).close()
+            RunFolder.open(tmp_path, Settings(CONFIG), overwrite=False)
+    RunFolder.open(tmp_path, Settings(CONFIG), overwrite=False).close()
 
 
 @pytest.mark.slow
 def test_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     child = child_in(tmp_path / "demo")
     with pytest.raises(ValueError, match=f"is being written by process {child.pid} on {socket.gethostname()}"):
-        RunFolder.open(tmp_path / "demo", CONFIG, overwrite=True)
+        RunFolder.open(tmp_path / "demo", Settings(CONFIG), overwrite=True)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with RunFolder.open(tmp_path / "demo", CONFIG, overwrite=False) as run:
+    with RunFolder.open(tmp_path / "demo", Settings(CONFIG), overwrite=False) as run:
         assert run.resumed
 
 
@@ -211,7 +213,7 @@ def test_forked_child_does_not_hold_the_lock(tmp_path):
         child.kill()
         child.wait()
         os.kill(orphan, 0)
-        RunFolder.open(tmp_path / "demo", CONFIG, overwrite=False).close()
+        RunFolder.open(tmp_path / "demo", Settings(CONFIG), overwrite=False).close()
     finally:
         os.kill(orphan, signal.SIGKILL)
 
@@ -232,12 +234,12 @@ def test_holder_on_another_machine(tmp_path, monkeypatch, caplog):
     thread.start()
     try:
         with pytest.raises(ValueError, match="process 7 on node-1 since 2026-01-01"):
-            RunFolder.open(path, CONFIG, overwrite=False)
+            RunFolder.open(path, Settings(CONFIG), overwrite=False)
     finally:
         stop.set()
         thread.join()
     assert lock.read_text() == holder
-    with RunFolder.open(path, CONFIG, overwrite=False):
+    with RunFolder.open(path, Settings(CONFIG), overwrite=False):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
         before = lock.stat().st_mtime_ns
         time.sleep(0.7)
@@ -250,9 +252,9 @@ def test_a_config_that_was_changed_in_place_is_named_and_the_run_goes_on(tmp_pat
     """A comment, say: the values are those of now."""
     run = finished_run(tmp_path)
     text = (run / "config.yaml").read_text()
-    assert RunFolder.check(run, CONFIG, overwrite=False) and not caplog.text
+    assert RunFolder.check(run, Settings(CONFIG), overwrite=False) and not caplog.text
     (run / "config.yaml").write_text(text + "# mine\n")
-    assert RunFolder.check(run, CONFIG, overwrite=False)
+    assert RunFolder.check(run, Settings(CONFIG), overwrite=False)
     assert f"{run}/config.yaml was damaged or edited" in caplog.text
 
 
@@ -271,7 +273,7 @@ def test_a_damaged_config_is_an_error_with_its_name(tmp_path, how):
         }[how]
     )
     with pytest.raises(ValueError, match=f"(?s){tmp_path}/config.yaml|{tmp_path} holds a run of another"):
-        RunFolder.check(tmp_path, CONFIG, overwrite=False)
+        RunFolder.check(tmp_path, Settings(CONFIG), overwrite=False)
 
 
 def test_damaged_lines_of_metrics_are_dropped_and_counted(tmp_path):

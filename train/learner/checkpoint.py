@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 
+from configs.commands import Command
+from models.fingerprint import digest_of
 from runtime.files import TEMPORARY, atomic_folder, delete, file_digest, naming
 from runtime.steps import step_folder, step_folders, step_of
 
@@ -24,7 +26,7 @@ VALUE = "value"
 BEST = "best"
 LIST = "files.json"
 RL, SFT = "rl.py", "train/sft.py"
-KINDS = {RL: "rl", SFT: "sft"}
+KINDS: Mapping[str, Command] = {RL: "rl", SFT: "sft"}
 
 
 class Savable(Protocol):
@@ -285,6 +287,30 @@ def problem_of(path: Path, *, proven: bool = False) -> str | None:
         return None if listed.digests else _unreadable(path, listed)
     except OSError as error:
         return str(error)
+
+
+def problem_of_model(folder: Path) -> str | None:
+    """Why the model in a folder is not as it was written, with the file that is at fault; None where it is, or where
+    the folder is no checkpoint of a run, or one without digests. The folder of a value model counts too."""
+    checkpoint = folder.resolve()
+    part = ""
+    if checkpoint.name == VALUE and (checkpoint.parent / STATE / LIST).is_file():
+        checkpoint, part = checkpoint.parent, f"{VALUE}/"
+    if not (checkpoint / STATE / LIST).is_file():
+        return None
+    try:
+        listed = Listed.read(checkpoint)
+        for name, digest in listed.digests.items():
+            is_of_part = name.startswith(part) if part else not name.startswith((f"{STATE}/", f"{VALUE}/"))
+            if not is_of_part:
+                continue
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if digest_of(checkpoint / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{STATE}/{LIST} cannot be read: {error}"
+    return None
 
 
 def _unreadable(path: Path, listed: Listed) -> str | None:

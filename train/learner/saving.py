@@ -82,6 +82,13 @@ class RunCheckpoints:
         self._rows_per_update = rows_per_update(config.training)
         return config
 
+    def steps_in_all(self, asked: int, key: str) -> int:
+        """Steps of the run: as many as `key` asks for, or as are done, where those are more, which is said."""
+        done = self.progress.step
+        if asked < done:
+            logger.warning("%s=%d, and %d are done: the run is finished, and stays as it is", key, asked, done)
+        return max(asked, done)
+
     @property
     def seconds(self) -> float:
         """What the run took so far, over all its starts."""

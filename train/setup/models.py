@@ -8,9 +8,11 @@ import torch
 from configs import find, naming
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
+from runtime import ranks
 from train.distributed.kind import shards_weights
 from train.setup.blocks import Blocks, Kind
 from train.setup.process import pick_device
@@ -86,7 +88,9 @@ def make_model(
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
-        model.add_adapters(adapters, spec.folder.absolute(), config.training.seed)
+        model.add_adapters(adapters, spec.folder.resolve(), config.training.seed)
+    if model.adapters is not None and ranks.is_main():  # which writes the checkpoints
+        model.base_fingerprint = fingerprint((spec.base or spec).folder)
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model

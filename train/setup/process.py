@@ -11,10 +11,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from configs import resolved
+from configs.commands import Command
 from configs.schema import Config
 from runtime import ranks
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder, run_path
+from train.setup.sources import settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +70,14 @@ def _cpu_has_bf16() -> bool:
 
 
 @contextmanager
-def run_folder(config: Config) -> Iterator[RunFolder]:
+def run_folder(config: Config, command: Command) -> Iterator[RunFolder]:
     """The run's folder, opened and locked by rank 0; the others get its places."""
     path = run_path(config)
     opened: list[RunFolder] = []
 
     def open_folder() -> bool:
-        opened.append(RunFolder.open(path, resolved(config), overwrite=config.experiment.overwrite))
+        settings = settings_of(config, command)
+        opened.append(RunFolder.open(path, settings, overwrite=config.experiment.overwrite))
         return opened[0].resumed
 
     resumed = ranks.on_main(open_folder)
