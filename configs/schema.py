@@ -197,7 +197,9 @@ class DecodeConfig(Section):
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
-    max_slots: int = speed(256, "sequences decoded at a time", low=1)
+    max_slots: int | None = speed(
+        None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1
+    )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
 
@@ -318,7 +320,11 @@ class TrainingConfig:
     max_steps: int | None = length(
         None, "SFT: updates in all, over as many epochs as they take, in place of num_train_epochs", low=1
     )
-    max_tokens_per_microbatch: int = speed(16384, "packed tokens of one forward; shapes memory, never results", low=1)
+    max_tokens_per_microbatch: int | None = speed(
+        None,
+        "packed tokens of one forward at most; auto = as many as fit on a GPU, 16384 on a CPU; never changes a result",
+        low=1,
+    )
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
     max_skipped_updates: int = output(10, "stop after so many non-finite updates in a row", low=1)
     mixed_precision: str = opt(

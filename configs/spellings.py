@@ -54,6 +54,8 @@ RETIRED: dict[str, str] = {
 """dLLM-RL's keys that have no effect here -> what takes their place. They load, with a warning that names them."""
 
 SWITCHES = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
+SIZED_BY_MACHINE = ("rollout.max_slots", "evaluation.max_slots", "training.max_tokens_per_microbatch")
+"""Keys that the machine sizes where they are `auto` (null)."""
 _UNSET_WHERE_NULL = ("max_gen_length", "batch_size")
 _REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_][\w.]*)\}")
 
@@ -73,6 +75,9 @@ def rename(tree: dict[str, Any], where: str) -> dict[str, str]:
             raise ValueError(f"{old} and {typed.get(new, new)} are both in {where}: they mean the same, keep one.")
         typed[new] = old
         put(tree, new, _switched(old, value) if last in SWITCHES else value)
+    for name in SIZED_BY_MACHINE:
+        if flat(tree).get(name) == "auto":
+            put(tree, name, None)
     # a process reward model there is a judge of mode process here
     if typed.get("judge.local") == "model.process_reward_model":
         tree["judge"]["local"] = tree["judge"]["local"] or None

@@ -19,6 +19,16 @@ from transformers import AttentionInterface
 
 ATTENTION_NAME = "dllm_layout"
 
+# torch gives masked attention on Hopper to cuDNN, which plans anew for every new shape (about 22 ms), and spans change
+# theirs all the time. Of no effect without CUDA.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def attention_name(device: torch.device) -> str:
+    """The attention in use, for people."""
+    kernels = "efficient or math kernel, cuDNN off" if device.type == "cuda" else f"{device.type} kernel"
+    return f"torch's SDPA under explicit masks ({kernels})"
+
 
 class Layout(Protocol):
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:

@@ -19,9 +19,13 @@ _PREFILL_MAX_PADDING = 1.25
 @dataclass(frozen=True)
 class Slots:
     """The slots of a call: what computes in them, keys and values (None without a cache), and where each stands.
-    count: of those that may be taken; the tensors may hold more."""
+
+    count: of those that may be taken; the tensors may hold more. capacity_tokens: of the longest sequence of the call,
+    or all that the tensors hold; no step sees more.
+    """
 
     count: int
+    capacity_tokens: int
     cache: CachePolicy
     kv: SlotKV | None
     state: StepState
@@ -47,6 +51,7 @@ class Generation:
     def __init__(self, queue: Queue, slots: Slots, denoiser: Denoiser, limit: int, polls: int, weights_version: int):
         self.queue, self.denoiser, self.limit, self.weights_version = queue, denoiser, limit, weights_version
         self.slots, self.cache, self.kv, self.state = slots.count, slots.cache, slots.kv, slots.state
+        self.capacity_tokens = slots.capacity_tokens
         self.polls = 1 if self.cache.polls_every_step else polls
         self.model, self.config, self.b = denoiser.model, denoiser.config, denoiser.b
         self.rollouts: dict[int, Rollout] = {}
@@ -71,7 +76,7 @@ class Generation:
 
     def _bounds(self, state: StepState) -> Bounds:
         """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
-        n, capacity = len(state.start), self.state.ids.shape[1]
+        n, capacity = len(state.start), self.capacity_tokens
         if self.config.deterministic:
             return Bounds(capacity, n, n * self.b, capacity)
         bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())

@@ -12,7 +12,7 @@ from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
 from sample.request import requests_of
 from sample.rollout import Key, Rollout
-from sample.slots import SlotKV, StepState
+from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, cache_policy
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
@@ -90,7 +90,7 @@ class Sampler:
         """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:
         equal)."""
         model, config = self.model, self.config
-        need, held = (count, capacity_tokens), self._held
+        need, held = (count, rounded_capacity(capacity_tokens)), self._held
         have = held[1].ids.shape if held is not None else (0, 0)
         fits = have == need if config.deterministic else have[0] >= need[0] and have[1] >= need[1]
         if held is None or not fits:
@@ -100,7 +100,9 @@ class Sampler:
             held = self._held = (kv, StepState.empty(*need, model.mask_id, model.device))
         kv, state = held
         state.live.zero_()
-        return Slots(count, cache_policy(model, config, kv), kv, state)
+        if model.device.type != "cpu":  # whole blocks of keys suit its kernels; on a CPU they are work for nothing
+            capacity_tokens = state.ids.shape[1]
+        return Slots(count, capacity_tokens, cache_policy(model, config, kv), kv, state)
 
 
 @contextmanager

@@ -13,35 +13,41 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+CAPACITY_MULTIPLE = 128
+"""Capacities are rounded up to a multiple of so many tokens: whole blocks of keys for attention kernels."""
+
+
+def rounded_capacity(tokens: int) -> int:
+    return -(-tokens // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+
 
 class SlotKV:
-    """Keys and values [n + 1, T, G, d] of every layer. Row n is scratch: it takes the writes of spans that pad a shape.
+    """Keys and values of every layer in one tensor, `pool` [layers, 2, n + 1, T, G, d]. Slot n is scratch: it takes the
+    writes of spans that pad a shape.
 
-    heads_per_key: H / G.
+    keys, values: views [n + 1, T, G, d] of it, one a layer. heads_per_key: H / G.
     """
 
     def __init__(
         self, hf_config: PretrainedConfig, slots: int, capacity_tokens: int, dtype: torch.dtype, device: torch.device
     ):
-        shape, layers = self.shape(hf_config, slots, capacity_tokens), range(hf_config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.slots, self.capacity_tokens = slots, capacity_tokens
-        self.heads_per_key = hf_config.num_attention_heads // shape[2]
+        self.pool = torch.zeros(self.shape(hf_config, slots, capacity_tokens), dtype=dtype, device=device)
+        self.keys, self.values = list(self.pool[:, 0]), list(self.pool[:, 1])
+        self.slots, self.capacity_tokens = slots, self.pool.shape[3]
+        self.heads_per_key = hf_config.num_attention_heads // self.pool.shape[4]
 
     @staticmethod
-    def shape(hf_config: PretrainedConfig, slots: int, capacity_tokens: int) -> tuple[int, int, int, int]:
-        """Of the keys, or the values, of a layer."""
+    def shape(hf_config: PretrainedConfig, slots: int, capacity_tokens: int) -> tuple[int, ...]:
+        """Of `pool`, for sequences of so many tokens."""
         H = hf_config.num_attention_heads
         G = getattr(hf_config, "num_key_value_heads", None) or H
         d = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // H
-        return slots + 1, capacity_tokens, G, d
+        return hf_config.num_hidden_layers, 2, slots + 1, rounded_capacity(capacity_tokens), G, d
 
     @staticmethod
     def bytes(hf_config: PretrainedConfig, slots: int, capacity_tokens: int, dtype: torch.dtype) -> int:
         """Of the memory that so many slots take."""
-        elements = math.prod(SlotKV.shape(hf_config, slots, capacity_tokens))
-        return 2 * hf_config.num_hidden_layers * elements * dtype.itemsize
+        return math.prod(SlotKV.shape(hf_config, slots, capacity_tokens)) * dtype.itemsize
 
     def rows(self, slot_SL: Tensor, position_SL: Tensor) -> Tensor:
         """Flat indices [S * L] that `write` takes; slot_SL may be [S, 1]."""
@@ -57,9 +63,10 @@ class SlotKV:
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def copy(self, source: Tensor, target: Tensor, length_tokens: int | None = None) -> None:
-        """Slot contents source[i] -> target[i] (disjoint), the first `length_tokens` positions or all."""
-        for cache in (*self.keys, *self.values):
-            cache[target, :length_tokens] = cache[source, :length_tokens]
+        """Slot contents source[i] -> target[i] (disjoint), the first `length_tokens` positions or all: one gather and
+        one write for all layers."""
+        pool = self.pool[:, :, :, :length_tokens]
+        pool.index_copy_(2, target, pool.index_select(2, source))
 
 
 class Seat(NamedTuple):
@@ -109,6 +116,7 @@ class StepState:
 
     @staticmethod
     def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device) -> "StepState":
+        """Of slots that are not live; the capacity is rounded up as `SlotKV`'s is."""
         state = StepState(
             **{
                 item.name: torch.zeros(
@@ -170,4 +178,4 @@ class StepState:
 
 
 def _shape(item: Field, slots: int, capacity_tokens: int) -> tuple[int, ...]:
-    return (slots, capacity_tokens) if item.metadata["per_token"] else (slots,)
+    return (slots, rounded_capacity(capacity_tokens)) if item.metadata["per_token"] else (slots,)

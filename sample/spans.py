@@ -88,7 +88,7 @@ class BlockSpans:
             ends = torch.cat([end_nQ, (end_nQ - b).clamp_min(1)], dim=1)
             end_nQ = ends.repeat_interleave(b, dim=1).repeat(1, kv.heads_per_key)
         unseen_nQT = torch.arange(view_tokens, device=end_n.device) >= end_nQ[..., None]
-        bias_nQT = torch.zeros_like(unseen_nQT, dtype=kv.keys[0].dtype).masked_fill_(unseen_nQT, -torch.inf)
+        bias_nQT = torch.zeros_like(unseen_nQT, dtype=kv.pool.dtype).masked_fill_(unseen_nQT, -torch.inf)
         self.bias_n1QT = bias_nQT[:, None]
 
     def attend(self, layer: int, query_SHbd: Tensor, key_SGbd: Tensor, value_SGbd: Tensor, scale: float) -> Tensor:
@@ -192,7 +192,7 @@ class ExactBlockCache:
         longest = max(self.first_block(len(p)) for p in prompts)
         if longest == 0:
             return
-        device = self.kv.keys[0].device
+        device = self.kv.pool.device
         rows = [list(p[: self.first_block(len(p))]) for p in prompts]
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         positions = torch.arange(longest, device=device).expand(len(rows), longest)

@@ -1,19 +1,17 @@
 """Runs that die, or are asked to stop, and are typed again: nothing twice, nothing lost."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
+from commands import finish
 from end_to_end import RL, SFT, read_jsonl, without_clock
 
 from configs import load_config
-from configs.load import REPOSITORY
 from models import load_model
 from runtime import stopping
 from runtime.run_folder import RunFolder
@@ -333,12 +331,10 @@ def test_dropout_draws_the_same_in_a_step_that_is_done_again(shop, monkeypatch):
 
 def benchmark(name, *arguments):
     """The figures of a benchmark's last line."""
-    done = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", *arguments],
-        cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    process = forked.start([f"benchmarks/{name}.py", *arguments], OMP_NUM_THREADS="1")
+    status, out, err = finish(process, 600)
+    assert status == 0, out + err
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from runtime.run_folder import RunFolder
 from sample import Rollout, Sampler, SamplingConfig
 from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
+from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, sampling_entries
@@ -175,12 +176,14 @@ def run(config: Config) -> dict[str, Any] | None:
     if config.dry_run:
         return None
     config = ranks.on_main(pinned, config)
-    device = pick_device(config.model.device)
+    device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
     model = make_model(config, dtype=sampling_dtype(config, device))
     require_equal_weights(model, "model")
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
-        config.rollout, model, blocks.sampled, seed=config.training.seed, deterministic=config.experiment.deterministic
+        *(fit.config.rollout, model, blocks.sampled),
+        seed=config.training.seed,
+        deterministic=config.experiment.deterministic,
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
@@ -191,7 +194,8 @@ def run(config: Config) -> dict[str, Any] | None:
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
         monitor = monitor_of(config, folder)
-        monitor.banner(f"eval {config.experiment.project}", _banner_rows(config, setup, folder_of_model))
+        rows = _banner_rows(config, setup, folder_of_model) | fit.rows(model.device)
+        monitor.banner(f"eval {config.experiment.project}", rows)
         return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
 
 

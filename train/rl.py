@@ -24,11 +24,12 @@ from train.learner.policy import Policy, TrainResult
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
+from train.memory.fit import Fit
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.judges import StepJudge
-from train.setup.models import frozen_reference, make_model, make_value_model, trained_model_device
+from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
@@ -64,7 +65,8 @@ class Run:
         self.checkpoints = RunCheckpoints(folder, config, RL)
         config, step = self.checkpoints.resumed_config(config), self.checkpoints.progress.step
         total = self.checkpoints.steps_in_all(config.experiment.total_step, "experiment.total_step")
-        self.config = config = replace(config, experiment=replace(config.experiment, total_step=total))
+        fit = Fit.of(config, RunModels.of(config, spec_of(config, self.checkpoints.start)))
+        self.config = config = replace(fit.config, experiment=replace(config.experiment, total_step=total))
         self.learner = Learner(config, self.checkpoints)
         model = self.learner.model
         grading = Grading(
@@ -82,7 +84,9 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows())
+        self.monitor.banner(
+            f"RL {config.experiment.project}", self._banner_rows() | fit.rows(self.learner.sampled.device)
+        )
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
@@ -178,7 +182,7 @@ class Run:
             "step": checks.responses_line(config),
             "update": f"{checks.rows_line(config)} (a response and round each)",
             "sampling": f"{rollout.strategy}, block {self.learner.blocks.sampled[0]}, "
-            f"up to {rollout.max_new_tokens} tokens, {rollout.max_slots} slots",
+            f"up to {rollout.max_new_tokens} tokens",
             "objective": f"{training.method}, shrink {training.shrink}, {checks.objective_line(training)}, "
             f"{training.normalization}, {training.advantage}",
             **({"value": checks.value_line(config)} if config.model.value_base_model else {}),

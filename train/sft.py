@@ -35,6 +35,7 @@ from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import StepTotals, Updater
+from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
@@ -121,6 +122,9 @@ class FineTuning:
         self.folder, self.monitor = folder, monitor_of(config, folder)
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
+        spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
+        fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
+        config = fit.config
         device = pick_device(config.model.device)
         trained_on = trained_model_device(config)
         self.model = make_model(config, self.checkpoints.start, device=trained_on)
@@ -142,7 +146,7 @@ class FineTuning:
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows())
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows(device))
 
     def loop(self) -> dict[str, Any]:
         """The whole run. Asked to stop, it finishes the update at hand and saves."""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from configs import load_config, merge, resolved
 from configs.load import REPOSITORY, RUN_HEADER, flat_run, help_text
 from configs.schema import Config
-from configs.spellings import RENAMED, RETIRED
+from configs.spellings import RENAMED, RETIRED, SIZED_BY_MACHINE
 from configs.tree import flat, get, put
 
 BEFORE = json.loads((REPOSITORY / "tests" / "configs" / "shipped_6db0e99.json").read_text())
@@ -164,6 +164,8 @@ def of_6db0e99(changes):
     return RUN_HEADER + OmegaConf.to_yaml(tree)
 
 
+FIT_SINCE = (*SIZED_BY_MACHINE, "experiment.deepspeed_file")
+"""What the machine sizes since then, and the engine with which a recipe fits the machine that it names."""
 SET_SINCE = ("experiment.save_every_updates", "experiment.keep_last")
 """What recipes of fine-tuning set on purpose since then."""
 
@@ -178,9 +180,8 @@ def test_a_shipped_recipe_says_what_it_said_at_6db0e99(name, tmp_path):
         warnings.simplefilter("error")
         there = resolved(load_config([f"config={tmp_path}/config.yaml"]))
     here = resolved(load_config([f"config={REPOSITORY}/configs/{name}.yaml"]))
-    if name.startswith("sft_"):
-        for key in SET_SINCE:
-            put(here, key, get(there, key))
+    for key in (*FIT_SINCE, *(SET_SINCE if name.startswith("sft_") else ())):
+        put(here, key, get(there, key))
     assert there == here
     assert flat_run((tmp_path / "config.yaml").read_text(), flat(here)) == flat(here)
 

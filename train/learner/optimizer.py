@@ -38,9 +38,8 @@ class UpdateSettings:
     @staticmethod
     def of(training: TrainingConfig) -> "UpdateSettings":
         """What the training section of a config sets."""
-        return UpdateSettings(
-            training.max_tokens_per_microbatch, training.max_grad_norm, training.max_skipped_updates, training.seed
-        )
+        tokens = training.max_tokens_per_microbatch or UpdateSettings.max_tokens
+        return UpdateSettings(tokens, training.max_grad_norm, training.max_skipped_updates, training.seed)
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -137,18 +137,11 @@ class Inputs:
         configured = _WIDTHS.get(self.config.rollout.dtype)
         return configured or (torch.bfloat16 if self.machine.half else torch.float32)
 
-    @property
-    def slots(self) -> int:
-        """Of the sampler in training, or of eval.py's."""
-        configured = self.config.rollout.max_slots
-        return configured if self.config.experiment.deterministic else min(configured, self.most_slots)
-
-    @property
-    def most_slots(self) -> int:
-        """Responses of a step that one process decodes."""
+    def responses(self, decode: DecodeConfig) -> int | None:
+        """Responses of a step that one process decodes; None = as many as there are tasks for."""
         rollout = self.config.rollout
-        if self.models.kind == "eval":
-            return max(rollout.max_slots, 2**16)
+        if self.models.kind == "eval" or decode is self.config.evaluation:
+            return None
         return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
 
     @property
@@ -156,11 +149,6 @@ class Inputs:
         """Of what no micro-batch splits: the longest sample, or all samples of the longest response."""
         tokens = [sample.num_tokens for sample in self.samples]
         return sum(tokens) if self.whole_responses else max(tokens, default=0)
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Of the largest micro-batch: what exceeds the budget and cannot be split is run whole."""
-        return max(self.config.training.max_tokens_per_microbatch, self.unsplit_tokens)
 
     @cached_property
     def packing(self) -> Packing:

@@ -6,6 +6,7 @@ bytes, by part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,17 +18,30 @@ from sample.unmask import choice_bytes
 from train.algorithm.replay import TrainingSample
 from train.distributed.sharding import BUCKET_ELEMENTS
 from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
+from train.learner.optimizer import UpdateSettings
 from train.memory.inputs import Inputs
 from train.memory.sizes import ADAM_BYTES, BF16, FP32, Network, Precision, forward_bytes, micro_batch_bytes
-from train.setup.decodings import cache_mode, decodings
+from train.setup.decodings import UNSIZED_SLOTS, cache_mode, decodings
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
 _ROLLOUT_BYTES_A_TOKEN = (36, 104)
 """Of Python's lists on the host: a prompt's token (its id), a response's (id, step, log-probability)."""
-_LARGEST_TOKENS = 2**24
+_LARGEST_TOKENS, _LARGEST_SLOTS = 2**24, 2**16
 
 Parts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that changes no result, and what limits it, for people."""
+
+    number: int
+    limit: str
+
+
+_MOST_SLOTS = Size(1024, "more gain nothing")
+_MOST_TOKENS = Size(32768, "more gain nothing")
 
 
 def always(inputs: Inputs) -> Parts:
@@ -55,20 +69,26 @@ def always(inputs: Inputs) -> Parts:
 
 def phases(inputs: Inputs, slots: int | None = None, tokens: int | None = None) -> dict[str, Parts]:
     """On the device on top of `always`, by phase, with so many slots and tokens a micro-batch."""
-    slots = inputs.slots if slots is None else slots
-    tokens = inputs.micro_batch_tokens if tokens is None else tokens
     rollout, evaluation = inputs.config.rollout, inputs.config.evaluation
     found: dict[str, Parts] = {}
     if inputs.models.kind != "sft":
-        found["sampling"] = sampling(inputs, rollout, slots)
+        found["sampling"] = sampling(inputs, rollout, slots or chosen_slots(inputs, rollout).number)
     if inputs.judge is not None:
         found["judging"] = {"judge at work": _judging(inputs)}
+    found |= _all_updates(inputs, tokens or chosen_tokens(inputs).number)
+    if inputs.models.kind == "rl" and evaluation.eval_dataset:
+        found["evaluation"] = sampling(inputs, evaluation, chosen_slots(inputs, evaluation).number)
+    return found
+
+
+def _all_updates(inputs: Inputs, tokens: int) -> dict[str, Parts]:
+    """Of the value model, then of the policy."""
+    tokens = max(tokens, inputs.unsplit_tokens)  # what cannot be split is run whole
+    found: dict[str, Parts] = {}
     if inputs.value is not None:
         found |= updates(inputs, "value ", inputs.value, inputs.value_trained, tokens)
     if inputs.models.kind != "eval":
         found |= updates(inputs, "", inputs.net, inputs.trained, tokens)
-    if inputs.models.kind == "rl" and evaluation.eval_dataset:
-        found["evaluation"] = sampling(inputs, evaluation, evaluation.max_slots)
     return found
 
 
@@ -156,10 +176,41 @@ def too_large(inputs: Inputs) -> list[str]:
     return [name for name, parts in phases(inputs).items() if total(inputs, parts) > usable(inputs)]
 
 
-def largest_slots(inputs: Inputs) -> int:
-    """The most slots with which sampling fits; 0 if none do."""
-    room, rollout = usable(inputs) - sum(always(inputs).values()), inputs.config.rollout
-    return _largest(lambda slots: sum(sampling(inputs, rollout, slots).values()) <= room, inputs.most_slots)
+def chosen_slots(inputs: Inputs, decode: DecodeConfig) -> Size:
+    """Slots of a section: max_slots at most, and no more than fit on a GPU. What the user fixes in deterministic mode
+    stays as it is."""
+    most, unsized = inputs.responses(decode), Size(UNSIZED_SLOTS, "the most of a CPU or of deterministic mode")
+    asked = Size(decode.max_slots, decode.key("max_slots")) if decode.max_slots else None
+    size = _chosen(inputs, asked, unsized, _MOST_SLOTS, lambda: largest_slots(inputs, decode))
+    if most is not None and most <= size.number and not inputs.config.experiment.deterministic:
+        return Size(most, "the responses of a step")
+    return size
+
+
+def chosen_tokens(inputs: Inputs) -> Size:
+    """Tokens of a micro-batch: as `chosen_slots`. What exceeds them and cannot be split is run whole."""
+    given, unsized = inputs.config.training.max_tokens_per_microbatch, UpdateSettings.max_tokens
+    asked = Size(given, "training.max_tokens_per_microbatch") if given else None
+    fixed = Size(unsized, "the most of a CPU or of deterministic mode")
+    return _chosen(inputs, asked, fixed, _MOST_TOKENS, lambda: largest_tokens(inputs))
+
+
+def _chosen(inputs: Inputs, asked: Size | None, unsized: Size, most: Size, largest: Callable[[], int]) -> Size:
+    """What is asked for, else `most` or, where more than memory speaks for a fixed size, `unsized`; no more than fits
+    on a GPU. Where nothing fits there is a warning of it anyway."""
+    deterministic = inputs.config.experiment.deterministic
+    if inputs.machine.kind != "cuda" or (deterministic and asked):
+        return asked or unsized
+    wanted, fits = asked or (unsized if deterministic else most), largest()
+    return Size(fits, f"what fits in {usable(inputs) / 2**30:.1f} GiB") if 0 < fits < wanted.number else wanted
+
+
+def largest_slots(inputs: Inputs, decode: DecodeConfig | None = None) -> int:
+    """The most slots with which sampling (the section `decode`, default the rollout's) fits; 0 if none do."""
+    decode = decode or inputs.config.rollout
+    room = usable(inputs) - sum(always(inputs).values())
+    most = inputs.responses(decode) or _LARGEST_SLOTS
+    return _largest(lambda slots: sum(sampling(inputs, decode, slots).values()) <= room, most)
 
 
 def largest_tokens(inputs: Inputs) -> int:
@@ -167,7 +218,7 @@ def largest_tokens(inputs: Inputs) -> int:
     room = usable(inputs) - sum(always(inputs).values())
 
     def fits(tokens: int) -> bool:
-        found = phases(inputs, tokens=tokens).items()
+        found = _all_updates(inputs, tokens).items()
         return all(sum(parts.values()) <= room for name, parts in found if "update" in name)
 
     found = _largest(fits, _LARGEST_TOKENS)

@@ -61,7 +61,7 @@ def _largest_lines(inputs: Inputs) -> list[str]:
     if inputs.models.kind != "sft":
         slots = plan.largest_slots(inputs)
         found = f"{slots:,} slots" if slots else "no slot fits"
-        most = "; all responses of a step" if slots == inputs.most_slots else ""
+        most = "; all responses of a step" if slots == inputs.responses(inputs.config.rollout) else ""
         lines.append(f"    largest     {found} ({inputs.config.rollout.key('max_slots')}{most})")
     return lines
 

@@ -18,6 +18,8 @@ from sample.doors import Given, open_strategy, open_target
 from sample.unmask import schedule
 from train.setup.prompts import tokenizer_of
 
+UNSIZED_SLOTS = 256
+"""Where neither the user nor the memory of a GPU limits them."""
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +56,7 @@ def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
     Parameters of strategies go to a user's own among several."""
     lists = decode.parallel_lists()
     shared = {item.name: getattr(decode, item.name) for item in fields(SamplingConfig) if hasattr(decode, item.name)}
+    shared["max_slots"] = decode.max_slots or UNSIZED_SLOTS
     entries = range(len(next(iter(lists.values()), [None])))
     chosen = [shared | {name: values[i] for name, values in lists.items()} for i in entries]
     if any(is_file_target(entry["strategy"]) for entry in chosen):

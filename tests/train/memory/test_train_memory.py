@@ -30,6 +30,7 @@ from train.setup.models import RunModels, frozen_reference, make_model, make_val
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
 SHARE = 0.15
+FIXED = {"experiment": {"gpu_memory_gib": 0.05, "deterministic": True}}
 SIZES = {
     "sdar": {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256},
     "sdar_moe": {"hidden_size": 64, "moe_intermediate_size": 80, "vocab_size": 256},
@@ -281,8 +282,8 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"rollout": {"num_task_per_step": 4096, "max_slots": 4000}}, "set rollout.max_slots="),
-        ({"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
+        (FIXED | {"rollout": {"num_task_per_step": 4096, "max_slots": 4000}}, "set rollout.max_slots="),
+        (FIXED | {"training": {"max_tokens_per_microbatch": 40_000}}, "set training.max_tokens_per_microbatch="),
         ({"training": {"max_prompt_len": 9000}}, "gradient_checkpointing_enable=true"),
         ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),
     ],
@@ -357,4 +358,6 @@ def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
         inputs_of(settings(folder, training={"objective": objective}), machine=machine())
         for objective in ("clip", f"{path}:mine")
     )
-    assert plain.micro_batch_tokens == 240 and whole.micro_batch_tokens == R * (P + R)
+    assert plain.unsplit_tokens < 240 and whole.unsplit_tokens == R * (P + R)
+    for inputs, tokens in ((plain, 240), (whole, R * (P + R))):
+        assert plan.phases(inputs)["update"] == plan.phases(inputs, tokens=tokens)["update"]
