@@ -271,7 +271,8 @@ def test_what_cannot_be_read_is_named(tmp_path, text, said, capsys):
 
 HOSTILE = {
     "reward": 10**400, "advantage": -(10**400), "canvas_logprobs": [10**400, "x", None, [], {}, True, 1e308],
-    "block_size": 0, "answer": ["a"], "key": [["a" * 50], {}, None], "finish_reason": {"a": 1}, "task": [[]], "step": {},
+    "block_size": 0, "answer": ["a"], "key": [["a" * 50], {}, None], "finish_reason": {"a": 1}, "task": [[]],
+    "step": {},
 }  # fmt: skip
 
 
