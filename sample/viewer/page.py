@@ -25,7 +25,7 @@ from models.families import find_family
 from models.folder import read_json
 from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
-from runtime.text import print_error
+from runtime.text import print_error, print_text
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for note in (*origin.notes, *left_out(chosen)):
         print_error(note, "note: ")
     embedded = sum(map(len, chosen.groups.values()))
-    print(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
+    print_text(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
     return 0
 
 
