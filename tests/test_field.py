@@ -8,7 +8,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 
-# Those of math, options and code are gone through line by line: reward/test_reward_math_field.py, test_reward_code_field.
+# Those of math, options and code have their tests line by line: reward/test_reward_math_field.py, _code_field.py.
 TESTED = {
     "O-o036": "data/test_data_answers.py::test_an_index_is_no_option",
     "E-k002": "models/test_models_strange.py::test_a_single_file_goes_before_a_stale_index",
