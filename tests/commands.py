@@ -12,13 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def without_job():
+    """This process's environment, outside of any job that it may be in."""
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
 def start(arguments, program=(sys.executable,), stderr=subprocess.PIPE, **environment):
     """program and arguments from the repository's root, outside of any job that this process may be in."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [*program, *map(str, arguments)],
         cwd=ROOT,
-        env=clean | environment,
+        env=without_job() | environment,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,

@@ -1,5 +1,5 @@
 """What differs between model families: a `Family`, one file each. Nothing here imports torch or transformers, so that
-whoever renders prompts may read it."""
+data/ may read it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,13 @@ from typing import Any, Literal
 
 Turn = tuple[str, str] | Mapping[str, str]
 """A turn of a conversation: (role, content), or {"role": ..., "content": ...}."""
+
+CONFIG_KEYS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *("tie_word_embeddings", "rope_theta", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+"""Of config.json: what the configs of transformers' Llama and Qwen classes share."""
 
 BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
 STDIO = (
@@ -57,6 +64,14 @@ class ChatFormat:
         return opened + self.end_of_turn + self.after_turn
 
 
+CHATML = ChatFormat(
+    turn="<|im_start|>%s\n%s",
+    end_of_turn="<|im_end|>",
+    after_turn="\n",
+    assistant="<|im_start|>assistant\n",
+)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Where a checkpoint keeps one part of a network's weight.
@@ -102,7 +117,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: how its checkpoints are laid out, how its outputs are read and how it is asked.
+    """One architecture: how its checkpoints are laid out, how its outputs are read and how its prompts are written.
 
     name: the canonical `model_base`; aliases: other names of the same architecture (TraDo is SDAR with other weights).
     model_types: values of config.json's `model_type` that mean this family.

@@ -2,23 +2,17 @@
 https://github.com/DreamLM/Dream"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from models.families.base import ChatFormat, Decoding, Family, pick, refuse_sliding_window
-
-_CONFIG_KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range"),
-    *("rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-)
+from models.families.base import CHATML, CONFIG_KEYS, Decoding, Family, pick, refuse_sliding_window
 
 
 def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_sliding_window(raw_config)
     if raw_config.get("use_mrope"):
         raise ValueError("config.json has use_mrope: true; positions of several dimensions are not supported.")
-    return pick(raw_config, _CONFIG_KEYS)
+    return pick(raw_config, CONFIG_KEYS)
 
 
 DREAM = Family(
@@ -32,13 +26,7 @@ DREAM = Family(
     mask_token="<|mask|>",
     mask_id=151666,
     tokenizer_class="Qwen2Tokenizer",
-    chat=ChatFormat(
-        turn="<|im_start|>%s\n%s",
-        end_of_turn="<|im_end|>",
-        after_turn="\n",
-        assistant="<|im_start|>assistant\n",
-        system="You are a helpful assistant.",
-    ),
+    chat=replace(CHATML, system="You are a helpful assistant."),
     decoding=Decoding(
         schedule="timesteps",
         opens_with_first=True,

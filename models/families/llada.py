@@ -13,16 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from models.families.base import STDIO, ChatFormat, Decoding, Family, Piece, pick
+from models.families.base import CONFIG_KEYS, STDIO, ChatFormat, Decoding, Family, Piece, pick
 
 logger = logging.getLogger(__name__)
 
-_LLAMA_KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
-    *("tie_word_embeddings", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-)
+_LLAMA_KEYS = (*CONFIG_KEYS, "attention_bias", "mlp_bias")
 _OUTER = {"model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out"}
 _INNER = {
     "input_layernorm": "attn_norm",
@@ -64,15 +59,7 @@ def _flags(raw_config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _refuse(flags: Mapping[str, Any]) -> None:
     """ValueError naming every flag that a Llama network cannot express."""
-    bad = [
-        name
-        for name in (
-            "alibi",
-            "attention_layer_norm",
-            "clip_qkv",
-        )
-        if flags[name]
-    ]
+    bad = [name for name in ("alibi", "attention_layer_norm", "clip_qkv") if flags[name]]
     bad += [name for name in ("rope", "layer_norm_with_affine") if not flags[name]]
     norm_bias = flags["bias_for_layer_norm"]
     if flags["include_bias"] if norm_bias is None else norm_bias:

@@ -1,27 +1,17 @@
 """SDAR and TraDo: Qwen3 weights under block-causal attention on the absolute grid. https://github.com/JetAstra/SDAR"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from models.families.base import ChatFormat, Family, pick, refuse_sliding_window
+from models.families.base import CHATML, CONFIG_KEYS, Family, pick, refuse_sliding_window
 
-CONFIG_KEYS = (
-    *(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ),
-    *("head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings"),
-    *("rope_theta", "rope_scaling", "attention_bias", "bos_token_id", "eos_token_id", "pad_token_id"),
-)
+SDAR_KEYS = (*CONFIG_KEYS, "head_dim", "attention_bias")
 
 
 def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_sliding_window(raw_config)
-    return pick(raw_config, CONFIG_KEYS)
+    return pick(raw_config, SDAR_KEYS)
 
 
 SDAR = Family(
@@ -34,11 +24,8 @@ SDAR = Family(
     mask_token="<|MASK|>",
     mask_id=151669,
     tokenizer_class="Qwen2Tokenizer",
-    chat=ChatFormat(
-        turn="<|im_start|>%s\n%s",
-        end_of_turn="<|im_end|>",
-        after_turn="\n",
-        assistant="<|im_start|>assistant\n",
+    chat=replace(
+        CHATML,
         thinking_assistant="<|im_start|>assistant<think>\n",
         math="{{problem}}\nPlease reason step by step, and put your final answer within \\boxed{}.",
     ),

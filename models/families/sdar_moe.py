@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from models.families.base import Piece, pick, refuse_sliding_window
-from models.families.sdar import CONFIG_KEYS, SDAR
+from models.families.sdar import SDAR, SDAR_KEYS
 
 _CONFIG_KEYS = (
-    *CONFIG_KEYS,
+    *SDAR_KEYS,
     *("decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob"),
     *("num_experts", "num_experts_per_tok"),
 )

@@ -1,4 +1,5 @@
-"""Launching ranks: names of nodes, who failed, what is left over; signals. Real processes, small scripts."""
+"""Launching ranks: names of nodes, who failed, what is left over; signals. Real processes, small scripts; where an
+interpreter of their own is what is tested, `commands.start` makes them."""
 
 import os
 import random
@@ -10,8 +11,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import pytest
-from commands import finish, gone_in, ranks_of, start
+from commands import finish, gone_in, ranks_of
+from forked import start
 from rank_jobs import free_port
 
 from runtime.job_key import KEY_VARIABLE
@@ -59,15 +62,18 @@ def test_slurms_short_names(text, hosts):
     assert host_list(text) == hosts
 
 
-def test_a_launcher_needs_no_torch():
+def test_a_launcher_needs_no_torch(tmp_path):
     """Importing it takes seconds, before the first rank could be started."""
-    code = (
-        "import sys, train.command, runtime.launch, runtime.run_folder, train.learner.divergence as d, runtime.devices"
-    )
-    status, out, err = finish(
-        start(["-c", f"{code}; print([m for m in sys.modules if m.partition('.')[0] == 'torch'])"])
-    )
-    assert (status, out) == (0, "[]\n"), err
+    code = f"""if True:
+        import sys
+        from runtime import launch
+        from train.command import main
+        launch.launch = lambda n, *rest: print(n, [name for name in sys.modules if name.split(".")[0] == "torch"])
+        sys.argv[1:] = ["config=configs/rl_tiny.yaml", "experiment.processes=2", "experiment.output_dir={tmp_path}"]
+        main("train.rl", "usage")
+    """
+    status, out, err = finish(commands.start(["-c", code]))
+    assert (status, out) == (0, "2 []\n"), err
 
 
 @pytest.mark.slow
@@ -134,7 +140,7 @@ def test_a_rank_that_gave_up_too_is_not_the_one_that_hangs(script, seconds):
 def test_a_rank_that_dies_is_named_and_ends_the_job(script, tmp_path, work, status, says):
     (tmp_path / "run" / "ckpt" / "step-000010" / "trainer").mkdir(parents=True)
     (tmp_path / "run" / "ckpt" / "step-000010" / "trainer" / "files.json").touch()
-    work = f"{SIGN}ranks.gather(1)\n{work}\ntime.sleep(60)"
+    work = f"{SIGN}ranks.gather(1)\n{work}\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(60)"
     got, out, err = finish(start(script(work)), 40)
     assert got == status and f"{says} (last sign of life: rank 1 in step 12, rollout, " in err
     assert f"The same command resumes from {tmp_path}/run/ckpt/step-000010" in err
@@ -240,7 +246,7 @@ def test_a_rank_that_waits_for_the_others_in_a_library_ends_with_its_launcher(sc
 def test_a_launcher_killed_at_any_moment_of_its_start_leaves_no_rank(script, kills):
     path, moments = script(WAITS), random.Random(kills)
     for _ in range(kills):
-        process = start(path)
+        process = commands.start(path)
         time.sleep(moments.uniform(0.1, 6.0))
         process.kill()
         process.wait()
@@ -280,7 +286,7 @@ def listening(pids):
 @pytest.mark.slow
 def test_a_job_of_one_machine_is_reached_from_nowhere(script, tmp_path):
     """The store is no socket, gloo listens on loopback, no other user opens the store, no program inherits it."""
-    process = start(script(HOLDS + "if ranks.rank() == 1: subprocess.run(['ls', '-l', '/proc/self/fd'])"))
+    process = commands.start(script(HOLDS + "if ranks.rank() == 1: subprocess.run(['ls', '-l', '/proc/self/fd'])"))
     pids = pids_of(process, 2)
     wait_until(lambda: listening(pids), 20.0)
     assert listening([process.pid]) == set()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import commands
+import forked
 import pytest
 from end_to_end import RL, read_jsonl
 
@@ -74,7 +75,7 @@ def test_a_run_whose_reader_leaves_saves_and_ends_quietly(shop, processes):
     arguments = shop.arguments(
         RL, "experiment.total_step=40", "experiment.save_every=40", f"experiment.processes={processes}"
     )
-    process = commands.start(["rl.py", *arguments])
+    process = forked.start(["rl.py", *arguments])
     while not process.stdout.readline().startswith("step  2/40"):
         assert process.poll() is None, process.stderr.read()
     process.stdout.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import local_sshd
 import pytest
-from commands import finish, gone_in, start
+from commands import finish, gone_in
+from forked import start
 from rank_jobs import free_port
 
 pytestmark = pytest.mark.slow
