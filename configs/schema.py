@@ -200,6 +200,11 @@ class DecodeConfig(Section):
     max_slots: int | None = speed(
         None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1
     )
+    graphs: str = speed(
+        "auto",
+        "auto = on a GPU a step with an exact cache is captured as a CUDA graph; off = operation by operation",
+        choices=("auto", "off"),
+    )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
 

@@ -51,6 +51,8 @@ class SamplingConfig(Choices):
     """Randomness is a hash of (seed, key, position, step)."""
     max_slots: int = 32
     """Sequences decoded at a time."""
+    graphs: Literal["auto", "off"] = "auto"
+    """auto: on a GPU a step is captured once a shape and replayed, with an exact cache; off: operation by operation."""
     fuse_commit: bool = True
     """A finished block is committed in the forward that denoises the next one."""
     deterministic: bool = False
@@ -68,6 +70,7 @@ class SamplingConfig(Choices):
             object.__setattr__(self, "target", DREAM_TARGETS.get(self.target, self.target))
         self.rules()
         require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
+        require_name("graphs", self.graphs, ("auto", "off"))
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sample.denoiser import Denoiser
+from sample.graphs import CommitBudget, Steps, bucket
 from sample.request import Request, hash_key
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
@@ -18,7 +19,8 @@ _PREFILL_MAX_PADDING = 1.25
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of a call: what computes in them, keys and values (None without a cache), and where each stands.
+    """The slots of a call: what computes in them, keys and values (None without a cache), where each stands, and the
+    steps over them.
 
     count: of those that may be taken; the tensors may hold more. capacity_tokens: of the longest sequence of the call,
     or all that the tensors hold; no step sees more.
@@ -29,6 +31,7 @@ class Slots:
     cache: CachePolicy
     kv: SlotKV | None
     state: StepState
+    steps: Steps
 
 
 class Queue:
@@ -51,7 +54,7 @@ class Generation:
     def __init__(self, queue: Queue, slots: Slots, denoiser: Denoiser, limit: int, polls: int, weights_version: int):
         self.queue, self.denoiser, self.limit, self.weights_version = queue, denoiser, limit, weights_version
         self.slots, self.cache, self.kv, self.state = slots.count, slots.cache, slots.kv, slots.state
-        self.capacity_tokens = slots.capacity_tokens
+        self.capacity_tokens, self.steps, self.budget = slots.capacity_tokens, slots.steps, CommitBudget()
         self.polls = 1 if self.cache.polls_every_step else polls
         self.model, self.config, self.b = denoiser.model, denoiser.config, denoiser.b
         self.rollouts: dict[int, Rollout] = {}
@@ -63,10 +66,9 @@ class Generation:
         """The rollouts of all requests that were taken, in the order of their index."""
         self._admit()
         while self.occupant:
-            state = self.state.rows(self.width)
-            bounds = self._bounds(state)
-            for _ in range(self.polls):
-                self.denoiser.step(self.cache, state, bounds)
+            state = self.state.rows(self._slots_of_a_step())
+            self.steps.run(state, self._bounds(state), self.polls)
+            self._look_at_commits()
             finished = self._collect()
             progress(finished)
             if finished:
@@ -74,14 +76,23 @@ class Generation:
                 self._compact()
         return [self.rollouts[index] for index in sorted(self.rollouts)]
 
+    def _slots_of_a_step(self) -> int:
+        """Those at work, and dead ones up to a bucket where steps are captured."""
+        if not self.steps.fixed or self.config.deterministic:
+            return self.width
+        return bucket(self.width, len(self.state.live))
+
     def _bounds(self, state: StepState) -> Bounds:
-        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look."""
+        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Those of
+        captured steps follow the number of slots and the commit budget alone."""
         n, capacity = len(state.start), self.capacity_tokens
         if self.config.deterministic:
             return Bounds(capacity, n, n * self.b, capacity)
+        if self.steps.fixed:
+            return Bounds(self.state.ids.shape[1], self.budget.spans(n, len(self.occupant)), n * self.b)
         bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())
         if self.polls > 1:
-            bounds = bounds._replace(commits=n, masks=n * self.b)
+            bounds = bounds._replace(commits=self.budget.spans(n, len(self.occupant)), masks=n * self.b)
         rounded = -(-bounds.view_tokens // self.cache.view_multiple) * self.cache.view_multiple
         return bounds._replace(view_tokens=min(capacity, rounded))
 
@@ -133,6 +144,15 @@ class Generation:
             pairs = [(copy.source, copy.target) for copy in copies if copy.prompt_tokens == length]
             source, target = torch.tensor(pairs, device=self.model.device).T
             self.cache.copy_prompt(source, target, length)
+
+    def _look_at_commits(self) -> None:
+        """What the steps since the last look needed of commit spans, where the host does not count before each."""
+        if self.polls == 1:
+            return
+        waits = self.state.needs_commit & self.state.live
+        begun, waiting = torch.stack([self.state.block_index, waits]).tolist()
+        blocks = {request.index: begun[slot] for slot, request in self.occupant.items()}
+        self.budget.look(blocks, sum(waiting), self.polls)
 
     def _collect(self) -> int:
         """Turns ended slots into rollouts and frees them; how many."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +11,29 @@ from models import DiffusionLM
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
+from sample.graphs import Capture, Steps, capture_of
 from sample.request import requests_of
 from sample.rollout import Key, Rollout
 from sample.slots import SlotKV, StepState, rounded_capacity
-from sample.spans import CACHES, cache_policy
+from sample.spans import CACHES, CachePolicy, cache_policy
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Slots that outlive a call: tensors at fixed addresses, what computes in them, the steps captured over them."""
+
+    kv: SlotKV | None
+    state: StepState
+    cache: CachePolicy
+    steps: Steps
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Slots and capacity in tokens."""
+        slots, capacity_tokens = self.state.ids.shape
+        return slots, capacity_tokens
 
 
 class Sampler:
@@ -24,7 +42,8 @@ class Sampler:
     The response to a prompt is a pure function of weights, config, prompt and key: batch mates, order of arrival and
     number of slots do not enter (on one device; across devices and types up to rounding).
     steps_between_polls: steps that run before the host looks which slots have ended. Polling tightens the next step's
-    shapes; on a GPU it costs a synchronisation.
+    shapes; on a GPU it costs a synchronisation. capture: how steps are captured, None = they are not. keeps_slots:
+    whoever shares the device leaves the slots and what was captured over them there between calls.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
@@ -34,7 +53,10 @@ class Sampler:
         self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._denoiser = Denoiser(model, self.config)
-        self._held: tuple[SlotKV | None, StepState] | None = None
+        self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
+        self.keeps_slots = False
+        self._reserved = (0, 0)
+        self._held: _Held | None = None
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -73,36 +95,55 @@ class Sampler:
         requests = requests_of(prompts, n, keys, self.model, self.config.max_new_tokens)
         if not requests:
             return []
-        limit, b = limit or len(requests), self._denoiser.b
+        limit = limit or len(requests)
         count = self.config.max_slots if self.config.deterministic else min(self.config.max_slots, limit)
-        slots = self._slots(count, max(len(r.prompt_ids) for r in requests) + self.config.max_new_tokens + b - 1)
+        slots = self._slots(count, self._capacity(max(len(r.prompt_ids) for r in requests)))
         with _eval_mode(self.model):
             generation = Generation(
                 Queue(requests, take), slots, self._denoiser, limit, self.steps_between_polls, self.weights_version
             )
             return generation.run(progress or (lambda finished: None))
 
+    def keep_slots(self, slots: int, prompt_tokens: int) -> None:
+        """Slots are made for so many sequences with prompts of so many tokens, so that calls up to that share them (not
+        in deterministic mode, where every call has its own size), and stay between calls."""
+        self.keeps_slots, self._reserved = True, (slots, self._capacity(prompt_tokens))
+
     def release(self) -> None:
-        """Frees the memory of the slots; the next `generate` takes it again."""
+        """Frees the memory of the slots and of captured steps; the next `generate` takes it again."""
         self._held = None
+
+    @property
+    def captured_keys(self) -> int:
+        """Shapes of which a step is captured now."""
+        return len(self._held.steps.keys) if self._held is not None else 0
+
+    def _capacity(self, prompt_tokens: int) -> int:
+        return prompt_tokens + self.config.max_new_tokens + self._denoiser.b - 1
 
     def _slots(self, count: int, capacity_tokens: int) -> Slots:
         """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:
         equal)."""
-        model, config = self.model, self.config
-        need, held = (count, rounded_capacity(capacity_tokens)), self._held
-        have = held[1].ids.shape if held is not None else (0, 0)
-        fits = have == need if config.deterministic else have[0] >= need[0] and have[1] >= need[1]
+        held, need = self._held, (count, rounded_capacity(capacity_tokens))
+        have = held.shape if held is not None else (0, 0)
+        fits = have == need if self.config.deterministic else have[0] >= need[0] and have[1] >= need[1]
         if held is None or not fits:
-            self._held = held = None
-            keeps_keys = CACHES[config.cache].keeps_keys
-            kv = SlotKV(model.hf_config, *need, model.dtype, model.device) if keeps_keys else None
-            held = self._held = (kv, StepState.empty(*need, model.mask_id, model.device))
-        kv, state = held
-        state.live.zero_()
-        if model.device.type != "cpu":  # whole blocks of keys suit its kernels; on a CPU they are work for nothing
-            capacity_tokens = state.ids.shape[1]
-        return Slots(count, capacity_tokens, cache_policy(model, config, kv), kv, state)
+            self._held = held = None  # before the new ones are made
+            if not self.config.deterministic:
+                need = (max(need[0], self._reserved[0]), max(need[1], self._reserved[1]))
+            held = self._held = self._new_slots(*need)
+        held.state.live.zero_()
+        if self.model.device.type != "cpu":  # whole blocks of keys suit its kernels; on a CPU they are work for nothing
+            capacity_tokens = held.shape[1]
+        return Slots(count, capacity_tokens, held.cache, held.kv, held.state, held.steps)
+
+    def _new_slots(self, slots: int, capacity_tokens: int) -> _Held:
+        model, config = self.model, self.config
+        keeps_keys = CACHES[config.cache].keeps_keys
+        kv = SlotKV(model.hf_config, slots, capacity_tokens, model.dtype, model.device) if keeps_keys else None
+        state = StepState.empty(slots, capacity_tokens, model.mask_id, model.device)
+        cache = cache_policy(model, config, kv)
+        return _Held(kv, state, cache, Steps(self._denoiser, cache, self.capture))
 
 
 @contextmanager

@@ -95,7 +95,8 @@ class StepState:
     prompt: prompt length; limit: prompt + max_new_tokens; masks: positions that the next step may decide.
     block_index: blocks begun before this one; block_step: steps taken in the block; step: steps taken in all.
     key: hash of the sample's name and the seed.
-    needs_commit: the block before `start` is decided, its final keys and values are not written yet.
+    needs_commit: the block before `start` is decided, its final keys and values are not written yet; waited: steps in
+    which it found no room to be.
     live: being decoded.
     """
 
@@ -112,6 +113,7 @@ class StepState:
     step: Tensor = _numbers()
     key: Tensor = _numbers()
     needs_commit: Tensor = _numbers(torch.bool)
+    waited: Tensor = _numbers(torch.int32)
     live: Tensor = _numbers(torch.bool)
 
     @staticmethod
@@ -141,6 +143,14 @@ class StepState:
         for item in fields(self):
             tensor = getattr(self, item.name)
             tensor[target] = tensor[source]
+
+    def clone(self) -> "StepState":
+        return StepState(**{item.name: getattr(self, item.name).clone() for item in fields(self)})
+
+    def restore(self, saved: "StepState") -> None:
+        """Becomes what `clone` saved, in place."""
+        for item in fields(self):
+            getattr(self, item.name).copy_(getattr(saved, item.name))
 
     def rows(self, width: int) -> "StepState":
         """Views of the first `width` slots: what a step works on."""

@@ -48,6 +48,12 @@ class Demand(NamedTuple):
     window_tokens: Tensor
 
 
+def longest_waiting(flag_n: Tensor, waited_n: Tensor, count: int) -> Tensor:
+    """Indices of the true entries, those that have waited longest first, then of others, `count` in all. waited_n: 0
+    where the flag is false."""
+    return (waited_n + flag_n).argsort(descending=True, stable=True)[:count]
+
+
 def first_true(flag_n: Tensor, count: int) -> Tensor:
     """Indices of the true entries, then of others, `count` in all: a fixed shape."""
     return flag_n.to(torch.uint8).argsort(descending=True, stable=True)[:count]
@@ -121,9 +127,11 @@ class CachePolicy(Protocol):
 
     keeps_keys: keys and values of slots are kept (`SlotKV`). view_multiple: the bounds' view is rounded up to a
     multiple of so many tokens, so that shapes recur. polls_every_step: the host looks at every step which slots have
-    ended.
+    ended. fixed_shapes: a step may compute all slots under the largest bounds at little more cost, so that it can be
+    captured (`sample.graphs`).
     """
 
+    fixed_shapes: bool
     keeps_keys: bool
     view_multiple: int
     polls_every_step: bool
@@ -167,6 +175,7 @@ class ExactBlockCache:
     1.
     """
 
+    fixed_shapes = True
     keeps_keys = True
     view_multiple = 32
     polls_every_step = False
@@ -220,13 +229,14 @@ class ExactBlockCache:
             commits = 0
         if not commits:
             return self._forward(state, slot_n, slot_n, state.start, bounds.view_tokens), state.live.clone()
-        row_C = first_true(needs, commits)
+        row_C = longest_waiting(needs, state.waited, commits)
         granted_C = needs[row_C]
         slot_S = torch.cat([slot_n, row_C])
         writes_S = torch.cat([slot_n, torch.where(granted_C, row_C, self.kv.slots)])
         start_S = torch.cat([state.start, torch.where(granted_C, state.start[row_C] - self.block_size, 0)])
         hidden_SbD = self._forward(state, slot_S, writes_S, start_S, bounds.view_tokens)
         needs.index_fill_(0, row_C, False)
+        state.waited.add_(1).mul_(needs)
         return hidden_SbD[:n], state.live & ~needs
 
     def _forward(self, state: StepState, slot_S: Tensor, writes_S: Tensor, start_S: Tensor, view_tokens: int) -> Tensor:
@@ -242,6 +252,7 @@ class ExactBlockCache:
 class FullRecompute:
     """No cache: every step runs the whole sequence under the family's own mask. Exact for every family, and slow."""
 
+    fixed_shapes = False
     keeps_keys = False
     view_multiple = 1
     polls_every_step = False

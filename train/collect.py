@@ -89,7 +89,8 @@ class Collector:
         keys = self._keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
             rollouts = sample(self.sampler, [p.ids for p in prompts], self.group_size, keys, progress.advance)
-        self.sampler.release()  # the updates need the memory
+        if not self.sampler.keeps_slots:
+            self.sampler.release()  # the updates need the memory
         return rollouts
 
     def grade(self, sampled: StepRollouts) -> GradedRollouts:

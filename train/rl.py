@@ -78,6 +78,9 @@ class Run:
             config, self.learner.sampler, load_prompts(config, training_source(config), model), grading, self.monitor
         )
         self.collector.curriculum.load_state_dict(self.checkpoints.saved.get("curriculum", {}))
+        if fit.keeps_slots:
+            longest = max(len(prompt.ids) for prompt in self.collector.prompts)
+            self.learner.sampler.keep_slots(fit.sizes["slots"].number, longest)
         setup = _evaluation_setup(config, self.learner)
         self.checkpoints.restore(*self.learner.trained)
         done = step if self.checkpoints.start else -1

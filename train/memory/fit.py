@@ -17,16 +17,17 @@ from train.setup.models import RunModels
 @dataclass(frozen=True)
 class Fit:
     """A config with every size filled in. sizes: "slots", "evaluation slots", "micro-batch" -> size, as far as the run
-    has them."""
+    has them. keeps_slots: the rollout's slots stay in memory during the updates."""
 
     config: Config
     sizes: Mapping[str, Size]
+    keeps_slots: bool = False
 
     @staticmethod
     def of(config: Config, models: RunModels, response_tokens: int | None = None) -> "Fit":
         """All ranks call it and get rank 0's: ranks must agree on micro-batches. response_tokens: of the longest
         response of an SFT."""
-        sizes = ranks.on_main(_sizes, config, models, response_tokens)
+        sizes, keeps_slots = ranks.on_main(_sizes, config, models, response_tokens)
         rollout, evaluation, training = config.rollout, config.evaluation, config.training
         if "slots" in sizes:
             rollout = replace(rollout, max_slots=sizes["slots"].number)
@@ -34,7 +35,7 @@ class Fit:
             evaluation = replace(evaluation, max_slots=sizes["evaluation slots"].number)
         if "micro-batch" in sizes:
             training = replace(training, max_tokens_per_microbatch=sizes["micro-batch"].number)
-        return Fit(replace(config, rollout=rollout, evaluation=evaluation, training=training), sizes)
+        return Fit(replace(config, rollout=rollout, evaluation=evaluation, training=training), sizes, keeps_slots)
 
     def rows(self, device: torch.device) -> dict[str, str]:
         """Of a banner: the sizes with what limits them, and the attention in use."""
@@ -43,7 +44,7 @@ class Fit:
         return rows | {"attention": attention_name(device)}
 
 
-def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> dict[str, Size]:
+def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> tuple[dict[str, Size], bool]:
     inputs, kind = Inputs.of(config, models, response_tokens=response_tokens), models.kind
     found: dict[str, Size] = {}
     if kind != "sft":
@@ -52,4 +53,4 @@ def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> di
         found["evaluation slots"] = plan.chosen_slots(inputs, config.evaluation)
     if kind != "eval":
         found["micro-batch"] = plan.chosen_tokens(inputs)
-    return found
+    return found, plan.keeps_slots(inputs)

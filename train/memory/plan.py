@@ -213,6 +213,16 @@ def _chosen(inputs: Inputs, asked: Size | None, unsized: Size, most: Size, large
     return Size(max(1, fits), f"what fits in {usable(inputs) / 2**30:.1f} GiB")
 
 
+def keeps_slots(inputs: Inputs) -> bool:
+    """Whether the rollout's slots, and the steps captured over them, fit beside every other phase of a run on a GPU:
+    they then stay from step to step."""
+    rollout, found = inputs.config.rollout, phases(inputs)
+    if inputs.machine.kind != "cuda" or inputs.models.kind != "rl" or rollout.graphs == "off":
+        return False
+    kept = sum(found.pop("sampling").values())
+    return all(total(inputs, parts) + kept <= usable(inputs) for parts in found.values())
+
+
 def largest_slots(inputs: Inputs, decode: DecodeConfig | None = None) -> int:
     """The most slots with which sampling (the section `decode`, default the rollout's) fits; 0 if none do."""
     decode = decode or inputs.config.rollout

@@ -91,6 +91,12 @@ def test_where_nothing_fits_the_least_is_tried(folder):
     assert numbers(fit_of(config_of(folder, gib=0.0001, slots=5, tokens=70))) == [5, 5, 70]
 
 
+def test_slots_stay_in_memory_where_they_fit_beside_everything_else(folder):
+    assert fit_of(config_of(folder, gib=1.0, slots=16, tokens=500)).keeps_slots
+    assert not fit_of(config_of(folder, gib=0.05)).keeps_slots  # they take all that is left
+    assert not fit_of(config_of(folder, slots=16, tokens=500)).keeps_slots  # a CPU captures nothing
+
+
 def test_auto_is_a_word_of_yaml_and_of_the_command_line(tmp_path, folder):
     file = tmp_path / "auto.yaml"
     sections = ("rollout: {max_active: auto}", "evaluation: {batch_size: auto}", f"training: {{{TOKENS}: auto}}")

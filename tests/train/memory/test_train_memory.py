@@ -129,7 +129,7 @@ def state_of(updater):
 
 
 def slots_of(sampler):
-    kv, state = sampler._held
+    kv, state = sampler._held.kv, sampler._held.state
     return held(vars(state), *((kv.keys, kv.values) if kv is not None else ()))
 
 
