@@ -31,8 +31,14 @@ SLOTS, BLOCK, STEPS_A_BLOCK, PROMPT_TOKENS, NEW_TOKENS = 64, 4, 2, 40, 240
 
 def measured() -> dict[str, float]:
     """The counts of one call of `generate`, over the steps in which all slots are at work."""
-    settings = {"strategy": "low_confidence_static", "steps_per_block": STEPS_A_BLOCK, "block_size": BLOCK}
-    config = SamplingConfig(**settings, max_new_tokens=NEW_TOKENS, stop_ids=(), max_slots=SLOTS)
+    config = SamplingConfig(
+        strategy="low_confidence_static",
+        steps_per_block=STEPS_A_BLOCK,
+        block_size=BLOCK,
+        max_new_tokens=NEW_TOKENS,
+        stop_ids=(),
+        max_slots=SLOTS,
+    )
     sampler = Sampler(tiny_model("sdar"), config)
     sampler.capture, sampler.steps_between_polls = _uncaptured, 8
     rows: list[float] = []
