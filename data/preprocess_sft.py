@@ -22,9 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-if __package__ in (None, ""):
-    ROOT = Path(__file__).resolve().parents[1]
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.schema import DATA_TYPES
 from data.console import chat_name, columns_option, load_tokenizer, say, warnings_as_lines

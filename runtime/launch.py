@@ -27,7 +27,7 @@ def launch(processes: int, node: Node, settings: RendezvousConfig, folder: Path,
     """Runs `processes` ranks of this command here, and waits for them. Other nodes run theirs. The exit status: 0 when
     all ended well, 128 + N when signal N asked to stop, else that of the rank that failed. That one is named with its
     last sign of life, which the run's `folder` has, and with what the same command would resume from (`resume` as in
-    its config). Stopped when a signal asked for it before the ranks began; ValueError as `meet`."""
+    its config). Stopped when a signal came before the ranks began; ValueError as `meet`."""
     rendezvous = meet(node, processes, settings, folder)
     ranks = _Ranks(rendezvous, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -163,7 +163,7 @@ class _Ranks:
         return [rank for rank, child in self.children.items() if child.poll() is None]
 
     def end(self) -> None:
-        """Ends what still runs: asks first, then kills."""
+        """Ends what still runs: SIGTERM first, then SIGKILL."""
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         for child in self.children.values():

@@ -227,7 +227,7 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollout.temperature=0"], "greedy answers to a question hardly differ"),
+        (["rollout.temperature=0"], "greedy responses to a prompt hardly differ"),
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
         (
             ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],
@@ -383,7 +383,7 @@ def test_a_project_outside_its_folder_is_refused(shop, project):
 
 
 def test_longest_response_trained(shop):
-    """training.max_gen_length=3 of answers of up to 8 tokens."""
+    """training.max_gen_length=3 of responses of up to 8 tokens."""
     run_rl(shop, "training.max_gen_length=3", "training.min_accuracy=0", "training.max_accuracy=1", *QUICK)
     (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
     rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
@@ -533,7 +533,7 @@ def test_eval_of_answers_that_no_reward_wants(shop, caplog):
         metrics = evaluation.run(load_config(shop.arguments(EVAL, reward="raises")))
     (values,) = metrics.values()
     assert values["left_out"] == 6 and "accuracy" not in values and "reward" not in values
-    assert "no answer has a reward" in caplog.text
+    assert "no response has a reward" in caplog.text
 
 
 def test_a_stop_text_of_several_tokens_is_an_error(shop):

@@ -25,7 +25,7 @@ from train.memory.machine import Machine, host_memory_bytes
 from train.memory.report import check_memory, memory_lines
 from train.setup.blocks import Blocks
 from train.setup.decodings import inference_model, sampling_entries
-from train.setup.judges import LocalJudge
+from train.setup.local_judge import LocalJudge
 from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5

@@ -4,7 +4,7 @@ from judge_server import judge_checkpoint
 
 from configs.schema import JudgeConfig
 from reward.judge.judge import Question
-from train.setup.judges import LocalJudge, SeededSampling, prompt_tokens
+from train.setup.local_judge import LocalJudge, SeededSampling, prompt_tokens
 
 CPU = torch.device("cpu")
 QUESTIONS = [Question("1+1=", 0), Question("1+1=", 1), Question("what is 123 * 456 + 789?", 0), Question("3", 0)]
