@@ -19,7 +19,7 @@ def engine_kind(config: Config) -> Kind:
         return launched or "ddp"
     if launched not in (None, file.kind):
         raise ValueError(
-            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given "
+            f"experiment.deepspeed_file={file.name} is {TITLES[file.kind]}, but accelerate launch was given "
             f"{TITLES[launched]}: give both one file, or leave experiment.deepspeed_file out."
         )
     return file.kind
