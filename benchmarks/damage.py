@@ -8,9 +8,10 @@ is damaged in a copy: one bit of a byte flipped (`--flips` times, at places that
 its second half zeroed, all of it zeroed. The same command is then typed again in a process forked from this one.
 
     equal     it ended as the run that nothing stopped (benchmarks/kill.py has what that means)
-    named     it ended otherwise, or was refused with exit status 2, and printed the file's path
-    silent    it ended otherwise, and did not print it
-    unnamed   it was refused without the file's path
+    named     it ended otherwise, or was refused with exit status 2, and a line has the file's path: whole, or that of
+              its checkpoint and then its path in there
+    silent    it ended otherwise, and no line has it
+    unnamed   it was refused, and no line has it
     traceback it printed one, or ended with another exit status
 
 Exit status 1 where a case is silent, unnamed or a traceback. Ends with one line of JSON.
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import sys
@@ -121,11 +123,19 @@ def _dying(method: Callable[..., Any]) -> Callable[..., Any]:
     return dies
 
 
-def outcome(status: int, printed: str, name: str, differs: str) -> str:
-    """The case's class; `name`: the damaged file's path in the run's folder."""
+def names_file(printed: str, run: Path, name: str) -> bool:
+    """Whether a line has the whole path of a run's file, or that of its checkpoint and then the file's path in it."""
+    parts = Path(name).parts
+    checkpoint, inner = (run / Path(*parts[:2]), "/".join(parts[2:])) if parts[0] == "ckpt" else (run / name, "")
+    in_checkpoint = re.compile(rf"{re.escape(str(checkpoint))}\b.*[\s(]{re.escape(inner)}(?![\w./-])")
+    lines = printed.splitlines()
+    return any(str(run / name) in line or (inner != "" and in_checkpoint.search(line) is not None) for line in lines)
+
+
+def outcome(status: int, printed: str, named: bool, differs: str) -> str:
+    """The case's class; named: `names_file`."""
     if "Traceback" in printed or status not in (0, 2):
         return "traceback"
-    named = any(word in printed for word in (name, name.rpartition("/")[2]))
     if status == 2:
         return "named" if named else "unnamed"
     if not differs:
@@ -153,7 +163,8 @@ def cases_of(workspace: Workspace, kind: str, args: argparse.Namespace) -> Itera
         path.write_bytes(damage.change(path.read_bytes()))
         status = run_command(workspace.command(kind, left.name), log)
         printed = log.read_text(errors="replace")
-        found = outcome(status, printed, damage.name, difference(whole, left) if status == 0 else "")
+        named = names_file(printed, left, damage.name)
+        found = outcome(status, printed, named, difference(whole, left) if status == 0 else "")
         if found not in ("equal", "named") or args.only:
             print(f"{kind:>6}  {damage.name:44} {damage.how:22} {found}", flush=True)
             for line in printed.splitlines()[-4:] if found != "equal" else ():

@@ -208,6 +208,16 @@ def test_adapters_name_the_folder_that_a_link_led_to_and_miss_it_when_it_changes
         evaluation.run(load_config(linked.arguments(EVAL, *words)))
 
 
+def test_a_checkpoint_of_adapters_whose_base_has_changed_begins_no_other_run(linked):
+    words = ["training.max_steps=2", "lora.rank=2"]
+    run_sft(linked, *words, "training.max_steps=1")
+    lead_elsewhere(linked)
+    change_weights(linked.folder / "a")
+    start = (linked.runs / "sft" / "ckpt" / "optimized").resolve()
+    with pytest.raises(ValueError, match=f"{start} were trained on other weights than {linked.folder}/a"):
+        run_sft(linked, *words, "experiment.project=other", f"experiment.resume={start}")
+
+
 def test_eval_names_a_checkpoint_that_is_not_as_it_was_written(shop):
     """By one bit of any file of the model; what only a trainer reads does not matter to it."""
     run_sft(shop, "training.max_steps=1")

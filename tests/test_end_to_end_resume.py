@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import forked
@@ -11,6 +12,7 @@ import torch
 from commands import finish
 from end_to_end import RL, SFT, read_jsonl, without_clock
 
+from benchmarks.damage import names_file
 from configs import load_config
 from models import load_model
 from runtime import stopping
@@ -356,6 +358,20 @@ def test_killed_runs_of_every_kind_end_as_those_that_never_were():
 def test_damage_of_a_run_is_named_or_changes_nothing():
     figures = benchmark("damage", "--kinds", "sft", "--flips", "1", "--only", "metrics.jsonl")
     assert figures["cases"] == 4 == figures["equal"] + figures["named"]
+
+
+def test_the_damage_benchmark_counts_a_message_only_with_the_whole_path_of_the_file():
+    run, file = Path("/r/run"), "ckpt/step-000004/model.safetensors"
+    for line in (
+        "checkpoint /r/run/ckpt/step-000004 is not whole (model.safetensors is damaged)",
+        f"error: /r/run/{file}",
+    ):
+        assert names_file(f"banner\nwarning: {line}: passed over", run, file)
+        assert not names_file(line, run, "ckpt/step-000002/model.safetensors")
+        assert not names_file(line.replace("model.saf", "value/model.saf"), run, file)
+    assert not names_file("step-000004: model.safetensors is damaged", run, file)
+    assert names_file("/r/run/config.yaml was damaged", run, "config.yaml")
+    assert not names_file("config.yaml was damaged", run, "config.yaml")
 
 
 @pytest.mark.long

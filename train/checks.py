@@ -127,7 +127,8 @@ def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
     nothing there, says so instead."""
     path, overwrite = run_path(config), config.experiment.overwrite
-    resumes = RunFolder.check(path, settings_of(config, command), overwrite=overwrite or config.dry_run)
+    settings = settings_of(config, command, digests=RunFolder(path).config.exists())
+    resumes = RunFolder.check(path, settings, overwrite=overwrite or config.dry_run)
     if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
         print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
     return resumes

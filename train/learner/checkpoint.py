@@ -186,7 +186,7 @@ def starting_checkpoint(folder: Path, resume: str, command: str, with_value: boo
     own = newest_checkpoint(folder)
     if own is None and (broken := step_folders(folder)):
         raise ValueError(
-            f"no checkpoint in {folder} is whole (the newest, {broken[-1].name}: "
+            f"no checkpoint in {folder} is whole (the newest, {broken[-1]}: "
             f"{problem_of(broken[-1], proven=True)}). Put a copy of one there, or move {folder} away to begin anew."
         )
     if resume == "never" and own is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from configs.schema import Config
 from models import DiffusionLM, ValueModel
+from models.fingerprint import require_base
+from models.spec import CheckpointSpec
 from runtime import ranks
 from runtime.files import file_digest
 from runtime.run_folder import RunFolder
@@ -64,6 +66,8 @@ class RunCheckpoints:
         with_value = command == RL and bool(config.model.value_base_model)
         self.folder, self.command, self.keep_last = folder.checkpoints, command, experiment.keep_last
         self.start = ranks.on_main(starting_checkpoint, self.folder, experiment.resume, command, with_value)
+        if self.start is not None:
+            ranks.on_main(require_base, CheckpointSpec.read(self.start, config.model.model_base))
         self.saved: Mapping[str, Any] = read_state(self.start) if self.start is not None else {}
         self.progress = Progress(self.saved.get("step", 0), self.saved.get("seconds", 0.0))
         self.resumed = self.start is not None and self.start.parent == self.folder

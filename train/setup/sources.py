@@ -40,11 +40,11 @@ def pinned(config: Config) -> Config:
     return config
 
 
-def settings_of(config: Config, command: Command) -> Settings:
+def settings_of(config: Config, command: Command, *, digests: bool = True) -> Settings:
     """What the run's folder keeps of a config and compares when the run is resumed. A model that is not there yet
-    (model.prepare_with) has no digest."""
+    (model.prepare_with) has no digest. digests: false leaves all of them out, and no file is read."""
     config = pinned(config)
-    return Settings(resolved(config), command, dict(_sources(config, command)), config.typed)
+    return Settings(resolved(config), command, dict(_sources(config, command)) if digests else {}, config.typed)
 
 
 def _sources(config: Config, command: Command) -> Iterator[tuple[str, Source]]:
