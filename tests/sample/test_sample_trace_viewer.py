@@ -258,7 +258,7 @@ def test_what_cannot_be_read_is_named(tmp_path, text, said, capsys):
     assert not (tmp_path / "out.html").exists()
 
 
-def test_a_missing_file_a_bad_tokenizer_and_a_bad_place_are_said(tmp_path, capsys):
+def test_a_missing_file_a_bad_tokenizer_and_a_bad_place_are_reported(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", [row()])
     for arguments, said in (
         (["gone.jsonl"], "gone.jsonl: no such file"),
