@@ -54,8 +54,8 @@ def make_pair(row: Record, writer: Writer, columns: Mapping[str, str]) -> dict[s
     if prompt.endswith(_THINK):
         response = response.removeprefix(_THINK.strip()).removeprefix("\n")
     if response.rstrip().endswith(end):
-        return {"prompt": prompt, "response": writer.control.guard_answer(response.rstrip(), end)}
-    return {"prompt": prompt, "response": writer.control.guard_answer(response) + end}
+        return {"prompt": prompt, "response": writer.control.guard_response(response.rstrip(), end)}
+    return {"prompt": prompt, "response": writer.control.guard_response(response) + end}
 
 
 def convert(

@@ -66,7 +66,7 @@ class RunFolder:
         """Takes `root`, the run's own folder, for writing, and makes it when absent.
 
         A folder that holds this run is resumed, with `overwrite` too: settings that leave its results as they are may
-        be others now (`configs.effects`), which one line says, and config.yaml has those of now from then on.
+        be others now (`configs.effects`), which one line reports, and config.yaml then has those of now.
         `overwrite` deletes a run of another configuration (MADE_HERE, nothing else), which is refused without it and
         the difference shown. ValueError then, and when another process writes there, or it cannot be written.
         """

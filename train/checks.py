@@ -126,7 +126,7 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
 
 def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
-    nothing there, says so instead."""
+    nothing there, reports it instead."""
     path, overwrite = run_path(config), config.experiment.overwrite
     settings = settings_of(config, command, digests=RunFolder(path).config.exists())
     resumes = RunFolder.check(path, settings, overwrite=overwrite or config.dry_run)

@@ -71,7 +71,7 @@ def test_a_refusal_is_an_error(server):
     assert len(server.requests) == 1
 
 
-def test_unreachable_is_said_early(monkeypatch):
+def test_unreachable_is_reported_early(monkeypatch):
     with pytest.raises(ValueError, match="nothing answers at http://127.0.0.1:9"):
         build_judge(api="http://127.0.0.1:9/v1", model="judge")
     with pytest.raises(ValueError, match="must be a URL"):

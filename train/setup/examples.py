@@ -33,9 +33,9 @@ class TokenizedExample:
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
-    """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the answer
-    does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long responses cut,
-    all counted in warnings. ValueError where a step_map does not fit its response."""
+    """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the
+    response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
+    responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
     writer = Writer(Format(model.family), tokenizer)
     _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
@@ -79,16 +79,16 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
 
 
 def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
-    """Where the tokenizer has a chat template and no prompt is a turn of a chat: what is trained is not what is asked
-    in evaluation and RL."""
+    """Where the tokenizer has a chat template and no prompt is a turn of a chat: evaluation and RL then have other
+    prompts than training."""
     if not tokenizer.chat_template or any(example.turns for example in examples):
         return
     control = ControlTokens.of_tokenizer(tokenizer)
-    if not any(control.answered.search(example.prompt) for example in examples):
+    if not any(control.in_responses.search(example.prompt) for example in examples):
         chat = f" --family {family.name}" if family.chat is not None else ""
         logger.warning(
             "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
-            "RL and evaluation ask in turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
+            "RL and evaluation write turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
             *(name, chat),
         )
 

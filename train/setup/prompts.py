@@ -158,7 +158,7 @@ def tokenise(task: Task, model: DiffusionLM, writer: Writer) -> Prompt:
 
 
 def format_of(config: Config, source: PromptSource, family: Family) -> Format:
-    """How the tasks of a source are asked."""
+    """The prompt format of a source's tasks."""
     return Format(family.name, source.data_type, config.dataset.template, source.decode.start_with_think)
 
 
@@ -188,7 +188,7 @@ def completion_text(rollout: Rollout, model: DiffusionLM) -> str:
 
 
 def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> dict[str, list[object]]:
-    """What a reward may ask for by name: every column of the tasks, and what the sampler knows. Aligned with the
+    """What a reward may take by name: every column of the tasks, and what the sampler knows. Aligned with the
     rollouts."""
     per_prompt = len(rollouts) // max(1, len(prompts))
     tasks = [p.task for p in itertools.chain.from_iterable(itertools.repeat(p, per_prompt) for p in prompts)]

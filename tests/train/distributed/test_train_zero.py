@@ -81,7 +81,7 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
     assert DeepSpeedPlugin(hf_ds_config=None).offload_optimizer_device == "cpu"
 
 
-def test_what_an_engine_cannot_do_is_said_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
+def test_what_an_engine_cannot_do_is_reported_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
     monkeypatch.setattr(kind, "find_spec", lambda name: name)
     for check, text in ((checks.check, RL), (sft.check, SFT)):

@@ -58,7 +58,7 @@ def test_steps_that_do_not_fit(dream):
 
 
 @pytest.mark.parametrize(("steps", "sizes", "said"), [(8, 4, 1), (4, 4, 0), (8, [4, 8], 1), ([4, 9], [4, 8], 1)])
-def test_more_steps_than_a_block_has_tokens_are_said(sdar, caplog, steps, sizes, said):
+def test_more_steps_than_a_block_has_tokens_are_reported(sdar, caplog, steps, sizes, said):
     with caplog.at_level(logging.WARNING):
         entries(sdar, steps_per_block=steps, block_size=sizes)
     size, most = (8, 9) if steps == [4, 9] else (4, 8)
