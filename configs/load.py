@@ -116,7 +116,8 @@ def _check_command(command: Command, sources: Sequence["_Source"], file: str) ->
             raise ValueError(
                 f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)} does."
             )
-    found = dict.fromkeys(name for source in of_yaml for name in unread(command, source.set_keys(), source.typed))
+    chosen = [source for source in of_yaml if not source.of_a_run]  # a run writes every key that there is
+    found = dict.fromkeys(name for source in chosen for name in unread(command, source.set_keys(), source.typed))
     if found:
         warnings.warn(f"{file} sets keys that {TITLES[command]} does not read: {', '.join(found)}", stacklevel=3)
 
@@ -138,11 +139,12 @@ def _with_template(config: Config) -> Config:
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """A YAML file or the command line under the schema's names. typed: key -> as it is spelled there, where that is
-    another name. is_dllm_rl: it has a key of dLLM-RL, and is not what a run wrote."""
+    another name. is_dllm_rl: it has a key of dLLM-RL, and is not what a run wrote. of_a_run: a run wrote it."""
 
     tree: dict[str, Any]
     typed: dict[str, str]
     is_dllm_rl: bool = False
+    of_a_run: bool = False
 
     def set_keys(self) -> list[str]:
         """Keys of the schema that the source sets, those of free mappings as one."""
@@ -279,7 +281,7 @@ def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Sou
             raise ValueError(
                 f"unknown key {name!r} in {where}.{_suggest(name, [*known, *RENAMED])} --help lists every key."
             )
-    return _Source(tree, typed, bool(typed or retired) and not of_a_run)
+    return _Source(tree, typed, bool(typed or retired) and not of_a_run, of_a_run)
 
 
 def _undashed(argument: str) -> str:
