@@ -33,7 +33,8 @@ _MEANING = names(
     "not no non never neither nor cannot negative minus plus less more fewer greater larger smaller least most than "
     "over under above below between except unless excluding without up down to through until either or maybe perhaps "
     "possibly otherwise any all every none half third quarter twice double triple times dozen squared cubed root base "
-    "mod modulo infinite infinitely undefined if when for where and but at remainder factorial power e pi i off each"
+    "mod modulo infinite infinitely undefined if when for where and but at remainder factorial power e pi i off each "
+    "wrong incorrect false"
 )
 _TEXT = r"\\text\{([^{}]*)\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?"

@@ -53,6 +53,7 @@ _TURNED = re.compile(
     r"(?:(?<![^\s,;({=])|(?<=\\cup)|(?<=\\cap)|(?<=\\in))([\[\]])([^\[\](),;]*[,;][^\[\](),;]*)([\[\]])"
     r"(?=\s*(?:$|\\cup|\\cap|\\setminus|[,;)}]))"
 )
+_SPACED = re.compile(r"\d+(?:\s+\d+)+")  # 5 6 is no 56
 _QUOTED = re.compile(r"^(['\"])(.+)\1$", re.DOTALL)
 _IN_BRACKETS = re.compile(r"(?<![\w.])(\d*)\.(\d*)\((\d+)\)(?:\s*(?:\.\.\.|\\ldots))?")
 _TRAILING_DOTS = re.compile(r"(?<![\w.])(\d*)\.(\d+)\s*(?:\.{2,}|\\ldots)")
@@ -70,6 +71,8 @@ def tidy(text: str) -> str:
         text = match[1].strip()
     for pattern, replacement in (*_PLAIN_WORDS, *_SPELLINGS):
         text = pattern.sub(replacement, text)
+    if _SPACED.fullmatch(text):
+        text = ", ".join(text.split())
     if "[" in text:
         text = _TURNED.sub(_interval, text)
     if "." in text:
