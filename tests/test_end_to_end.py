@@ -289,6 +289,7 @@ def test_another_config_in_the_same_folder_is_refused(shop, capsys):
     assert saved["training"]["eps"] == 0.3 and len(steps(shop.runs / "rl")) == 1
 
 
+@pytest.mark.filterwarnings("ignore:experiment.start_from_scratch .* has no effect")
 def test_start_from_scratch_never_deletes(shop):
     arguments = ["experiment.total_step=1", "evaluation.eval_dataset=''", "experiment.start_from_scratch=true"]
     run_rl(shop, *arguments)
