@@ -103,21 +103,25 @@ class Rendezvous(OneMachine):
                 self.helpers[index] = start_over_ssh(self.node, index, settings.ssh, settings.ssh_user, more)
             missing = self._missing(max(settings.wait_seconds, JOIN_SECONDS))
         if missing:
-            ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
-            self._end_helpers()
-            names = ", ".join(self.node.name(index) for index in missing)
-            why = "; ".join(ended) if ended else f"after {settings.wait_seconds:.0f} s"
-            raise ValueError(
-                f"{names} did not join {self.node.host}:{self.node.port} ({why}). Run the same "
-                "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
-                "set, ssh without a password); experiment.join_seconds is how long to wait."
-            )
+            raise self._not_joined(missing, settings.wait_seconds)
         numbers = [int(self.board.get(f"node/{i}") or 0) for i in range(self.node.count)]
         if set(numbers) != {processes}:
             why = f"nodes run {numbers} processes: set experiment.processes to one number for all."
             self.fail(why)
             raise ValueError(why)
         self.board.put("go", self.rank_store.environment["MASTER_PORT"])
+
+    def _not_joined(self, missing: list[int], seconds: float) -> ValueError:
+        """The error of nodes that have not come; ends the ssh commands."""
+        ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
+        self._end_helpers()
+        names = ", ".join(self.node.name(index) for index in missing)
+        why = "; ".join(ended) if ended else f"after {seconds:.0f} s"
+        return ValueError(
+            f"{names} did not join {self.node.host}:{self.node.port} ({why}). Run the same "
+            "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
+            "set, ssh without a password); experiment.join_seconds is how long to wait."
+        )
 
     def wait_for_go(self, seconds: float) -> None:
         """Another node: until node 0 reports all nodes. ValueError when the job fails before, or after

@@ -213,16 +213,21 @@ def check(config: Config) -> Path:
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:
-        count = min(len(tasks), config.dataset.max_tasks) if config.dataset.max_tasks else len(tasks)
-        entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
-        each = config.rollout.num_response_per_task
-        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print_text(
-            f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} responses x {entries} entries = "
-            f"{count * each * entries:,} responses of up to {config.rollout.max_new_tokens} tokens"
-        )
+        _print_plan(config, len(tasks))
     check_memory(config, RunModels.of(config, spec, "eval"))
     return spec.folder
+
+
+def _print_plan(config: Config, tasks: int) -> None:
+    """The arithmetic of an evaluation, for a dry run."""
+    count = min(tasks, config.dataset.max_tasks or tasks)
+    entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
+    each = config.rollout.num_response_per_task
+    print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+    print_text(
+        f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} responses x {entries} entries = "
+        f"{count * each * entries:,} responses of up to {config.rollout.max_new_tokens} tokens"
+    )
 
 
 def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:

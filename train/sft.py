@@ -101,12 +101,17 @@ def check(config: Config) -> list[Example]:
         examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
-        plan = UpdatePlan.of(training, len(examples))
-        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print_text(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
-        print_text(f"  update  {plan.examples} examples; {plan}")
+        _print_plan(config, len(examples))
     check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
+
+
+def _print_plan(config: Config, examples: int) -> None:
+    """The arithmetic of a fine-tuning, for a dry run."""
+    plan = UpdatePlan.of(config.training, examples)
+    print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+    print_text(f"  data    {config.dataset.optimization_data}: {examples:,} examples")
+    print_text(f"  update  {plan.examples} examples; {plan}")
 
 
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
