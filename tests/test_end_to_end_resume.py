@@ -275,8 +275,10 @@ def dies():
 
 @pytest.mark.parametrize(
     ("how", "error"),
-    [(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped), (dies, Stop)],
-    ids=["ctrl-c", "kill"],
+    [
+        pytest.param(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped, id="ctrl-c"),
+        pytest.param(dies, Stop, id="kill", marks=pytest.mark.slow),
+    ],
 )
 def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monkeypatch, listening, how, error):
     """Stopped or killed in the second of three epochs: the same command resumes there."""
