@@ -46,21 +46,21 @@ _MOST_TOKENS = Size(32768, "more gain nothing")
 
 def always(inputs: Inputs) -> Parts:
     """What stays on the device for the whole run."""
-    width = inputs.sampling_dtype.itemsize
+    width, trained_width = inputs.sampling_dtype.itemsize, BF16 if inputs.machine.half else FP32
     if inputs.models.kind == "eval":
         return {"weights": width * inputs.weights}
     parts: Parts = {
-        "weights": _sharded(inputs, FP32 * inputs.weights, from_stage=3),
+        "weights": _sharded(inputs, trained_width * inputs.weights, from_stage=3),
         "optimizer": _optimizer(inputs, inputs.trained),
     }
     if inputs.models.kind == "rl":
-        training, half = inputs.config.training, inputs.machine.half
-        copied = width != FP32 or (inputs.stage == 3 and inputs.processes > 1)
+        training = inputs.config.training
+        copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1)
         frozen = training.kl_to == "reference" and training.beta > 0 and inputs.adapters is None
         parts |= {
             "sampler weights": width * inputs.weights if copied else 0,
-            "frozen reference": (BF16 if half else FP32) * inputs.net.parameters if frozen else 0,
-            "value model": _sharded(inputs, FP32 * inputs.value_parameters, from_stage=3),
+            "frozen reference": trained_width * inputs.net.parameters if frozen else 0,
+            "value model": _sharded(inputs, trained_width * inputs.value_parameters, from_stage=3),
             "value optimizer": _optimizer(inputs, inputs.value_trained),
             "judge": _judge_width(inputs) * inputs.judge.elements if inputs.judge else 0,
         }
@@ -125,7 +125,11 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         head=head,
     )
     own = _sharded(inputs, trained, from_stage=2)
-    gathered = FP32 * max(net.vocab * net.hidden, net.body / net.layers) if inputs.stage == 3 else 0
+    gathered = (
+        (BF16 if inputs.machine.half else FP32) * max(net.vocab * net.hidden, net.body / net.layers)
+        if inputs.stage == 3
+        else 0
+    )
     bucket = FP32 * min(REDUCE_BUCKET_ELEMENTS if inputs.stage else BUCKET_ELEMENTS, trained)
     step = FP32 * (own if inputs.machine.kind == "cuda" else min(own, 2 * net.largest))
     passes = {
@@ -249,8 +253,8 @@ def _sharded(inputs: Inputs, size: float, from_stage: int) -> float:
 
 
 def _optimizer(inputs: Inputs, trained: int) -> float:
-    """Two moments; under ZeRO also the fp32 copy that its optimizer steps on."""
-    copy = FP32 if inputs.stage and inputs.processes > 1 else 0
+    """Two moments; under bf16 the fp32 masters, under ZeRO the fp32 copy that its optimizer steps on."""
+    copy = FP32 if inputs.machine.half or (inputs.stage and inputs.processes > 1) else 0
     return _sharded(inputs, (ADAM_BYTES + copy) * trained, from_stage=2)
 
 
