@@ -81,7 +81,10 @@ def whole(updater):
     if not updater.half:
         return weights
     with updater.engine.whole_on_main():
-        masters = {name: p.detach().clone() for name, p in updater.engine.module.named_parameters() if ranks.is_main()}
+        named = updater.engine.module.named_parameters() if ranks.is_main() else ()
+        masters = {name: p.detach().clone() for name, p in named}
+    frozen = {name for name, p in updater.engine.module.named_parameters() if not p.requires_grad}
+    masters |= {name: masters[name].bfloat16() for name in frozen & masters.keys()}
     assert all(torch.equal(weights[name], masters[name].bfloat16()) for name in masters)
     assert any(not torch.equal(weights[name].float(), masters[name]) for name in masters) or not ranks.is_main()
     return masters

@@ -148,12 +148,16 @@ class Zero(Engine):
         if not self.accelerator.half:
             yield from self.weights() if self.stage == 3 else ()
             return
+        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
         trained = set(self.trained)
         for name, parameter in self.module.named_parameters():
             if parameter in trained:
                 yield name, safe_get_full_fp32_param(parameter)
+            elif self.stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.data
 
     def _masters(self) -> list[Tensor]:
         """The trained weights in fp32, before they are rounded: whole ones (stage 2), or this rank's shards."""
