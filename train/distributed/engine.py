@@ -54,8 +54,8 @@ class Engine(Protocol):
         all ranks) or the norm is not finite. The gradients are cleared either way."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's named parameters as forward passes take them, each complete until the next one is asked for.
-        Every rank must go through all of them."""
+        """The model's named parameters as forward passes take them, each complete until the next one is drawn. Every
+        rank must go through all of them."""
 
     def whole_on_main(self) -> AbstractContextManager[None]:
         """While the block runs, rank 0's model has all its weights in fp32, to be read and saved, not run."""

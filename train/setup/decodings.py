@@ -1,4 +1,4 @@
-"""Sections of a config that say how responses are sampled -> sampling configs, and the model that samples."""
+"""A config's sections of decoding -> sampling configs, and the model that samples."""
 
 import itertools
 import logging
@@ -80,7 +80,7 @@ def check_decodings(*sections: DecodeConfig) -> None:
 
 def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:
     """The cache that a section's samplers have. Approximate ones are of full attention: a block family keeps its exact
-    one. ValueError where a family of full attention is asked for an exact one."""
+    one. ValueError where the config wants an exact one under full attention."""
     requested: CacheMode = decode.cache  # type: ignore[assignment]
     if family.attention == "block" and requested in ("prefix", "dual"):
         logger.warning(
@@ -107,7 +107,7 @@ def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: Sa
     assert config.block_size is not None and decode.steps is not None
     if steps_per_block is not None:
         raise ValueError(
-            f"steps={decode.steps} and {decode.key('steps_per_block')}={steps_per_block} say the same: give one."
+            f"steps={decode.steps} and {decode.key('steps_per_block')}={steps_per_block} mean the same: give one."
         )
     decode.check_steps(config.block_size)
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
