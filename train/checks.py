@@ -26,7 +26,7 @@ from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
-from train.setup.sources import require_as_written, settings_of
+from train.setup.sources import require_as_written, require_kept, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,12 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
 
 def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
-    nothing there, says so instead."""
+    nothing there, says so instead. ValueError too where experiment.overwrite would delete what the run begins with."""
     path, overwrite = run_path(config), config.experiment.overwrite
     settings = settings_of(config, command, digests=RunFolder(path).config.exists())
     resumes = RunFolder.check(path, settings, overwrite=overwrite or config.dry_run)
+    if overwrite and not resumes:
+        require_kept(config, command, path)
     if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
         print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
     return resumes
