@@ -19,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.arguments import argument_tree, restore_texts
+from configs.arguments import argument_tree, as_typed, free_mappings, require_sections
 from configs.commands import TITLES, Command, effect_in, readers, reads, unread
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.schema import Config, Section
@@ -134,10 +134,12 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
         from_file = OmegaConf.create(text)
         if not isinstance(from_file, DictConfig):
             raise ValueError(f"{file} holds no mapping of sections.")
+        if (typed := as_typed(text, dict(flat_fields()))) is not None:
+            from_file = OmegaConf.create(typed)
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(from_file, resolve=False))
-        restore_texts(tree, text, dict(flat_fields()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
+    require_sections(tree, str(file), dict(flat_fields()))
     base = tree.pop("base", None)
     if base is None:
         return [_read_tree(tree, str(file), of_a_run=text.startswith(RUN_HEADER))]
@@ -290,7 +292,7 @@ def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Sou
     known = dict(flat_fields())
     _drop_empty(tree, {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *known)})
     typed = rename(tree, where)
-    free = {name for name, item in known.items() if str(item.type).startswith("dict")}
+    free = free_mappings(known)
     for name in list(flat(tree)):
         if name in RETIRED:
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
