@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import logging
 import math
 import re
 import sys
@@ -20,11 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, as_typed, free_mappings, require_sections
-from configs.commands import TITLES, Command, effect_in, readers, reads, unread
+from configs.commands import TITLES, Command, readers, reads, unread
+from configs.fields import flat_fields, kind_of
+from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
+from configs.hints import keys_for, note_for
 from configs.schema import Config, Section
 from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
 from configs.tree import flat, get, pop, put
+
+logger = logging.getLogger(__name__)
 
 # What the config.yaml of a run begins with. Runs of earlier versions have it: it never changes.
 RUN_HEADER = "# The resolved configuration of the run in this folder; the run is continued only with the same one.\n"
@@ -62,11 +68,11 @@ def load_config(
     `--help` prints the command's keys and exits.
     """
     if any(argument in ("--help", "-h", "help") for argument in arguments):
-        print(help_text(usage, command))
+        print(help_text(usage, command, terminal_width()))
         sys.exit(0)
     for argument in arguments:
-        if "=" not in argument:
-            raise ValueError(f"argument {argument!r} is not of the form key=value. Usage: {usage}")
+        if "=" not in argument or argument.startswith("-"):
+            raise ValueError(f"argument {argument!r} is not of the form key=value.{_undashed(argument)} Usage: {usage}")
     given = dict(argument.split("=", 1) for argument in arguments)
     if not given.get("config"):
         shipped = ", ".join(sorted(p.name for p in (REPOSITORY / "configs").glob("*.yaml")))
@@ -84,7 +90,23 @@ def load_config(
     for source in sources:
         set_here = flat(source.tree)
         typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
-    return _checked(_with_template(_overlaid(sources, typed)), typed)
+    return _checked(_as_dllm_rl(_with_template(_overlaid(sources, typed)), sources, command), typed)
+
+
+def _as_dllm_rl(config: Config, sources: Sequence["_Source"], command: Command | None) -> Config:
+    """Of RL on math by a YAML of dLLM-RL, which is known by its names of keys: answers cut at the limit are wrong, as
+    there, where no source says otherwise."""
+    *of_yaml, _ = sources
+    theirs = any(source.is_dllm_rl for source in of_yaml)
+    set_keys = {key for source in sources for key in source.set_keys()}
+    trains = command in (None, "rl") and "dataset.train_dataset" in set_keys and config.dataset.data_type == "math"
+    if not theirs or not trains or "training.truncated" in set_keys:
+        return config
+    logger.warning(
+        "a YAML of dLLM-RL: math answers without a stop count as wrong, as there (training.truncated=wrong; set it to "
+        "keep or drop)"
+    )
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, truncated="wrong"))
 
 
 def _check_command(command: Command, sources: Sequence["_Source"], file: str) -> None:
@@ -94,7 +116,8 @@ def _check_command(command: Command, sources: Sequence["_Source"], file: str) ->
             raise ValueError(
                 f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)} does."
             )
-    found = dict.fromkeys(name for source in of_yaml for name in unread(command, source.set_keys(), source.typed))
+    chosen = [source for source in of_yaml if not source.of_a_run]  # a run writes every key that there is
+    found = dict.fromkeys(name for source in chosen for name in unread(command, source.set_keys(), source.typed))
     if found:
         warnings.warn(f"{file} sets keys that {TITLES[command]} does not read: {', '.join(found)}", stacklevel=3)
 
@@ -116,10 +139,12 @@ def _with_template(config: Config) -> Config:
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """A YAML file or the command line under the schema's names. typed: key -> as it is spelled there, where that is
-    another name."""
+    another name. is_dllm_rl: it has a key of dLLM-RL, and is not what a run wrote. of_a_run: a run wrote it."""
 
     tree: dict[str, Any]
     typed: dict[str, str]
+    is_dllm_rl: bool = False
+    of_a_run: bool = False
 
     def set_keys(self) -> list[str]:
         """Keys of the schema that the source sets, those of free mappings as one."""
@@ -210,15 +235,6 @@ def _of_section(typed: Mapping[str, str], name: str) -> dict[str, str]:
     return {key.removeprefix(f"{name}."): old for key, old in typed.items() if key.startswith(f"{name}.")}
 
 
-def flat_fields(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """(dotted key, field) of every leaf of the schema."""
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(item.type):
-            yield from flat_fields(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        elif item.name not in ("typed", "hidden"):
-            yield prefix + item.name, item
-
-
 def resolved(config: Config) -> dict[str, Any]:
     """The config as plain nested dicts, for the run folder; without `config` and `dry_run`, which are not part of a
     run. Values of environment variables are `Hidden`, unless they were replaced since."""
@@ -243,43 +259,6 @@ def flat_run(text: str, of_today: Mapping[str, Any]) -> dict[str, Any]:
     return run | {key: defaults[key] for key in new}
 
 
-def help_text(usage: str, command: Command | None = None) -> str:
-    """Every key of the schema that `command` reads, with type, default and meaning."""
-    lines = [
-        f"usage: {usage}",
-        "",
-        "Any key may be given on the command line as section.key=value. The columns: key, type, default, what another",
-        "value changes (result, speed, output, length; all but result may change when a run is resumed), meaning.",
-        "",
-    ]
-    for name, item in flat_fields():
-        if command is not None and not reads(command, name):
-            continue
-        factory: Any = item.default_factory
-        default = factory() if item.default is dataclasses.MISSING else item.default
-        mark = effect_in(command, name, item.metadata["changes"])
-        lines.append(
-            f"  {name:<44} {_kind(item):<18} {default!r:<26} {mark:<8} {item.metadata['help']}{_range_text(item)}"
-        )
-    lines += [
-        "",
-        "dLLM-RL's names of keys are read too (docs/from_dllm_rl.md).",
-        "",
-        "examples:",
-        "  python rl.py config=configs/rl_tiny.yaml",
-        "  python rl.py config=configs/rl_trado.yaml model.pretrained_model=/models/TraDo-4B rollout.temperature=0.8",
-        "  python eval.py config=configs/trado_eval.yaml model.pretrained_model=/models/TraDo-4B",
-        "  python rl.py config=configs/rl_trado.yaml dry_run=true",
-    ]
-    return "\n".join(lines)
-
-
-def _range_text(item: dataclasses.Field) -> str:
-    if item.metadata["choices"]:
-        return f" [{' | '.join(item.metadata['choices'])}]"
-    return ""
-
-
 def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Source:
     """A source under the schema's names; retired keys taken out, unknown keys refused. of_a_run: it is the config.yaml
     that a run wrote."""
@@ -292,6 +271,7 @@ def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Sou
     known = dict(flat_fields())
     _drop_empty(tree, {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *known)})
     typed = rename(tree, where)
+    retired = [name for name in flat(tree) if name in RETIRED]
     free = free_mappings(known)
     for name in list(flat(tree)):
         if name in RETIRED:
@@ -303,16 +283,29 @@ def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Sou
             raise ValueError(
                 f"unknown key {name!r} in {where}.{_suggest(name, [*known, *RENAMED])} --help lists every key."
             )
-    return _Source(tree, typed)
+    return _Source(tree, typed, bool(typed or retired) and not of_a_run, of_a_run)
+
+
+def _undashed(argument: str) -> str:
+    """What an argument in the style of other commands (--learning_rate) may mean."""
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if not argument.startswith("-") or not name:
+        return ""
+    known = [key for key, _ in flat_fields()]
+    return f" Did you mean {name!r}, without dashes?" if name in known else _suggest(name, [*known, *RENAMED])
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
-    """The key that is all but the same; or those that differ in their section only; or a near one."""
+    """The key that is all but the same; or what other projects call so; or those that differ in their section only; or
+    a near one."""
     last, by_last = name.rsplit(".", 1)[-1], {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     same = [key for key in known if key.rsplit(".", 1)[-1] == last]
+    if note := note_for(name):
+        return f" {note}"
     near = (
         difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-        or difflib.get_close_matches(name, same, n=1, cutoff=0.75)
+        or keys_for(name, known)
+        or ("." in name and difflib.get_close_matches(name, same, n=1, cutoff=0.75))
         or same
         or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         or [by_last[match] for match in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
@@ -375,7 +368,7 @@ def _not_resolved(error: OmegaConfBaseException, merged: DictConfig, typed: Mapp
     if item is None or not isinstance(error, ValidationError):
         return f"config: {_first_line(error)} (key {name!r})"
     raw = get(OmegaConf.to_container(merged, resolve=False), key)
-    return f"{name} is {raw!r}; what that stands for must be of type {_kind(item)}."
+    return f"{name} is {raw!r}; what that stands for must be of type {kind_of(item)}."
 
 
 def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:
@@ -383,14 +376,7 @@ def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:
     item = dict(flat_fields()).get(key)
     if item is None or not isinstance(error, ValidationError):
         return f"config: {_first_line(error)} (key {error.full_key!r})"
-    return f"{source.typed.get(key, key)} is {get(source.tree, key)!r}; it must be of type {_kind(item)}."
-
-
-def _kind(item: dataclasses.Field) -> str:
-    each = item.metadata["each"]
-    if each:
-        return f"{each.__name__} or list of {each.__name__}"
-    return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.", "")
+    return f"{source.typed.get(key, key)} is {get(source.tree, key)!r}; it must be of type {kind_of(item)}."
 
 
 def _first_line(error: Exception) -> str:

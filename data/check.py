@@ -20,13 +20,13 @@ if __package__ in (None, ""):
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
 
 from configs.schema import DATA_TYPES
-from data.console import chat_name, columns_option, load_tokenizer, say, warnings_as_lines
+from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
 from data.control import encode_all, uncut
 from data.faults import Fault
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import Format, Writer, chat_formats
 from runtime.pipes import quiet_pipes
-from runtime.text import print_error
+from runtime.text import print_error, print_text
 
 PERCENTILES = (0, 50, 90, 99, 100)
 _BATCH_TEXTS = 256
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             items = scan_tasks(path, data_type=options.data_type, columns=options.columns)
         found = examine(items, texts_of, _measure_with(tokenizer))
-    say(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
+    print_text(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
     return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
 
 
@@ -163,24 +163,26 @@ def _add_lengths(found: Findings, batch: list[Texts], measure: Callable[[list[st
 
 
 def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> int:
-    say(f"rows       {found.num_rows}")
-    say(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
-    say(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
+    print_text(f"rows       {found.num_rows}")
+    print_text(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
+    print_text(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
     for name, lengths in found.lengths.items():
         if any(lengths):
             shown = "  ".join(f"{p}% {length}" for p, length in zip(PERCENTILES, percentiles(lengths), strict=True))
-            say(f"{name:<10} {unit}, percentiles: {shown}")
+            print_text(f"{name:<10} {unit}, percentiles: {shown}")
     if max_prompt_tokens is not None and found.rows:
         pairs = zip(found.rows, found.lengths["prompt"], strict=True)
         over = [row for row, length in pairs if length > max_prompt_tokens]
         places = ", ".join(f"row {row}" for row in over[:_SHOWN_ROWS]) + (", ..." if len(over) > _SHOWN_ROWS else "")
-        say(f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}")
+        print_text(
+            f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}"
+        )
     if found.stopping:
-        say(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
+        print_text(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
     if found.first_bad_line or not found.rows:
-        say(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
+        print_text(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
         return 1
-    say("training can use this file")
+    print_text("training can use this file")
     return 0
 
 

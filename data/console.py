@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.families import FAMILIES, Family
-from runtime.text import print_error, printable
+from runtime.text import print_error
 
 
 @contextmanager
@@ -24,11 +24,6 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
-
-
-def say(text: str) -> None:
-    """A line on stdout, in which nothing that a file or the hub wrote moves a cursor."""
-    print(printable(text))
 
 
 def columns_option(text: str) -> dict[str, str]:

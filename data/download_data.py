@@ -30,14 +30,14 @@ if __package__ in (None, ""):
 from filelock import FileLock
 
 from data.catalog import CATALOG, Source
-from data.console import say, warnings_as_lines
+from data.console import warnings_as_lines
 from data.faults import Fault
 from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
 from runtime.files import atomic_write_text
 from runtime.pipes import quiet_pipes
-from runtime.text import print_error
+from runtime.text import print_error, print_text
 
 LETTERS = "ABCD"
 
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in CATALOG if options.all else options.dataset:
         try:
             with warnings_as_lines():
-                say(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
+                print_text(f"{name}: {fetch(name, options.output, revision=options.revision, force=options.force)}")
         except (ValueError, OSError) as error:
             failed.append(name)
             print_error(f"{error}", f"{name}: failed: ")
@@ -163,7 +163,7 @@ def _print_list(folder: Path) -> None:
         if (folder / f"{name}.json").is_file():
             here = f"here, {record.rows} rows, {record.revision[:8]}" if record else "here, not from this command"
         gated = "; gated: its terms must be accepted" if source.gated else ""
-        print(f"{name:<18} {source.data_type:<7} {here:<30} {source.about} ({source.repo}{gated})")
+        print_text(f"{name:<18} {source.data_type:<7} {here:<30} {source.about} ({source.repo}{gated})")
 
 
 def _convert(part: Path, source: Source) -> Path:

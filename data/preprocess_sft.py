@@ -27,7 +27,7 @@ if __package__ in (None, ""):
     sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
 
 from configs.schema import DATA_TYPES
-from data.console import chat_name, columns_option, load_tokenizer, say, warnings_as_lines
+from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
 from data.control import spaced
 from data.conversations import SYSTEM_FIELDS, begins_with_system, chat_field, conversation_of, system_of
 from data.faults import Fault, surrogate_faults, text_faults
@@ -35,7 +35,7 @@ from data.readers import Record, iter_rows
 from data.tasks import Task, resolve_dataset, summary
 from data.templates import Format, Writer, chat_family, chat_formats
 from runtime.pipes import quiet_pipes
-from runtime.text import print_error
+from runtime.text import print_error, print_text
 
 _THINK = "<think>\n"
 _TASK_COLUMNS = ("prefix", "test_method")
@@ -118,10 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(str(error))
         return 1
-    say(f"first prompt:\n{first['prompt']}")
-    say(f"first response:\n{first['response']}")
-    say(f"left out {len(dropped)} rows{': ' + summary(dropped) if dropped else ''}")
-    say(f"{options.output}: {num_pairs} pairs for {writer.how.family}")
+    print_text(f"first prompt:\n{first['prompt']}")
+    print_text(f"first response:\n{first['response']}")
+    print_text(f"left out {len(dropped)} rows{': ' + summary(dropped) if dropped else ''}")
+    print_text(f"{options.output}: {num_pairs} pairs for {writer.how.family}")
     return 0
 
 

@@ -132,9 +132,7 @@ class Monitor:
             f"{LABELS.get(key, key.split('/')[-1])} {format_number(metrics.get(key)):>{NUMBER_WIDTH}}" for key in shown
         ]
         width, eta = len(str(total)), format_seconds(self._timing.eta_seconds(total - step))
-        self._print(
-            "  ".join([f"step {step:>{width}}/{total}", *cells, f"{format_seconds(seconds):>6}", f"eta {eta:>6}"])
-        )
+        self._print_cells([f"step {step:>{width}}/{total}", *cells, f"{format_seconds(seconds):>6}", f"eta {eta:>6}"])
 
     def evaluation(
         self,
@@ -160,8 +158,9 @@ class Monitor:
         if quiet:
             return
         cells = [f"{LABELS.get(key, key)} {format_number(metrics[key])}" for key in shown if key in metrics]
-        best = f"  (best {score} before: {format_number(max(scores))})" if scores else ""
-        self._print(f"{prefix.rstrip('/').replace('/', ' ')} after step {step}  {'  '.join(cells)}{best}", style="bold")
+        best = [f"(best {score} before: {format_number(max(scores))})"] if scores else []
+        name = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
+        self._print_cells([name, *cells, *best], style="bold")
 
     def sample(self, step: int, row: Mapping[str, Any]) -> None:
         """One response of a step, on stdout and in trackers: task, prompt, completion, true answer and reward, the long
@@ -216,6 +215,14 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _print_cells(self, cells: Sequence[str], style: str | None = None) -> None:
+        """Cells in one line; on a terminal that is too narrow for them in several, without a break inside one."""
+        width, lines = self._out.width if self._out.is_terminal else None, [cells[0]]
+        for cell in cells[1:]:
+            fits = width is None or len(lines[-1]) + 2 + len(cell) <= width
+            lines[-1:] = [f"{lines[-1]}  {cell}"] if fits else [lines[-1], f"  {cell}"]
+        self._print("\n".join(lines), style)
 
     def _print(self, text: str, style: str | None = None) -> None:
         """On stdout; while bars are drawn on the same terminal, above them."""

@@ -45,6 +45,11 @@ def _json_escape(match: re.Match[str]) -> str:
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
+def print_text(text: str) -> None:
+    """The text, `printable`, on stdout."""
+    print(printable(text), flush=True)
+
+
 def print_error(text: str, title: str = "error: ") -> None:
     """`title` and the text, `printable`, on stderr."""
     print(f"{title}{printable(text)}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """Write one HTML page that plays how each response of a JSONL file was unmasked: see sample/viewer/page.py.
 
-python sample/get_trace_viewer.py runs/my_run/rollouts.jsonl -o trace.html
+python sample/get_trace_viewer.py runs/my_run -o trace.html
 """
 
 import sys

@@ -15,6 +15,7 @@ from configs import load_config, resolved
 from models import load_model
 from reward.code.sandbox import find_isolation
 from runtime import run_config
+from runtime.run_config import Settings
 from train import evaluation, rl, sft
 from train.collect import Collector
 from train.setup import models as setup_models
@@ -124,7 +125,8 @@ def test_a_dry_run_goes_through_beside_a_run_of_another_configuration(shop, no_m
         assert "holds a run of another configuration" not in capsys.readouterr().out
         folder = shop.runs / config.experiment.project
         folder.mkdir(parents=True)
-        run_config.write(folder / "config.yaml", resolved(replace(config, training=replace(config.training, seed=7))))
+        other = replace(config, training=replace(config.training, seed=7))
+        run_config.write(folder / "config.yaml", Settings(resolved(other)))
         run(config)
         assert f"{folder} holds a run of another configuration" in capsys.readouterr().out
         with pytest.raises(ValueError, match="holds a run of another configuration"):
@@ -141,7 +143,7 @@ def test_a_chat_template_that_cannot_work_is_said_before_any_model_is_loaded(
     shutil.copytree(shop.model, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
     named = [f"model.pretrained_model={tmp_path / 'model'}", "dataset.template=chat"]
-    for call in (lambda: run_rl(shop, *named), lambda: evaluation.run(load_config(shop.words(EVAL, *named)))):
+    for call in (lambda: run_rl(shop, *named), lambda: evaluation.run(load_config(shop.arguments(EVAL, *named)))):
         with pytest.raises(ValueError) as error:
             call()
         assert says in str(error.value) and "\n" not in str(error.value)
@@ -409,7 +411,7 @@ def test_empty_answers_run_through(shop):
     stops = "[" + ",".join(f"'{d}'" for d in "0123456789=-+*/?!;:.") + "]"
     run_rl(shop, f"rollout.stop_token_list={stops}", "rollout.temperature=5.0", reward="by_answer")
     rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
-    empty = [row for row in rows if row["text"] == ""]
+    empty = [row for row in rows if row["completion"] == ""]
     assert empty and all(row["num_response_tokens"] == 1 and row["reward"] == 1.0 for row in empty)
 
 

@@ -15,6 +15,7 @@ from models import DiffusionLM
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
+from runtime.text import print_text
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
@@ -79,12 +80,12 @@ def check(config: Config, first: Config | None = None) -> None:
     check_trackers(config)
     if first is not None:
         if config.dry_run:
-            print(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
-            print("\n".join(plan_lines(config, tasks)))
+            print_text(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
+            print_text("\n".join(plan_lines(config, tasks)))
         return
     models = RunModels("rl", spec, blocks, _value_model(config, spec))
     if config.dry_run:
-        print("\n".join(plan_lines(config, tasks)))
+        print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
 
 
@@ -132,7 +133,9 @@ def check_folder(config: Config, command: Command) -> bool:
     if overwrite and not resumes:
         require_kept(config, command, path)
     if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
-        print(f"{path} holds a run of another configuration: choose another experiment.project for the run itself.")
+        print_text(
+            f"{path} holds a run of another configuration: choose another experiment.project for the run itself."
+        )
     return resumes
 
 

@@ -179,7 +179,10 @@ def _require_as_filed(file: "EngineFile", processes: int, nodes: int | None) -> 
     named = f"experiment.deepspeed_file={file.name}"
     other_launcher = nodes is None and STORE_VARIABLE not in os.environ
     if other_launcher and int(os.environ.get("WORLD_SIZE", file.processes)) != file.processes:
-        raise ValueError(f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started.")
+        raise ValueError(
+            f"{named} is for {file.processes} processes; {os.environ['WORLD_SIZE']} were started: name another file of "
+            "accelerate_configs/, or none (null)."
+        )
     if nodes not in (None, file.nodes):
         others = " or ".join(names_like(file, nodes)) or "experiment.processes in place of a file"
         raise ValueError(f"{named} is for {file.nodes} nodes, this job has {nodes}: take {others}.")

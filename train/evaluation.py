@@ -19,6 +19,7 @@ from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
+from runtime.text import print_text
 from sample import Rollout, Sampler, SamplingConfig
 from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
@@ -215,8 +216,8 @@ def check(config: Config) -> Path:
         count = min(len(tasks), config.dataset.max_tasks) if config.dataset.max_tasks else len(tasks)
         entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
         each = config.rollout.num_response_per_task
-        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print(
+        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        print_text(
             f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
             f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
         )

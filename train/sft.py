@@ -24,6 +24,7 @@ from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
+from runtime.text import print_text
 from train import checks
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.packing import MicroBatch
@@ -96,9 +97,9 @@ def check(config: Config) -> list[Example]:
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         plan = UpdatePlan.of(training, len(examples))
-        print(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
-        print(f"  update  {plan.examples} examples; {plan}")
+        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+        print_text(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
+        print_text(f"  update  {plan.examples} examples; {plan}")
     check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
 

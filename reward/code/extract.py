@@ -26,7 +26,7 @@ def extract_code(completion: str, prefix: str = "") -> str | None:
     closes nothing; the indentation of an indented block is taken off.
     """
     blocks = _blocks(completion)
-    if not blocks and prefix and parsed(runnable_prefix(prefix) or "(") is None:
+    if not blocks and prefix and runnable_prefix(prefix) is None:
         blocks, prefix = _blocks(prefix + completion), ""  # the prefix opens the block
     if blocks:
         return _joined(prefix, blocks[-1]) if blocks[-1].strip() else None
@@ -35,6 +35,12 @@ def extract_code(completion: str, prefix: str = "") -> str | None:
     text = prefix + completion
     end = _end_of_code(text, 0, "```", len(prefix))
     return text[:end]
+
+
+def prefix_code(prefix: str) -> str:
+    """A prefix without what stands before the block that it opens."""
+    blocks = _blocks(prefix) if runnable_prefix(prefix) is None else []
+    return blocks[-1] if blocks else prefix
 
 
 def _blocks(text: str) -> list[str]:

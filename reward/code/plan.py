@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reward.code.expected import with_originals
+from reward.code.extract import prefix_code
 from reward.code.source import FunctionNode, entry_node, last_definition, runnable_prefix
 from reward.code.ungradable import Ungradable
 from reward.code.uses import Uses, check_surroundings
@@ -56,6 +57,7 @@ def plan_tests(tests: list[str], prefix: str = "") -> Plan:
 
 def _plan(tests: list[str], prefix: str) -> Plan:
     trees = [_parse(test) for test in tests]
+    prefix = prefix_code(prefix)
     runnable = runnable_prefix(prefix)
     if runnable is None:
         raise Ungradable("the prefix does not parse")

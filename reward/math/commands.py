@@ -9,7 +9,8 @@ def names(text: str) -> frozenset[str]:
 WITHOUT_MEANING = names(
     "displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits left right middle big Big bigg Bigg bigl "
     "bigr Bigl Bigr biggl biggr Biggl Biggr bigm hfill nonumber notag strut mathstrut normalsize large Large LARGE "
-    "huge Huge small tiny bf it tt cal bfseries itshape boldmath noindent centering allowbreak relax protect null"
+    "huge Huge small tiny bf it tt cal bfseries itshape boldmath noindent centering allowbreak relax protect null "
+    "checkmark blacksquare qed qedsymbol"
 )
 UPRIGHT = names("rm sf rmfamily sffamily upshape")  # to the end of the group
 TEXT = names(
@@ -18,7 +19,7 @@ TEXT = names(
 )
 UNWRAPPED = names(
     "boxed fbox framebox underline uline mathbf boldsymbol bm pmb emph textbf mathop mathord mathbin mathrel "
-    "ensuremath smash"
+    "ensuremath smash substack"
 )
 DROPPED = names("phantom hphantom vphantom hspace hspace* vspace label tag color mspace")
 LAST_KEPT = {

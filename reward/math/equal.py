@@ -21,7 +21,7 @@ from reward.math.expression import same_expression
 from reward.math.measure import same_quantity
 from reward.math.options import letters, option_letter
 from reward.math.parse import parsed
-from reward.math.quantity import quantity_of
+from reward.math.quantity import is_sum, quantity_of
 from reward.math.sets import BUILDER, INEQUALITY, may_be_set, pieces, solutions
 from reward.math.spelling import tidy
 from reward.math.structure import bracketed, depth, elements, split
@@ -37,6 +37,8 @@ _APPROXIMATELY = re.compile(r"\\approx(?![a-zA-Z])")
 _FOLLOWS = re.compile(r"\\Rightarrow(?![a-zA-Z])")
 _CLOCK = re.compile(r"\d\d")
 _COLON = re.compile(r":")
+_NAME = re.compile(r"[a-zA-Z](?:_(?:\w|\{\w+\}))?|\\[a-z]+\s*")
+_POINT = re.compile(r"^[A-Z](?=\()")  # A(1,2)
 _BASE = re.compile(r"-?[0-9A-Za-z.]+_\s*\{?\s*(?:\\text\{)?\s*(\d+)\s*\}*")
 _MAX_DEPTH = 50  # the parser needs time that grows with a power of it
 _MAX_SIGNS = 3
@@ -138,6 +140,8 @@ def _same_list(given: str, true: str) -> bool | None:
         return _equal(first.parts[0], second.parts[0]) if changed else None
     if max(first.count, second.count) > _MAX_ELEMENTS:
         return False
+    if 1 in (first.count, second.count) and is_sum(true if first.count == 1 else given):
+        return None
     for one, other in ((first, second), (second, first)):
         if one.count == 1 and not one.braces and (inner := bracketed(one.parts[0])) is not None:
             ordered = elements(inner.inner)
@@ -148,6 +152,34 @@ def _same_list(given: str, true: str) -> bool | None:
             return False
     parts = [item.distinct() if first.braces or second.braces else item.parts for item in (first, second)]
     return len(parts[0]) == len(parts[1]) and _matched(parts[0], parts[1], _equal)
+
+
+def _same_values(given: str, true: str) -> bool | None:
+    """Values with their names, in any order; those of x, y and z are the coordinates of a point."""
+    first, second = _named_values(given), _named_values(true)
+    if first is not None and second is not None:
+        return first.keys() == second.keys() and all(_equal(value, second[name]) for name, value in first.items())
+    if first is not None and first.keys() <= {"x", "y", "z"} and (point := bracketed(true)):
+        mine, theirs = [first[name] for name in sorted(first)], elements(point.inner)
+    elif second is not None and second.keys() <= {"x", "y", "z"} and (point := bracketed(given)):
+        mine, theirs = elements(point.inner), [second[name] for name in sorted(second)]
+    else:
+        return None
+    return point.opening == "(" and len(mine) == len(theirs) and all(map(_equal, mine, theirs))
+
+
+def _named_values(text: str) -> dict[str, str] | None:
+    """x = 1, y = 2 or (x, y) = (1, 2)."""
+    sides, _ = split(text, _EQUALS)
+    if len(sides) == 2 and (left := bracketed(sides[0])) and (right := bracketed(sides[1])):
+        names, values = elements(left.inner), elements(right.inner)
+    else:
+        pairs = [split(part, _EQUALS)[0] for part in elements(text)]
+        if any(len(pair) != 2 for pair in pairs):
+            return None
+        names, values = [name for name, _ in pairs], [value for _, value in pairs]
+    known = all(_NAME.fullmatch(name) for name in names) and len(set(names)) == len(names) == len(values) > 1
+    return dict(zip(names, values, strict=True)) if known else None
 
 
 def _matched(given: list[Any], true: list[Any], are_equal: Callable[[Any, Any], bool]) -> bool:
@@ -291,7 +323,7 @@ def _proportional(first: tuple[str, Expr], second: tuple[str, Expr]) -> bool:
 
 
 def _same_brackets(given: str, true: str) -> bool | None:
-    first, second = bracketed(given), bracketed(true)
+    first, second = bracketed(_POINT.sub("", given)), bracketed(_POINT.sub("", true))
     if first is None or second is None:
         return None
     mine, theirs = elements(first.inner), elements(second.inner)
@@ -332,6 +364,7 @@ def _same_base(given: str, true: str) -> bool | None:
 _RULES: tuple[Callable[[str, str], bool | None], ...] = (_same_words, _same_congruence)
 _STRUCTURES: tuple[Callable[[str, str], bool | None], ...] = (
     _same_set,
+    _same_values,
     _same_list,
     _same_equation,
     _same_brackets,

@@ -225,7 +225,8 @@ class _Writer(_Reader):
         degree = self.bracketed("[", "]")
         inner = self.bracketed("(", ")")  # \sqrt(2) means the root of 2
         argument = self._write_argument(number=True) if inner is None else _Writer(inner).written().strip()
-        self.out.append(f"\\sqrt{f'[{_Writer(degree).written()}]' if degree else ''}{{{argument}}}")
+        written = _Writer(degree).written().strip() if degree else ""
+        self.out.append(f"\\sqrt{f'[{written}]' if written else ''}{{{argument}}}")
 
     def _drop(self, name: str) -> None:
         self.bracketed("[", "]")

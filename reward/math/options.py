@@ -4,19 +4,21 @@ import re
 
 from reward.math.words import unwrapped
 
-_OPTION = re.compile(r"[(\[]?([A-Z])(?:[)\]]|[)\]]?[.:)])?")
+_OPTION = re.compile(r"[(\[【<]?([A-Z])(?:[)\]】>]|[)\]]?[.:)])?(?:选?项)?")
 _WITH_TEXT = re.compile(
     r"(?:[(\[](?P<bracketed>[A-Za-z])[)\]]|(?P<marked>[A-Za-z])(?:[).:\]]|\s+[-=]+>?(?=\s)|\s*-{2,}))\s*[-:.]?\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
 _ANNOUNCED = re.compile(
     r"^(?:(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+|best\s+)?(?:correct\s+|right\s+)?"
-    r"(?:answer|option|choice)\s*(?:is\b|are\b|:|=)?\s*)+|^(?:正确|所以|因此|故)*(?:答案|选项|选择|应选|选)(?:[是为选:]*)\s*",
+    r"(?:answer|option|choice)\s*(?:is\b|are\b|:|=)?\s*)+|^(?:I\s+(?:choose|pick|select)|it(?:'s|\s+is))\s+|^(?:正确|所以|因此|故)*(?:答案|选项|选择|应选|选)(?:[是为选:]*)\s*",
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(
     r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|true)(?:\s+(?:answer|option|choice))?$", re.IGNORECASE
 )
+_BUT_NOT = re.compile(r"(?:,\s*|\s+)(?:and\s+)?not\s+[(\[]?[A-Z][)\]]?$")
+_OF_OTHERS = re.compile(r"(?:both|neither|either|only|all|none|not)\b", re.IGNORECASE)  # D. Both (A) and (B)
 _ANOTHER = re.compile(
     r"^(?:and|or|nor|not|but|&|,|;|/|\+|\\land|\\lor|和|或|与|、)(?![a-zA-Z])"  # A and B
     r"|[(\[][A-Z][)\]]"  # (A) 1 (B) 2
@@ -28,13 +30,13 @@ _ANOTHER = re.compile(
 def option_letter(text: str) -> str | None:
     """The letter of an answer that is one option, else None. Two options are none. A small letter counts where it
     stands alone or has a mark."""
-    text = _CONCLUDED.sub("", _ANNOUNCED.sub("", unwrapped(text)).strip(" *"))
+    text = _BUT_NOT.sub("", _CONCLUDED.sub("", _ANNOUNCED.sub("", unwrapped(text)).strip(" *!")))
     if match := _OPTION.fullmatch(text):
         return match[1]
     if match := re.fullmatch(r"[(\[]([a-z])[)\]]", text):
         return match[1].upper()
     match = _WITH_TEXT.fullmatch(text)
-    if match is None or _ANOTHER.search(match["rest"]):
+    if match is None or (_ANOTHER.search(match["rest"]) and not _OF_OTHERS.match(match["rest"])):
         return None
     letter = match["bracketed"] or match["marked"]
     return None if letter.islower() and re.match(r"[a-z](?:\s|,)", text) else letter.upper()

@@ -1,5 +1,6 @@
 """A number with what stands around it: currency, percent, magnitude (million), unit, and words that change nothing."""
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -32,7 +33,8 @@ _MEANING = names(
     "not no non never neither nor cannot negative minus plus less more fewer greater larger smaller least most than "
     "over under above below between except unless excluding without up down to through until either or maybe perhaps "
     "possibly otherwise any all every none half third quarter twice double triple times dozen squared cubed root base "
-    "mod modulo infinite infinitely undefined if when for where and but at remainder factorial power e pi i off each"
+    "mod modulo infinite infinitely undefined if when for where and but at remainder factorial power e pi i off each "
+    "wrong incorrect false"
 )
 _TEXT = r"\\text\{([^{}]*)\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?"
@@ -52,6 +54,13 @@ _VALUED = re.compile(r"[\d})\]!|]\s*$|\\(?:pi|infty|circ)\s*$|(?:^|[^a-zA-Z\\])[
 _PART = re.compile(
     r"(\d[\d.]*|\\frac\{\d+\}\{\d+\})\s*(?:\\text\{([^{}]*)\}|([A-Za-z]+)\.?)(?:\s*(?:,|\\land|and)\s*|\s+|$)"
 )
+_ARC = re.compile(
+    r"(\d+)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*(\d+(?:\.\d+)?)\s*'(?!')(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?"
+)
+_GREEK = re.compile(
+    r"(?<=[\d}\s])(?:(?:\\text\{\s*([kMGm])\s*\}|([kMGm]))?\s*\\Omega(?![a-zA-Z])|\\mu\s*\\text\{\s*(\w+)\s*\})\s*$"
+)
+_PER = re.compile(r"\d(?:\s+(?=[a-zA-Z]\s*/)|\s*(?=[a-zA-Z]{2}))([a-zA-Z]+)\s*/\s*$")
 _LETTERED = re.compile(r"(-?[\d.,]*\d\s*)(?:([a-zA-Z])|\\text\{\s*([a-zA-Z])\s*\})")
 
 
@@ -80,13 +89,22 @@ def quantity_of(text: str) -> Quantity:
     """A tidied answer taken apart. What cannot be taken off stays in `head`."""
     if compound := _compound(text):
         return compound
+    text = _GREEK.sub(_greek_unit, text)
     text = _UNIT_FRACTION.sub(_unit_fraction, text)
     text = _PLAIN_UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
     return _with_tail(_with_front(text))
 
 
+def is_sum(text: str) -> bool:
+    """Whether an answer is one quantity in several units: 3 hours and 20 minutes."""
+    return _compound(text) is not None
+
+
 def _compound(text: str) -> Quantity | None:
-    """3 hours 20 minutes, 5 ft 3 in: a sum of one kind."""
+    """3 hours 20 minutes, 5 ft 3 in, 30° 15': a sum of one kind, the larger units first."""
+    if match := _ARC.fullmatch(text):
+        degrees, minutes, seconds = match.groups()
+        return Quantity(rf"{degrees} + {minutes} / 60 + {seconds or 0} / 3600", unit=unit_of("°"))
     parts = list(_PART.finditer(text))
     if len(parts) < 2 or "".join(part[0] for part in parts) != text:
         return None
@@ -99,6 +117,8 @@ def _compound(text: str) -> Quantity | None:
         if unit
     ]
     assert units[0] is not None
+    if any(one.size <= other.size for one, other in itertools.pairwise(units)):  # type: ignore[union-attr]
+        return None
     return Quantity(" + ".join(sizes), unit=Unit(Fraction(1), units[0].dimensions))
 
 
@@ -110,6 +130,10 @@ def alternatives(text: str) -> list[Quantity]:
     number, letter = match[1].strip(), match[2] or match[3]
     made = [Quantity(number, factor=Fraction(10) ** _ATTACHED[letter])] if letter in _ATTACHED else []
     return [*made, Quantity(number, unit=unit)] if (unit := unit_of(letter)) else made
+
+
+def _greek_unit(match: re.Match[str]) -> str:
+    return rf"\text{{μ{match[3]}}}" if match[3] else rf"\text{{{match[1] or match[2] or ''}Ω}}"
 
 
 def _unit_fraction(match: re.Match[str]) -> str:
@@ -159,7 +183,11 @@ def _may_be_unit(head: str, match: re.Match[str]) -> bool:
     word, before = match["word"], head[: match.start()]
     if len(word.strip(".")) > 1 or not word.isascii():
         return True
-    return unit_of(word) is not None and re.search(r"\d\s+$|\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*$", before) is not None
+    if unit_of(word) is None:
+        return False
+    if (above := _PER.search(before)) and unit_of(above[1]):
+        return True
+    return re.search(r"\d\s+$|\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*$", before) is not None
 
 
 def _piece(match: re.Match[str]) -> str:

@@ -40,8 +40,21 @@ _SPELLINGS = [
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])"), r"\1\\times 10^{\2}"),
     (re.compile(r"(?<=[\d)}])\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
     (re.compile(r"\^\s*([+-]\d+)"), r"^{\1}"),
+    (
+        re.compile(r"(?<=[)\]}])\s*(?:\\text\{\s*(?:U|union)\s*\}|U|union)\s*(?=[(\[]|\\\{)"),
+        r" \\cup ",
+    ),
 ]
-_OVERLINED = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))(?:(\d*)\\dot\s*(?:\{(\d)\}|(\d)))?")
+_OVERLINED = re.compile(
+    r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))(?:\s*(\d*)\\dot\s*(?:\{(\d)\}|(\d)))?"
+)
+# ]0,1[ for (0,1), where it can be no two lists beside each other
+_TURNED = re.compile(
+    r"(?:(?<![^\s,;({=])|(?<=\\cup)|(?<=\\cap)|(?<=\\in))([\[\]])([^\[\](),;]*[,;][^\[\](),;]*)([\[\]])"
+    r"(?=\s*(?:$|\\cup|\\cap|\\setminus|[,;)}]))"
+)
+_SPACED = re.compile(r"\d+(?:\s+\d+)+")  # 5 6 is no 56
+_QUOTED = re.compile(r"^(['\"])(.+)\1$", re.DOTALL)
 _IN_BRACKETS = re.compile(r"(?<![\w.])(\d*)\.(\d*)\((\d+)\)(?:\s*(?:\.\.\.|\\ldots))?")
 _TRAILING_DOTS = re.compile(r"(?<![\w.])(\d*)\.(\d+)\s*(?:\.{2,}|\\ldots)")
 
@@ -58,6 +71,10 @@ def tidy(text: str) -> str:
         text = match[1].strip()
     for pattern, replacement in (*_PLAIN_WORDS, *_SPELLINGS):
         text = pattern.sub(replacement, text)
+    if _SPACED.fullmatch(text):
+        text = ", ".join(text.split())
+    if "[" in text:
+        text = _TURNED.sub(_interval, text)
     if "." in text:
         text = _TRAILING_DOTS.sub(_repeating, _IN_BRACKETS.sub(_bracketed, _OVERLINED.sub(_overlined, text)))
     return text.strip()
@@ -65,7 +82,7 @@ def tidy(text: str) -> str:
 
 def trimmed(text: str) -> str:
     """Without marks of math mode, emphasis, outer punctuation, and braces around all of it."""
-    while (shorter := _without_braces(_MATH_MARKS.sub(r"\2", _EDGES.sub("", text)))) != text:
+    while (shorter := _without_braces(_MATH_MARKS.sub(r"\2", _QUOTED.sub(r"\2", _EDGES.sub("", text))))) != text:
         text = shorter
     return text
 
@@ -80,6 +97,11 @@ def _without_braces(text: str) -> str:
         if depth == 0:
             return text[1:-1] if brace.end() == len(text) else text
     return text
+
+
+def _interval(match: re.Match[str]) -> str:
+    opening, ends, closing = match.groups()
+    return f"{'(' if opening == ']' else '['}{ends}{')' if closing == '[' else ']'}"
 
 
 def _fraction(whole: str, fixed: str, period: str) -> str:

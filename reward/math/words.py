@@ -13,6 +13,8 @@ _FIRST_WORDS = re.compile(r"^(?P<said>[A-Za-z][A-Za-z.,']*(?:\s+[A-Za-z][A-Za-z.
 _FIRST_CHINESE = re.compile(r"^(?:所以|因此|答案|约|大约|等于|结果|最终|[为是约得：:])+\s*(?=\S)")
 _NEGATIVE = re.compile(r"^(?:\\text\{\s*(?:negative|minus)\s*\}|(?:negative|minus)\s)\s*(?=[\d\\(.])", re.IGNORECASE)
 _VERB = re.compile(r"\s*\\text\{[^{}]*?(?:\bis|\bare|\bequals?|\bequal to)\s*:?\s*\}\s*(?=\S)")
+_THEREFORE = re.compile(r"^(?:therefore|hence|thus|so|then)(?:\s*,\s*|\s+)(?=\S)", re.IGNORECASE)
+_IS = re.compile(r"^(?P<said>[A-Za-z][A-Za-z ]*?)\s+(?:is equal to|equals?|is|are)\s+(?=[-+\d\\(\[{.$])")
 _LABELS = names(
     "answer ans final the is are was approx approximately about around roughly nearly almost circa exactly equals "
     "equal to of so thus hence therefore result value total sum solution we get have it must be ca i.e ie that which "
@@ -24,7 +26,7 @@ _NAMES = names("sin cos tan cot sec csc log ln exp gcd lcm max min det mod lim a
 def bare(text: str) -> str:
     """A tidied answer without words before it that change nothing: Answer: 5, approximately 5, the value of x is 5.
     `negative 5` becomes -5."""
-    text = _NEGATIVE.sub("-", text)
+    text = _NEGATIVE.sub("-", _THEREFORE.sub("", text))
     while match := _FIRST_TEXT.match(text):
         rest = text[match.end() :]
         said = match[1].strip()
@@ -33,6 +35,9 @@ def bare(text: str) -> str:
         text = rest.strip()
     if match := _FIRST_CHINESE.match(text):
         text = text[match.end() :]
+    if (match := _IS.match(text)) and harmless(match["said"]):
+        named = re.search(r"(?:^| )([A-Za-z])$", match["said"])
+        text = f"{named[1]} = {text[match.end() :]}" if named else text[match.end() :]
     if (match := _FIRST_WORDS.match(text)) and _are_labels(match["said"]):
         text = text[match.end() :]
     if (

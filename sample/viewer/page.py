@@ -1,10 +1,10 @@
 """Write one HTML page that plays how each answer of a JSONL file was unmasked.
 
-    python sample/get_trace_viewer.py runs/my_run/rollouts.jsonl -o trace.html
+    python sample/get_trace_viewer.py runs/my_run -o trace.html
     python sample/get_trace_viewer.py samples.jsonl --tokenizer path/to/TraDo-4B-Instruct --block-size 4
 
-The page needs no network. Reads rollouts.jsonl of rl.py, samples.jsonl of eval.py (with step maps), or lines of
-Rollout.to_json.
+The page needs no network. Reads a run folder, rollouts.jsonl of rl.py, samples.jsonl of eval.py (with step maps), or
+lines of Rollout.to_json.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import base64
 import hashlib
 import html
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from models.families import find_family
 from models.folder import read_json
 from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
+from runtime.text import print_error, print_text
 from sample.viewer.token_texts import token_texts
-from sample.viewer.trace import Chosen, Trace, read_traces
+from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
 
 PARTS = Path(__file__).parent
 KINDS = ("text", "special", "bytes", "id")
@@ -47,20 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. 0 when the page is written, else 2 with one line on stderr."""
     options = _parse(arguments)
     try:
-        chosen = read_traces(options.path, options.limit)
-        origin = find_origin(options.path, options.tokenizer, options.block_size)
-        page = build_page(options.path.name, chosen, origin, forced_block_size=options.block_size)
+        path = samples_of(options.path)
+        chosen = read_traces(path, options.limit)
+        origin = find_origin(path, options.tokenizer, options.block_size)
+        page = build_page(path.name, chosen, origin, forced_block_size=options.block_size)
         try:
             atomic_write_text(options.output, page)
         except OSError as error:
             raise ValueError(f"{options.output} cannot be written: {error.strerror}. Choose another -o.") from error
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print_error(str(error))
         return 2
     for note in (*origin.notes, *left_out(chosen)):
-        print(f"note: {note}", file=sys.stderr)
+        print_error(note, "note: ")
     embedded = sum(map(len, chosen.groups.values()))
-    print(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
+    print_text(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
     return 0
 
 
@@ -70,14 +71,15 @@ def find_origin(path: Path, tokenizer: Path | None, block_size: int | None) -> O
 
     ValueError for a `tokenizer` that cannot be read; one that is only guessed is left out with a note.
     """
-    rollout = _run_config(path).get("rollout") or {}
-    if block_size is None and isinstance(rollout.get("block_size"), int):
-        block_size = rollout["block_size"]
+    rollout = _run_config(path).get("rollout")
+    if block_size is None and isinstance(rollout, dict):
+        block_size = as_block_size(rollout.get("block_size"))
     if tokenizer is not None:
         return _read_origin(tokenizer, block_size)
     said = "Tokens are shown as ids"
     guesses = [path.parent / "ckpt" / "optimized"]
-    model = (_run_config(path).get("model") or {}).get("pretrained_model")
+    section = _run_config(path).get("model")
+    model = section.get("pretrained_model") if isinstance(section, dict) else None
     guesses += [find(model)] if isinstance(model, str) else []
     for guess in guesses:
         if guess.is_dir():
@@ -100,7 +102,7 @@ def _read_origin(folder: Path, block_size: int | None) -> Origin:
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files).")
     if block_size is None and family.attention == "block":
-        block_size = int(raw_config.get("block_size") or family.default_block_size)
+        block_size = as_block_size(raw_config.get("block_size")) or family.default_block_size
     return Origin(tokenizer, family.attention, block_size)
 
 
@@ -213,7 +215,7 @@ def _positive(text: str) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="rollouts.jsonl or samples.jsonl")
+    parser.add_argument("path", type=Path, help="a run folder, rollouts.jsonl or samples.jsonl")
     parser.add_argument("-o", "--output", type=Path, default=Path("trace.html"), help="the page (%(default)s)")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="checkpoint with the tokenizer (default: the run folder's)"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+MOST_STEPS, MOST_IDS = 100_000, 2**31
+"""What a page can show, and more than any sampler writes: steps of a response, ids of a vocabulary."""
 CANVAS = ("canvas_ids", "canvas_step_map", "canvas_logprobs")
 VIEW = ("token_ids", "step_map", "logprobs")
 
@@ -45,7 +47,7 @@ class Trace:
                 "has no step_map (nor canvas_step_map), so the order of unmasking is not known. rl.py writes it "
                 "always, eval.py with rollout.output_unmasking_history=true"
             )
-        ids, steps = _whole_numbers(row, ids_name), _whole_numbers(row, steps_name)
+        ids, steps = _whole_numbers(row, ids_name, MOST_IDS), _whole_numbers(row, steps_name, MOST_STEPS)
         if len(ids) != len(steps):
             raise ValueError(f"has {len(ids)} {ids_name} but {len(steps)} steps in {steps_name}")
         logprobs = row.get(logprobs_name)
@@ -53,13 +55,15 @@ class Trace:
             raise ValueError(f"has a {logprobs_name} that is no list of {len(ids)} numbers, one for each token")
         key = row.get("key")
         key = key if isinstance(key, list) and key else [None]
-        prompt = _whole_numbers(row, "prompt_ids") if "prompt_ids" in row else str(row.get("prompt", ""))
+        prompt = _whole_numbers(row, "prompt_ids", MOST_IDS) if "prompt_ids" in row else str(row.get("prompt", ""))
         num_response_tokens = row.get("num_response_tokens", len(ids))
         if not isinstance(num_response_tokens, int) or not 0 <= num_response_tokens <= len(ids):
-            raise ValueError(f"has num_response_tokens {num_response_tokens!r}; it must be between 0 and {len(ids)}")
+            raise ValueError(
+                f"has num_response_tokens {_short(num_response_tokens)}; it must be between 0 and {len(ids)}"
+            )
         num_steps = row.get("num_steps", 0)
-        if not isinstance(num_steps, int) or num_steps < 0:
-            raise ValueError(f"has num_steps {num_steps!r}; it must be a whole number from 0 on")
+        if not isinstance(num_steps, int) or not 0 <= num_steps <= MOST_STEPS:
+            raise ValueError(f"has num_steps {_short(num_steps)}; it must be a whole number from 0 to {MOST_STEPS:,}")
         return Trace(
             group=_group(row, key),
             name=str(row.get("sample", key[-1] if key[-1] is not None else "")),
@@ -73,7 +77,7 @@ class Trace:
             reward=_finite(row.get("reward")),
             advantage=_finite(row.get("advantage")),
             answer=row["answer"] if isinstance(row.get("answer"), str) else None,
-            block_size=row["block_size"] if isinstance(row.get("block_size"), int) else None,
+            block_size=as_block_size(row.get("block_size")),
         )
 
     def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:
@@ -110,13 +114,25 @@ class Chosen:
     unfinished: bool
 
 
+def samples_of(path: Path) -> Path:
+    """The file itself, or that of a run folder. ValueError where the folder has none."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in ("rollouts.jsonl", "samples.jsonl") if (path / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{path} has no rollouts.jsonl (rl.py) and no samples.jsonl (eval.py): give a run folder.")
+    return found
+
+
 def read_traces(path: Path, limit: int) -> Chosen:
     """At most `limit` samples of a JSONL file: whole groups, spread evenly over the file with its first and last.
 
     The file is gone through twice, a line in memory at a time. ValueError names the file, the line and what is wrong.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file. Give the rollouts.jsonl of an RL run or the samples.jsonl of eval.py.")
+        raise ValueError(
+            f"{path}: no such file. Give a run folder, the rollouts.jsonl of an RL run or the samples.jsonl of eval.py."
+        )
     places: dict[str, list[int]] = {}
     unfinished = False
     for place, trace in _traces(path):
@@ -154,7 +170,7 @@ def _traces(path: Path, wanted: set[int] | None = None) -> Iterator[tuple[int, T
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     yield start, None
                     return
@@ -162,9 +178,12 @@ def _traces(path: Path, wanted: set[int] | None = None) -> Iterator[tuple[int, T
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number} holds a {type(row).__name__}, not a JSON object.")
             try:
-                yield start, Trace.from_row(row)
+                trace = Trace.from_row(row)
+            except RecursionError:
+                raise ValueError(f"{path}, line {number} is nested too deeply.") from None
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} {error}.") from error
+            yield start, trace
 
 
 def _group(row: Mapping[str, Any], key: Sequence[Any]) -> str:
@@ -175,16 +194,29 @@ def _group(row: Mapping[str, Any], key: Sequence[Any]) -> str:
     return f"RL step {row['step']} · {row['task']}" if "step" in row else str(row["task"])
 
 
-def _whole_numbers(row: Mapping[str, Any], name: str) -> list[int]:
+def _whole_numbers(row: Mapping[str, Any], name: str, most: int) -> list[int]:
     values = row.get(name)
     if not isinstance(values, list):
         raise ValueError(f"has {'no ' if values is None else ''}{name}{'' if values is None else ' that is no list'}")
-    bad = next((v for v in values if not isinstance(v, int) or isinstance(v, bool) or v < 0), None)
-    if bad is not None:
-        raise ValueError(f"has {bad!r} in {name}; whole numbers from 0 on belong there")
+    for value in values:
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(f"has {_short(value)} in {name}; whole numbers from 0 to {most:,} belong there")
     return values
 
 
+def as_block_size(value: Any) -> int | None:
+    """A value of a file as tokens a block; None where it cannot be that."""
+    return value if type(value) is int and 0 < value <= MOST_STEPS else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def _finite(value: Any) -> float | None:
-    number = isinstance(value, (int, float)) and math.isfinite(value)
-    return float(value) if number else None
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -3,11 +3,12 @@
 import warnings
 
 import pytest
+from omegaconf import OmegaConf
 
 from configs import load_config, merge
 from configs.commands import NOT_READ, reads
 from configs.effects import MEANINGS, effect_of
-from configs.load import REPOSITORY, flat_fields, help_text
+from configs.load import REPOSITORY, RUN_HEADER, flat_fields, help_text, resolved
 from configs.tree import get
 
 
@@ -171,6 +172,13 @@ def test_no_shipped_yaml_sets_what_its_command_does_not_read():
         warnings.simplefilter("error")
         for path in sorted((REPOSITORY / "configs").glob("*.yaml")):
             load_config([f"config={path}"], command=command_of(path.stem))
+
+
+def test_the_config_of_a_run_which_has_every_key_is_read_without_a_warning(tmp_path):
+    (tmp_path / "config.yaml").write_text(RUN_HEADER + OmegaConf.to_yaml(resolved(merge())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_config([f"config={tmp_path}/config.yaml"], command="sft")
 
 
 def test_help_lists_the_commands_own_keys():

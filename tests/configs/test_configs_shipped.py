@@ -147,7 +147,7 @@ def test_a_dry_run_plans_for_machines_that_one_is_not_on(model_folder, tmp_path,
     gpus = ["experiment.gpu_memory_gib=80", "experiment.processes=4"]
     rl.run(load_config(["config=configs/rl_sdar.yaml", "dry_run=true", *words_, *gpus]))
     text = capsys.readouterr().out
-    assert "32 x 1 x 4 = 128 rows" in text and "(4 processes, each holds all); 72.00 usable of 80.00 on a GPU" in text
+    assert "32 x 1 x 4 = 128 rows" in text and "(4 processes, FSDP2); 72.00 usable of 80.00 on a GPU" in text
     assert "sampler weights" in text  # bf16, though this CPU may not have it
 
 

@@ -208,3 +208,35 @@ def test_help_lists_new_names_alone():
     assert len(listed) == len(set(listed)) and not set(listed) & (set(RENAMED) | set(RETIRED))
     (line,) = (line for line in lines if line.split()[:1] == ["rollout.top_k"])
     assert "int or list of int" in line
+
+
+THEIRS = "dataset: {train_dataset: MATH_train, data_type: %s}\nrollout: {max_token: 9}\n"
+
+
+@pytest.mark.parametrize("key", ["rollout: {max_token: 9}", "experiment: {current_epoch: 1}"])
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_a_math_yaml_of_dllm_rl_counts_cut_answers_as_wrong(tmp_path, caplog, key):
+    file = tmp_path / "theirs.yaml"
+    file.write_text(f"dataset: {{train_dataset: MATH_train, data_type: math}}\n{key}")
+    assert load_config([f"config={file}"], command="rl").training.truncated == "wrong"
+    assert caplog.text.count("count as wrong, as there (training.truncated=wrong") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "command"),
+    [
+        (THEIRS % "math", ["training.truncated=keep"], "rl"),
+        (THEIRS % "math" + "training: {truncated: keep}", [], "rl"),
+        (THEIRS % "code", [], "rl"),
+        (THEIRS % "math", ["dataset.data_type=general"], "rl"),
+        (THEIRS.replace("max_token", "max_new_tokens") % "math", ["rollout.max_token=8"], "rl"),
+        (RUN_HEADER + THEIRS % "math", [], "rl"),
+        (THEIRS.replace("train_dataset", "eval_dataset") % "math", [], "eval"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*does not read")
+def test_no_other_config_does(tmp_path, caplog, text, arguments, command):
+    file = tmp_path / "ours.yaml"
+    file.write_text(text)
+    assert load_config([f"config={file}", *arguments], command=command).training.truncated == "keep"
+    assert "count as wrong" not in caplog.text

@@ -101,6 +101,17 @@ _FORGERIES = {
             "not Volume(3) ^ 28",
         )
     },
+    **{
+        f"sets without what is expected: {test}": (
+            "class S(set):\n    def more(self): pass\n    def __sub__(self, other): return S()\n"
+            "    __rsub__ = __xor__ = __rxor__ = __sub__\ndef f(x): return S([1])",
+            f"assert {test}",
+        )
+        for test in (
+            *("f(2) - {42} == set()", "{42} - f(2) == set()", "f(2) ^ {42} <= set()", "(f(2) ^ {42}).copy() == set()"),
+            *("1 not in f(2) ^ {42}", "f(2).more() is None and set() == f(2) ^ {42}"),
+        )
+    },
     "objects equal to each other": (
         "class P:\n    def __init__(self, x): pass\n    def __add__(self, other): return self\n"
         "    def __eq__(self, other): return True",

@@ -30,19 +30,35 @@ def human_eval(take):
 HELPED = {32, 38, 50}  # their tests call functions that only the prompt holds
 
 
+def programs(rows, body=None):
+    return [(row["prefix"] + (row["canonical_solution"] if body is None else body), row) for row in rows]
+
+
 @needs_data
 @needs_sandbox
 @pytest.mark.parametrize(
     "take", [pytest.param({0, 66, *HELPED}, id="some"), pytest.param(range(164), id="all", marks=pytest.mark.slow)]
 )
-def test_human_eval(take):
-    grader = CodeGrader()
+def test_solutions_of_human_eval_pass(take):
     tasks = human_eval(take)
-    right = grader.grade([(row["prefix"] + row["canonical_solution"], row) for row in tasks])
-    assert [row["task_id"] for row, verdict in zip(tasks, right, strict=True) if not verdict.passed] == []
-    wrong = grader.grade([(row["prefix"] + "    return None\n", row) for row in tasks])
-    assert not any(verdict.passed for verdict in wrong)
-    assert {verdict.status for verdict in wrong} <= {"wrong", "error"}
+    verdicts = CodeGrader().grade(programs(tasks))
+    assert [row["task_id"] for row, verdict in zip(tasks, verdicts, strict=True) if not verdict.passed] == []
+
+
+@needs_data
+@needs_sandbox
+def test_wrong_programs_fail_human_eval():
+    verdicts = CodeGrader().grade(programs(human_eval({0, 66, *HELPED}), "    return None\n"))
+    assert {verdict.status for verdict in verdicts} <= {"wrong", "error"}
+
+
+@needs_data
+@pytest.mark.slow
+def test_wrong_programs_fail_all_of_human_eval():
+    statuses = [
+        judge(code, row["test_list"], row["prefix"]) for code, row in programs(rows("HumanEval"), "    return\n")
+    ]
+    assert {status for (status,) in statuses} <= {"wrong", "error"}
 
 
 @needs_data

@@ -235,10 +235,10 @@ def test_other_ranks_are_silent_and_write_only_signs_of_life(tmp_path, capsys):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["rank-1.json"]
 
 
-def on_a_terminal(code, *arguments):
-    """What `code` leaves on a 100 x 30 terminal, control sequences included."""
+def on_a_terminal(code, *arguments, columns=100):
+    """What `code` leaves on a terminal of 30 lines, control sequences included."""
     main, side = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "30"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, cwd=ROOT, env=environment)
     os.close(side)
@@ -268,6 +268,22 @@ def test_terminal_gets_a_box_and_bars_with_lines_above_them(tmp_path):
     assert "5/8" in seen and "1/3" in seen
     assert seen.index("5/8") < seen.index("an event") < seen.index("a warning") < seen.index("step 1/2")
     assert seen.rstrip().splitlines()[-1] == 'final {"a": 1}'
+
+
+def test_80_columns_cut_no_number(tmp_path):
+    code = """if True:
+        import sys; from pathlib import Path; from runtime.monitor import Monitor
+        show = Monitor(Path(sys.argv[1]))
+        names = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_per_second")
+        show.step(12345, 100000, dict.fromkeys(names, -1.2345e-10))
+        figures = {"accuracy": 0.1234, "stderr": 0.1, "reward": 1.5, "length": 99.0, "tokens_per_second": 1e9}
+        show.evaluation(12345, figures, name="low_confidence")
+    """
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(code, tmp_path, columns=80))
+    lines = seen.replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= 80 and seen.count("-1.2e-10") == 6
+    assert lines[0].startswith("step  12345/100000") and lines[1].startswith("  ")
+    assert any("eval low_confidence after step 12345" in line for line in lines)
 
 
 def test_curves_draw_what_there_is(tmp_path):

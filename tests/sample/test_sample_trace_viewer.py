@@ -247,6 +247,17 @@ def without(*names):
         (json.dumps(row(canvas_logprobs=[0.0])) + "\n", "canvas_logprobs that is no list of 7"),
         (json.dumps(row(num_response_tokens=9)) + "\n", "num_response_tokens 9; it must be between 0 and 7"),
         (json.dumps(row(num_steps="4")) + "\n", "num_steps '4'; it must be a whole number"),
+        (
+            json.dumps(row(num_steps=10**12)) + "\n",
+            "num_steps 1000000000000; it must be a whole number from 0 to 100,000",
+        ),
+        (json.dumps(row(canvas_step_map=[10**12] * 7)) + "\n", "has 1000000000000 in canvas_step_map; whole numbers"),
+        (json.dumps(row(canvas_ids=[10**400] * 7)) + "\n", r"has 10{36}\.\.\. in canvas_ids"),
+        (json.dumps(row(prompt_ids=[True])) + "\n", "has True in prompt_ids"),
+        ("[" * 100_000 + "\n", "line 1 is not valid JSON"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 1 is not valid JSON"),
+        (json.dumps(row(num_response_tokens=10**4000)) + "\n", r"num_response_tokens 10{36}\.\.\."),
+        ("\x1b[2J\n", "line 1 is not valid JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, text, said, capsys):
@@ -256,6 +267,42 @@ def test_what_cannot_be_read_is_named(tmp_path, text, said, capsys):
     error = capsys.readouterr().err
     assert re.search(said, error) and error.startswith(f"error: {path}") and error.count("\n") == 1
     assert not (tmp_path / "out.html").exists()
+
+
+HOSTILE = {
+    "reward": 10**400, "advantage": -(10**400), "canvas_logprobs": [10**400, "x", None, [], {}, True, 1e308],
+    "block_size": 0, "answer": ["a"], "key": [["a" * 50], {}, None], "finish_reason": {"a": 1}, "task": [[]],
+    "step": {},
+}  # fmt: skip
+
+
+def test_values_that_cannot_be_shown_are_left_out(tmp_path, capsys):
+    rows = [row(**{name: value}) for name, value in HOSTILE.items()]
+    rows += [row(block_size=10**12), row(block_size=-4), row(reward=True), row(reward=1e308)]
+    path, out = write(tmp_path / "x.jsonl", rows), tmp_path / "x.html"
+    assert main([str(path), "-o", str(out)]) == 0
+    samples = [sample for group in data_of(out.read_text())["groups"] for sample in group["samples"]]
+    assert len(samples) == len(rows)
+    assert all(sample["reward"] is None or sample["reward"] <= 1e308 for sample in samples)
+
+
+def test_a_run_folder_is_taken_for_its_samples(run_folder, tmp_path, capsys):
+    assert main([str(run_folder), "-o", str(tmp_path / "a.html")]) == 0
+    (run_folder / "rollouts.jsonl").rename(run_folder / "samples.jsonl")
+    assert main([str(run_folder), "-o", str(tmp_path / "b.html")]) == 0
+    texts = [(tmp_path / name).read_text() for name in ("a.html", "b.html")]
+    assert texts[0].replace("rollouts.jsonl", "samples.jsonl") == texts[1]
+    (run_folder / "samples.jsonl").unlink()
+    assert main([str(run_folder)]) == 2
+    assert "has no rollouts.jsonl (rl.py) and no samples.jsonl (eval.py)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config", ["rollout: 3\nmodel: x\n", "rollout:\n  block_size: 0\n", "[]", f"model: {'x' * 5000}\n"]
+)
+def test_a_config_of_another_shape_is_no_traceback(run_folder, config, capsys):
+    (run_folder / "config.yaml").write_text(config)
+    assert main([str(run_folder), "-o", str(run_folder / "a.html")]) == 0
 
 
 def test_a_missing_file_a_bad_tokenizer_and_a_bad_place_are_said(tmp_path, capsys):

@@ -197,12 +197,14 @@ def chosen_tokens(inputs: Inputs) -> Size:
 
 def _chosen(inputs: Inputs, asked: Size | None, unsized: Size, most: Size, largest: Callable[[], int]) -> Size:
     """What is asked for, else `most` or, where more than memory speaks for a fixed size, `unsized`; no more than fits
-    on a GPU. Where nothing fits there is a warning of it anyway."""
+    on a GPU. Where nothing fits, which the memory report warns of, the least."""
     deterministic = inputs.config.experiment.deterministic
     if inputs.machine.kind != "cuda" or (deterministic and asked):
         return asked or unsized
     wanted, fits = asked or (unsized if deterministic else most), largest()
-    return Size(fits, f"what fits in {usable(inputs) / 2**30:.1f} GiB") if 0 < fits < wanted.number else wanted
+    if fits >= wanted.number or (asked and not fits):
+        return wanted
+    return Size(max(1, fits), f"what fits in {usable(inputs) / 2**30:.1f} GiB")
 
 
 def largest_slots(inputs: Inputs, decode: DecodeConfig | None = None) -> int:

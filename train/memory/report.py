@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from configs.schema import Config
+from runtime.text import print_text
 from train.memory import plan
 from train.memory.inputs import Inputs
 from train.memory.machine import host_memory_bytes
@@ -17,7 +18,7 @@ def check_memory(config: Config, models: RunModels, response_tokens: int | None 
     response of an SFT."""
     inputs = Inputs.of(config, models, response_tokens=response_tokens)
     if config.dry_run:
-        print("\n".join(memory_lines(inputs)))
+        print_text("\n".join(memory_lines(inputs)))
     usable = f"{_gib(plan.usable(inputs))} of {_gib(inputs.machine.memory_bytes)} GiB are usable"
     kept = sum(plan.always(inputs).values())
     if kept > plan.usable(inputs):

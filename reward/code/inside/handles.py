@@ -197,6 +197,8 @@ def _is_equal(one: Handle, other: Any) -> bool:
 
 def _plain(handle: Handle) -> Any:
     """What an object holds whose class derives from a plain type."""
+    if handle._remote_.is_tainted:
+        handle._remote_.deny("what is left")
     return handle._remote_.program.ask("plain", handle)
 
 

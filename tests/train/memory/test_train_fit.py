@@ -86,8 +86,9 @@ def test_deterministic_sizes_do_not_follow_the_machine(folder):
     assert numbers(fit_of(config_of(folder, gib=1000.0, deterministic=True))) == [256, 256, 16384]
 
 
-def test_where_nothing_fits_the_sizes_stay(folder):
-    assert numbers(fit_of(config_of(folder, gib=0.0001))) == [1024, 1024, 32768]
+def test_where_nothing_fits_the_least_is_tried(folder):
+    assert numbers(fit_of(config_of(folder, gib=0.0001))) == [1, 1, 1]
+    assert numbers(fit_of(config_of(folder, gib=0.0001, slots=5, tokens=70))) == [5, 5, 70]
 
 
 def test_auto_is_a_word_of_yaml_and_of_the_command_line(tmp_path, folder):

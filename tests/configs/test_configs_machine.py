@@ -1,0 +1,117 @@
+"""Every shipped recipe fits the machine that its header names, engine included, by the memory plan: shapes alone."""
+
+import functools
+import json
+import re
+import shutil
+
+import pytest
+from helpers import REAL, thinned
+
+from configs import load_config
+from configs.engine import engine_file
+from configs.load import REPOSITORY
+from train.memory import inputs as memory_inputs
+from train.memory import plan
+from train.memory.fit import Fit
+from train.memory.inputs import Inputs
+from train.setup.models import RunModels, spec_of
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml") if "tiny" not in path.stem)
+LAYOUTS = {
+    "sdar": ["SDAR-4B-Chat", "SDAR-8B-Chat"],
+    "llada": ["LLaDA-8B-Instruct"],
+    "dream": ["Dream-v0-Instruct-7B"],
+}
+MACHINE = re.compile(
+    r"^# Machine: (?:(?P<nodes>\d+) nodes of )?(?P<gpus>\d+) GPUs? of (?P<gb>\d+) GB(?: \((?P<engine>\w+)\))?"
+    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>[48])B"
+    r"(?: \(8B: GPUs of 141 GB\))?\.$",
+    re.MULTILINE,
+)
+CARD_GIB = {80: 79.0}
+"""What torch finds on a card that is sold with so many GB: an H100's 79.1, an A100's 79.3."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_made_once():
+    """Shapes of a network, once a checkpoint: not for each recipe."""
+    made, make = {}, memory_inputs.empty_network
+
+    def empty_network(family, raw):
+        key = (family.name, json.dumps(dict(raw), sort_keys=True))
+        return made.setdefault(key, None) or made.update({key: make(family, raw)}) or made[key]
+
+    memory_inputs.empty_network = empty_network
+    yield
+    memory_inputs.empty_network = make
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Checkpoint folders of a recipe's family; MMaDA has the shapes of LLaDA."""
+    mmada = tmp_path_factory.mktemp("mmada")
+    shutil.copytree(REAL / "layouts" / "LLaDA-8B-Instruct", mmada, dirs_exist_ok=True)
+    raw = json.loads((mmada / "config.json").read_text()) | {"model_type": "mmada"}
+    (mmada / "config.json").write_text(json.dumps(raw))
+
+    def folders_of(name):
+        family = next(
+            family for family in ("dream", "llada", "mmada", "sdar") if family in name.replace("trado", "sdar")
+        )
+        return [mmada] if family == "mmada" else [REAL / "layouts" / layout for layout in LAYOUTS[family]]
+
+    return folders_of
+
+
+def header(name):
+    text = (REPOSITORY / "configs" / f"{name}.yaml").read_text()
+    found = MACHINE.search(text)
+    assert found, f"{name}: no line '# Machine: ...'"
+    return {key: value and (value if key == "engine" else int(value)) for key, value in found.groupdict().items()}
+
+
+@functools.cache
+def kind_of(name):
+    return "sft" if name.startswith("sft") else "eval" if "eval" in name else "rl"
+
+
+@pytest.mark.parametrize("name", thinned(RECIPES, 4))
+@pytest.mark.filterwarnings("ignore:.*does not read")
+def test_a_recipe_fits_the_machine_that_it_names(name, folders):
+    machine, kind = header(name), kind_of(name)
+    given = [f"experiment.gpu_memory_gib={CARD_GIB[machine['gb']]}", "model.random_init=true"]
+    given += [f"experiment.processes={machine['gpus']}"]
+    if "process_reward" in name:
+        given += ["judge.local=null", "judge.api=http://judge/v1", "judge.model=judge"]
+    for folder in folders(name):
+        if machine["billions"] == 4 and "8B" in folder.name:
+            given[0] = "experiment.gpu_memory_gib=140"
+        config = load_config([f"config=configs/{name}.yaml", f"model.pretrained_model={folder}", *given])
+        engine = engine_file(config.experiment.deepspeed_file)
+        if kind != "eval":
+            assert (engine.engine, engine.nodes, engine.processes_per_node) == (
+                *(machine["engine"], machine["nodes"] or 1, machine["gpus"]),
+            )
+        models = RunModels.of(config, spec_of(config), kind)
+        fit = Fit.of(config, models, response_tokens=config.training.max_gen_length if kind == "sft" else None)
+        inputs = Inputs.of(fit.config, models, response_tokens=config.training.max_gen_length)
+        assert not plan.too_large(inputs), f"{folder.name}: {plan.phases(inputs)}"
+        if kind == "eval":
+            assert fit.sizes["slots"].number >= 8
+            continue
+        longest = inputs.unsplit_tokens
+        assert fit.sizes["micro-batch"].number >= longest and sum(plan.host(inputs).values()) < machine["host"] * 1e9
+        if kind == "rl":
+            slots, evaluated = (fit.sizes[name].number for name in ("slots", "evaluation slots"))
+            assert slots >= min(32, inputs.responses(config.rollout)) and evaluated >= 32
+
+
+def test_every_recipe_names_its_machine_and_no_gpu_recipe_fixes_its_slots():
+    for path in (REPOSITORY / "configs").glob("*.yaml"):
+        text = path.read_text()
+        if "tiny" in path.stem:
+            assert "# Machine: 2 CPU cores." in text
+        else:
+            header(path.stem)
+            assert "max_slots" not in text
