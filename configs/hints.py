@@ -64,6 +64,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("reward_funcs", "reward_function", "reward_fn", "custom_reward_function"), ("reward.function",)),
     **dict.fromkeys(("reward_model", "reward_model_path"), ("judge.local", "reward.function")),
+    **dict.fromkeys(("actor.path", "actor.model", "model.path", "model.name"), ("model.pretrained_model",)),
+    **dict.fromkeys(("custom_reward_function.path", "reward.path"), ("reward.function",)),
     # objective
     **dict.fromkeys(_KL, ("training.beta",)),
     **dict.fromkeys(_CLIP, ("training.eps",)),
@@ -113,7 +115,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "zero_stage"), ("experiment.deepspeed_file",)),
     **dict.fromkeys(("data_seed", "random_seed"), ("training.seed",)),
 }
-"""Name, in small letters -> keys."""
+"""Name, in small letters, with its section where it says little without -> keys."""
 
 _EVERY_STEP = "Every step is logged to metrics.jsonl."
 NOTES: dict[str, str] = {
@@ -130,7 +132,7 @@ def keys_for(name: str, known: Collection[str]) -> list[str]:
     """The keys here of what is called `name` elsewhere, most likely first; in the section that was typed where it has
     such a key."""
     section, _, last = name.lower().replace("-", "_").rpartition(".")
-    found = ELSEWHERE.get(last, ())
+    found = ELSEWHERE.get(f"{section.rpartition('.')[2]}.{last}", ()) or ELSEWHERE.get(last, ())
     there = [f"{section}.{key.rpartition('.')[2]}" for key in found]
     return [key for key in there if key in known] or list(found)
 

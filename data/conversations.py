@@ -44,7 +44,13 @@ def conversation_of(row: Record, field: str) -> Conversation | Fault:
     return Conversation(tuple(messages), response)
 
 
-def begins_with_system(row: Record, field: str) -> bool:
+def unused_columns(row: Record, field: str) -> list[str]:
+    """The columns beside the conversation in `field` that hold something and have no place in it."""
+    used = {field} if _begins_with_system(row, field) else {field, *SYSTEM_FIELDS}
+    return [name for name, value in row.values.items() if value not in (None, "", []) and name not in used]
+
+
+def _begins_with_system(row: Record, field: str) -> bool:
     """Whether the conversation has a system prompt of its own, so that one beside it has no place."""
     messages = _messages(row, field)
     return not isinstance(messages, Fault) and messages[0][0] == "system"

@@ -29,7 +29,7 @@ if __package__ in (None, ""):
 from configs.schema import DATA_TYPES
 from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
 from data.control import spaced
-from data.conversations import SYSTEM_FIELDS, begins_with_system, chat_field, conversation_of, system_of
+from data.conversations import SYSTEM_FIELDS, chat_field, conversation_of, system_of, unused_columns
 from data.faults import Fault, surrogate_faults, text_faults
 from data.readers import Record, iter_rows
 from data.tasks import Task, resolve_dataset, summary
@@ -127,15 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _unused(row: Record, how: Format, columns: Mapping[str, str]) -> list[str]:
     """The columns of a row that hold something and that its pair does not show."""
-    chat = chat_field(row)
-    used = {chat} if chat else {"question" if "question" in row.values else "prompt", "response", *_TASK_COLUMNS}
-    if chat is None and how.template in ("auto", "chat") or chat and not begins_with_system(row, chat):
-        used.update(SYSTEM_FIELDS)
-    return [
-        name
-        for name, value in row.values.items()
-        if value not in (None, "", []) and name not in used and name not in columns.values()
-    ]
+    if (chat := chat_field(row)) is not None:
+        return [name for name in unused_columns(row, chat) if name not in columns.values()]
+    used = {"question" if "question" in row.values else "prompt", "response", *_TASK_COLUMNS, *columns.values()}
+    used.update(SYSTEM_FIELDS if how.template in ("auto", "chat") else ())
+    return [name for name, value in row.values.items() if value not in (None, "", []) and name not in used]
 
 
 def _writer_of(options: argparse.Namespace) -> Writer:

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from data import tiny
 from data.catalog import CATALOG
-from data.conversations import chat_field, conversation_of
+from data.conversations import chat_field, conversation_of, unused_columns
 from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
 from data.readers import SUFFIXES, iter_rows
@@ -65,8 +65,12 @@ def read_tasks(
 def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
     """The SFT pairs of a file with `prompt` and `response`, or `messages` or `conversations`, and maybe `step_map`;
     drops and errors as in `load_tasks`."""
-    examples, dropped = _split(Path(path), scan_examples(path, columns=columns))
+    unused: Counter[str] = Counter()
+    examples, dropped = _split(Path(path), scan_examples(path, columns=columns, unused=unused))
     _report(Path(path), len(examples), dropped)
+    if unused:
+        counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
+        warnings.warn(f"{path}: columns beside conversations that SFT does not use: {counted}", stacklevel=2)
     return examples
 
 
@@ -91,12 +95,17 @@ def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
         yield Task(name, values["question"], values.get("ground_truth_answer"), values)
 
 
-def scan_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> Iterator[Example | Fault]:
-    """Every row of an SFT file in order, as an example or a fault."""
+def scan_examples(
+    path: Path | str, *, columns: Mapping[str, str] | None = None, unused: Counter[str] | None = None
+) -> Iterator[Example | Fault]:
+    """Every row of an SFT file in order, as an example or as its fault. unused: counts the columns beside conversations
+    that hold something and that no example shows."""
     for row in iter_rows(Path(path), columns):
         steps = row.values.get("step_map")
         if (field := chat_field(row)) is not None:
             chat = steps_fault(row) or conversation_of(row, field)
+            if unused is not None and not isinstance(chat, Fault):
+                unused.update(set(unused_columns(row, field)) - {"step_map"})
             yield chat if isinstance(chat, Fault) else Example("", chat.response, steps, chat.turns)
             continue
         fault = example_fault(row, columns or {})

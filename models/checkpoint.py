@@ -15,6 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from models.families import Family, Piece
 from models.folder import read_json, weight_files, writing_weights
@@ -50,10 +51,11 @@ def _leads_elsewhere(path: Path) -> bool:
 def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
     """The family's network with every parameter on the meta device: names and shapes; buffers are real."""
     config = hf_config(family, raw_config)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():  # drawing on meta takes as long as on the CPU
         network = network_class(family)(config)
         if family.adapt is not None:
             family.adapt(network, raw_config)
+    network.tie_weights()
     return network
 
 
@@ -78,7 +80,6 @@ def read_weights(
     one; all of it before memory is taken. Weights named `besides` are left unread."""
     with config_errors(spec.folder, spec.family):
         network = empty_network(spec.family, spec.raw)
-        network.tie_weights()
     _check_stored(spec, network, besides)
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

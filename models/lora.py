@@ -164,27 +164,38 @@ def read(folder: Path, body: nn.Module) -> "LoraConfig":
         add(body, config, seed=0)
     except Exception as error:
         raise _no_adapters(folder, error) from error
+    weights = weights_of(folder, body)
+    with torch.no_grad():
+        for name, parameter in _parameters(body).items():
+            parameter.copy_(weights[name])
+    return config
+
+
+def weights_of(folder: Path, body: nn.Module) -> dict[str, Tensor]:
+    """The folder's adapters by the names of the body's parameters, on the CPU. ValueError where they do not fit it."""
     try:
-        weights, own = load_file(folder / WEIGHTS), stored(body)
+        weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder}/{WEIGHTS} cannot be read: {error}") from error
-    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
-        raise ValueError(
-            f"{folder}/{WEIGHTS} does not fit the base {config.base_model_name_or_path}: other layers or sizes."
-        )
-    with torch.no_grad():
-        for name, weight in weights.items():
-            own[name].copy_(weight)
-    return config
+    own = _parameters(body)
+    shapes = {_stored_name(name): parameter.shape for name, parameter in own.items()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        base = _read_config(folder).base_model_name_or_path
+        raise ValueError(f"{folder}/{WEIGHTS} does not fit the base {base}: other layers or sizes.")
+    return {name: weights[_stored_name(name)] for name in own}
 
 
 def stored(body: nn.Module) -> dict[str, Tensor]:
     """The adapters under peft's names."""
-    return {
-        _PREFIX + name.replace(".default.", "."): parameter
-        for name, parameter in body.named_parameters()
-        if ".lora_" in name
-    }
+    return {_stored_name(name): parameter for name, parameter in _parameters(body).items()}
+
+
+def _parameters(body: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in body.named_parameters() if ".lora_" in name}
+
+
+def _stored_name(name: str) -> str:
+    return _PREFIX + name.replace(".default.", ".")
 
 
 def merge(body: nn.Module) -> None:

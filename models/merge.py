@@ -7,7 +7,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from models.model import load_model
 from runtime.pipes import quiet_pipes
 
 
@@ -16,6 +15,8 @@ def merge(adapters: Path, out: Path, dtype: str) -> None:
     holds something."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another folder.")
+    from models.model import load_model  # takes seconds, which --help does not need
+
     model = load_model(adapters, dtype)
     if model.adapters is None:
         raise ValueError(f"{adapters} holds no adapters (adapter_config.json): there is nothing to merge.")

@@ -145,7 +145,9 @@ class DiffusionLM(nn.Module):
         return self.lm_head(self.hidden(input_ids, positions, Masked(mask)))
 
     def enable_gradient_checkpointing(self) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        of_5_17 = self.model.gradient_checkpointing_enable  # transformers 5.23 has another name and warns of this one
+        enable: Any = getattr(self.model, "activation_checkpointing_enable", of_5_17)
+        enable({"use_reentrant": False})
 
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the

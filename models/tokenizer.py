@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from models.families import Family
 from models.folder import read_json
@@ -33,4 +33,6 @@ def _load(folder: Path, config: dict[str, Any], family: Family | None) -> PreTra
         return named.from_pretrained(folder)
     if "AutoTokenizer" in (config.get("auto_map") or {}) and family is not None and family.tokenizer_class is not None:
         return getattr(transformers, family.tokenizer_class).from_pretrained(folder)
+    from transformers import AutoTokenizer  # imports torch, which the trace viewer can do without
+
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

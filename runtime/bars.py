@@ -21,6 +21,8 @@ from runtime.heartbeat import Heartbeat
 from runtime.text import format_seconds, printable
 
 PLAIN_PROGRESS_SECONDS = 15.0
+_NUMBER_COLUMNS, _LEAST_LABEL = 46, 8
+"""Columns of a terminal for counts and times, with the spaces between; and for a label, however narrow it is."""
 
 
 class Bar:
@@ -39,7 +41,9 @@ class TerminalBar(Bar):
     def __init__(self, total: int, label: str, heartbeat: Heartbeat, progress: Progress) -> None:
         super().__init__(total, label, heartbeat)
         self._progress = progress
-        self.task: TaskID = progress.add_task(escape(label), total=total)
+        longest = max(_LEAST_LABEL, progress.console.width - _bar_columns(progress.console) - _NUMBER_COLUMNS)
+        shown = label if len(label) <= longest else f"{label[: longest - 1]}…"
+        self.task: TaskID = progress.add_task(escape(shown), total=total)
 
     def advance(self, n: int = 1) -> None:
         super().advance(n)
@@ -99,7 +103,12 @@ class Bars:
         if self._live is not None:
             yield self._live
             return
-        columns = (TextColumn("{task.description}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(_bar_columns(self._console)),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         remaining = (TextColumn("left"), TimeRemainingColumn())
         self._live = Progress(*columns, *remaining, console=self._console, transient=True)
         try:
@@ -107,3 +116,7 @@ class Bars:
                 yield self._live
         finally:
             self._live = None
+
+
+def _bar_columns(console: Console) -> int:
+    return max(5, min(40, console.width - _NUMBER_COLUMNS - 20))

@@ -243,6 +243,8 @@ def _shortened(text: str) -> str:
 
 def _box(title: str, rows: Mapping[str, str]) -> Panel:
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path is broken, never cut
     for key, value in rows.items():
         table.add_row(Text(key, style="dim"), Text(value))
     heading = Text(title, style="bold")

@@ -214,7 +214,8 @@ def _check_place(root: Path) -> None:
         raise _unwritable(root, error) from error
     if not nearest.is_dir():
         raise ValueError(
-            f"the run folder {root} cannot be made: {nearest} is a file. Choose another experiment.project."
+            f"the run folder {root} cannot be made: {nearest} is a file. Choose another experiment.project or "
+            "experiment.output_dir."
         )
     if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
         raise _unwritable(root, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
@@ -223,7 +224,7 @@ def _check_place(root: Path) -> None:
 def _unwritable(root: Path, error: OSError) -> ValueError:
     return ValueError(
         f"cannot write to the run folder {root}: {error.strerror or error}. "
-        "Choose another experiment.project, or make it writable."
+        "Choose another experiment.project or experiment.output_dir, or make it writable."
     )
 
 

@@ -15,7 +15,8 @@ TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny_model"
 
 class JudgeServer(ThreadingHTTPServer):
     """A small OpenAI-compatible server; `reply` maps a request to a text, or to (status, text), and may sleep;
-    `moved` is the path that others redirect to."""
+    `moved` is the path that others redirect to,
+    `models_status` the answer to a list of models."""
 
     daemon_threads = True
 
@@ -23,13 +24,13 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests = []
         self.reply = lambda request: "\\boxed{1}"
-        self.moved = ""
+        self.moved, self.models_status = "", 200
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.answer(200, {"data": [{"id": "judge"}]})
+        self.answer(self.server.models_status, {"data": [{"id": "judge"}]})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

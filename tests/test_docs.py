@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, the API page is up to date, and what they say to type works."""
 
 import ast
+import inspect
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ import pytest
 from end_to_end import text_checkpoint, write_json, write_tasks
 
 from configs import load_config
+from train.rl import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -139,6 +141,15 @@ def test_python_of_a_page_runs_as_it_stands(page, heading, shop, monkeypatch):
 def anchors(text):
     titles = re.findall(r"^#+ (.*)", text, re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_loop_in_the_readme_is_the_one_that_runs():
+    """Its calls and their arguments, in their order, stand in `Run.steps`; timers and progress bars aside."""
+    shown = (ROOT / "README.md").read_text().split("    for step in range", 1)[1].split("\n\n")[0]
+    shown = re.sub(r"#.*", "", "for step in range" + shown).replace("updater.engine", "learner.updater.engine")
+    run = inspect.getsource(Run.steps).replace("self.", "").replace(", progress.advance", "")
+    places = [run.find(line.strip().removeprefix("sampler.")) for line in shown.replace("self.", "").splitlines()]
+    assert -1 not in places and places == sorted(places)
 
 
 def test_links_lead_to_files_and_headings():

@@ -128,6 +128,7 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         run_rl(shop, "experiment.keep_best=true", "evaluation.eval_dataset=''")
 
 
+@pytest.mark.filterwarnings("ignore:reward function .* raised")
 def test_an_evaluation_without_rewards_is_never_the_best(shop):
     arguments = shop.arguments(
         RL, "experiment.total_step=1", "experiment.keep_best=true", "experiment.eval_first=false", reward="raises"

@@ -178,7 +178,7 @@ def run(config: Config) -> dict[str, Any] | None:
         return None
     config = ranks.on_main(pinned, config)
     device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
-    model = make_model(config, dtype=sampling_dtype(config, device))
+    model = make_model(config, dtype=sampling_dtype(config, device), new_adapters=False)
     require_equal_weights(model, "model")
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(

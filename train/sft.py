@@ -8,6 +8,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.command import main
+
+    main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")
+    sys.exit()  # what follows takes seconds to import; it is run as the module train.sft, and never by a launcher
 
 import functools
 from collections.abc import Sequence
@@ -259,9 +263,3 @@ class FineTuning:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.monitor.close()
-
-
-if __name__ == "__main__":
-    from train.command import main
-
-    main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")

@@ -157,11 +157,6 @@ UNCOUNTED = "memory outside of processes and time of short-lived children are no
 UNFILTERED = "system calls are not filtered (no libseccomp)"
 
 
-def leaks(isolation: Isolation) -> list[str]:
-    """What a trial run inside found open, or that it did not start; empty when the sandbox holds."""
-    return try_out(isolation)[0]
-
-
 def try_out(isolation: Isolation) -> tuple[list[str], list[str]]:
     """What a trial run inside found open of what every sandbox must hold, or that it did not start; and what is weaker
     than it could be."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
 
+from reward.base import RewardError
 from reward.judge.judge import Question
 from runtime.text import printable
 
@@ -73,18 +74,21 @@ class ApiJudge:
         answers: list[str | None | Refusal] = _run(self._ask_all(questions))
         refusals = [answer for answer in answers if isinstance(answer, Refusal)]
         if refusals and len(refusals) == len(answers):
-            raise RuntimeError(str(refusals[0]))
+            raise RewardError(str(refusals[0]))
         return [None if isinstance(answer, Refusal) else answer for answer in answers]
 
     async def _reach(self) -> str:
-        """What keeps the endpoint from being reached, or ""."""
+        """What keeps the endpoint from being reached, or "". ValueError where it takes no question from us."""
         async with self._client() as client:
             try:
-                await asyncio.wait_for(self._exchange(client, "GET", "/models"), self.config.timeout_seconds)
+                exchange = self._exchange(client, "GET", "/models")
+                status = (await asyncio.wait_for(exchange, self.config.timeout_seconds)).status
             except TimeoutError:
                 return f"no answer in {self.config.timeout_seconds:g} seconds"
             except Exception as error:
                 return printable(str(error)) or type(error).__name__
+        if status in (401, 403):
+            raise ValueError(f"judge.api_key_variable: {self.url} refuses our key with {status}; set another key")
         return ""
 
     async def _ask_all(self, questions: Sequence[Question]) -> list[str | None | Refusal]:
@@ -112,10 +116,10 @@ class ApiJudge:
                 return answer
             if 400 <= reply.status < 500 and reply.status not in RETRIED:
                 said = printable(reply.body.decode("utf-8", "replace")[:MAX_ERROR_CHARACTERS])
-                refusal = f"judge at {self.url} refuses with {reply.status}: {said}"
+                refusal = f"judge.api: {self.url} refuses with {reply.status} (judge.model={config.model}): {said}"
                 if reply.status in ABOUT_THE_QUESTION:
                     return Refusal(refusal)
-                raise RuntimeError(refusal)
+                raise RewardError(refusal)
             if attempt + 1 < config.attempts:
                 await asyncio.sleep(min(max(pause, _seconds(reply.retry_after)), MAX_WAIT_SECONDS))
         return None

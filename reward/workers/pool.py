@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reward.base import RewardError
 from reward.workers.process import HEADER, write_frame
 from reward.workers.tree import end_descendants
 from runtime.text import printable
@@ -173,13 +174,13 @@ class WorkerPool:
     def run(self, /, *args: Any, **kwargs: Any) -> Reply:
         """One call of the function. Waits for a free worker; the deadline counts only once the worker has the job.
 
-        RuntimeError when the worker cannot load the function.
+        RewardError when the worker cannot load the function.
         """
         job = pickle.dumps((args, kwargs))
         with self._borrowed() as slot:
             reply = self._ready(slot)
             if reply.status != "ok":
-                raise RuntimeError(f"a worker for {self.target} cannot start: {reply.detail.rstrip()}")
+                raise RewardError(f"a worker for {self.target} cannot start: {reply.detail.rstrip()}")
             assert slot.worker is not None
             reply = slot.worker.call(job, self.wall_seconds)
             if reply.status not in ("ok", "error"):

@@ -79,22 +79,23 @@ def find_origin(path: Path, tokenizer: Path | None, block_size: int | None) -> O
     said = "Tokens are shown as ids"
     guesses = [path.parent / "ckpt" / "optimized"]
     section = _run_config(path).get("model")
-    model = section.get("pretrained_model") if isinstance(section, dict) else None
+    named = section if isinstance(section, dict) else {}
+    model, model_base = named.get("pretrained_model"), named.get("model_base")
     guesses += [find(model)] if isinstance(model, str) else []
     for guess in guesses:
         if guess.is_dir():
             try:
-                return _read_origin(guess, block_size)
+                return _read_origin(guess, block_size, model_base)
             except ValueError as error:
                 said = f"Tokens are shown as ids, since {str(error).rstrip('.')}"
     return Origin(None, None, block_size, (f"{said}: give the checkpoint's folder with --tokenizer.",))
 
 
-def _read_origin(folder: Path, block_size: int | None) -> Origin:
+def _read_origin(folder: Path, block_size: int | None, model_base: str | None = None) -> Origin:
     raw_config = read_json(folder / "config.json")
     if not raw_config:
         raise ValueError(f"{folder} has no config.json: --tokenizer takes a checkpoint's folder.")
-    family = find_family(raw_config, None, str(folder))
+    family = find_family(raw_config, model_base, str(folder))
     try:
         tokenizer = read_tokenizer(folder, family)
     except (OSError, KeyError, TypeError, AttributeError) as error:

@@ -45,6 +45,8 @@ def test_every_hint_is_a_key_and_no_name_is_one():
         ("temperature", "'rollout.temperature' or 'evaluation.temperature'"),
         ("Model.Model-Name", "'model.pretrained_model'"),
         ("lora_r", "'lora.rank'"),
+        ("actor_rollout_ref.model.path", "'model.pretrained_model'"),
+        ("trainer.total_epochs", "'experiment.total_step' or 'training.num_train_epochs'"),
         ("reward_funcs", "'reward.function'"),
     ],
 )

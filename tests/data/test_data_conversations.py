@@ -29,6 +29,12 @@ def test_a_conversation_is_an_example(write, form):
     ]
 
 
+def test_columns_beside_a_conversation_are_named(write):
+    rows = [openai(TURNS) | {"tools": "[]", "system": "s"}, openai([("system", "a"), *TURNS]) | {"system": "b"}]
+    with pytest.warns(UserWarning, match=r"SFT does not use: tools \(1 rows\), system \(1 rows\)$"):
+        load_examples(write("chats.json", rows))
+
+
 def test_a_conversations_step_map_is_kept(write):
     (example,) = load_examples(write("chats.jsonl", json.dumps(openai(TURNS) | {"step_map": [1, 2]})))
     assert example.step_map == [1, 2]

@@ -71,6 +71,12 @@ def test_a_refusal_is_an_error(server):
     assert len(server.requests) == 1
 
 
+def test_a_key_that_is_refused_is_an_error_before_the_first_question(server):
+    server.models_status = 401
+    with pytest.raises(ValueError, match=r"judge\.api_key_variable: .* refuses our key with 401"):
+        api(server).check()
+
+
 def test_unreachable_is_said_early(monkeypatch):
     with pytest.raises(ValueError, match="nothing answers at http://127.0.0.1:9"):
         build_judge(api="http://127.0.0.1:9/v1", model="judge")

@@ -278,8 +278,14 @@ def test_80_columns_cut_no_number(tmp_path):
         show.step(12345, 100000, dict.fromkeys(names, -1.2345e-10))
         figures = {"accuracy": 0.1234, "stderr": 0.1, "reward": 1.5, "length": 99.0, "tokens_per_second": 1e9}
         show.evaluation(12345, figures, name="low_confidence")
+        show.banner("the banner", {"folder": "x" * 100})
+        with show.progress(123456, "eval low_confidence_dynamic, block_size 4, top_k 1, 0.9") as bar:
+            bar.advance(12345)
+            bar._progress.refresh()
     """
     seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(code, tmp_path, columns=80))
+    seen, drawn = seen[: seen.index("the banner")], seen[seen.index("the banner") :]
+    assert drawn.count("x") == 100 and re.search(r"12345/123456 \d:\d\d:\d\d left +[-\d]+:", drawn)
     lines = seen.replace("\r", "").splitlines()
     assert max(map(len, lines)) <= 80 and seen.count("-1.2e-10") == 6
     assert lines[0].startswith("step  12345/100000") and lines[1].startswith("  ")

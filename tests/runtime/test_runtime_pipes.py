@@ -42,6 +42,16 @@ def test_a_command_whose_output_is_not_read_ends_quietly(arguments):
     assert run_unread(arguments) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["rl.py", "train/sft.py", "models/merge.py", pytest.param("sample/get_trace_viewer.py", marks=pytest.mark.slow)],
+)
+def test_help_does_not_wait_for_torch(script):
+    status, _, err = commands.finish(commands.start(["-X", "importtime", script, "--help"]))
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+    assert status == 0 and "runtime.pipes" in imported and "torch" not in imported
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_more_output_than_a_pipe_holds_is_dropped_once_nobody_reads(stream):
     code = f"""if True:

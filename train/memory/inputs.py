@@ -87,7 +87,7 @@ class Inputs:
         """stage, processes, machine: the config's where None. response_tokens: of the longest response of an SFT."""
         network = empty_network(models.policy.family, models.policy.raw)
         value = empty_network(models.value.family, models.value.raw) if models.value else None
-        adapters = adapters_of(config, models.policy)
+        adapters = models.policy.adapters if models.kind == "eval" else adapters_of(config, models.policy)
         tokens = response_tokens or config.rollout.max_new_tokens
         return Inputs(
             config=config,

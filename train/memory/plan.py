@@ -22,6 +22,7 @@ from train.learner.optimizer import UpdateSettings
 from train.memory.inputs import Inputs
 from train.memory.sizes import ADAM_BYTES, BF16, FP32, Network, Precision, forward_bytes, micro_batch_bytes
 from train.setup.decodings import UNSIZED_SLOTS, cache_mode, decodings
+from train.setup.doors import reads_reference
 
 USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
@@ -54,17 +55,22 @@ def always(inputs: Inputs) -> Parts:
         "optimizer": _optimizer(inputs, inputs.trained),
     }
     if inputs.models.kind == "rl":
-        training, half = inputs.config.training, inputs.machine.half
         copied = width != FP32 or (inputs.stage == 3 and inputs.processes > 1)
-        frozen = training.kl_to == "reference" and training.beta > 0 and inputs.adapters is None
+        reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
         parts |= {
             "sampler weights": width * inputs.weights if copied else 0,
-            "frozen reference": (BF16 if half else FP32) * inputs.net.parameters if frozen else 0,
+            "frozen reference": reference,
             "value model": _sharded(inputs, FP32 * inputs.value_parameters, from_stage=3),
             "value optimizer": _optimizer(inputs, inputs.value_trained),
             "judge": _judge_width(inputs) * inputs.judge.elements if inputs.judge else 0,
         }
     return _present(parts)
+
+
+def _reference(inputs: Inputs) -> int:
+    if inputs.adapters is None:
+        return (BF16 if inputs.machine.half else FP32) * inputs.net.parameters
+    return FP32 * inputs.adapter_parameters if inputs.models.policy.adapters is not None else 0
 
 
 def phases(inputs: Inputs, slots: int | None = None, tokens: int | None = None) -> dict[str, Parts]:

@@ -25,6 +25,13 @@ def objective_of(training: TrainingConfig) -> BoundObjective:
     return bind(training.objective, function, training)
 
 
+def reads_reference(training: TrainingConfig) -> bool:
+    """Whether the objective gets log-probabilities of the frozen first model: training.kl_to says so, and
+    training.beta is not 0 where that is the weight of the objective's KL."""
+    weighs_by_beta = "beta" in objective_of(training).needs.training
+    return training.kl_to == "reference" and (training.beta > 0.0 or not weighs_by_beta)
+
+
 def advantage_of(training: TrainingConfig) -> Advantage:
     """What training.advantage and training.advantage_params name. ValueError where that is no advantage."""
     key = f"training.advantage={training.advantage}"
@@ -78,7 +85,7 @@ def check_doors(
         )
     try_method(method, training, attention)
     if command == "rl":
-        try_objective(objective_of(training), reference=training.kl_to == "reference")
+        try_objective(objective_of(training), reference=reads_reference(training))
         group_advantage(np.array([1.0, 0.0, 0.25, 0.0, 1.0]), advantage_of(training))
     return method
 

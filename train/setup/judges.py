@@ -13,11 +13,13 @@ from transformers import (
     AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedTokenizerBase,
     TopPLogitsWarper,
 )
 
 from configs import find, naming
 from configs.schema import Config, JudgeConfig
+from data.chat import chat_of
 from models import DiffusionLM
 from models.folder import resolve_folder, weight_files
 from reward.judge.judge import CachedJudge, Question
@@ -50,11 +52,22 @@ class LocalJudge:
         with naming(config.key("local")):
             self.folder = resolve_folder(find(path))
             weight_files(self.folder)
+            self.tokenizer = self._tokenizer()
+            if (chat := chat_of(self.tokenizer)) is not None:
+                chat([("user", "Is 6 * 7 = 42?")])
         self._loaded = False
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, padding_side="left", trust_remote_code=False)
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"the tokenizer in {self.folder} cannot be read ({reason}): copy its files again."
+            ) from error
 
     def _load(self) -> None:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder, padding_side="left", trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
         self.model = model.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         if self.tokenizer.pad_token_id is None:
@@ -80,11 +93,10 @@ class LocalJudge:
         """The question as one turn of a chat; marks of the judge's own tokenizer inside the text are taken out."""
         for mark in self.marks:
             text = text.replace(mark, " ")
-        if self.tokenizer.chat_template is None:
+        chat = chat_of(self.tokenizer)
+        if chat is None:
             return self.tokenizer(text)["input_ids"]
-        turn = [{"role": "user", "content": text}]
-        prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(chat([("user", text)]), add_special_tokens=False)["input_ids"]
 
     @torch.inference_mode()
     def _generate(self, ids: list[list[int]], seeds: Sequence[int]) -> list[str]:

@@ -1,6 +1,7 @@
 """The models that a config names: specs of their checkpoints, then the models themselves."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from models.spec import CheckpointSpec
 from runtime import ranks
 from train.distributed.kind import shards_weights
 from train.setup.blocks import Blocks, Kind
+from train.setup.doors import reads_reference
 from train.setup.process import pick_device
 
 
@@ -78,13 +80,14 @@ def make_model(
     checkpoint: Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    new_adapters: bool = True,
 ) -> DiffusionLM:
     """The model to train or evaluate, from `checkpoint` (one of the run's) or model.pretrained_model, on the run's
-    device where no other is given."""
+    device where no other is given; with the lora section's adapters where it has none and new_adapters is set."""
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec, device = spec_of(config, checkpoint), device or pick_device(config.model.device)
     model = load_model(spec, dtype, device, random_init_seed=seed)
-    adapters = adapters_of(config, spec)
+    adapters = adapters_of(config, spec) if new_adapters else None
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
@@ -97,31 +100,51 @@ def make_model(
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
-    """The adapters that a model is trained with: the checkpoint's, else the lora section's; None without."""
-    section = config.lora
+    """The adapters that a model is trained with: the checkpoint's, else the lora section's; None without. ValueError
+    where there are both and they differ."""
+    section, found = config.lora, spec.adapters
+    if not section.rank:
+        return found
     configured = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
-    return spec.adapters or (configured if section.rank else None)
+    if found is not None and configured != replace(found, targets=configured.targets and found.targets):
+        raise ValueError(
+            f"lora.*: {spec.folder} holds adapters already ({found}), and the lora section has others ({configured}). "
+            "Leave the section out to train those on, or merge them first: python models/merge.py"
+        )
+    return found or configured
 
 
-class _WithoutAdapters(torch.nn.Module):
-    """A model's base: the model that adapters started from, in the same memory."""
+class _FirstAdapters(torch.nn.Module):
+    """The model that a run began with, in the memory of the trained one: its base, with a copy of the adapters that the
+    run began from, {parameter of the body: weight}; empty where it began without any."""
 
-    def __init__(self, model: DiffusionLM):
+    def __init__(self, model: DiffusionLM, first: Mapping[str, torch.Tensor]):
         super().__init__()
         self.adapted = [model]  # in a list: not a submodule, whose weights would be this one's too
+        own = dict(model.model.named_parameters())
+        self.first = {f"model.{name}": weight.to(own[name]) for name, weight in first.items()}
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with lora.without(self.adapted[0].model):
-            return self.adapted[0](*inputs)
+        (model,) = self.adapted
+        training = model.training
+        model.eval()  # no dropout
+        try:
+            if self.first:
+                return torch.func.functional_call(model, self.first, inputs)
+            with lora.without(model.model):
+                return model(*inputs)
+        finally:
+            model.train(training)
 
 
 def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torch.nn.Module | None:
-    """What gives the log-probabilities of the model that the run began with, where the KL penalty is to it. With
-    adapters that is the base without them, at no memory."""
-    if config.training.kl_to != "reference" or config.training.beta == 0.0:
+    """What gives the log-probabilities of the model that the run began with, where the objective reads them. With
+    adapters that is the base and, where model.pretrained_model has some, a copy of those."""
+    if not reads_reference(config.training):
         return None
     if model.adapters is not None:
-        return _WithoutAdapters(model)
+        spec = spec_of(config)
+        return _FirstAdapters(model, lora.weights_of(spec.folder, model.model) if spec.adapters else {})
     return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
 
 

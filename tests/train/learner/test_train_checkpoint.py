@@ -56,21 +56,6 @@ def test_a_checkpoint_is_a_model_folder_with_a_state(folder, model):
         assert_same_weights(weights_of(load_model(path)), weights_of(model))
 
 
-def test_whoever_may_read_one_file_of_a_checkpoint_may_read_all(tmp_path):
-    """safetensors makes its files with mode 0600."""
-    model = tiny_model("sdar")
-    old = os.umask(0o022)
-    try:
-        save(tmp_path, 1, model, value=ValueModel(tiny_model("sdar")))
-        model.add_adapters(Adapters(2, 4.0), "base", seed=0)
-        save(tmp_path, 2, model)
-    finally:
-        os.umask(old)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o644 for path in files}
-    assert {"model.safetensors", "adapter_model.safetensors", "state.pt"} <= {path.name for path in files}
-
-
 def test_the_random_generator_goes_on_where_it_was(folder, model):
     torch.manual_seed(5)
     save(folder, 11, model)

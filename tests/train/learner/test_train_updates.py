@@ -22,7 +22,8 @@ from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.optimizer import OptimizerSettings, Schedule, learning_rate_scale, make_optimizer
 from train.learner.policy import Numbers, Policy
-from train.learner.updater import NotFinite, Updater
+from train.learner.updater import NotFinite, Updater, outputs
+from train.setup.doors import reads_reference
 from train.setup.models import frozen_reference
 
 LENGTHS = [5, 8, 3, 10]
@@ -373,7 +374,7 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
     tiny_checkpoint(tmp_path, "sdar")
     model = load_model(tmp_path)
     model.add_adapters(Adapters(rank=4, alpha=8.0), tmp_path, seed=0)
-    config = make_config(training={"kl_to": "reference", "beta": 0.1})
+    config = make_config(model={"pretrained_model": str(tmp_path)}, training={"kl_to": "reference", "beta": 0.1})
     policy = make_policy(model, kl_to="reference", beta=0.1)
     policy.reference = frozen_reference(config, model, "no")
     before = weights_of(model)
@@ -383,6 +384,31 @@ def test_adapters_are_all_that_an_update_moves(tmp_path):
         assert metrics["mismatch_abs"] < 1e-5 and (metrics["kl"] > 0) == (step == 2)
     moved = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
     assert moved == {name for name in before if ".lora_" in name}
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.0])
+def test_the_reference_of_a_run_that_begins_with_adapters_has_those(tmp_path, beta):
+    """Also after they have moved, as in a resumed run; with beta 0 only an objective of one's own reads it."""
+    first = adapted_policy(tiny_checkpoint(tmp_path / "base", "sdar"), dropout=0.0).updater.model
+    first.save(tmp_path / "first")
+    (tmp_path / "own.py").write_text("def own(batch, params):\n    return -(batch.logp * batch.weight).sum(), {}\n")
+    objective = "clip" if beta else f"{tmp_path}/own.py:own"
+    training = {"kl_to": "reference", "beta": beta, "objective": objective}
+    config = make_config(model={"pretrained_model": str(tmp_path / "first")}, training=training)
+    assert reads_reference(config.training) and not reads_reference(make_config(training={"beta": 0.0}).training)
+    model = load_model(tmp_path / "first")
+    rollouts = sampled(model, LENGTHS, n=1, seed=1)
+    policy = make_policy(model, kl_to="reference", beta=0.1)
+    samples = policy.batch(rollouts, [1.0] * len(rollouts)).samples
+    before = policy.updater.outputs(samples, range(len(samples)))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.add_(0.1)
+    after, frozen = policy.updater.outputs(samples, range(len(samples))), frozen_reference(config, model, "no")
+    reference = outputs(frozen, samples, range(len(samples)), 1000, policy.updater.accelerator)
+    for first, moved, same in zip(before, after, reference, strict=True):
+        assert same == pytest.approx(first, abs=1e-5) and moved != pytest.approx(first, abs=1e-3)
 
 
 def adapted_policy(folder, dropout=0.3, **training):

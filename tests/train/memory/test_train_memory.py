@@ -183,9 +183,26 @@ def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
     make_model(fresh).save(adapters)
     further = settings(adapters, training={"kl_to": "reference"})
     want, got = (inputs_of(config, machine=machine()) for config in (fresh, further))
-    for part in (plan.always, plan.phases, plan.host):
-        assert part(got) == part(want)
-    assert plan.always(got)["optimizer"] < plan.always(got)["weights"] / 10
+    assert plan.phases(got) == plan.phases(want) and plan.host(got) == plan.host(want)
+    held = plan.always(want) | {"frozen reference": 4 * got.adapter_parameters}  # the adapters that it began with
+    assert plan.always(got) == held and held["optimizer"] < held["weights"] / 10
+
+
+def test_adapters_beside_other_settings_of_adapters_are_an_error(tmp_path):
+    folder, adapters = checkpoint(tmp_path), tmp_path / "adapters"
+    section = {"rank": 4, "target_modules": ["q_proj", "v_proj"]}
+    make_model(settings(folder, lora=section)).save(adapters)
+    for same in (section, {"rank": 4}):
+        assert make_model(settings(adapters, lora=same)).adapters.r == 4
+    for other in ({"rank": 8}, section | {"dropout": 0.5}, {"rank": 4, "target_modules": ["q_proj"]}):
+        with pytest.raises(ValueError, match=r"lora\.\*: .*adapters holds adapters already"):
+            inputs_of(settings(adapters, lora=other))
+
+
+def test_an_evaluation_makes_no_adapters(tmp_path):
+    config = settings(checkpoint(tmp_path), lora={"rank": 4})
+    assert make_model(config, new_adapters=False).adapters is None
+    assert inputs_of(config, "eval").adapter_parameters == 0
 
 
 def compare(config, folder, half):

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from judge_server import judge_checkpoint
@@ -41,6 +43,17 @@ def test_marks_of_a_turn_inside_a_question_are_text_no_longer(folder):
     assert asking._ids("1<eos>2<mask>") == asking._ids("1 2 ")
     asking.tokenizer.chat_template = "({% for m in messages %}{{ m.content }}{% endfor %})"
     assert asking.tokenizer.decode(asking._ids("1<eos>")) == "(1 )"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [("{{ raise_exception('no') }}", r"fails \(TemplateError: no\)"), ("hi", "leaves the user's turn out")],
+)
+def test_a_chat_template_that_cannot_work_is_said_before_the_judge_is_loaded(folder, tmp_path, template, says):
+    shutil.copytree(folder, tmp_path / "judge")
+    (tmp_path / "judge" / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=f"judge.local: the tokenizer's chat template {says}"):
+        judge(tmp_path / "judge")
 
 
 def test_seeded_noise_samples_the_tempered_nucleus():
