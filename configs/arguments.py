@@ -46,7 +46,9 @@ def as_typed(source: str, fields: Mapping[str, dataclasses.Field]) -> str | None
 def _quoted(node: yaml.Node | None, prefix: str, fields: Mapping[str, dataclasses.Field]) -> Iterator[str]:
     """Makes such scalars below a node text, in place, and yields them. What a merge (`<<`) brings in is below its own
     section too."""
-    for i, (name, value) in enumerate(node.value) if isinstance(node, yaml.MappingNode) else ():
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for i, (name, value) in enumerate(node.value):
         if name.tag == _MERGE_TAG:
             for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 yield from _quoted(each, prefix, fields)
@@ -58,10 +60,11 @@ def _quoted(node: yaml.Node | None, prefix: str, fields: Mapping[str, dataclasse
         if isinstance(value, yaml.MappingNode):
             yield from _quoted(value, f"{key}.", fields)
         elif isinstance(value, yaml.SequenceNode):
-            for entry in filter(_is_taken, value.value if _holds_texts(key, fields) else []):
+            taken = filter(_is_taken, value.value) if _holds_texts(key, fields) else ()
+            for entry in taken:
                 entry.tag, entry.style = _TEXT_TAG, "'"
                 yield entry.value
-        elif _is_taken(value) and _is_text(key, value.value, fields):
+        elif isinstance(value, yaml.ScalarNode) and _is_taken(value) and _is_text(key, value.value, fields):
             node.value[i] = (name, yaml.ScalarNode(_TEXT_TAG, value.value, style="'"))  # the old one may have an alias
             yield value.value
 

@@ -104,5 +104,6 @@ def unread(command: Command, keys: Collection[str], typed: Mapping[str, str]) ->
 
 
 def readers(key: str) -> str:
-    """The commands that read a key, for people."""
-    return " and ".join(TITLES[command] for command in NOT_READ if reads(command, key)) or "no command"
+    """Which commands read a key, for people."""
+    found = [TITLES[command] for command in NOT_READ if reads(command, key)]
+    return f"{' and '.join(found) or 'no command'} {'do' if len(found) > 1 else 'does'}"

@@ -114,7 +114,7 @@ def _check_command(command: Command, sources: Sequence["_Source"], file: str) ->
     for key in of_arguments.set_keys():
         if not reads(command, key):
             raise ValueError(
-                f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)} does."
+                f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)}."
             )
     chosen = [source for source in of_yaml if not source.of_a_run]  # a run writes every key that there is
     found = dict.fromkeys(name for source in chosen for name in unread(command, source.set_keys(), source.typed))
@@ -335,13 +335,10 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
                 _check_entry(typed.get(name, name), entry, item)
     for section in ("rollout", "evaluation"):
         decode = getattr(config, section)
-        try:
-            lists = decode.parallel_lists()
-            for block_size in lists.get("block_size", [decode.block_size]):
+        with naming(section):
+            for block_size in decode.parallel_lists().get("block_size", [decode.block_size]):
                 if block_size is not None:
                     decode.check_steps(block_size)
-        except ValueError as error:
-            raise ValueError(f"{section}: {error}") from error
 
 
 def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:

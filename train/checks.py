@@ -15,13 +15,15 @@ from models import DiffusionLM
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
+from runtime.steps import step_folders
 from runtime.text import print_text
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
+from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings
+from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of
 from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
@@ -70,6 +72,9 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     blocks = Blocks.of(config, spec)
+    check_steps(rollout, blocks.sampled)
+    if config.evaluation.eval_dataset:
+        check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
     if config.evaluation.eval_dataset:
@@ -115,13 +120,13 @@ def _made_by(first: Config) -> CheckpointSpec:
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
-    experiment, path = config.experiment, run_path(config)
+    resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
-    if experiment.resume in ("auto", "never") or (
-        resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
-    ):
+    if resumes and not step_folders(folder.checkpoints):
+        resume = first_start(folder, resume)
+    if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
-    given_checkpoint(experiment.resume, command, with_value)
+    given_checkpoint(resume, command, with_value)
 
 
 def check_folder(config: Config, command: Command) -> bool:

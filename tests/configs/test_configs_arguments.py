@@ -142,6 +142,8 @@ OF_OTHERS = [
     ("sft", "rollout.max_token=5", "rollout.max_token: train/sft.py does not read"),
     ("eval", "evaluation.max_new_tokens=5", "evaluation.max_new_tokens: eval.py does not read this key; rl.py does."),
     ("eval", "training.objective_params.alpha=1", "training.objective_params: eval.py does not read"),
+    ("rl", "training.max_steps=5", "training.max_steps: rl.py does not read this key; train/sft.py does."),
+    ("eval", "training.lower_p=0.1", "this key; rl.py and train/sft.py do."),
     ("rl", "dataset.optimization_data=x", "dataset.optimization_data: rl.py does not read this key; train/sft.py"),
 ]  # fmt: skip
 

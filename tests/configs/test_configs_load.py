@@ -198,7 +198,7 @@ def test_parallel_lists_go_together(file, section, lists):
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 @pytest.mark.parametrize("block_size", ["4", "[32, 4]"])
 def test_fewer_steps_than_blocks(file, section, block_size):
-    with pytest.raises(ValueError, match=f"^{section}: steps=15 are fewer than the 16 blocks of 4 tokens in 61"):
+    with pytest.raises(ValueError, match=f"^{section}.steps=15 are fewer than the 16 blocks of 4 tokens in 61"):
         load(file(f"{section}: {{steps: 15, max_gen_length: 61, block_size: {block_size}}}"))
     assert load(file(f"{section}: {{steps: 16, max_gen_length: 61, block_size: {block_size}}}"))
 
