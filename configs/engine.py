@@ -29,19 +29,10 @@ class EngineFile:
     def processes_per_node(self) -> int:
         return self.processes // self.nodes
 
-    @property
-    def zero_stage(self) -> int:
-        """What is sharded, in ZeRO's count: FSDP2 shards what stage 3 does."""
-        return STAGES[self.kind]
-
-    @property
-    def engine(self) -> str:
-        return TITLES[self.kind]
-
 
 def engine_file(name: str | None) -> EngineFile | None:
-    """The file of that name (with or without .yaml); None for no name. ValueError where there is none, or where it asks
-    for what is not supported."""
+    """The file of that name (with or without .yaml); None for no name. ValueError where there is none, or where it
+    needs what is not supported."""
     if name is None:
         return None
     stem, choices = name.removesuffix(".yaml"), sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -83,7 +83,7 @@ class ExperimentConfig:
     )
     gpu_memory_gib: float = speed(
         0.0,
-        "plan the memory (dry_run) for GPUs of so much, wherever it is typed; 0 = for the device that is here",
+        "plan the memory (dry_run) for GPUs of this size, on any machine; 0 = for this machine's device",
         low=0.0,
     )
     # several machines
@@ -98,14 +98,14 @@ class ExperimentConfig:
     ssh: str = speed("ssh -o BatchMode=yes", "ssh command of the launcher, with port and options")
     ssh_user: str = speed("root", "user on the other nodes")
     timeout_minutes: float = speed(
-        60.0, "the job stops when a process does not come to a common step for so long", low=0.01
+        60.0, "the job stops when a process does not reach a collective call for so long", low=0.01
     )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
-    model_base: str | None = opt(None, "the model's family when config.json does not tell: sdar, dream, llada, ...")
+    model_base: str | None = opt(None, "the model's family where config.json does not name it: sdar, dream, llada, ...")
     optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
     value_base_model: str | None = opt(
         None, "checkpoint that a value model starts from (a new head is zero); null = advantages without one"
@@ -128,8 +128,8 @@ class DatasetConfig:
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
     template: str = opt(
         "auto",
-        "auto = the family's prompt, chat = its words in the tokenizer's chat template, plain = the question as it is, "
-        "or a text with {{problem}}",
+        "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
+        "it is, or a text with {{problem}}",
     )
     columns: dict[str, str] = opt(
         {}, "names of your columns: {question: problem}; rows without such a column keep the field of the wanted name"
@@ -137,7 +137,7 @@ class DatasetConfig:
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(
         1.0,
-        "chance of being drawn, against the others, of questions whose last group had an accuracy outside "
+        "chance of being drawn, against the others, of tasks whose last group had an accuracy outside "
         "training.min_accuracy to max_accuracy; 1 = no curriculum",
         low=1e-6,
         high=1.0,
@@ -201,7 +201,7 @@ class DecodeConfig(Section):
         None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1
     )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
-    stop_token_list: list[str] | None = opt(None, "texts of single tokens that end an answer, besides the model's own")
+    stop_token_list: list[str] | None = opt(None, "texts of single tokens that end a response, besides the model's own")
 
     def check_steps(self, block_size: int) -> None:
         """ValueError where `steps` are fewer than the blocks of so many tokens in the window."""
@@ -264,7 +264,7 @@ class TrainingConfig:
         None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
-    post_num: int | None = opt(0, "pad tokens after the answer that are trained; null = all of the last block", low=0)
+    post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
@@ -298,7 +298,9 @@ class TrainingConfig:
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
-        "keep", "answers without a stop: keep, drop from training, or count as wrong", choices=("keep", "drop", "wrong")
+        "keep",
+        "responses without a stop: keep, drop from training, or count as wrong",
+        choices=("keep", "drop", "wrong"),
     )
     logp_old: str = opt(
         "auto", "old log-probabilities: the sampler's, or recomputed", choices=("auto", "rollout", "recompute")
@@ -381,7 +383,7 @@ class RewardConfig:
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
     )
     speed_weight: float = opt(
-        0.0, "bonus of a positive reward: so many times the answer's tokens per denoising step", low=0.0
+        0.0, "bonus of a positive reward: so many times the response's tokens per denoising step", low=0.0
     )
     workers: int = speed(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
@@ -409,7 +411,7 @@ class JudgeConfig(Section):
     top_p: float = opt(0.95, "nucleus filter of the judge", low=1e-6, high=1.0)
     max_tokens: int = opt(10_000, "longest answer of the judge", low=1)
     max_model_len: int = opt(15_000, "longest question and answer of the judge together, in tokens", low=2)
-    parallel: int = speed(16, "questions asked (api) or decoded (local) at a time", low=1)
+    parallel: int = speed(16, "requests (api) or sequences decoded (local) at a time", low=1)
     timeout_seconds: float = speed(300.0, "time for one answer of the endpoint", low=0.1)
     attempts: int = speed(4, "tries for one answer of the endpoint", low=1)
 

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):
-    ROOT = Path(__file__).resolve().parents[1]
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.schema import DATA_TYPES
 from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
@@ -162,6 +161,13 @@ def _add_lengths(found: Findings, batch: list[Texts], measure: Callable[[list[st
     batch.clear()
 
 
+def _print_over_long(found: Findings, most_tokens: int) -> None:
+    pairs = zip(found.rows, found.lengths["prompt"], strict=True)
+    over = [row for row, length in pairs if length > most_tokens]
+    places = ", ".join(f"row {row}" for row in over[:_SHOWN_ROWS]) + (", ..." if len(over) > _SHOWN_ROWS else "")
+    print_text(f"over-long  {len(over)} prompts have more than {most_tokens} tokens{': ' + places if over else ''}")
+
+
 def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> int:
     print_text(f"rows       {found.num_rows}")
     print_text(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
@@ -171,12 +177,7 @@ def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -
             shown = "  ".join(f"{p}% {length}" for p, length in zip(PERCENTILES, percentiles(lengths), strict=True))
             print_text(f"{name:<10} {unit}, percentiles: {shown}")
     if max_prompt_tokens is not None and found.rows:
-        pairs = zip(found.rows, found.lengths["prompt"], strict=True)
-        over = [row for row, length in pairs if length > max_prompt_tokens]
-        places = ", ".join(f"row {row}" for row in over[:_SHOWN_ROWS]) + (", ..." if len(over) > _SHOWN_ROWS else "")
-        print_text(
-            f"over-long  {len(over)} prompts have more than {max_prompt_tokens} tokens{': ' + places if over else ''}"
-        )
+        _print_over_long(found, max_prompt_tokens)
     if found.stopping:
         print_text(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
     if found.first_bad_line or not found.rows:

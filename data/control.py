@@ -20,11 +20,11 @@ _NAMED = r"<\|[^<>|\s]+\|>"
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """asked: matches a token that a question or a turn cannot write; answered: one that an answer cannot. An answer
-    writes <think> and its like."""
+    """in_prompts: matches a token that a question or a turn cannot write; in_responses: one that a response cannot. A
+    response writes <think> and its like."""
 
-    asked: re.Pattern[str]
-    answered: re.Pattern[str]
+    in_prompts: re.Pattern[str]
+    in_responses: re.Pattern[str]
 
     @staticmethod
     def of_tokenizer(tokenizer: Any) -> "ControlTokens":
@@ -42,21 +42,21 @@ class ControlTokens:
             "\n".join((chat.turn, chat.assistant, chat.end_of_turn, chat.thinking_assistant or "")) if chat else ""
         )
         special = set(re.findall(_NAMED, written))
-        asked = _any_of(special | set(re.findall(r"<\w+>", written)))
-        return ControlTokens(re.compile(f"{_NAMED}|{asked.pattern}"), _any_of(special))
+        in_prompts = _any_of(special | set(re.findall(r"<\w+>", written)))
+        return ControlTokens(re.compile(f"{_NAMED}|{in_prompts.pattern}"), _any_of(special))
 
     def guard(self, text: str) -> str:
         """A question or a turn, with a cut inside each control token."""
-        return _cut(text, self.asked)
+        return _cut(text, self.in_prompts)
 
-    def guard_answer(self, text: str, end_of_turn: str | None = None) -> str:
-        """An answer, with a cut inside each control token but the end of turn that it ends with."""
+    def guard_response(self, text: str, end_of_turn: str | None = None) -> str:
+        """A response, with a cut inside each control token but the end of turn that it ends with."""
         ended = end_of_turn is not None and text.endswith(end_of_turn)
         body = text.removesuffix(end_of_turn) if ended and end_of_turn is not None else text
-        return _cut(body, self.answered) + text[len(body) :]
+        return _cut(body, self.in_responses) + text[len(body) :]
 
     def guard_turn(self, role: str, content: str) -> str:
-        return self.guard_answer(content) if role == "assistant" else self.guard(content)
+        return self.guard_response(content) if role == "assistant" else self.guard(content)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -22,9 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-if __package__ in (None, ""):
-    ROOT = Path(__file__).resolve().parents[1]
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "data")]
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.schema import DATA_TYPES
 from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
@@ -55,8 +54,8 @@ def make_pair(row: Record, writer: Writer, columns: Mapping[str, str]) -> dict[s
     if prompt.endswith(_THINK):
         response = response.removeprefix(_THINK.strip()).removeprefix("\n")
     if response.rstrip().endswith(end):
-        return {"prompt": prompt, "response": writer.control.guard_answer(response.rstrip(), end)}
-    return {"prompt": prompt, "response": writer.control.guard_answer(response) + end}
+        return {"prompt": prompt, "response": writer.control.guard_response(response.rstrip(), end)}
+    return {"prompt": prompt, "response": writer.control.guard_response(response) + end}
 
 
 def convert(

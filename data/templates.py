@@ -33,7 +33,7 @@ _OPTION = (
 
 @dataclass(frozen=True)
 class Format:
-    """How texts are put: whose family, and how a question that stands alone is asked (see `render_prompt`)."""
+    """How texts are written: for which family, and how a single question becomes a prompt (see `render_prompt`)."""
 
     family: str
     data_type: str = "math"
@@ -42,7 +42,7 @@ class Format:
 
 
 class Writer:
-    """Writes prompts of one format, guarded: what questions, turns and answers hold of control tokens is text. Under
+    """Writes prompts of one format, guarded: control tokens in questions, turns and responses are text. Under
     the template "plain" the question is the whole prompt, and what it holds counts.
 
     tokenizer: of the checkpoint; None where there is none at hand. Then there is no chat template, and the control
@@ -90,7 +90,7 @@ class Writer:
         if not example.turns:
             return example.prompt, example.response
         end = None if self.own is None else self.own.end_of_turn
-        return self.conversation(example.turns), self.control.guard_answer(example.response.rstrip(), end)
+        return self.conversation(example.turns), self.control.guard_response(example.response.rstrip(), end)
 
 
 def render_prompt(

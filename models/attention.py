@@ -1,7 +1,7 @@
 """How the queries of one forward see its keys: the single seam between transformers' model classes and our masks.
 
 transformers lets a model call a registered attention function. Ours hands queries, keys and values to a `Layout`,
-an object passed along with the forward, which says who sees whom and where keys are kept. No 2D mask, no causal
+an object passed along with the forward, which knows who sees whom and where keys are kept. No 2D mask, no causal
 default, no cache class.
 
 Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.

@@ -1,4 +1,4 @@
-"""What tells one checkpoint's weights from another's, and the fingerprint of their base that adapters keep.
+"""What distinguishes one checkpoint's weights from another's, and the fingerprint of their base that adapters keep.
 
 It reads the files of the weights once in a process, several at a time, at about the speed of the disk.
 """

@@ -98,7 +98,7 @@ def writing_weights(folder: Path) -> Iterator[None]:
 
 
 def weight_names(folder: Path) -> set[str]:
-    """Names of the folder's weights, from the headers or the index; empty where only reading them all would tell."""
+    """Names of the folder's weights, from the headers or the index; empty where that takes reading them all."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not whole.is_file():
         return set(_listed(index)) if index.is_file() else set()

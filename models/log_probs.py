@@ -99,7 +99,7 @@ def _pieces(logits_NV: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]
 
 
 def _columns(logits_NV: Tensor, targets_N: Tensor, entropy: bool) -> list[Tensor]:
-    """Of each position its target's log-probability, log sum exp of its logits and, where asked for, its entropy."""
+    """Of each position its target's log-probability, log sum exp of its logits and, on request, its entropy."""
     log_total_N = torch.cat([piece.float().logsumexp(-1) for (piece,) in _pieces(logits_NV)])
     columns = [logits_NV.gather(-1, targets_N[:, None])[:, 0].float() - log_total_N, log_total_N]
     if entropy:

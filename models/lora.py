@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) through peft: added in place, saved apart, merged on demand.
 
 An adapter folder holds peft's adapter_config.json and adapter_model.safetensors, with the base's config and tokenizer
-beside them; `load_model` reads it like any checkpoint, and reads the base from where adapter_config.json says.
+beside them; `load_model` reads it like any checkpoint, and reads the base that adapter_config.json names.
 """
 
 from collections.abc import Iterator, Mapping

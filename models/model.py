@@ -32,7 +32,7 @@ class DiffusionLM(nn.Module):
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
     eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
-    `save` writes; tokenizer: None for a folder without one; spec: what the checkpoint's files say; base_fingerprint: of
+    `save` writes; tokenizer: None for a folder without one; spec: of the checkpoint's files; base_fingerprint: of
     the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known.
     """
 
@@ -90,7 +90,7 @@ class DiffusionLM(nn.Module):
 
     @property
     def end_of_response_id(self) -> int:
-        """The id that a training answer ends with: the chat's end of turn where the tokenizer has it, else the
+        """The id that a training response ends with: the chat's end of turn where the tokenizer has it, else the
         first eos id."""
         turn = self.spec.family.end_of_turn
         known = self.tokenizer.get_vocab().get(turn) if self.tokenizer is not None and turn is not None else None
@@ -109,7 +109,7 @@ class DiffusionLM(nn.Module):
         return next(self.parameters()).dtype
 
     def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states [B, L, D] with attention as `layout` says."""
+        """Last hidden states [B, L, D] under the attention of `layout`."""
         assert self.hf_config._attn_implementation == ATTENTION_NAME, "another attention would ignore the layout"
         output = self.model(input_ids=input_ids_BL, position_ids=positions_BL, use_cache=False, layout=layout)
         return output.last_hidden_state
@@ -150,7 +150,7 @@ class DiffusionLM(nn.Module):
         enable({"use_reentrant": False})
 
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
-        """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would spoil the
+        """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the
         positions). device: default the model's."""
         memo: dict[int, Any] = {}
         for parameter in self.parameters():
@@ -205,7 +205,7 @@ def load_model(
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
     path: a `CheckpointSpec` too, whose files are not looked at again; the base of its adapters is not compared then.
-    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, when config.json alone does not tell.
+    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, where config.json alone does not name it.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
     weights of the folder that are no part of the model.
     ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed.

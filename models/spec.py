@@ -40,8 +40,8 @@ class CheckpointSpec:
     @staticmethod
     def read(path: str | Path, model_base: str | None = None) -> "CheckpointSpec":
         """Of a checkpoint folder (or hub name) in its original layout, or a folder of adapters. model_base: the
-        family's name, when config.json alone does not tell. ValueError: no such folder, no family that reads it, or a
-        config that the family cannot express."""
+        family's name, where config.json alone does not name it. ValueError: no such folder, no family that reads it, or
+        a config that the family cannot express."""
         folder = resolve_folder(path)
         raw = read_json(folder / "config.json")
         if (folder / lora.CONFIG).is_file():
@@ -70,7 +70,7 @@ class CheckpointSpec:
 
 def _at_least_one(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} where a whole number of at least 1 is meant")
+        raise ValueError(f"{value!r} where a whole number of at least 1 must stand")
     return value
 
 

@@ -18,7 +18,7 @@ HEAD_NAME = "value_head.weight"
 
 
 class ValueModel(nn.Module):
-    """A DiffusionLM as base and a head [1, D] without bias, zero at first: a fresh value model says 0 everywhere.
+    """A DiffusionLM as base and a head [1, D] without bias, zero at first: a fresh value model gives 0 everywhere.
 
     The base's own output head is frozen unless it is tied to the embedding; it is kept so that the saved folder is a
     whole checkpoint of the family, with `value_head.weight` beside its weights as dLLM-RL's value models have it.

@@ -16,7 +16,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 class FailedElsewhere(Exception):
-    """Another rank failed, or was lost; it says why itself. missing: ranks that did not come, where that is known."""
+    """Another rank failed, or was lost; it reports why itself. missing: ranks that did not come, where that is
+    known."""
 
     def __init__(self, why: str, missing: Sequence[int] = ()):
         super().__init__(why)

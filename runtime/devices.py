@@ -7,7 +7,7 @@ DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA's
 
 
 def gpu_count() -> int:
-    """GPUs that torch can use. Importing torch takes seconds, so it is asked only where a driver is."""
+    """GPUs that torch can use. Importing torch takes seconds, so torch is called only where a driver is."""
     if "torch" not in sys.modules and not any(Path(driver).exists() for driver in DRIVERS):
         return 0
     import torch

@@ -27,7 +27,7 @@ def launch(processes: int, node: Node, settings: RendezvousConfig, folder: Path,
     """Runs `processes` ranks of this command here, and waits for them. Other nodes run theirs. The exit status: 0 when
     all ended well, 128 + N when signal N asked to stop, else that of the rank that failed. That one is named with its
     last sign of life, which the run's `folder` has, and with what the same command would resume from (`resume` as in
-    its config). Stopped when a signal asked for it before the ranks began; ValueError as `meet`."""
+    its config). Stopped when a signal came before the ranks began; ValueError as `meet`."""
     rendezvous = meet(node, processes, settings, folder)
     ranks = _Ranks(rendezvous, processes, folder, resume)
     handlers = {number: signal.signal(number, ranks.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -51,7 +51,7 @@ class _Ranks:
         self.rendezvous, self.node, self.processes = rendezvous, rendezvous.node, processes
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.asked_to_stop: int | None = None
+        self.signalled: int | None = None
         self.passed_on: set[int] = set()
 
     def start(self) -> None:
@@ -83,7 +83,7 @@ class _Ranks:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Passes a request to stop on; the second one ends the ranks at once."""
-        again, self.asked_to_stop = self.asked_to_stop is not None, number
+        again, self.signalled = self.signalled is not None, number
         passed_on = signal.SIGKILL if again else number
         self.passed_on.add(passed_on)
         self._send(passed_on)
@@ -103,15 +103,15 @@ class _Ranks:
             left.discard(rank)
             code = self.children[rank].returncode
             if code - 128 in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
-                self.asked_to_stop = code - 128  # the ranks agreed on it: all of them end so
+                self.signalled = code - 128  # the ranks agreed on it: all of them end so
             elif code != 0 and not self._is_asked_for(code):
                 return self._failed(rank)
-        return 0 if self.asked_to_stop is None else 128 + self.asked_to_stop
+        return 0 if self.signalled is None else 128 + self.signalled
 
     def _is_asked_for(self, code: int) -> bool:
         """Whether a request to stop, rather than a failure, can end a rank so: by the agreement of all, or by a signal
         that was passed on."""
-        return self.asked_to_stop is not None and (code == STOPPED_ELSEWHERE or -code in self.passed_on)
+        return self.signalled is not None and (code == STOPPED_ELSEWHERE or -code in self.passed_on)
 
     def _lost(self, error: LostNode) -> int:
         self.rendezvous.fail(str(error))
@@ -163,7 +163,7 @@ class _Ranks:
         return [rank for rank, child in self.children.items() if child.poll() is None]
 
     def end(self) -> None:
-        """Ends what still runs: asks first, then kills."""
+        """Ends what still runs: SIGTERM first, then SIGKILL."""
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         for child in self.children.values():

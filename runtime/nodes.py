@@ -45,7 +45,7 @@ def this_node(environment: Mapping[str, str]) -> Node:
             node = _slurm_node(env)
         else:
             raise ValueError(
-                "the environment does not say which node of the job this is: set MLP_WORKER_NUM, MLP_ROLE_INDEX, "
+                "the environment does not name this node's place in the job: set MLP_WORKER_NUM, MLP_ROLE_INDEX, "
                 "MLP_WORKER_0_HOST and MLP_WORKER_0_PORT (or NNODES, NODE_RANK, MASTER_ADDR and "
                 "MASTER_PORT; SLURM sets its own). On one machine use rl.py or eval.py."
             )

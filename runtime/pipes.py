@@ -10,7 +10,7 @@ _actions: list[Callable[[], Any]] = []
 
 
 class _QuietStream:
-    """A text stream that goes on into the void when its pipe is broken. Everything else is the stream's own."""
+    """A text stream that drops what is written once its pipe is broken. Everything else is the stream's own."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

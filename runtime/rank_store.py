@@ -5,7 +5,7 @@ reach them only if the kernel would let it read the ranks' memory too (the same 
 
 Several machines: a TCPStore of torch's that rank 0 serves. It has no authentication, and neither have the connections
 of gloo and NCCL: whoever reaches node 0's port can read and write it. The socket is bound to the address under which
-the nodes know node 0, and its port is told only to launchers that hold the job's key (`Rendezvous`).
+the nodes know node 0, and its port is given only to launchers that hold the job's key (`Rendezvous`).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How the launchers of a job's nodes come together, watch each other, and part. Nothing here imports torch.
+"""Rendezvous of the launchers of a job's nodes, their heartbeats, and the end of the job. Nothing here imports torch.
 
 What torch's elastic launcher (torchrun; torch 2.13, files of torch/distributed/) does instead, and why it is not used:
 
@@ -55,20 +55,20 @@ class LostNode(Exception):
 
 
 class OneMachine:
-    """A job without other nodes: nobody to wait for."""
+    """A job of one node."""
 
     def __init__(self, node: Node):
         self.node, self.rank_store = node, RankStore.of_one_machine()
 
     def check_stopping(self) -> None:
-        """Stopped when a signal asked for it."""
+        """Stopped when a signal came."""
         stopping.check()
 
     def check(self) -> None:
         """LostNode when a node failed or is silent."""
 
     def fail(self, why: str) -> None:
-        """Tells the other nodes."""
+        """Ends the job on the other nodes."""
 
     def leave(self) -> None:
         """The job has ended here."""
@@ -76,7 +76,7 @@ class OneMachine:
 
 @dataclass
 class Rendezvous(OneMachine):
-    """Several nodes, from their first contact to the end of the job. board: what they tell each other."""
+    """Several nodes, from their first contact to the end of the job. board: their common key-value store."""
 
     node: Node
     board: Noticeboard
@@ -103,15 +103,7 @@ class Rendezvous(OneMachine):
                 self.helpers[index] = start_over_ssh(self.node, index, settings.ssh, settings.ssh_user, more)
             missing = self._missing(max(settings.wait_seconds, JOIN_SECONDS))
         if missing:
-            ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
-            self._end_helpers()
-            names = ", ".join(self.node.name(index) for index in missing)
-            why = "; ".join(ended) if ended else f"after {settings.wait_seconds:.0f} s"
-            raise ValueError(
-                f"{names} did not join {self.node.host}:{self.node.port} ({why}). Run the same "
-                "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
-                "set, ssh without a password); experiment.join_seconds is how long to wait."
-            )
+            raise self._not_joined(missing, settings.wait_seconds)
         numbers = [int(self.board.get(f"node/{i}") or 0) for i in range(self.node.count)]
         if set(numbers) != {processes}:
             why = f"nodes run {numbers} processes: set experiment.processes to one number for all."
@@ -119,8 +111,20 @@ class Rendezvous(OneMachine):
             raise ValueError(why)
         self.board.put("go", self.rank_store.environment["MASTER_PORT"])
 
+    def _not_joined(self, missing: list[int], seconds: float) -> ValueError:
+        """The error of nodes that have not come; ends the ssh commands."""
+        ended = [f"ssh to {self.node.name(i)} ended with status {status}" for i, status in self._ended().items()]
+        self._end_helpers()
+        names = ", ".join(self.node.name(index) for index in missing)
+        why = "; ".join(ended) if ended else f"after {seconds:.0f} s"
+        return ValueError(
+            f"{names} did not join {self.node.host}:{self.node.port} ({why}). Run the same "
+            "command on every node, or let node 0 start the others (experiment.launcher=ssh, MLP_WORKER_{i}_HOST "
+            "set, ssh without a password); experiment.join_seconds is how long to wait."
+        )
+
     def wait_for_go(self, seconds: float) -> None:
-        """Another node: until node 0 says that all are there. ValueError when the job fails before, or after
+        """Another node: until node 0 reports all nodes. ValueError when the job fails before, or after
         `seconds`."""
         deadline = time.monotonic() + seconds
         while (port := self.board.get("go")) is None:
@@ -133,9 +137,9 @@ class Rendezvous(OneMachine):
         self.rank_store = RankStore.at(self.node.host, int(port))
 
     def check_stopping(self) -> None:
-        """Stopped when a signal asked for it; the other nodes are told."""
+        """Stopped when a signal came; the other nodes stop too."""
         if stopping.is_asked():
-            self.fail(f"{self.node} was asked to stop before the job began")
+            self.fail(f"{self.node} was stopped before the job began")
             self._end_helpers()
         stopping.check()
 
@@ -207,7 +211,7 @@ class Rendezvous(OneMachine):
             self.board.claim("failed", why)
 
     def leave(self) -> None:
-        """Says that this node is done; node 0, whose noticeboard the others read, waits for them a while."""
+        """Reports that this node is done; node 0, whose noticeboard the others read, waits for them a while."""
         self._left.set()
         if not self._is_mute():
             try:
@@ -233,9 +237,9 @@ class Rendezvous(OneMachine):
 
 
 def meet(node: Node, processes: int, settings: RendezvousConfig, folder: Path) -> OneMachine:
-    """Waits for all nodes, or has node 0 start the others. folder: the run's, on a file system that all nodes share;
+    """Joins all nodes, or has node 0 start the others. folder: the run's, on a file system that all nodes share;
     the job's key is in it for a while (`JobKey`). ValueError with the fix where some nodes do not come, or where they
-    run different numbers of processes; Stopped when asked to."""
+    run different numbers of processes; Stopped on a signal."""
     if node.count == 1:
         return OneMachine(node)
     key = JobKey(folder)
@@ -274,7 +278,7 @@ def _follow(node: Node, processes: int, settings: RendezvousConfig, key: JobKey)
         _join(here, processes)
         here.wait_for_go(seconds)
     except (OSError, EOFError):
-        raise ValueError(f"{node}: node 0 left before the job began; its own message tells why.") from None
+        raise ValueError(f"{node}: node 0 left before the job began; its own message gives the reason.") from None
     here.begin()
     return here
 

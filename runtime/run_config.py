@@ -27,7 +27,7 @@ _HIDDEN = "# Hashes of values that are not written: "
 _SOURCES = "# Digests of what these keys name: "
 _COMMENTS = 3
 _FOLDERS = {"dataset.folder": "dataset."}
-"""Keys that say where others are looked up -> how those begin."""
+"""Keys that locate others -> how those begin."""
 
 
 @dataclass(frozen=True)

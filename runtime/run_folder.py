@@ -67,7 +67,7 @@ class RunFolder:
         """Takes `root`, the run's own folder, for writing, and makes it when absent.
 
         A folder that holds this run is resumed, with `overwrite` too: settings that leave its results as they are may
-        be others now (`configs.effects`), which one line says, and config.yaml has those of now from then on.
+        be others now (`configs.effects`), which one line reports, and config.yaml then has those of now.
         `overwrite` deletes a run of another configuration (MADE_HERE, nothing else), which is refused without it and
         the difference shown. ValueError then, and when another process writes there, or it cannot be written.
         """
@@ -205,7 +205,7 @@ def _other_run(root: Path, changes: run_config.Changes) -> ValueError:
     restored = "Put back what a key named when the run was begun; or continue" if changes.contents else "Continue"
     lines = "\n".join(changes.refused)
     return ValueError(
-        f"{root} holds a run of another configuration (there -> asked for now):\n{lines}\n"
+        f"{root} holds a run of another configuration (there -> now):\n{lines}\n"
         f"{restored} that run with config={root / 'config.yaml'}, choose another experiment.project (which may resume "
         "from a checkpoint of this one: experiment.resume=PATH), or delete it and start anew with "
         "experiment.overwrite=true."
@@ -239,7 +239,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _delete_run(root: Path) -> None:
-    """Deletes what runs make in `root`. config.yaml goes last: until then the folder still says whose it is."""
+    """Deletes what runs make in `root`. config.yaml goes last: until then the folder still names its run."""
     for name in sorted(MADE_HERE, key=lambda name: name == "config.yaml"):
         path = root / name
         if path.is_symlink() and path.is_dir():

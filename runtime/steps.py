@@ -12,7 +12,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a folder's name tells; None for another name."""
+    """The step in a folder's name; None for another name."""
     found = _NAME.fullmatch(path.name)
     step = int(found[1]) if found else None
     return step if step is not None and path.name == step_folder(path.parent, step).name else None

@@ -10,7 +10,7 @@ _asked: int | None = None
 
 
 class Stopped(Exception):
-    """All ranks stop because a signal asked for it; `number` is the signal's. resumes: what the same command does then,
+    """All ranks stop because of a signal; `number` is the signal's. resumes: what the same command does then,
     where the loop that stopped knows better than the folder of the command's own run."""
 
     def __init__(self, number: int):
@@ -41,12 +41,12 @@ def ask(number: int) -> None:
 
 
 def is_asked() -> bool:
-    """Whether this rank was asked to stop."""
+    """Whether this rank got a signal to stop."""
     return _asked is not None
 
 
 def check() -> None:
-    """Stopped, on every rank, when any rank was asked to stop."""
+    """Stopped, on every rank, when any rank got a signal to stop."""
     asked = [number for number in ranks.gather(_asked) if number is not None]
     if asked:
         raise Stopped(asked[0])

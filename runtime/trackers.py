@@ -94,7 +94,7 @@ class Trackers:
             self._active.pop(name, None)
             missing = isinstance(error, ImportError)
             fix = f" Install it: pip install -c requirements-extras.txt {name}" if missing else ""
-            self._warn(f"tracker {name} failed, going on without it: {type(error).__name__}: {error}.{fix}")
+            self._warn(f"tracker {name} failed, the run continues without it: {type(error).__name__}: {error}.{fix}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, tracker in list(self._active.items()):

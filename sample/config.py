@@ -17,7 +17,7 @@ CacheMode = Literal["auto", "exact", "none", "prefix", "dual"]
 
 @dataclass(frozen=True)
 class SamplingConfig(Choices):
-    """Decoding choices, those of `Choices` among them; `for_model` fills in what depends on the model."""
+    """Decoding choices, those of `Choices` among them; `for_model` sets what depends on the model."""
 
     max_new_tokens: int = 256
     """Length of a response at most, in tokens."""

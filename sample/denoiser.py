@@ -94,7 +94,7 @@ class Denoiser:
         state.masks.copy_(torch.where(advance, self.first_masks(b), is_mask.sum(1)))
 
     def _fill_pads(self, state: StepState, filled_n: Tensor) -> None:
-        """Fills all that is right of the block at hand with pads, as one more step that costs no forward."""
+        """Pads all positions right of the current block, as one more step that costs no forward."""
         assert self.config.pad_id is not None
         position = torch.arange(state.ids.shape[1], device=filled_n.device)
         rest = (position >= (state.start + self.b)[:, None]) & (position < state.end[:, None]) & filled_n[:, None]

@@ -32,7 +32,7 @@ class Slots:
 
 
 class Queue:
-    """The requests that wait: all of them in order, or those that `take` names (by index) when it is asked."""
+    """The waiting requests: all of them in order, or those that `take` returns (by index) when it is called."""
 
     def __init__(self, requests: Sequence[Request], take: Callable[[], Sequence[int]] | None):
         self._requests, self._take = requests, take
@@ -45,8 +45,8 @@ class Queue:
 
 
 class Generation:
-    """The queue, the slots at work, and what has come out. limit: requests at work at a time; polls: steps between two
-    looks at which slots have ended."""
+    """The queue, the slots at work, and the finished rollouts. limit: requests at work at a time; polls: steps between
+    two looks at which slots have ended."""
 
     def __init__(self, queue: Queue, slots: Slots, denoiser: Denoiser, limit: int, polls: int, weights_version: int):
         self.queue, self.denoiser, self.limit, self.weights_version = queue, denoiser, limit, weights_version
@@ -86,7 +86,7 @@ class Generation:
         return bounds._replace(view_tokens=min(capacity, rounded))
 
     def _admit(self) -> None:
-        """Fills free slots from the queue."""
+        """Seats requests from the queue in free slots."""
         free = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
         seating = Seating(free, self.occupant, self.resident)
         while seating.free and (request := self.queue.next()) is not None:

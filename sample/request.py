@@ -1,4 +1,4 @@
-"""A response that is asked for: its prompt, and the name that its randomness comes from."""
+"""A requested response: its prompt, and the key of its random numbers."""
 
 import hashlib
 from collections.abc import Sequence

@@ -65,10 +65,10 @@ class Sampler:
         """Responses to each prompt (token ids), n a prompt, prompt-major.
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
-        progress is called with the number of newly finished responses, 0 included. take: asked, whenever there is room,
-        which samples (places, prompt-major) to decode next; none = no more. Only these are answered, at most `limit` at
-        a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's positions,
-        wrong number of keys.
+        progress is called with the number of newly finished responses, 0 included. take: called, whenever there is
+        room, for which samples (places, prompt-major) to decode next; none = no more. Only these are decoded, at most
+        `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
+        positions, wrong number of keys.
         """
         requests = requests_of(prompts, n, keys, self.model, self.config.max_new_tokens)
         if not requests:

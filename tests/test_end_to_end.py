@@ -200,12 +200,13 @@ def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
     assert first["updates"] >= 1 and second["updates"] >= 1
 
 
+@pytest.mark.slow  # test_old_runs.py is the fast test of an exact resume
 @pytest.mark.parametrize(
     "extra",
     [
         pytest.param([], id="policy"),
-        pytest.param(WITH_VALUE, id="value", marks=pytest.mark.slow),
-        pytest.param(["experiment.deterministic=false"], id="not-deterministic", marks=pytest.mark.slow),
+        pytest.param(WITH_VALUE, id="value"),
+        pytest.param(["experiment.deterministic=false"], id="not-deterministic"),
     ],
 )
 def test_resumed_equals_straight(shop, monkeypatch, extra):

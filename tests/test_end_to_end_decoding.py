@@ -78,7 +78,7 @@ def test_an_evaluation_with_a_users_strategy(shop, own):
     ],
 )
 @pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
-def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(
+def test_what_is_wrong_with_a_users_strategy_is_reported_before_a_model_is_loaded(
     shop, own, monkeypatch, text, arguments, says
 ):
     def refuse(*arguments, **named):
@@ -93,7 +93,7 @@ def test_what_is_wrong_with_a_users_strategy_is_said_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("text", [RL, EVAL], ids=["rl", "eval"])
-def test_a_cache_that_a_family_does_not_have_is_said_before_a_model_is_loaded(shop, monkeypatch, text):
+def test_a_cache_that_a_family_does_not_have_is_reported_before_a_model_is_loaded(shop, monkeypatch, text):
     monkeypatch.setattr(setup_models, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
     llada = text_checkpoint(shop.folder / "llada", "llada")
     run = rl.run if text is RL else evaluation.run

@@ -94,7 +94,7 @@ def metrics_of(shop, run="rl"):
         ([TEST, "evaluation.steps=2"], "evaluation.steps=2 are fewer than the 3 blocks of 4 tokens in 10"),
         (
             ["rollout.steps=9", "rollout.steps_per_block=4"],
-            "rollout.steps=9 and rollout.steps_per_block=4 say the same",
+            "rollout.steps=9 and rollout.steps_per_block=4 mean the same",
         ),
         (["model.prepare_with=nowhere.yaml"], "model.prepare_with: nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
@@ -102,7 +102,7 @@ def metrics_of(shop, run="rl"):
         ([TEST, "evaluation.max_token=256"], "evaluation.max_token=256 and a prompt of one token exceed the 256"),
     ],
 )
-def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, arguments, says):
+def test_a_mistake_is_reported_before_any_model_is_loaded(shop, no_model_work, arguments, says):
     if arguments == ["model.device=cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     for dry_run in ("false", "true"):
@@ -112,7 +112,7 @@ def test_a_mistake_is_said_before_any_model_is_loaded(shop, no_model_work, argum
     assert not shop.runs.exists()
 
 
-def test_a_folder_without_weights_is_said_in_a_dry_run(shop, no_model_work, tmp_path):
+def test_a_folder_without_weights_is_reported_in_a_dry_run(shop, no_model_work, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(shop.model / name, tmp_path / name)
     named = [f"model.pretrained_model={tmp_path}", "dry_run=true"]
@@ -145,7 +145,7 @@ def test_a_dry_run_goes_through_beside_a_run_of_another_configuration(shop, no_m
     ("template", "says"),
     [("{{ raise_exception('no') }}", "chat template fails (TemplateError: no)"), ("hi", "leaves the user's turn out")],
 )
-def test_a_chat_template_that_cannot_work_is_said_before_any_model_is_loaded(
+def test_a_chat_template_that_cannot_work_is_reported_before_any_model_is_loaded(
     shop, no_model_work, tmp_path, template, says
 ):
     shutil.copytree(shop.model, tmp_path / "model")
@@ -176,7 +176,7 @@ def wants(prompts, completions, ground_truth_answer, num_steps, level="none"):
     ],
 )
 @pytest.mark.parametrize("key", ["dataset.train_dataset", "evaluation.eval_dataset", "dataset.eval_dataset"])
-def test_tasks_that_a_reward_cannot_grade_are_said_before_any_model_is_loaded(
+def test_tasks_that_a_reward_cannot_grade_are_reported_before_any_model_is_loaded(
     shop, no_model_work, key, rows, arguments, function, says
 ):
     if "DATA_TYPE=code" in arguments and find_isolation() is None:
@@ -221,7 +221,7 @@ def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
-def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(shop, monkeypatch, section):
+def test_prompts_without_room_for_an_answer_are_reported_before_the_first_rollout(shop, monkeypatch, section):
     """256 positions; the longest question has 7 tokens, the evaluation's 4."""
     monkeypatch.setattr(Collector, "sample", lambda *arguments: pytest.fail("a rollout began"))
     arguments = ["experiment.eval_first=false", f"{section}.max_token=253"]
@@ -237,7 +237,7 @@ def test_prompts_without_room_for_an_answer_are_said_before_the_first_rollout(sh
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollout.temperature=0"], "greedy answers to a question hardly differ"),
+        (["rollout.temperature=0"], "greedy responses to a prompt hardly differ"),
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
         (
             ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],
@@ -357,7 +357,7 @@ def test_over_long_prompts_as_an_error_in_sft(shop):
         sft.run(load_config(shop.arguments(SFT, *arguments)))
 
 
-def test_a_malformed_evaluation_set_is_said_before_any_model_is_loaded(shop, monkeypatch):
+def test_a_malformed_evaluation_set_is_reported_before_any_model_is_loaded(shop, monkeypatch):
     broken = shop.folder / "broken.json"
     broken.write_text('[{"question": "12=", "ground_truth_answer": ')
     monkeypatch.setattr(setup_models, "load_model", None)
@@ -396,7 +396,7 @@ def test_a_project_outside_its_folder_is_refused(shop, project):
 
 
 def test_longest_response_trained(shop):
-    """training.max_gen_length=3 of answers of up to 8 tokens."""
+    """training.max_gen_length=3 of responses of up to 8 tokens."""
     run_rl(shop, "training.max_gen_length=3", "training.min_accuracy=0", "training.max_accuracy=1", *QUICK)
     (row,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
     rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
@@ -546,7 +546,7 @@ def test_eval_of_answers_that_no_reward_wants(shop, caplog):
         metrics = evaluation.run(load_config(shop.arguments(EVAL, reward="raises")))
     (values,) = metrics.values()
     assert values["left_out"] == 6 and "accuracy" not in values and "reward" not in values
-    assert "no answer has a reward" in caplog.text
+    assert "no response has a reward" in caplog.text
 
 
 def test_a_stop_text_of_several_tokens_is_an_error(shop):

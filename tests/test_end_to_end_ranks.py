@@ -147,7 +147,7 @@ def rows_in(path):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
 )
-def test_rl_asked_to_stop_saves_and_goes_on_with_another_number_of_processes(shop, number, status):
+def test_rl_asked_to_stop_saves_and_resumes_with_another_number_of_processes(shop, number, status):
     arguments = (*SMOOTH, "experiment.total_step=8", "experiment.save_every=8", "experiment.eval_every=3")
     arguments = (*arguments, "training.rows_per_update=8")
     run(["rl.py", *shop.arguments(RL, *arguments, "experiment.project=straight")])

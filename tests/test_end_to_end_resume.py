@@ -53,7 +53,7 @@ def assert_same_run(folder, other):
     assert next(weights) == next(weights)
 
 
-def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, listening):
+def test_rl_asked_to_stop_saves_what_is_done_and_resumes(shop, monkeypatch, listening):
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
     arguments = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
     run_rl(shop, *arguments, "experiment.project=straight")
@@ -74,7 +74,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_goes_on(shop, monkeypatch, list
     assert_same_run(stopped, shop.runs / "straight")
 
 
-def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_goes_on(shop, monkeypatch, listening):
+def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_resumes(shop, monkeypatch, listening):
     """In the first of two updates of epoch 2."""
     arguments = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
     sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
@@ -306,8 +306,10 @@ def dies():
 
 @pytest.mark.parametrize(
     ("how", "error"),
-    [(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped), (dies, Stop)],
-    ids=["ctrl-c", "kill"],
+    [
+        pytest.param(lambda: signal.raise_signal(signal.SIGINT), stopping.Stopped, id="ctrl-c"),
+        pytest.param(dies, Stop, id="kill", marks=pytest.mark.slow),
+    ],
 )
 def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monkeypatch, listening, how, error):
     """Stopped or killed in the second of three epochs: the same command resumes there."""

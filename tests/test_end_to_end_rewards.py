@@ -153,7 +153,7 @@ def test_programs_with_a_shaped_reward_beside_the_tests(shop):
         (["reward.beside_verifier=true"], "reward.function"),
     ],
 )
-def test_what_cannot_work_is_said_before_a_model_is_loaded(shop, monkeypatch, arguments, says):
+def test_what_cannot_work_is_reported_before_a_model_is_loaded(shop, monkeypatch, arguments, says):
     monkeypatch.setattr(setup_models, "load_model", lambda *a: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=says):
         rl.run(load_config(shop.arguments(RL, *arguments, NO_EVALUATION, "dry_run=true", reward=None)))

@@ -67,7 +67,7 @@ def _assert_ended_alike(run, straight):
             assert gap <= (0.0 if exact else 1e-6), f"{name} differs by {gap}"
 
 
-@pytest.mark.parametrize("project", ["rl", "value", "sft"])
+@pytest.mark.parametrize("project", [pytest.param("rl", marks=pytest.mark.slow), "value", "sft"])
 def test_a_run_of_6db0e99_resumes_and_ends_where_that_commit_ended(project, runs, unpacked, capsys):
     """RL from step 2 (step 3 is on disk, step 4 is sampled), with and without a value model; SFT within epoch 2."""
     _resume(runs, project)

@@ -95,7 +95,7 @@ def check(config: Config, first: Config | None = None) -> None:
 
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
-    """What the policy's checkpoint says of itself, which is as it was written; what it will say, where `first` makes
+    """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
     it."""
     if first is not None:
         return _made_by(first)
@@ -104,7 +104,7 @@ def _model(config: Config, first: Config | None) -> CheckpointSpec:
 
 
 def _value_model(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
-    """What the value model's checkpoint says of itself, which is as it was written; None without one."""
+    """The value model's spec, of a checkpoint that is as it was written; None without one."""
     if (spec := value_spec_of(config, policy)) is not None:
         require_as_written(spec)
     return spec
@@ -131,7 +131,8 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
 
 def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
-    nothing there, says so instead. ValueError too where experiment.overwrite would delete what the run begins with."""
+    nothing there, reports it instead. ValueError too where experiment.overwrite would delete what the run begins with.
+    """
     path, overwrite = run_path(config), config.experiment.overwrite
     settings = settings_of(config, command, digests=RunFolder(path).config.exists())
     resumes = RunFolder.check(path, settings, overwrite=overwrite or config.dry_run)
@@ -170,14 +171,14 @@ def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
-    """ValueError where the responses that a section asks for leave the model no position for a prompt, or the family
+    """ValueError where the responses of a section leave the model no position for a prompt, or the family
     has no such cache."""
     cache_mode(decode, spec.family)
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
 def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, tasks: Sequence[Task]) -> None:
-    """ValueError where the first task cannot be asked under dataset.template."""
+    """ValueError where the first task has no prompt under dataset.template."""
     template = config.dataset.template
     tokenizer = read_tokenizer(spec.folder, spec.family) if template == "chat" else None
     try:
@@ -210,7 +211,7 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
     rollout, evaluation = config.rollout, config.evaluation
     if rollout.temperature == 0 or rollout.top_k == 1:
         logger.warning(
-            "rollout.temperature=%g, rollout.top_k=%s: greedy answers to a question hardly differ, and a group of "
+            "rollout.temperature=%g, rollout.top_k=%s: greedy responses to a prompt hardly differ, and a group of "
             "equal rewards teaches nothing",
             *(rollout.temperature, rollout.top_k),
         )
@@ -226,7 +227,7 @@ def _check_best(config: Config) -> None:
     if not config.experiment.keep_best:
         return
     if not config.evaluation.eval_dataset:
-        raise ValueError("experiment.keep_best needs evaluations to tell the best by: set evaluation.eval_dataset.")
+        raise ValueError("experiment.keep_best needs evaluations that find the best: set evaluation.eval_dataset.")
     for key in ("optimized_name", "optimized_value_name"):
         if getattr(config.model, key) == BEST:
             raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")

@@ -1,4 +1,4 @@
-"""The graded rollouts of an RL step: drawn, sampled, graded and credited, or taken from disk where a kill left them.
+"""The graded rollouts of an RL step: drawn, sampled, graded and credited, or read from disk after a kill.
 
 Shapes: G responses of a prompt.
 """
@@ -22,8 +22,8 @@ from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.setup.doors import advantage_of
-from train.setup.judges import StepJudge
 from train.setup.prompts import Prompt, completion_text, reward_columns
+from train.setup.step_judge import StepJudge
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Collector:
         seen: Counter[str] = Counter()
         keys: list[Key] = []
         for prompt in prompts:
-            first = self.group_size * seen[prompt.task.id]  # a task drawn twice in one step goes on counting
+            first = self.group_size * seen[prompt.task.id]  # a task drawn twice in one step continues the count
             keys += [(step, prompt.task.id, first + j) for j in range(self.group_size)]
             seen[prompt.task.id] += 1
         return keys

@@ -1,4 +1,4 @@
-"""The evaluations of an RL run: when one is due, what it found, which step was the best."""
+"""The evaluations of an RL run: when they are due, their results, the best step."""
 
 import json
 import logging

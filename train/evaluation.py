@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One entry's answers (prompt-major, n a prompt), rewards, wall time of sampling, and tokens a block."""
+    """One entry's responses (prompt-major, n a prompt), rewards, wall time of sampling, and tokens a block."""
 
     name: str
     prompts: Sequence[Prompt]
@@ -113,8 +113,8 @@ def _partial(rewards: Sequence[float]) -> dict[str, float]:
 
 
 def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
-    """pass@k: mean over tasks of the chance that k of a task's graded answers, drawn without replacement, hold one that
-    passes: 1 - C(graded - passed, k) / C(graded, k), the unbiased estimator of arXiv:2107.03374."""
+    """pass@k: mean over tasks of the chance that k of a task's graded responses, drawn without replacement, hold one
+    that passes: 1 - C(graded - passed, k) / C(graded, k), the unbiased estimator of arXiv:2107.03374."""
     counts = [(len(rewards), sum(r >= 1.0 for r in rewards)) for rewards in by_task]
     found = {}
     for k in sorted({*(2**i for i in range(n.bit_length())), n}):
@@ -153,7 +153,7 @@ def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) ->
         rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
         if all(reward is None for reward in rewards):
             logger.warning(
-                "eval %s: no answer has a reward (%d are left out): no accuracy is given", name, len(rewards)
+                "eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards)
             )
         results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size))
     return results
@@ -214,16 +214,21 @@ def check(config: Config) -> Path:
     with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
         check_tasks(reward, tasks, "dataset.eval_dataset")
     if config.dry_run:
-        count = min(len(tasks), config.dataset.max_tasks) if config.dataset.max_tasks else len(tasks)
-        entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
-        each = config.rollout.num_response_per_task
-        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print_text(
-            f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} answers x {entries} entries = "
-            f"{count * each * entries:,} answers of up to {config.rollout.max_new_tokens} tokens"
-        )
+        _print_plan(config, len(tasks))
     check_memory(config, RunModels.of(config, spec, "eval"))
     return spec.folder
+
+
+def _print_plan(config: Config, tasks: int) -> None:
+    """The arithmetic of an evaluation, for a dry run."""
+    count = min(tasks, config.dataset.max_tasks or tasks)
+    entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
+    each = config.rollout.num_response_per_task
+    print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+    print_text(
+        f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} responses x {entries} entries = "
+        f"{count * each * entries:,} responses of up to {config.rollout.max_new_tokens} tokens"
+    )
 
 
 def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from train.memory.fit import Fit
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
-from train.setup.judges import StepJudge
 from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of, trained_model_device
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
 from train.setup.sources import pinned
+from train.setup.step_judge import StepJudge
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -89,7 +89,7 @@ class Run:
         )
 
     def loop(self) -> dict[str, Any]:
-        """The whole run. Asked to stop, it drops the rollouts at hand, or finishes the step's updates, and saves."""
+        """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
         try:
             self.steps()
         except stopping.Stopped as stop:
@@ -142,7 +142,7 @@ class Run:
                 self.checkpoints.prune(self.evaluations.scores)
 
     def log(self, step: int, graded: GradedRollouts, result: TrainResult) -> None:
-        """The step's line and metrics; a step whose groups all dropped says why it was skipped."""
+        """The step's line and metrics; a step whose groups all dropped reports why it was skipped."""
         group_size = self.config.rollout.num_response_per_task
         version = {"weights_version": float(self.learner.sampler.weights_version)}
         metrics = result.metrics | rollout_metrics(graded, group_size) | version
@@ -152,7 +152,7 @@ class Run:
             if result.skipped:
                 reasons.append(result.skipped)
             if self.config.training.truncated == "wrong" and metrics["truncated"]:
-                reasons.append(f"{metrics['truncated']:.0%} of the answers have no stop and count as 0")
+                reasons.append(f"{metrics['truncated']:.0%} of the responses have no stop and count as 0")
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
         self.monitor.step(step, self.config.experiment.total_step, metrics)
 

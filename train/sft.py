@@ -26,6 +26,7 @@ from torch import Tensor
 from configs import naming
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
+from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
@@ -86,7 +87,7 @@ def check(config: Config) -> list[Example]:
     training = config.training
     method_of(training, "sft")
     if config.experiment.keep_best:
-        raise ValueError("experiment.keep_best: fine-tuning has no evaluations to tell the best by; leave it out.")
+        raise ValueError("experiment.keep_best: fine-tuning has no evaluations that find the best; leave it out.")
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     pick_device(config.model.device)
@@ -100,17 +101,22 @@ def check(config: Config) -> list[Example]:
         examples = load_examples(path, columns=config.dataset.columns)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
-        plan = UpdatePlan.of(training, len(examples))
-        print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-        print_text(f"  data    {config.dataset.optimization_data}: {len(examples):,} examples")
-        print_text(f"  update  {plan.examples} examples; {plan}")
+        _print_plan(config, len(examples))
     check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
 
 
+def _print_plan(config: Config, examples: int) -> None:
+    """The arithmetic of a fine-tuning, for a dry run."""
+    plan = UpdatePlan.of(config.training, examples)
+    print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
+    print_text(f"  data    {config.dataset.optimization_data}: {examples:,} examples")
+    print_text(f"  update  {plan.examples} examples; {plan}")
+
+
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
-    """The longest answer, before any is tokenised: about three characters a token."""
-    longest = 1 + max((len(example.response) for example in examples), default=0) // 3
+    """The longest response, before any is tokenised."""
+    longest = 1 + max((len(example.response) for example in examples), default=0) // CHARACTERS_A_TOKEN
     return min(longest, training.max_gen_length or longest)
 
 
@@ -154,7 +160,7 @@ class FineTuning:
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows(device))
 
     def loop(self) -> dict[str, Any]:
-        """The whole run. Asked to stop, it finishes the update at hand and saves."""
+        """The whole run. On a signal it finishes the update at hand and saves."""
         try:
             self.steps()
         except stopping.Stopped as stop:

@@ -1,4 +1,4 @@
-"""Write one HTML page that plays how each answer of a JSONL file was unmasked.
+"""Writes one HTML page that plays how each response of a JSONL file was unmasked.
 
     python sample/get_trace_viewer.py runs/my_run -o trace.html
     python sample/get_trace_viewer.py samples.jsonl --tokenizer path/to/TraDo-4B-Instruct --block-size 4
@@ -76,7 +76,7 @@ def find_origin(path: Path, tokenizer: Path | None, block_size: int | None) -> O
         block_size = as_block_size(rollout.get("block_size"))
     if tokenizer is not None:
         return _read_origin(tokenizer, block_size)
-    said = "Tokens are shown as ids"
+    reason = "Tokens are shown as ids"
     guesses = [path.parent / "ckpt" / "optimized"]
     section = _run_config(path).get("model")
     named = section if isinstance(section, dict) else {}
@@ -87,8 +87,8 @@ def find_origin(path: Path, tokenizer: Path | None, block_size: int | None) -> O
             try:
                 return _read_origin(guess, block_size, model_base)
             except ValueError as error:
-                said = f"Tokens are shown as ids, since {str(error).rstrip('.')}"
-    return Origin(None, None, block_size, (f"{said}: give the checkpoint's folder with --tokenizer.",))
+                reason = f"Tokens are shown as ids, since {str(error).rstrip('.')}"
+    return Origin(None, None, block_size, (f"{reason}: give the checkpoint's folder with --tokenizer.",))
 
 
 def _read_origin(folder: Path, block_size: int | None, model_base: str | None = None) -> Origin:
@@ -120,16 +120,16 @@ def _run_config(path: Path) -> dict[str, Any]:
 
 def left_out(chosen: Chosen) -> list[str]:
     """What of the file is not in the page, in sentences."""
-    said = []
+    notes = []
     embedded = sum(map(len, chosen.groups.values()))
     if embedded < chosen.num_samples:
-        said.append(
+        notes.append(
             f"Shows {embedded:,} of {chosen.num_samples:,} samples ({len(chosen.groups):,} of {chosen.num_groups:,} "
             "groups, spread over the file): --limit takes more."
         )
     if chosen.unfinished:
-        said.append("The last line was still being written and is left out.")
-    return said
+        notes.append("The last line was still being written and is left out.")
+    return notes
 
 
 def build_page(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> str:

@@ -39,7 +39,7 @@ class Trace:
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Trace":
-        """A row of rollouts.jsonl (rl.py), samples.jsonl (eval.py) or `Rollout.to_json`. ValueError says what is
+        """A row of rollouts.jsonl (rl.py), samples.jsonl (eval.py) or `Rollout.to_json`. ValueError names what is
         wrong."""
         ids_name, steps_name, logprobs_name = CANVAS if "canvas_step_map" in row else VIEW
         if steps_name not in row:

@@ -54,7 +54,7 @@ def test_a_name_from_elsewhere_suggests_ours(tmp_path, typed, meant):
     assert f"unknown key {typed!r} in the command line. Did you mean {meant}" in message(tmp_path, f"{typed}=1")
 
 
-def test_what_needs_no_key_is_said(tmp_path):
+def test_what_needs_no_key_is_reported(tmp_path):
     assert "unknown key 'logging_steps' in the command line. Every step is logged" in message(
         tmp_path, "logging_steps=1"
     )

@@ -170,7 +170,7 @@ def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, cap
 
 @pytest.mark.parametrize("name", thinned(SHIPPED, 9))
 @pytest.mark.parametrize("what", ["model.pretrained_model", "data"])
-def test_a_missing_path_is_said_before_any_model_is_loaded(name, what, model_folder, tmp_path, no_model_work):
+def test_a_missing_path_is_reported_before_any_model_is_loaded(name, what, model_folder, tmp_path, no_model_work):
     if what == "data":
         key = "optimization_data" if "sft" in name else "eval_dataset" if "eval" in name else "train_dataset"
         lost = [f"dataset.{key}={tmp_path}/nowhere.json"]

@@ -25,12 +25,12 @@ def test_a_guarded_text_has_no_control_token_and_every_character(text):
     guarded = CONTROL.guard(text)
     ids = encode(by_letter, guarded)
     assert all(i >= 0 for i in ids) and "".join(map(chr, ids)) == uncut(guarded) == text.replace(CUT, "")
-    if not CONTROL.asked.search(text):
+    if not CONTROL.in_prompts.search(text):
         assert guarded == text.replace(CUT, "")
 
 
 def test_an_answer_keeps_its_thought_and_its_end_of_turn():
-    assert CONTROL.guard_answer("<think>1<|x|>2<|x|>", "<|x|>") == f"<think>1<{CUT}|x|>2<|x|>"
+    assert CONTROL.guard_response("<think>1<|x|>2<|x|>", "<|x|>") == f"<think>1<{CUT}|x|>2<|x|>"
     assert spaced(CONTROL.guard("<think>1")) == "< think>1"
 
 
@@ -40,7 +40,7 @@ def test_without_a_tokenizer_a_familys_own_tokens_are_known():
             continue
         control = ControlTokens.of_chat(family.chat)
         written = chat_family(family.name).conversation([("user", "hi")])
-        assert control.asked.search(written) and control.answered.search(written)
-        assert control.guard_answer("1" + family.end_of_turn) != "1" + family.end_of_turn
+        assert control.in_prompts.search(written) and control.in_responses.search(written)
+        assert control.guard_response("1" + family.end_of_turn) != "1" + family.end_of_turn
         for text in ("a < b > c", "[x]", "x |> f <| y", "<b>bold</b>"):
             assert control.guard(text) == text

@@ -137,7 +137,7 @@ def test_control_tokens_of_a_question_stay_text_in_a_file(tmp_path, capsys, opti
     assert pair["prompt"].count("<|im_start|>") == 3 and pair["response"] == "<think>4<|im_end|>"
 
 
-def test_what_the_command_cannot_know_is_said(tmp_path, capsys):
+def test_what_the_command_cannot_know_is_reported(tmp_path, capsys):
     source = tmp_path / "in.json"
     source.write_text(json.dumps([openai(TURNS)]))
     assert preprocess_sft.main([str(source), "-o", str(tmp_path / "out.json")]) == 1

@@ -96,7 +96,7 @@ def test_unknown_names_and_mixed_options_are_refused(hub, tmp_path):
     assert not hub.log
 
 
-def test_what_the_hub_refuses_is_said_and_the_rest_still_comes(hub, tmp_path):
+def test_what_the_hub_refuses_is_reported_and_the_rest_still_comes(hub, tmp_path):
     hub.gated.add(CATALOG["GPQA"].repo)
     hub.put(CATALOG["GSM8K"].repo, "other.json", ROWS)
     put(hub, "MBPP", b'[{"question": "cut o')

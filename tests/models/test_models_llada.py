@@ -146,7 +146,7 @@ def test_an_absent_flag_means_the_originals_default(tmp_path):
         load_model(tmp_path)
 
 
-def test_dropout_is_said_to_be_left_out(tmp_path, caplog):
+def test_dropout_is_reported_to_be_left_out(tmp_path, caplog):
     write(tmp_path, residual_dropout=0.1)
     load_model(tmp_path)
     assert "residual_dropout: 0.1; no dropout" in caplog.text

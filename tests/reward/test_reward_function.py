@@ -248,7 +248,7 @@ def test_nothing_is_left_after_close(build):
     assert not os.path.exists(f"/proc/{pid}")
 
 
-def test_bad_names_are_said_before_anything_runs(functions, tmp_path):
+def test_bad_names_are_reported_before_anything_runs(functions, tmp_path):
     with pytest.raises(ValueError, match="must look like path/to/file.py:name"):
         built(function="no_colon.py")
     with pytest.raises(ValueError, match=f"nearest: .*{functions.name}"):

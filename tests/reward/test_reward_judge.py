@@ -77,7 +77,7 @@ def test_a_key_that_is_refused_is_an_error_before_the_first_question(server):
         api(server).check()
 
 
-def test_unreachable_is_said_early(monkeypatch):
+def test_unreachable_is_reported_early(monkeypatch):
     with pytest.raises(ValueError, match="nothing answers at http://127.0.0.1:9"):
         build_judge(api="http://127.0.0.1:9/v1", model="judge")
     with pytest.raises(ValueError, match="must be a URL"):

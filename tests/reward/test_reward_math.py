@@ -108,7 +108,7 @@ def test_what_stands_for_no_answer_earns_nothing():
 SOLUTION = "First we count the clips of April, then those of May, which are half as many, and add both to have 72"
 
 
-def test_true_answers_that_are_whole_solutions_are_said_before_a_run():
+def test_true_answers_that_are_whole_solutions_are_reported_before_a_run():
     with built(workers=1) as reward:
         with pytest.raises(ValueError, match=r"2 of 2 true answers are whole solutions.*dataset.columns.*####"):
             reward.check([{"ground_truth_answer": SOLUTION}] * 2)

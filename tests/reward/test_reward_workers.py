@@ -176,7 +176,7 @@ def test_a_target_that_cannot_be_loaded_is_an_error():
         pool.run(1)
 
 
-@pytest.mark.parametrize("how", ["stdin", "unguarded_script"])
+@pytest.mark.parametrize("how", [pytest.param("stdin", marks=pytest.mark.slow), "unguarded_script"])
 def test_works_from_any_script(tmp_path, how):
     program = "from reward import grade_math\nprint(grade_math(r'\\boxed{\\frac{1}{2}}', '0.5'))\n"
     script = tmp_path / "script.py"

@@ -361,7 +361,7 @@ def test_tracker_that_raises_is_left_out_and_training_goes_on(tmp_path, capsys, 
     assert broken.steps == [1, 2]
     assert len(logged(tmp_path)) == 4
     errors = capsys.readouterr().err.splitlines()
-    assert errors == ["warning: tracker trackio failed, going on without it: ConnectionError: offline."]
+    assert errors == ["warning: tracker trackio failed, the run continues without it: ConnectionError: offline."]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
@@ -374,7 +374,7 @@ def test_missing_tracker_is_named_with_its_fix(tmp_path, capsys, monkeypatch, na
     assert len(logged(tmp_path)) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
-    assert errors[0].startswith(f"warning: tracker {name} failed, going on without it: ModuleNotFoundError")
+    assert errors[0].startswith(f"warning: tracker {name} failed, the run continues without it: ModuleNotFoundError")
     assert errors[0].endswith(f"pip install -c requirements-extras.txt {name}")
 
 

@@ -305,7 +305,7 @@ def test_a_config_of_another_shape_is_no_traceback(run_folder, config, capsys):
     assert main([str(run_folder), "-o", str(run_folder / "a.html")]) == 0
 
 
-def test_a_missing_file_a_bad_tokenizer_and_a_bad_place_are_said(tmp_path, capsys):
+def test_a_missing_file_a_bad_tokenizer_and_a_bad_place_are_reported(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", [row()])
     for arguments, said in (
         (["gone.jsonl"], "gone.jsonl: no such file"),

@@ -217,7 +217,7 @@ def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
     with caplog.at_level(logging.WARNING):
         samples = tokenise(examples, model, config_of(max_prompt_len=4, max_gen_length=5), SEMI_AR)
     assert [(s.index, len(s.prompt_ids), len(s.response_ids)) for s in samples] == [(0, 3, 4), (2, 3, 5), (3, 4, 5)]
-    assert "1 of 4 prompts" in caplog.text and "1 answers are cut" in caplog.text
+    assert "1 of 4 prompts" in caplog.text and "1 responses are cut" in caplog.text
 
 
 def test_nothing_left_is_an_error(model):

@@ -32,7 +32,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class NoisyCopy:
-    """One noisy copy of unit `unit`: masked_C and trained_C [C] say which of its positions hold the mask id and are
+    """One noisy copy of unit `unit`: masked_C and trained_C [C]: which of its positions hold the mask id, and which are
     trained. round: copies of one round would stand in one row of dLLM-RL. weight: of its tokens in the loss.
     causal: nothing is masked, a position sees those left of it."""
 
@@ -125,7 +125,7 @@ def coupled(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
 def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """mask_times_per_sample noisy copies of each block, all before it clean and all after it masked: a level t from
     U(lower_p, upper_p), each trained position of the block masked with probability t, at least one (Block Diffusion,
-    arXiv:2503.09573). What is not trained is masked, so that padding does not tell where the response ends."""
+    arXiv:2503.09573). What is not trained is masked, so that padding does not reveal where the response ends."""
     copies = []
     for number in range(training.mask_times_per_sample):
         for block in np.unique(canvas.block_C[canvas.trained_C]):
@@ -169,7 +169,7 @@ def check_copies(copies: object, canvas: Canvas, next_token: bool = False) -> li
             if not isinstance(value, np.ndarray) or value.dtype != bool or value.shape != canvas.trained_C.shape:
                 raise ValueError(f"copy {number}: {name} must be a bool array of shape {canvas.trained_C.shape}.")
         if copy.causal and not next_token:
-            raise ValueError(f"copy {number} is causal: say so with Method(..., next_token=True).")
+            raise ValueError(f"copy {number} is causal: declare it with Method(..., next_token=True).")
         if problem := _problem(copy, canvas):
             raise ValueError(f"copy {number} {problem}.")
     return copies

@@ -80,7 +80,7 @@ class Needs:
     memory: each denoising step of a response is a sequence of its own.
     sums: a function that is called before the update's first backward pass, without gradient, with all tokens of the
     update at once (all micro-batches, all ranks), and gives named numbers [N] of them, sums over responses, groups or
-    the whole update say; the objective finds each token's under `batch.sums[name]`. It costs a forward pass more, and
+    the whole update give; the objective finds each token's under `batch.sums[name]`. It costs a forward pass more, and
     updates are made of whole groups.
     entropy: `batch.entropy`, with gradient.
     training: keys of the config's training section that are parameters too, as "eps".

@@ -1,4 +1,4 @@
-"""Makes accelerate's Accelerator for the engine that a config asks for, and the engine of a model on top of it."""
+"""Makes accelerate's Accelerator for a config's engine, and the engine of a model on top of it."""
 
 import os
 
@@ -18,13 +18,13 @@ def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -
     """accelerate's Accelerator of this run, one process included (where there is nothing to shard). precision: "bf16"
     or "no".
 
-    ValueError where accelerate's launcher asks for an engine that is not supported; RuntimeError where accelerate sees
-    other ranks than this job has.
+    ValueError where accelerate's launcher configures an engine that is not supported; RuntimeError where accelerate
+    sees other ranks than this job has.
     """
     for engine in ("FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(
-                f"accelerate's config asks for {engine}, which is not supported. Take a _ddp or _deepspeed config of "
+                f"accelerate's config has {engine}, which is not supported. Take a _ddp or _deepspeed config of "
                 "accelerate_configs/, or start the command without accelerate, for FSDP2 with "
                 "experiment.deepspeed_file=1_node_8_gpus_fsdp2 or its like."
             )

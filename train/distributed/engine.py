@@ -42,7 +42,7 @@ class Engine(Protocol):
         all ranks) or the norm is not finite. The gradients are cleared either way."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's named parameters, each complete until the next one is asked for. Every rank must go through all
+        """The model's named parameters, each complete until the next one is drawn. Every rank must go through all
         of them."""
 
     def whole_on_main(self) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Which engine a config asks for, on how many processes, and whether it can train what the config asks for."""
+"""A config's engine, its number of processes, and whether it can train the config's model."""
 
 import os
 from importlib.util import find_spec
@@ -13,13 +13,13 @@ from runtime.devices import gpu_count
 
 def engine_kind(config: Config) -> Kind:
     """From experiment.deepspeed_file, or from the config file of the `accelerate launch` that started this process.
-    ValueError where the two disagree, or where accelerate's asks for what is not supported."""
+    ValueError where the two disagree, or where accelerate's is not supported."""
     file, launched = engine_file(config.experiment.deepspeed_file), _launched_kind()
     if file is None:
         return launched or "ddp"
     if launched not in (None, file.kind):
         raise ValueError(
-            f"experiment.deepspeed_file={file.name} is {file.engine}, but accelerate launch was given "
+            f"experiment.deepspeed_file={file.name} is {TITLES[file.kind]}, but accelerate launch was given "
             f"{TITLES[launched]}: give both one file, or leave experiment.deepspeed_file out."
         )
     return file.kind
@@ -44,7 +44,7 @@ def _launched_kind() -> Kind | None:
                 "of accelerate_configs/."
             )
     if stage not in ("2", "3"):
-        raise ValueError(f"accelerate's config asks for ZeRO stage {stage}; there are 2 and 3.")
+        raise ValueError(f"accelerate's config has ZeRO stage {stage}; there are 2 and 3.")
     return "zero2" if stage == "2" else "zero3"
 
 
@@ -60,7 +60,7 @@ def world_size(config: Config) -> int:
 
 
 def check_engine(config: Config, folder: Path | None) -> None:
-    """ValueError where the engine cannot train what the config asks for. folder: the model's; None where a first run
+    """ValueError where the engine cannot train the config's model. folder: the model's; None where a first run
     makes it."""
     kind: Kind = engine_kind(config) if world_size(config) > 1 else "ddp"
     if kind.startswith("zero") and find_spec("deepspeed") is None:

@@ -38,7 +38,7 @@ def sample(
     rank takes fewer. Every rank gets all rollouts. `keys` are unique; which rank took a sample does not change it.
 
     progress: called with the number of rollouts that all ranks have finished since its last call. Stopped, and nothing
-    kept, when a rank was asked to stop.
+    kept, when a rank got a signal to stop.
     """
     total, world = len(keys), ranks.world_size()
     assert len(set(keys)) == total

@@ -58,7 +58,7 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
     found = accelerator.deepspeed_plugin.zero_stage
     if accelerator.distributed_type != DistributedType.DEEPSPEED or found != stage:
         raise RuntimeError(
-            f"accelerate runs {accelerator.distributed_type}, stage {found}; ZeRO-{stage} was asked for."
+            f"accelerate runs {accelerator.distributed_type}, stage {found}; the config has ZeRO-{stage}."
         )
     return accelerator
 

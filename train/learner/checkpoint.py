@@ -79,7 +79,7 @@ class Listed:
 
 def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
     """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, value/ with the value model,
-    trainer/ with state and a list of all files, by which a resumed run tells whether they are as they were written.
+    trainer/ with state and a list of all files, by which a resumed run checks that they are as they were written.
     OSError, with the older checkpoints whole, where the disk refuses."""
     path = step_folder(folder, step)
     with _explained(path), atomic_folder(path) as aside:

@@ -38,7 +38,7 @@ _NOT_PER_TOKEN = ("tokens", "policy_loss", "kl_loss", "mismatch_kl", "mismatch_a
 @dataclass(frozen=True)
 class Numbers:
     """What an update's objective reads besides the policy: of each sample of the step, by place, [N] of its trained
-    tokens (credit: or one number). weights: of the update's samples `which`; sums: what the objective asked for."""
+    tokens (credit: or one number). weights: of the update's samples `which`; sums: those that the objective needs."""
 
     batch: StepBatch
     which: Sequence[int]
@@ -50,7 +50,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A step's metrics; skipped: why it trained nothing, as far as its rollouts tell, None where it trained."""
+    """A step's metrics; skipped: why it trained nothing, as far as its rollouts show, None where it trained."""
 
     metrics: dict[str, float]
     skipped: str | None = None

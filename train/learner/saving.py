@@ -95,12 +95,12 @@ class RunCheckpoints:
         self._rows_per_update = rows_per_update(config.training)
         return config
 
-    def steps_in_all(self, asked: int, key: str) -> int:
-        """Steps of the run: as many as `key` asks for, or as are done, where those are more, which is said."""
+    def steps_in_all(self, steps: int, key: str) -> int:
+        """Steps of the run: `steps`, the value of `key`, or those that are done where they are more, with a warning."""
         done = self.progress.step
-        if asked < done:
-            logger.warning("%s=%d, and %d are done: the run is finished, and stays as it is", key, asked, done)
-        return max(asked, done)
+        if steps < done:
+            logger.warning("%s=%d, and %d are done: the run is finished, and stays as it is", key, steps, done)
+        return max(steps, done)
 
     @property
     def seconds(self) -> float:

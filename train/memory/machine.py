@@ -36,7 +36,7 @@ class Machine:
 
 
 def host_memory_bytes() -> float:
-    """Free memory of this machine, or of its container where that is less; infinite where neither tells."""
+    """Free memory of this machine, or of its container where that is less; infinite where neither is known."""
     free = math.inf
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():

@@ -186,8 +186,8 @@ def chosen_slots(inputs: Inputs, decode: DecodeConfig) -> Size:
     """Slots of a section: max_slots at most, and no more than fit on a GPU. What the user fixes in deterministic mode
     stays as it is."""
     most, unsized = inputs.responses(decode), Size(UNSIZED_SLOTS, "the most of a CPU or of deterministic mode")
-    asked = Size(decode.max_slots, decode.key("max_slots")) if decode.max_slots else None
-    size = _chosen(inputs, asked, unsized, _MOST_SLOTS, lambda: largest_slots(inputs, decode))
+    configured = Size(decode.max_slots, decode.key("max_slots")) if decode.max_slots else None
+    size = _chosen(inputs, configured, unsized, _MOST_SLOTS, lambda: largest_slots(inputs, decode))
     if most is not None and most <= size.number and not inputs.config.experiment.deterministic:
         return Size(most, "the responses of a step")
     return size
@@ -196,19 +196,19 @@ def chosen_slots(inputs: Inputs, decode: DecodeConfig) -> Size:
 def chosen_tokens(inputs: Inputs) -> Size:
     """Tokens of a micro-batch: as `chosen_slots`. What exceeds them and cannot be split is run whole."""
     given, unsized = inputs.config.training.max_tokens_per_microbatch, UpdateSettings.max_tokens
-    asked = Size(given, "training.max_tokens_per_microbatch") if given else None
+    configured = Size(given, "training.max_tokens_per_microbatch") if given else None
     fixed = Size(unsized, "the most of a CPU or of deterministic mode")
-    return _chosen(inputs, asked, fixed, _MOST_TOKENS, lambda: largest_tokens(inputs))
+    return _chosen(inputs, configured, fixed, _MOST_TOKENS, lambda: largest_tokens(inputs))
 
 
-def _chosen(inputs: Inputs, asked: Size | None, unsized: Size, most: Size, largest: Callable[[], int]) -> Size:
-    """What is asked for, else `most` or, where more than memory speaks for a fixed size, `unsized`; no more than fits
+def _chosen(inputs: Inputs, configured: Size | None, unsized: Size, most: Size, largest: Callable[[], int]) -> Size:
+    """`configured`, else `most` or, where more than memory speaks for a fixed size, `unsized`; no more than fits
     on a GPU. Where nothing fits, which the memory report warns of, the least."""
     deterministic = inputs.config.experiment.deterministic
-    if inputs.machine.kind != "cuda" or (deterministic and asked):
-        return asked or unsized
-    wanted, fits = asked or (unsized if deterministic else most), largest()
-    if fits >= wanted.number or (asked and not fits):
+    if inputs.machine.kind != "cuda" or (deterministic and configured):
+        return configured or unsized
+    wanted, fits = configured or (unsized if deterministic else most), largest()
+    if fits >= wanted.number or (configured and not fits):
         return wanted
     return Size(max(1, fits), f"what fits in {usable(inputs) / 2**30:.1f} GiB")
 
@@ -240,7 +240,7 @@ def samples_bytes(samples: Sequence[TrainingSample]) -> float:
 
 
 def _judging(inputs: Inputs) -> float:
-    """Keys and values of the questions that are answered at a time, and their prefill."""
+    """Keys and values of the questions that are decoded at a time, and their prefill."""
     assert inputs.judge is not None
     settings, net, width = inputs.config.judge, inputs.judge.net, _judge_width(inputs)
     cached = net.key_value_elements * settings.parallel * settings.max_model_len * width

@@ -1,4 +1,4 @@
-"""Sections of a config that say how responses are sampled -> sampling configs, and the model that samples."""
+"""A config's sections of decoding -> sampling configs, and the model that samples."""
 
 import itertools
 import logging
@@ -81,7 +81,7 @@ def check_decodings(*sections: DecodeConfig) -> None:
 
 def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:
     """The cache that a section's samplers have. Approximate ones are of full attention: a block family keeps its exact
-    one. ValueError where a family of full attention is asked for an exact one."""
+    one. ValueError where the config wants an exact one under full attention."""
     requested: CacheMode = decode.cache  # type: ignore[assignment]
     if family.attention == "block" and requested in ("prefix", "dual"):
         logger.warning(
@@ -109,7 +109,7 @@ def check_steps(decode: DecodeConfig, blocks: Sequence[int]) -> None:
     if decode.steps is not None and decode.steps_per_block is not None:
         raise ValueError(
             f"{decode.key('steps')}={decode.steps} and {decode.key('steps_per_block')}={decode.steps_per_block} "
-            "say the same: give one."
+            "mean the same: give one."
         )
     for block_size in blocks:
         decode.check_steps(block_size)

@@ -118,7 +118,7 @@ def try_objective(objective: BoundObjective, reference: bool) -> None:
         raise ValueError(
             f"{objective.key}: the loss of a batch, {loss.item():g}, is not the sum of the losses of its parts, "
             f"{total:g}: results would depend on training.max_tokens_per_microbatch and on the number of ranks. Sum "
-            "over tokens, times batch.weight (which carries the normalisation), or say what it needs: "
+            "over tokens, times batch.weight (which carries the normalisation), or declare what it needs: "
             "@objective(whole_responses=True), @objective(sums=...)."
         )
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example as ids: prompt, answer with its end id, and for `trace` the step of each answer id."""
+    """One example as ids: prompt, response with its end id, and for `trace` the step of each response id."""
 
     index: int
     prompt_ids: list[int]
@@ -33,9 +33,9 @@ class TokenizedExample:
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
-    """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the answer
-    does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long answers cut,
-    all counted in warnings. ValueError where a step_map does not fit its answer."""
+    """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the
+    response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
+    responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
     writer = Writer(Format(model.family), tokenizer)
     _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
@@ -69,7 +69,7 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
         logger.warning("SFT data: %d of %d examples hold the mask token: dropped", masked, len(examples))
     if cut:
         logger.warning(
-            "SFT data: %d answers are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
+            "SFT data: %d responses are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
         )
     if not samples:
         raise ValueError(
@@ -79,16 +79,16 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
 
 
 def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
-    """Where the tokenizer has a chat template and no prompt is a turn of a chat: what is trained is not what is asked
-    in evaluation and RL."""
+    """Where the tokenizer has a chat template and no prompt is a turn of a chat: evaluation and RL then have other
+    prompts than training."""
     if not tokenizer.chat_template or any(example.turns for example in examples):
         return
     control = ControlTokens.of_tokenizer(tokenizer)
-    if not any(control.answered.search(example.prompt) for example in examples):
+    if not any(control.in_responses.search(example.prompt) for example in examples):
         chat = f" --family {family.name}" if family.chat is not None else ""
         logger.warning(
             "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
-            "RL and evaluation ask in turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
+            "RL and evaluation write turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
             *(name, chat),
         )
 

@@ -32,7 +32,7 @@ class Prompt:
     ids: list[int]
 
     def row(self, completion: str) -> dict[str, Any]:
-        """What logs say of a response to it, besides what was sampled and earned."""
+        """A response's log columns of the task, besides what was sampled and earned."""
         task = self.task
         named = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
         return named | {"columns": self._columns}
@@ -51,7 +51,7 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptSource:
     """Tasks that are sampled: name: of their data set, or its path; data_type: their kind; max_tasks: the first so many
-    of them, 0 = all; decode: the section that says how."""
+    of them, 0 = all; decode: the section of decoding."""
 
     name: str
     data_type: str
@@ -82,8 +82,8 @@ def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> li
     """The tasks of a source as token ids. A column that some of the tasks have is None in the others.
 
     Prompts over training.max_prompt_len are dropped and counted in one warning, or an error, by policy
-    (dataset.over_long_prompts); so are prompts that hold the mask token, which would be positions to fill. ValueError
-    where a prompt and its response exceed the model's positions.
+    (dataset.over_long_prompts); so are prompts that hold the mask token, which would count as masked positions.
+    ValueError where a prompt and its response exceed the model's positions.
     """
     path = resolve_dataset(source.name, folder=find(config.dataset.folder), seed=config.dataset.seed)
     tasks = _tasks(path, source, config.dataset)
@@ -158,7 +158,7 @@ def tokenise(task: Task, model: DiffusionLM, writer: Writer) -> Prompt:
 
 
 def format_of(config: Config, source: PromptSource, family: Family) -> Format:
-    """How the tasks of a source are asked."""
+    """The prompt format of a source's tasks."""
     return Format(family.name, source.data_type, config.dataset.template, source.decode.start_with_think)
 
 
@@ -188,7 +188,7 @@ def completion_text(rollout: Rollout, model: DiffusionLM) -> str:
 
 
 def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> dict[str, list[object]]:
-    """What a reward may ask for by name: every column of the tasks, and what the sampler knows. Aligned with the
+    """What a reward may take by name: every column of the tasks, and what the sampler knows. Aligned with the
     rollouts."""
     per_prompt = len(rollouts) // max(1, len(prompts))
     tasks = [p.task for p in itertools.chain.from_iterable(itertools.repeat(p, per_prompt) for p in prompts)]

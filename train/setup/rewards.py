@@ -13,7 +13,7 @@ from reward.judge.api import ApiJudge
 from reward.judge.build import build_judge
 from reward.judge.judge import CachedJudge
 from reward.judge.preference import JudgeReward
-from train.setup.judges import LocalJudge, prompt_tokens
+from train.setup.local_judge import LocalJudge, prompt_tokens
 from train.setup.process import pick_device
 
 

@@ -30,8 +30,8 @@ _DATA: dict[Command, tuple[str, ...]] = {
 
 
 def pinned(config: Config) -> Config:
-    """The config with the folders of its models where links and relative paths lead now: they may lead elsewhere while
-    the run goes on. What comes from an environment variable stays as it is."""
+    """The config with the folders of its models where links and relative paths lead now: they may lead elsewhere during
+    the run. What comes from an environment variable stays as it is."""
     for section, name in (key.split(".") for key in _MODELS["rl"]):
         value = getattr(getattr(config, section), name)
         if not value or f"{section}.{name}" in config.hidden:

@@ -25,7 +25,7 @@ from train.memory.machine import Machine, host_memory_bytes
 from train.memory.report import check_memory, memory_lines
 from train.setup.blocks import Blocks
 from train.setup.decodings import inference_model, sampling_entries
-from train.setup.judges import LocalJudge
+from train.setup.local_judge import LocalJudge
 from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
@@ -305,7 +305,7 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not(tmp_path):
         ({"experiment": {"gpu_memory_gib": 0.001}}, "what stays on each device"),
     ],
 )
-def test_what_does_not_fit_is_said_with_the_fix(tmp_path, caplog, capsys, sections, says):
+def test_what_does_not_fit_is_reported_with_the_fix(tmp_path, caplog, capsys, sections, says):
     folder = checkpoint(tmp_path)
     sections = {"experiment": {"gpu_memory_gib": 0.05}} | sections
     config = settings(folder, **sections | {"training": {"mixed_precision": "no"} | sections.get("training", {})})
@@ -330,7 +330,7 @@ def test_what_fits_is_not_warned_of(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_the_machine_is_what_is_here_or_what_is_said(tmp_path):
+def test_the_machine_is_what_is_here_or_what_is_reported(tmp_path):
     config = settings(tmp_path)
     assert Machine.of(config).kind == "cpu" and 0 < Machine.of(config).memory_bytes <= host_memory_bytes() * 1.1
     there = {"gpu_memory_gib": 80.0, "processes": 8, "num_node": 2}

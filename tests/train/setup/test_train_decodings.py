@@ -53,12 +53,12 @@ def test_block_families_have_their_cache_anyway(sdar, caplog):
 def test_steps_that_do_not_fit(dream):
     with pytest.raises(ValueError, match=r"rollout\.steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
         entries(dream, steps=3, max_new_tokens=128, block_size=32)
-    with pytest.raises(ValueError, match=r"rollout\.steps=8 and rollout.steps_per_block=4 say the same"):
+    with pytest.raises(ValueError, match=r"rollout\.steps=8 and rollout.steps_per_block=4 mean the same"):
         entries(dream, steps=8, steps_per_block=4)
 
 
 @pytest.mark.parametrize(("steps", "sizes", "said"), [(8, 4, 1), (4, 4, 0), (8, [4, 8], 1), ([4, 9], [4, 8], 1)])
-def test_more_steps_than_a_block_has_tokens_are_said(sdar, caplog, steps, sizes, said):
+def test_more_steps_than_a_block_has_tokens_are_reported(sdar, caplog, steps, sizes, said):
     with caplog.at_level(logging.WARNING):
         entries(sdar, steps_per_block=steps, block_size=sizes)
     size, most = (8, 9) if steps == [4, 9] else (4, 8)

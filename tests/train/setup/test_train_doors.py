@@ -261,7 +261,7 @@ BAD = [
     ({"method": "methods.py:untrained"}, "copy 0 trains a position that is not in canvas.trained_C"),
     ({"method": "methods.py:empty"}, "copy 0 trains no position"),
     ({"method": "methods.py:outside"}, "copy 0 masks or trains a position outside its unit 0"),
-    ({"method": "methods.py:causal"}, "copy 0 is causal: say so with Method"),
+    ({"method": "methods.py:causal"}, "copy 0 is causal: declare it with Method"),
     ({"method": "methods.py:raises"}, r"methods.py:raises: IndexError: .* line 51\)"),
 ]
 

@@ -128,7 +128,7 @@ def test_a_question_ends_no_turn_of_a_real_tokenizer(template):
     assert question in tokenizer.decode(ids)
 
 
-def test_prompts_without_turns_of_a_chat_are_said_in_fine_tuning(tmp_path, caplog):
+def test_prompts_without_turns_of_a_chat_are_reported_in_fine_tuning(tmp_path, caplog):
     text_checkpoint(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("<eos>{% for m in messages %}{{ m.content }}{% endfor %}")
     model, config = load_model(tmp_path), merge({"training": {"method": "semi-ar"}})

@@ -6,7 +6,7 @@ from judge_server import judge_checkpoint
 
 from configs.schema import JudgeConfig
 from reward.judge.judge import Question
-from train.setup.judges import LocalJudge, SeededSampling, prompt_tokens
+from train.setup.local_judge import LocalJudge, SeededSampling, prompt_tokens
 
 CPU = torch.device("cpu")
 QUESTIONS = [Question("1+1=", 0), Question("1+1=", 1), Question("what is 123 * 456 + 789?", 0), Question("3", 0)]
@@ -49,7 +49,7 @@ def test_marks_of_a_turn_inside_a_question_are_text_no_longer(folder):
     ("template", "says"),
     [("{{ raise_exception('no') }}", r"fails \(TemplateError: no\)"), ("hi", "leaves the user's turn out")],
 )
-def test_a_chat_template_that_cannot_work_is_said_before_the_judge_is_loaded(folder, tmp_path, template, says):
+def test_a_chat_template_that_cannot_work_is_reported_before_the_judge_is_loaded(folder, tmp_path, template, says):
     shutil.copytree(folder, tmp_path / "judge")
     (tmp_path / "judge" / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match=f"judge.local: the tokenizer's chat template {says}"):
