@@ -50,23 +50,30 @@ def _quoted(node: yaml.Node | None, prefix: str, fields: Mapping[str, dataclasse
         return
     for i, (name, value) in enumerate(node.value):
         if name.tag == _MERGE_TAG:
-            for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            for each in _merged(value):
                 yield from _quoted(each, prefix, fields)
             continue
         if _is_taken(name):
-            name.tag, name.style = _TEXT_TAG, "'"
-            yield name.value
+            yield _quote(name)
         key = f"{prefix}{name.value}"
         if isinstance(value, yaml.MappingNode):
             yield from _quoted(value, f"{key}.", fields)
         elif isinstance(value, yaml.SequenceNode):
-            taken = filter(_is_taken, value.value) if _holds_texts(key, fields) else ()
-            for entry in taken:
-                entry.tag, entry.style = _TEXT_TAG, "'"
-                yield entry.value
+            yield from map(_quote, filter(_is_taken, value.value if _holds_texts(key, fields) else ()))
         elif isinstance(value, yaml.ScalarNode) and _is_taken(value) and _is_text(key, value.value, fields):
             node.value[i] = (name, yaml.ScalarNode(_TEXT_TAG, value.value, style="'"))  # the old one may have an alias
             yield value.value
+
+
+def _quote(node: yaml.ScalarNode) -> str:
+    """Makes a scalar text, and returns it."""
+    node.tag, node.style = _TEXT_TAG, "'"
+    return str(node.value)
+
+
+def _merged(value: yaml.Node) -> list[yaml.Node]:
+    """The mappings that a merge (`<<`) names: one, or a list of them."""
+    return list(value.value) if isinstance(value, yaml.SequenceNode) else [value]
 
 
 def _is_taken(node: yaml.Node) -> bool:

@@ -12,12 +12,13 @@ from runtime.files import atomic_write_text, file_digest
 from runtime.run_folder import RunFolder
 from train.learner.checkpoint import LIST, STATE
 
+_BEGIN = "or begin another run: experiment.project=NAME"
 logger = logging.getLogger(__name__)
 
 
 def keep_start(folder: RunFolder, checkpoint: Path) -> None:
     """Writes which checkpoint the run begins with."""
-    kept = {"checkpoint": str(checkpoint.resolve()), "files": file_digest(checkpoint / STATE / LIST)}
+    kept = {"checkpoint": str(checkpoint.resolve()), "files": _digest(checkpoint)}
     atomic_write_text(folder.start, json.dumps(kept) + "\n")
 
 
@@ -27,19 +28,10 @@ def first_start(folder: RunFolder, resume: str) -> str:
     """
     if not folder.start.is_file():
         return resume
-    begin = "or begin another run: experiment.project=NAME"
-    try:
-        kept = json.loads(folder.start.read_text(encoding="utf-8"))
-        checkpoint, digest = Path(kept["checkpoint"]), kept["files"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder.start} is damaged ({error!r}): put a copy of it back, {begin}.") from error
-    try:
-        same = file_digest(checkpoint / STATE / LIST) == digest
-    except OSError:
-        same = False
-    if not same:
+    checkpoint, digest = _read(folder.start)
+    if _digest(checkpoint) != digest:
         raise ValueError(
-            f"{folder.path} began with {checkpoint}, which is gone or another checkpoint now: put it back, {begin}."
+            f"{folder.path} began with {checkpoint}, which is gone or another checkpoint now: put it back, {_BEGIN}."
         )
     if resume not in ("auto", "never") and Path(resume).expanduser().resolve() != checkpoint:
         logger.warning(
@@ -48,3 +40,19 @@ def first_start(folder: RunFolder, resume: str) -> str:
             *(resume, checkpoint),
         )
     return str(checkpoint)
+
+
+def _digest(checkpoint: Path) -> str:
+    """Of its list of files, which has theirs; empty where it is gone."""
+    try:
+        return file_digest(checkpoint / STATE / LIST)
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> tuple[Path, str]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Path(kept["checkpoint"]), str(kept["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): put a copy of it back, {_BEGIN}.") from error
