@@ -44,6 +44,7 @@ _RL_ALONE = (
 _SFT_ALONE = ("dataset.optimization_data", "experiment.save_every_updates", "training.max_steps")
 _TRAINING_ALONE = (
     "experiment.save_every",
+    "experiment.save_dtype",
     "experiment.keep_last",
     "experiment.resume",
     "model.optimized_name",
