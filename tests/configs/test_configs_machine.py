@@ -9,7 +9,7 @@ import pytest
 from helpers import REAL, thinned
 
 from configs import load_config
-from configs.engine import engine_file
+from configs.engine import TITLES, engine_file
 from configs.load import REPOSITORY
 from train.memory import inputs as memory_inputs
 from train.memory import plan
@@ -90,7 +90,7 @@ def test_a_recipe_fits_the_machine_that_it_names(name, folders):
         config = load_config([f"config=configs/{name}.yaml", f"model.pretrained_model={folder}", *given])
         engine = engine_file(config.experiment.deepspeed_file)
         if kind != "eval":
-            assert (engine.engine, engine.nodes, engine.processes_per_node) == (
+            assert (TITLES[engine.kind], engine.nodes, engine.processes_per_node) == (
                 *(machine["engine"], machine["nodes"] or 1, machine["gpus"]),
             )
         models = RunModels.of(config, spec_of(config), kind)
