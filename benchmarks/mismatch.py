@@ -41,7 +41,6 @@ from sample import Rollout, Sampler, SamplingConfig
 from train.algorithm.objectives import TokenBatch, clipped_surrogate, k3, params_of, token_weights
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer, TrainingSample, replay
-from train.distributed.accelerator import make_accelerator
 from train.learner.updater import outputs
 
 CPU = torch.device("cpu")
@@ -86,7 +85,7 @@ def mismatch(model: DiffusionLM, rollouts: Sequence[Rollout]) -> dict[str, float
     """The sampler's log-probabilities against the trainer's."""
     pairs = [(rollout, row) for rollout in rollouts for row in replayed(model, rollout, TrainingConfig())]
     rows = [row for _, row in pairs]
-    trained = np.concatenate(outputs(model, rows, range(len(rows)), 16384, make_accelerator("no", CPU)))
+    trained = np.concatenate(outputs(model, rows, range(len(rows)), 16384, CPU))
     sampled = np.concatenate([np.asarray(rollout.canvas_logprobs)[row.canvas_index] for rollout, row in pairs])
     gap = torch.from_numpy(sampled - trained)
     ratio = torch.exp(-gap)

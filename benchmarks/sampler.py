@@ -89,12 +89,12 @@ class Side:
         return self.work.flops / self.seconds / self.rate
 
 
-def random_model(dtype: torch.dtype) -> DiffusionLM:
+def random_model(dtype: torch.dtype, sharpness: float = SHARPNESS) -> DiffusionLM:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
         model = load_model(folder, random_init_seed=0)
     with torch.no_grad():
-        model.get_parameter("lm_head.weight").mul_(SHARPNESS)
+        model.get_parameter("lm_head.weight").mul_(sharpness)
     return model.copy_as(dtype)
 
 

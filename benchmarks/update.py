@@ -48,6 +48,8 @@ from sample.rollout import Rollout
 from train.algorithm.objectives import TokenBatch, clipped_surrogate, params_of, per_token, token_weights
 from train.algorithm.packing import MicroBatch, pack, within_budget
 from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.distributed.masters import Masters
+from train.learner.optimizer import OptimizerSettings, make_optimizer
 
 SPREAD, EQUAL = (60, 92, 180, 400), (184, 184, 184, 184)
 STEPS_SHARE = (0.3, 0.4, 0.2, 0.1)
@@ -125,8 +127,7 @@ def our_update(model: DiffusionLM, job: Job) -> float:
     for first in range(0, len(rows), job.responses_in_flight):
         group = range(len(rows))[first : first + job.responses_in_flight]
         for micro in packed(rows, group):
-            with job.autocast():
-                logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
+            logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
             numbers = (per_token(values, micro, device) for values in (old, job.advantages, weights))
             loss, _ = clipped_surrogate(TokenBatch.of(logp_N, *numbers), PARAMS)
             loss.backward()
@@ -142,8 +143,7 @@ def with_log_probs(model: DiffusionLM, job: Job) -> Job:
         row = row_of(rollout)
         (micro,) = packed([row], [0])
         logprobs = np.zeros(len(rollout.canvas_ids))
-        with job.autocast():
-            logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
+        logp_N = model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets)
         logprobs[row.canvas_index] = logp_N.numpy()
         rollouts.append(replace(rollout, canvas_logprobs=logprobs.tolist()))
     return replace(job, rollouts=rollouts)
@@ -243,18 +243,21 @@ class Result:
     peak_bytes: int
 
 
-def prepared_model(variant: str) -> DiffusionLM:
+def prepared_model(variant: str, dtype: torch.dtype = torch.float32) -> DiffusionLM:
+    """dtype bfloat16: ours works in bf16 over fp32 masters; the reference's fp32 weights run under autocast."""
     model = random_model().train()
     if variant == "reference":
         model.hf_config._attn_implementation = "sdpa"
+    elif dtype == torch.bfloat16:
+        Masters(model, make_optimizer(model, OptimizerSettings()))
     return model
 
 
-def worker(connection: Connection, variant: str, threads: int, clock: str) -> None:
+def worker(connection: Connection, variant: str, threads: int, clock: str, dtype: torch.dtype) -> None:
     """Runs an update for every job received, until None; replies with a `Result` whose peak is that of its whole
     life."""
     torch.set_num_threads(threads)
-    model = prepared_model(variant)
+    model = prepared_model(variant, dtype)
     loaded = resident_bytes(peak=False)
     while (job := connection.recv()) is not None:
         start = CLOCKS[clock]()
@@ -270,7 +273,9 @@ class Contender:
     def __init__(self, variant: str, args: argparse.Namespace):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=worker, args=(theirs, variant, args.threads, args.clock), daemon=True)
+        self.process = context.Process(
+            target=worker, args=(theirs, variant, args.threads, args.clock, getattr(torch, args.dtype)), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -324,7 +329,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores, help="threads of both (default: cores)")
     parser.add_argument("--rounds", type=int, default=2, help="timed updates of each (default 2)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall time, or processor time")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: the reference under autocast"
+    )
     return parser.parse_args()
 
 
@@ -332,11 +339,11 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    model = random_model()
     print(
         f"processor: {processor()}; {args.threads} threads; torch {torch.__version__}; {args.dtype}; {args.clock} clock"
     )
-    check(make_job(model, (60, 37), torch.float32))
+    check(make_job(prepared_model("ours"), (60, 37), torch.float32))
+    model = prepared_model("ours", dtype)
     spread, equal, warm_up = (make_job(model, lengths, dtype) for lengths in (SPREAD, EQUAL, (60,)))
     contenders = {name: Contender(name, args) for name in UPDATES}
     compare(contenders, warm_up, 1)

@@ -43,6 +43,7 @@ _RL_ALONE = (
 )
 _TRAINING_ALONE = (
     "experiment.save_every",
+    "experiment.save_dtype",
     "experiment.keep_last",
     "experiment.resume",
     "model.optimized_name",

@@ -55,6 +55,12 @@ class ExperimentConfig:
     eval_every: int = output(10, "evaluation every so many RL steps", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
     eval_first: bool = output(True, "evaluate before the first RL step too")
+    save_dtype: str = output(
+        "fp32",
+        "type of the weights in a checkpoint's model folder; bf16 halves them, and the fp32 weights, with which a run "
+        "resumes exactly, are then in trainer/",
+        choices=("fp32", "bf16"),
+    )
     keep_last: int = output(0, "keep the newest so many checkpoints only; 0 = all of them", low=0)
     keep_best: bool = output(
         False,
@@ -330,7 +336,10 @@ class TrainingConfig:
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
     max_skipped_updates: int = output(10, "stop after so many non-finite updates in a row", low=1)
     mixed_precision: str = opt(
-        "bf16", "autocast type of training; auto = bf16 where the hardware has it", choices=("auto", "bf16", "no")
+        "bf16",
+        "bf16 = weights that work in bf16, in training and sampling, over fp32 ones that learn; auto = bf16 where the "
+        "hardware has it",
+        choices=("auto", "bf16", "no"),
     )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
     gradient_checkpointing_enable: bool = speed(False, "recompute activations in the backward pass")

@@ -238,8 +238,8 @@ def stored_elements(folder: Path) -> int:
 def write_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype
 ) -> None:
-    """A checkpoint folder in the original layout: carried files as they are, config.json's torch_dtype set to what is
-    saved."""
+    """A checkpoint folder in the original layout: weights in `dtype`, carried files as they are, config.json's
+    torch_dtype set to what is saved."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)
@@ -248,12 +248,13 @@ def write_checkpoint(
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     with writing_weights(folder):
-        save_torch_state_dict({name: _alone(weight) for name, weight in weights.items()}, folder, max_shard_size="5GB")
+        alone = {name: _alone(weight, dtype) for name, weight in weights.items()}
+        save_torch_state_dict(alone, folder, max_shard_size="5GB")
 
 
-def _alone(weight: Tensor) -> Tensor:
-    """The weight on the CPU, in memory that no other weight shares."""
-    weight = weight.detach().cpu().contiguous()
+def _alone(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight on the CPU in this type, in memory that no other weight shares."""
+    weight = weight.detach().cpu().to(dtype).contiguous()
     return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 

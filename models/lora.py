@@ -97,17 +97,32 @@ def layers(body: nn.Module) -> "dict[str, LoraLayer]":
     return {name: module for name, module in body.named_modules() if isinstance(module, LoraLayer)}
 
 
-def add(body: nn.Module, config: "LoraConfig", seed: int) -> None:
-    """Adapters that change nothing yet (B = 0), drawn from `seed`; only they are trained from here on."""
+def add(body: nn.Module, config: "LoraConfig", seed: int, dtype: torch.dtype | None = None) -> None:
+    """Adapters that change nothing yet (B = 0), drawn from `seed`; only they are trained from here on. dtype: theirs;
+    default the body's."""
     from peft import inject_adapter_in_model
 
     body.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _seen_as(dtype, body):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, body)
     for number, layer in enumerate(layers(body).values()):
         if config.lora_dropout:
             layer.lora_dropout["default"] = TokenDropout(config.lora_dropout, number)
+
+
+@contextmanager
+def _seen_as(dtype: torch.dtype | None, body: nn.Module) -> Iterator[None]:
+    """While the block runs, linear layers show weights of this type, without memory, in place of their own: peft makes
+    an adapter in the type of the weight that it stands beside."""
+    own = {m: m.weight.data for m in body.modules() if isinstance(m, nn.Linear)} if dtype is not None else {}
+    try:
+        for layer, weight in own.items():
+            layer.weight.data = torch.zeros((), dtype=dtype, device=weight.device).expand(weight.shape)
+        yield
+    finally:
+        for layer, weight in own.items():
+            layer.weight.data = weight
 
 
 def dropouts(model: nn.Module) -> list[TokenDropout]:
@@ -127,13 +142,20 @@ def dropping(model: nn.Module, seed_BL: Tensor) -> Iterator[None]:
             dropout.seed_BL = None
 
 
-def write(folder: Path, body: nn.Module, config: "LoraConfig", carried: Mapping[str, bytes]) -> None:
-    """The adapters alone, as peft writes them, and the base's `carried` files."""
+def write(
+    folder: Path,
+    body: nn.Module,
+    config: "LoraConfig",
+    carried: Mapping[str, bytes],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The adapters alone, as peft writes them, and the base's `carried` files. dtype: of the file; default theirs."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)
     with writing_weights(folder):
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in stored(body).items()}, folder / WEIGHTS)
+        weights = {name: weight.detach().cpu().to(dtype or weight.dtype) for name, weight in stored(body).items()}
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
     config.save_pretrained(str(folder))
 
 
@@ -157,11 +179,12 @@ def _no_adapters(folder: Path, error: Exception) -> ValueError:
     )
 
 
-def read(folder: Path, body: nn.Module) -> "LoraConfig":
-    """Adds the folder's adapters to the body they were trained on. ValueError where they do not fit it."""
+def read(folder: Path, body: nn.Module, dtype: torch.dtype | None = None) -> "LoraConfig":
+    """Adds the folder's adapters to the body they were trained on, in `dtype`, default the body's. ValueError where
+    they do not fit it."""
     config = _read_config(folder)
     try:
-        add(body, config, seed=0)
+        add(body, config, seed=0, dtype=dtype)
     except Exception as error:
         raise _no_adapters(folder, error) from error
     weights = weights_of(folder, body)

@@ -166,11 +166,14 @@ class DiffusionLM(nn.Module):
             weights.pop("lm_head.weight", None)
         return layout_io.stored_weights(weights, self.spec.family, self.spec.raw)
 
-    def add_adapters(self, adapters: lora.Adapters, base: str | Path, seed: int) -> None:
-        """Freezes the model and adds adapters to its body; `base`: the checkpoint that it came from."""
+    def add_adapters(
+        self, adapters: lora.Adapters, base: str | Path, seed: int, dtype: torch.dtype | None = None
+    ) -> None:
+        """Freezes the model and adds adapters to its body; `base`: the checkpoint that it came from. dtype: of the
+        adapters; default the model's."""
         self.requires_grad_(False)
         self.adapters = adapters.config(self.model, str(base))
-        lora.add(self.model, self.adapters, seed)
+        lora.add(self.model, self.adapters, seed, dtype)
 
     def merge_adapters(self) -> None:
         """Folds the adapters into the weights: a model like any other, all of it trainable."""
@@ -178,20 +181,26 @@ class DiffusionLM(nn.Module):
         self.requires_grad_(True)
         self.adapters = self.base_fingerprint = None
 
-    def save(self, path: str | Path, besides: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        besides: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
-        names more weights to keep with them. Of a model with adapters only these are written (`models.lora`)."""
+        names more weights to keep with them. Of a model with adapters only these are written (`models.lora`). dtype: of
+        the weights in the files; default the model's."""
         carried = self._carried
         if self.block_size != (self.spec.raw.get("block_size") or self.spec.family.default_block_size):
             raw = {**self.spec.raw, "block_size": self.block_size}
             carried = carried | {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
         if self.adapters is not None:
-            lora.write(Path(path), self.model, self.adapters, carried)
+            lora.write(Path(path), self.model, self.adapters, carried, dtype)
             if self.base_fingerprint is not None:
                 write_base(Path(path), str(self.adapters.base_model_name_or_path), self.base_fingerprint)
             return
         weights = self.checkpoint_weights() | dict(besides or {})
-        layout_io.write_checkpoint(Path(path), weights, carried, self.dtype)
+        layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype)
 
 
 def load_model(
@@ -201,13 +210,15 @@ def load_model(
     model_base: str | None = None,
     random_init_seed: int | None = None,
     besides: Collection[str] = (),
+    adapters_dtype: torch.dtype | None = None,
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
     path: a `CheckpointSpec` too, whose files are not looked at again; the base of its adapters is not compared then.
     dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, where config.json alone does not name it.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
-    weights of the folder that are no part of the model.
+    weights of the folder that are no part of the model. adapters_dtype: of the adapters of such a folder; default the
+    base's.
     ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed.
     """
     if isinstance(path, CheckpointSpec):
@@ -215,7 +226,7 @@ def load_model(
     else:
         require_base(spec := CheckpointSpec.read(path, model_base))
     if spec.base is not None:
-        return _load_adapted(spec, spec.base, dtype, device)
+        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
@@ -240,11 +251,15 @@ def _check_device(device: str | torch.device) -> None:
 
 
 def _load_adapted(
-    spec: CheckpointSpec, base: CheckpointSpec, dtype: str | torch.dtype, device: str | torch.device
+    spec: CheckpointSpec,
+    base: CheckpointSpec,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    adapters_dtype: torch.dtype | None,
 ) -> DiffusionLM:
     """The base with the folder's adapters; the block size is the folder's."""
     model = load_model(base, dtype, device)
-    model.adapters = lora.read(spec.folder, model.model.requires_grad_(False))
+    model.adapters = lora.read(spec.folder, model.model.requires_grad_(False), adapters_dtype)
     folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
     if folder.is_dir():  # not a name on the hub
         model.adapters.base_model_name_or_path = str(folder.resolve())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import checkpoint as layout_io
 from models.attention import Layout
@@ -15,6 +16,12 @@ from models.model import DiffusionLM, load_model
 from models.spec import CheckpointSpec
 
 HEAD_NAME = "value_head.weight"
+
+
+class ValueHead(nn.Linear):
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """Values [N], computed in fp32 whatever the type of model and head."""
+        return F.linear(hidden_ND.float(), self.weight.float())[:, 0]
 
 
 class ValueModel(nn.Module):
@@ -28,7 +35,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.base = base
         D = int(base.hf_config.hidden_size)
-        self.value_head = nn.utils.skip_init(nn.Linear, D, 1, bias=False, device=base.device, dtype=base.dtype)
+        self.value_head = nn.utils.skip_init(ValueHead, D, 1, bias=False, device=base.device, dtype=base.dtype)
         nn.init.zeros_(self.value_head.weight)
         body = {id(p) for p in base.model.parameters()}
         for parameter in base.lm_head.parameters():
@@ -37,16 +44,15 @@ class ValueModel(nn.Module):
     def forward(
         self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
     ) -> Tensor:
-        """Values [N] read at the flat positions `index_N` of [B * L], in the type of the head under autocast too. The
-        targets are those of `DiffusionLM.forward`; a value is that of the state before the choice and does not see
-        them."""
+        """Values [N] (fp32) read at the flat positions `index_N` of [B * L]. The targets are those of
+        `DiffusionLM.forward`; a value is that of the state before the choice and does not see them."""
         hidden_ND = self.base.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            return self.value_head(hidden_ND.to(self.value_head.weight.dtype))[:, 0].float()
+        return self.value_head(hidden_ND)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the base's checkpoint in its original layout with the head beside its weights."""
-        self.base.save(path, besides={HEAD_NAME: self.value_head.weight})
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the base's checkpoint in its original layout with the head beside its weights. dtype: of the weights
+        in the files; default the model's."""
+        self.base.save(path, besides={HEAD_NAME: self.value_head.weight}, dtype=dtype)
 
 
 def load_value_model(

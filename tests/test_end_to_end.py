@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, without_clock
 from helpers import thinned
 from transformers.utils import logging as transformers_logging
@@ -353,7 +352,7 @@ def test_sft_resumed_equals_straight(shop, monkeypatch):
 
 @pytest.mark.slow
 def test_rl_makes_its_own_first_model(shop, capsys):
-    """model.prepare_with: the SFT run goes first, in the same process (which has one precision), and only when its
+    """model.prepare_with: the SFT run goes first, in the same process and precision, and only when its
     model is absent."""
     sft_file = shop.folder / "first.yaml"
     shop.arguments(SFT)
@@ -378,22 +377,18 @@ def test_rl_makes_its_own_first_model(shop, capsys):
 
 
 def test_training_and_sampling_in_bf16(shop, monkeypatch):
-    """Weights and updates in fp32 under autocast, a bf16 copy that samples and follows every update."""
+    """One model samples and works in bf16; fp32 masters learn, and are saved."""
     monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
     runs, save = [], rl.Run.save
     monkeypatch.setattr(rl.Run, "save", lambda self, step: (runs.append(self), save(self, step)))
-    AcceleratorState._reset_state(True)
-    try:
-        run_rl(shop, "training.mixed_precision=bf16", "evaluation.top_k=0")
-    finally:
-        AcceleratorState._reset_state(True)
-    sampled = dict(runs[-1].learner.sampled.named_parameters())
-    for name, weight in runs[-1].learner.model.named_parameters():
-        assert weight.dtype == torch.float32 and torch.equal(sampled[name], weight.to(torch.bfloat16)), name
+    run_rl(shop, "training.mixed_precision=bf16", "evaluation.top_k=0")
+    learner, saved = runs[-1].learner, weights(shop.runs / "rl" / "ckpt" / "optimized")
+    assert learner.sampled is learner.model and {w.dtype for w in saved.values()} == {torch.float32}
+    for name, weight in learner.model.named_parameters():
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, saved[name].bfloat16()), name
+        assert not torch.equal(weight.float(), saved[name]), name
     for row in steps(shop.runs / "rl"):
-        assert 0.0 < row["mismatch_kl"] < 0.01 and row["updates"] >= 1 and row["grad_norm"] > 0
-    saved = weights(shop.runs / "rl" / "ckpt" / "optimized")
-    assert {w.dtype for w in saved.values()} == {torch.float32}
+        assert 0.0 < row["mismatch_kl"] < 1e-3 and row["updates"] >= 1 and row["grad_norm"] > 0
     assert not same_weights(shop.model, shop.runs / "rl" / "ckpt" / "optimized")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import finish
 from end_to_end import RL, SFT, read_jsonl, without_clock
+from safetensors.torch import load_file
 
 from benchmarks.damage import names_file
 from configs import load_config
@@ -19,8 +20,10 @@ from runtime import stopping
 from runtime.run_folder import RunFolder
 from train import evaluate, rl, sft
 from train.collect import Collector
+from train.learner.checkpoint import read_state
 from train.learner.policy import Policy
 from train.setup import models as setup_models
+from train.setup import process
 from train.setup.process import prepare_process
 
 NO_EVALUATION = "evaluation.eval_dataset=''"
@@ -383,3 +386,72 @@ def test_the_damage_benchmark_counts_a_message_only_with_the_whole_path_of_the_f
 def test_damage_of_any_file_is_named_or_changes_nothing(kind):
     figures = benchmark("damage", "--kinds", kind, "--flips", "1")
     assert figures["cases"] > 50 and figures["cases"] == figures["equal"] + figures["named"]
+
+
+def dying_in_step(step, monkeypatch, call):
+    """`call`, whose run dies in the rollouts of a step."""
+    sample = Collector.sample
+
+    def dies(self, prompts, at):
+        if at == step:
+            raise Stop
+        return sample(self, prompts, at)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Collector, "sample", dies)
+        call()
+
+
+@pytest.mark.parametrize("saved", ["fp32", "bf16"])
+def test_a_run_in_bf16_resumes_to_the_bit(shop, monkeypatch, caplog, saved):
+    """Also from rounded weights, whose fp32 ones are in trainer/; with a value model."""
+    monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
+    arguments = ["training.mixed_precision=bf16", f"experiment.save_dtype={saved}", NO_EVALUATION]
+    arguments += ["rollout.num_task_per_step=2", f"model.value_base_model={shop.model}"]
+    run_rl(shop, *arguments, "experiment.project=straight")
+    dying_in_step(2, monkeypatch, lambda: run_rl(shop, *arguments, "experiment.project=resumed"))
+    run_rl(shop, *arguments, "experiment.project=resumed")
+    assert "masters" not in caplog.text
+    assert_same_run(shop.runs / "resumed", shop.runs / "straight")
+    model = shop.runs / "straight" / "ckpt" / "step-000002"
+    kinds = {weight.dtype for folder in (model, model / "value") for weight in stored(folder).values()}
+    assert kinds == {torch.float32 if saved == "fp32" else torch.bfloat16}
+    if saved == "bf16":
+        exact = read_state(model)["weights"]
+        rounded, of_value = stored(model), stored(model / "value")
+        assert rounded and all(torch.equal(exact["updater"][name].bfloat16(), rounded[name]) for name in rounded)
+        assert torch.equal(
+            exact["value_updater"]["value_head.weight"].bfloat16(), of_value["value_head.weight"]
+        ) and any(not torch.equal(exact["updater"][name], rounded[name].float()) for name in rounded)
+
+
+def stored(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_rounded_weights_of_an_fp32_run_and_of_adapters_change_nothing_that_is_learned(shop):
+    arguments = [NO_EVALUATION, "rollout.num_task_per_step=2", "lora.rank=2", "optimizer.params.learning_rate=1e-2"]
+    run_rl(shop, *arguments, "experiment.project=exact")
+    run_rl(shop, *arguments, "experiment.project=rounded", "experiment.total_step=1", "experiment.save_dtype=bf16")
+    run_rl(shop, *arguments, "experiment.project=rounded", "experiment.save_dtype=fp32")
+    exact, rounded = (
+        load_file(shop.runs / name / "ckpt" / "optimized" / "adapter_model.safetensors")
+        for name in ("exact", "rounded")
+    )
+    assert all(torch.equal(rounded[name], exact[name]) for name in exact)
+    first = load_file(shop.runs / "rounded" / "ckpt" / "step-000001" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in first.values()} == {torch.bfloat16}
+
+
+def test_a_checkpoint_of_other_numerics_is_named_when_a_bf16_run_begins_with_it(shop, monkeypatch, caplog):
+    """As those are that were written under autocast, by versions before."""
+    monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)
+    arguments = [NO_EVALUATION, "rollout.num_task_per_step=2"]
+    run_rl(shop, *arguments, "experiment.total_step=1", "experiment.project=first")
+    assert "masters" not in caplog.text
+    first = shop.runs / "first" / "ckpt" / "step-000001"
+    run_rl(shop, *arguments, "training.mixed_precision=bf16", f"experiment.resume={first}", "experiment.project=second")
+    (line,) = [record.getMessage() for record in caplog.records if "masters" in record.getMessage()]
+    assert str(first) in line and "bf16" in line
+    rows = read_jsonl(shop.runs / "second" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2] and 0.0 < rows[0]["mismatch_kl"] < 1e-3

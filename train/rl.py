@@ -5,6 +5,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
 from runtime import heartbeat, ranks, stopping
@@ -28,7 +30,7 @@ from train.memory.fit import Fit
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
-from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of, trained_model_device
+from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
@@ -209,26 +211,30 @@ class Learner:
 
     def __init__(self, config: Config, checkpoints: RunCheckpoints):
         device = pick_device(config.model.device)
-        self.model = make_model(config, checkpoints.start, device=trained_model_device(config))
+        numerics, dtype = precision(config, device), sampling_dtype(config, device)
+        self.model = make_trained_model(config, numerics, checkpoints.start)
+        checkpoints.restore_weights(self.model, "updater")
         self.blocks = Blocks.of(config, self.model.spec)
         adopt_block_size(self.model, self.blocks.trained)
-        apart_on = device if shards_weights(config) else None
-        self.sampled = inference_model(self.model, sampling_dtype(config, device), apart_on)
-        half, training, params = precision(config, device), config.training, config.optimizer.params
-        accelerator, settings = make_accelerator(half, device, engine_kind(config)), UpdateSettings.of(training)
+        apart = self.model.copy_as(dtype, device) if shards_weights(config) else None
+        training, params = config.training, config.optimizer.params
+        accelerator, settings = make_accelerator(numerics, device, engine_kind(config)), UpdateSettings.of(training)
         self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
+        self.sampled = inference_model(self.model, dtype) if apart is None else apart
         (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
         self.sampler = Sampler(self.sampled, sampling)
         self.sampler.weights_version = checkpoints.progress.step
-        reference = frozen_reference(config, self.model, half)
+        reference = frozen_reference(config, self.model, numerics)
         method, group_size = method_of(training, "rl"), config.rollout.num_response_per_task
-        replay = Replay.of(self.model, sampling, training, method, group_size)
+        one_numerics = (dtype == torch.bfloat16) == accelerator.half
+        replay = Replay.of(self.model, sampling, training, method, group_size, one_numerics)
         schedule = Schedule.of(config.lr_scheduler, config.experiment.total_step)
         self.policy = Policy(self.updater, replay, objective_of(training), schedule, reference)
         self.critic: Critic | NoCritic = NoCritic()
         self.trained = [Trained(self.model, self.updater, config.model.optimized_name)]
         value = make_value_model(config, self.model.spec, checkpoints.value_start)
         if value is not None:
+            checkpoints.restore_weights(value, "value_updater")
             optimizer = OptimizerSettings.of(params, params.value_learning_rate)
             updater = Updater(value, accelerator, optimizer, settings)
             self.critic = Critic(value, updater, replay, schedule, config.experiment.train_value_every)

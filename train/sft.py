@@ -46,7 +46,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
-from train.setup.models import RunModels, make_model, spec_of, trained_model_device
+from train.setup.models import RunModels, make_trained_model, spec_of
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 
@@ -137,15 +137,16 @@ class FineTuning:
         fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
         config = fit.config
         device = pick_device(config.model.device)
-        trained_on = trained_model_device(config)
-        self.model = make_model(config, self.checkpoints.start, device=trained_on)
+        numerics = precision(config, device)
+        self.model = make_trained_model(config, numerics, self.checkpoints.start)
+        self.checkpoints.restore_weights(self.model, "updater")
         self.method = method_of(config.training, "sft")
         blocks = Blocks.of(config, self.model.spec, "sft")
         settings = for_model(config.training, self.model, self.method, blocks.trained)
         self.config = config = replace(config, training=settings)
         adopt_block_size(self.model, blocks.trained)
         self.samples = tokenise(examples, self.model, config, self.method)
-        accelerator = make_accelerator(precision(config, device), device, engine_kind(config))
+        accelerator = make_accelerator(numerics, device, engine_kind(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)

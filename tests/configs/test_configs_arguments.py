@@ -172,7 +172,7 @@ def test_every_key_has_one_mark_of_what_it_changes_and_help_shows_it():
         "tracking.sample_every",
         *(f"experiment.{name}" for name in ("project", "output_dir", "overwrite", "resume", "keep_last", "keep_best")),
         *(f"experiment.{name}" for name in ("save_every", "save_every_updates", "eval_every", "eval_first")),
-        "training.max_skipped_updates",
+        *("training.max_skipped_updates", "experiment.save_dtype"),
     }
     assert by_mark["speed"] == {
         *(f"experiment.{name}" for name in ("threads", "processes", "deepspeed_file", "gpu_memory_gib", "num_node")),

@@ -76,7 +76,18 @@ def rl_updates(
 
 
 def whole(updater):
-    return {name: weight.detach().clone() for name, weight in updater.engine.weights()}
+    """The weights; under bf16 their masters, on rank 0 alone, of which the weights must be the rounded ones."""
+    weights = {name: weight.detach().clone() for name, weight in updater.engine.weights()}
+    if not updater.half:
+        return weights
+    with updater.engine.whole_on_main():
+        named = updater.engine.module.named_parameters() if ranks.is_main() else ()
+        masters = {name: p.detach().clone() for name, p in named}
+    frozen = {name for name, p in updater.engine.module.named_parameters() if not p.requires_grad}
+    masters |= {name: masters[name].bfloat16() for name in frozen & masters.keys()}
+    assert all(torch.equal(weights[name], masters[name].bfloat16()) for name in masters)
+    assert any(not torch.equal(weights[name].float(), masters[name]) for name in masters) or not ranks.is_main()
+    return masters
 
 
 def rollouts_of_all(slow_rank=None, max_slots=2, **settings):

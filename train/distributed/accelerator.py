@@ -3,20 +3,19 @@
 import os
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from configs.engine import STAGES, TITLES, Kind
 from runtime import ranks
-from train.distributed.engine import Engine
+from train.distributed.engine import Engine, RunAccelerator
 from train.distributed.fsdp import Fsdp, FsdpAccelerator
 from train.distributed.replicated import Replicated
 from train.distributed.zero import Zero, zero_accelerator
 
 
-def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -> Accelerator:
+def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -> RunAccelerator:
     """accelerate's Accelerator of this run, one process included (where there is nothing to shard). precision: "bf16"
-    or "no".
+    (see `RunAccelerator.half`) or "no".
 
     ValueError where accelerate's launcher configures an engine that is not supported; RuntimeError where accelerate
     sees other ranks than this job has.
@@ -29,11 +28,12 @@ def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -
                 "experiment.deepspeed_file=1_node_8_gpus_fsdp2 or its like."
             )
     if kind.startswith("zero") and ranks.world_size() > 1:
-        accelerator = zero_accelerator(STAGES[kind], precision, device)
+        accelerator = zero_accelerator(STAGES[kind], device)
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        made = FsdpAccelerator if kind == "fsdp2" and ranks.world_size() > 1 else Accelerator
-        accelerator = made(mixed_precision=precision, cpu=device.type == "cpu")
+        made = FsdpAccelerator if kind == "fsdp2" and ranks.world_size() > 1 else RunAccelerator
+        accelerator = made(mixed_precision="no", cpu=device.type == "cpu")
+    accelerator.half = precision == "bf16"
     if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
         raise RuntimeError(
             f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
@@ -45,7 +45,7 @@ def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -
 
 
 def make_engine(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: RunAccelerator, max_grad_norm: float
 ) -> Engine:
     """The engine that `accelerator` was made for. max_grad_norm: 0 = gradients are not clipped."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+
+
+class RunAccelerator(Accelerator):
+    """accelerate's, with the precision of a run. half: models work in bf16 over fp32 masters, else in fp32. accelerate
+    is not told of it: its own bf16 is autocast over fp32 weights, in which the trainer is another model than the
+    sampler."""
+
+    half = False
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,10 @@ class StepResult:
 
 class Engine(Protocol):
     """A model and its optimizer on all ranks of the job. An update is some calls of `model` and `backward`, then one
-    `step`; gradients are summed over ranks, never averaged. Every rank makes the same calls in the same order.
+    `step`; gradients are summed over ranks, never averaged, in fp32. Every rank makes the same calls in the same order.
+
+    Under `RunAccelerator.half` forward and backward passes compute in bf16; the weights that the optimizer steps on and
+    that are saved are fp32.
 
     The optimizer's state leaves and enters in one form, that of AdamW over the whole model, so that a checkpoint
     resumes under any engine and on any number of ranks.
@@ -42,11 +54,11 @@ class Engine(Protocol):
         all ranks) or the norm is not finite. The gradients are cleared either way."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's named parameters, each complete until the next one is drawn. Every rank must go through all
-        of them."""
+        """The model's named parameters as forward passes take them, each complete until the next one is drawn. Every
+        rank must go through all of them."""
 
     def whole_on_main(self) -> AbstractContextManager[None]:
-        """While the block runs, rank 0's model has all its weights, to be read and saved, not run."""
+        """While the block runs, rank 0's model has all its weights in fp32, to be read and saved, not run."""
 
     def state_dict(self) -> dict[str, Any]:
         """AdamW's state dict of the whole model on rank 0; on other ranks its state may be empty."""

@@ -6,31 +6,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from models.head import OutputHead
 from runtime import ranks
+from train.distributed.engine import RunAccelerator
+from train.distributed.masters import HALF
 from train.distributed.replicated import Replicated
 
 
-class FsdpAccelerator(Accelerator):
+class FsdpAccelerator(RunAccelerator):
     """Marks that `Fsdp` shards the models. accelerate itself runs as without FSDP, which it silently drops on CPU."""
 
 
 class Fsdp(Replicated):
-    """torch's FSDP2: each rank holds a shard of weights, gradients and optimizer; the weights are gathered layer by
-    layer as they are used. https://arxiv.org/abs/2304.11277"""
+    """torch's FSDP2: each rank holds a shard of weights, gradients and optimizer, all fp32; the weights are gathered
+    layer by layer as they are used, in the type that passes compute in. https://arxiv.org/abs/2304.11277"""
 
     lockstep = True
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: RunAccelerator,
+        max_grad_norm: float,
     ):
+        self.masters = None  # the shards are fp32 themselves
         self.module, self.accelerator, self.optimizer = model, accelerator, optimizer
         self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else math.inf
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -45,14 +51,16 @@ class Fsdp(Replicated):
         self.model: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
 
     def _shard(self) -> None:
+        half = HALF if self.accelerator.half else None
+        policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
         mesh = init_device_mesh(self.accelerator.device.type, (ranks.world_size(),))
         embedding = {id(p) for m in self.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
         for part in reversed([*self.module.modules()]):
             tied = any(id(parameter) in embedding for parameter in part.parameters())  # such a head goes with the root
             if isinstance(part, GradientCheckpointingLayer) or (isinstance(part, OutputHead) and not tied):
-                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+                fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         # The root too: else it keeps the gathered weights of a forward without a backward, and uses them after a step.
-        fully_shard(self.module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(self.module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)
@@ -65,13 +73,20 @@ class Fsdp(Replicated):
         return float(_gathered(norm))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.module.named_parameters():
-            yield name, _gathered(parameter.detach())
+        for prefix, module in self.module.named_modules():
+            part: Any = module
+            if isinstance(module, FSDPModule):
+                part.unshard()
+                for name, parameter in part.named_parameters(prefix):
+                    if not isinstance(parameter, DTensor):  # else of another part, which is not gathered now
+                        yield name, parameter.detach()
+                part.reshard()
 
     @contextmanager
     def whole_on_main(self) -> Iterator[None]:
         whole = {}  # in rank 0's host memory
-        for name, weight in self.weights():
+        for name, parameter in self.module.named_parameters():
+            weight = _gathered(parameter.detach())
             if ranks.is_main():
                 whole[name] = torch.nn.Parameter(weight.to("cpu", copy=True), requires_grad=False)
         complete = {parameter: whole[name] for name, parameter in self.module.named_parameters() if name in whole}

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from train.distributed.engine import Engine, StepResult
+from train.distributed.engine import Engine, RunAccelerator, StepResult
+from train.distributed.masters import Masters
 from train.distributed.sharding import sum_gradients
 
 
@@ -20,9 +20,14 @@ class Replicated(Engine):
     lockstep = False
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: RunAccelerator,
+        max_grad_norm: float,
     ):
         self.module, self.accelerator = model, accelerator
+        self.masters = Masters(model, optimizer) if accelerator.half else None
         self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else math.inf
         # evaluation_mode: without accelerate's wrapper for many ranks, whose hooks want every rank and parameter to
         # take part in each backward pass; `sum_gradients` does without.
@@ -35,9 +40,11 @@ class Replicated(Engine):
     def step(self, loss: float) -> StepResult:
         norm = self._clip()
         taken = math.isfinite(loss) and math.isfinite(norm)
-        if taken:
+        if taken and self.masters is not None:
+            self.masters.step(self.optimizer)
+        elif taken:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         return StepResult(norm, taken)
 
     def _clip(self) -> float:
@@ -50,7 +57,7 @@ class Replicated(Engine):
         yield from self.module.named_parameters()
 
     def whole_on_main(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        return nullcontext() if self.masters is None else self.masters.in_place()
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()

@@ -105,7 +105,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for parameter, *has in zip(trained, *given, strict=True):
         if any(has):
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             gradients.append(parameter.grad)
     for bucket in buckets(gradients, Tensor.numel):
         flat = torch.cat([gradient.flatten() for gradient in bucket])

@@ -4,35 +4,25 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from runtime import ranks
-from train.distributed.engine import Engine, StepResult
+from train.distributed.engine import Engine, RunAccelerator, StepResult
+from train.distributed.masters import HALF
 from train.distributed.sharding import buckets, elements
 
 REDUCE_BUCKET_ELEMENTS = 2**26
 
 
-class _ZeroAccelerator(Accelerator):
-    """accelerate leaves autocast to DeepSpeed's engines, but a frozen reference model runs under none."""
-
-    bf16 = False
-
-    def autocast(self, autocast_handler: Any = None) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accelerator:
-    """accelerate's Accelerator under DeepSpeed, on the process group that this job has. Weights stay fp32; precision
-    "bf16" is autocast, as without DeepSpeed."""
+def zero_accelerator(stage: int, device: torch.device) -> RunAccelerator:
+    """accelerate's Accelerator under DeepSpeed, on the process group that this job has."""
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -48,13 +38,13 @@ def zero_accelerator(stage: int, precision: str, device: torch.device) -> Accele
         plugin.deepspeed_config |= {
             "train_batch_size": ranks.world_size(),
             "train_micro_batch_size_per_gpu": 1,
-            "bf16": {"enabled": False},
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
         }
         plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
     backend = InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")
-    accelerator = _ZeroAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
+    accelerator = RunAccelerator(deepspeed_plugin=plugin, mixed_precision="no", kwargs_handlers=[backend])
     unset_hf_deepspeed_config()  # or from_pretrained (a judge's, on rank 0) would shard what it loads
-    accelerator.bf16 = precision == "bf16"
     found = accelerator.deepspeed_plugin.zero_stage
     if accelerator.distributed_type != DistributedType.DEEPSPEED or found != stage:
         raise RuntimeError(
@@ -68,7 +58,8 @@ def _shard(model: torch.nn.Module, settings: dict[str, Any], device: torch.devic
     whole model to the device first."""
     import deepspeed
 
-    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=torch.float32)
+    dtype = HALF if settings["bf16"]["enabled"] else torch.float32
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=dtype)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
@@ -81,7 +72,11 @@ class Zero(Engine):
     lockstep = True
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, max_grad_norm: float
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: RunAccelerator,
+        max_grad_norm: float,
     ):
         self.module, self.accelerator, self.world = model, accelerator, ranks.world_size()
         self.stage = accelerator.deepspeed_plugin.zero_stage
@@ -89,16 +84,16 @@ class Zero(Engine):
         self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         settings = accelerator.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = max_grad_norm
-        settings["torch_autocast"] = {
-            "enabled": accelerator.bf16,
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        }
+        settings["bf16"] = {"enabled": accelerator.half, "check_grad_overflow": True}
         vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        masters = self._masters() if accelerator.half else []
+        for parameter in model.parameters() if accelerator.half else ():
+            parameter.data = parameter.data.to(HALF)
         if self.stage == 3:
             _shard(model, settings, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._fill_masters(masters)
         accelerator.deepspeed_engine_wrapped = None  # accelerate's own backward, which serves one model, is not used
         found = self.model.zero_optimization_stage(), self.model.dp_world_size
         if found != (self.stage, self.world):
@@ -135,7 +130,7 @@ class Zero(Engine):
     @contextmanager
     def whole_on_main(self) -> Iterator[None]:
         whole = {}  # in rank 0's host memory
-        for name, weight in self.weights() if self.stage == 3 else ():
+        for name, weight in self._whole_weights():
             if ranks.is_main():
                 whole[name] = weight.to("cpu", copy=True)
         parameters = {name: p for name, p in self.module.named_parameters() if name in whole}
@@ -147,6 +142,44 @@ class Zero(Engine):
         finally:
             for name, parameter in parameters.items():
                 parameter.data = shards[name]
+
+    def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What `whole_on_main` puts in place of what the ranks have: under bf16 the masters, else sharded weights."""
+        if not self.accelerator.half:
+            yield from self.weights() if self.stage == 3 else ()
+            return
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        trained = set(self.trained)
+        for name, parameter in self.module.named_parameters():
+            if parameter in trained:
+                yield name, safe_get_full_fp32_param(parameter)
+            elif self.stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.data
+
+    def _masters(self) -> list[Tensor]:
+        """The trained weights in fp32, before they are rounded: whole ones (stage 2), or this rank's shards."""
+        if self.stage < 3:
+            return [parameter.data for parameter in self.trained]
+        return [self._shard_of(parameter.data, -(-parameter.numel() // self.world)) for parameter in self.trained]
+
+    def _fill_masters(self, masters: Sequence[Tensor]) -> None:
+        """DeepSpeed has made its masters of rounded weights; puts the weights of before there."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        fill = safe_set_full_fp32_param if self.stage < 3 else safe_set_local_fp32_param
+        for parameter, master in zip(self.trained, masters, strict=bool(masters)):
+            fill(parameter, master)
+
+    def _shard_of(self, whole: Tensor, size: int) -> Tensor:
+        """This rank's shard under stage 3, in memory of its own: `size` numbers of the flat tensor, zeros after its
+        end."""
+        shard = torch.zeros(size, dtype=whole.dtype)
+        held = whole.flatten()[ranks.rank() * size :][:size]
+        shard[: len(held)] = held
+        return shard
 
     def state_dict(self) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -197,8 +230,4 @@ class Zero(Engine):
                 if self.stage < 3:
                     safe_set_full_optimizer_state(parameter, whole, name)
                     continue
-                size, first = parameter.ds_tensor.numel(), ranks.rank() * parameter.ds_tensor.numel()
-                mine = torch.zeros(size, dtype=whole.dtype)
-                held = whole.flatten()[first : first + size]
-                mine[: len(held)] = held
-                safe_set_local_optimizer_state(parameter, mine, name)
+                safe_set_local_optimizer_state(parameter, self._shard_of(whole, parameter.ds_tensor.numel()), name)

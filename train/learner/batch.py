@@ -94,7 +94,7 @@ def at_trained_tokens(
 class Replay:
     """How a model's rollouts become training samples, and these updates; policy and critic share one.
 
-    method: draws the masks. max_gen_length: what normalization `constant` divides by. exact_cache: the sampler's
+    method: draws the masks. max_gen_length: what normalization `constant` divides by. as_trained: the sampler's
     log-probabilities are what the trainer computes. group_size: responses of a group; None = all with one prompt.
     """
 
@@ -102,7 +102,7 @@ class Replay:
     training: TrainingConfig
     method: Method
     max_gen_length: int
-    exact_cache: bool
+    as_trained: bool
     pad_id: int | None = None
     group_size: int | None = None
 
@@ -113,8 +113,10 @@ class Replay:
         training: TrainingConfig | None = None,
         method: Method = TRACE,
         group_size: int | None = None,
+        one_numerics: bool = True,
     ) -> "Replay":
-        """Of the rollouts that `model` samples under `sampling`."""
+        """Of the rollouts that `model` samples under `sampling`. one_numerics: sampler and trainer compute in one
+        type."""
         training, sampling = training or TrainingConfig(), sampling.for_model(model)
         assert sampling.block_size is not None
         return Replay(
@@ -122,7 +124,7 @@ class Replay:
             training=training,
             method=method,
             max_gen_length=training.max_gen_length or sampling.max_new_tokens,
-            exact_cache=sampling.cache in ("exact", "none"),
+            as_trained=one_numerics and sampling.cache in ("exact", "none"),
             pad_id=model.pad_id,
             group_size=group_size,
         )
@@ -136,7 +138,7 @@ class Replay:
     def recomputes(self) -> bool:
         """Whether the old log-probabilities are recomputed, because the sampler's are of other masks or numerics."""
         choice = self.training.logp_old
-        return choice == "recompute" or (choice == "auto" and not (self.as_sampled and self.exact_cache))
+        return choice == "recompute" or (choice == "auto" and not (self.as_sampled and self.as_trained))
 
     def group_of(self, key: Key) -> Key:
         """Names the group of a response: its key (step, task, index in the group) without the index; a task that was

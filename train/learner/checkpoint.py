@@ -30,20 +30,22 @@ KINDS: Mapping[str, Command] = {RL: "rl", SFT: "sft"}
 
 
 class Savable(Protocol):
-    def save(self, path: Path) -> None:
-        """Writes a folder of weights, config and tokenizer."""
+    def save(self, path: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Writes a folder of weights, config and tokenizer. dtype: of the weights; default the model's."""
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a checkpoint holds. command: the one that writes it (RL or SFT); state: the trainer's, of tensors and plain
-    values; logs: files of the run beside ckpt/, which have grown to here when it is written."""
+    values; logs: files of the run beside ckpt/, which have grown to here when it is written; dtype: of the models'
+    weights, default their own."""
 
     command: str
     model: Savable
     state: Mapping[str, Any]
     value: Savable | None = None
     logs: tuple[Path, ...] = ()
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
     OSError, with the older checkpoints whole, where the disk refuses."""
     path = step_folder(folder, step)
     with _explained(path), atomic_folder(path) as aside:
-        contents.model.save(aside)
+        contents.model.save(aside, dtype=contents.dtype)
         if contents.value is not None:
-            contents.value.save(aside / VALUE)
+            contents.value.save(aside / VALUE, dtype=contents.dtype)
         (aside / STATE).mkdir()
         state = {**contents.state, "step": step, "torch_rng": torch.get_rng_state()}
         _write_state(aside / STATE / "state.pt", state)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.schema import Config
 from models import DiffusionLM, ValueModel
 from models.fingerprint import require_base
@@ -35,6 +37,11 @@ from train.learner.updater import Updater
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = "weights"
+"""Of the trainer's state: the trained weights in fp32, where the checkpoint's are rounded."""
+HALF = "half"
+"""Of the trainer's state: whether the weights that learned from these masters were bf16."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -52,6 +59,10 @@ class Trained:
     updater: Updater
     link: str
     key: str = "updater"
+
+
+def _exact_weights(model: DiffusionLM | ValueModel) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().cpu() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 class RunCheckpoints:
@@ -72,6 +83,7 @@ class RunCheckpoints:
         self.progress = Progress(self.saved.get("step", 0), self.saved.get("seconds", 0.0))
         self.resumed = self.start is not None and self.start.parent == self.folder
         self.logs = folder.logs
+        self.dtype = torch.bfloat16 if experiment.save_dtype == "bf16" else None
         if self.resumed:
             ranks.on_main(self._check_logs)
         self.trained: tuple[Trained, ...] = ()
@@ -109,6 +121,15 @@ class RunCheckpoints:
         """The value model's folder of `start`."""
         return self.start / VALUE if self.start is not None else None
 
+    @torch.no_grad()
+    def restore_weights(self, model: DiffusionLM | ValueModel, key: str) -> None:
+        """Gives a model that was loaded from `start` the fp32 weights that experiment.save_dtype=bf16 rounded there.
+        key: of its updater."""
+        exact = self.saved.get(WEIGHTS, {}).get(key, {})
+        for name, parameter in model.named_parameters():
+            if name in exact:
+                parameter.copy_(exact[name])
+
     def restore(self, *trained: Trained) -> None:
         """Puts the updaters and torch's random numbers where the checkpoint was. trained: the policy first, then the
         value model if there is one; they are what `save` writes."""
@@ -117,6 +138,12 @@ class RunCheckpoints:
             return
         for each in trained:
             each.updater.load_state_dict(self.saved[each.key])
+        if trained[0].updater.half and not self.saved.get(HALF, False):
+            logger.warning(
+                "checkpoint %s is not of a run whose weights work in bf16 (docs/training.md, Precision): its fp32 "
+                "weights are the masters from here on",
+                self.start,
+            )
         restore_random(self.saved)
         self.saved = {}
         if self.resumed:
@@ -127,6 +154,8 @@ class RunCheckpoints:
         self.progress = Progress(step, self.seconds)
         whole = dict(state) | {each.key: each.updater.state_dict() for each in self.trained}
         whole |= {"seconds": self.progress.seconds, "rows_per_update": self._rows_per_update}
+        if self.trained[0].updater.half:
+            whole[HALF] = True
         require_equal_weights(self.trained[0].model, "model")
         with ExitStack() as stack:
             for each in self.trained:
@@ -145,7 +174,10 @@ class RunCheckpoints:
 
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         policy, *value = self.trained
-        contents = Contents(self.command, policy.model, state, value[0].model if value else None, self.logs)
+        if self.dtype is not None:
+            state = {**state, WEIGHTS: {each.key: _exact_weights(each.model) for each in self.trained}}
+        model_of_value = value[0].model if value else None
+        contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype)
         point_to(save_checkpoint(self.folder, step, contents), *self._links())
 
     def _prune(self, scores: Mapping[int, float] | None) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
 from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_engine
+from train.distributed.engine import RunAccelerator
 from train.distributed.sharding import require_equal_weights, share
 from train.learner.divergence import NotFinite
 from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_optimizer
@@ -112,7 +112,7 @@ def outputs(
     samples: Sequence[TrainingSample],
     which: Sequence[int],
     max_tokens: int,
-    accelerator: Accelerator,
+    device: torch.device,
     lockstep: bool = False,
     entropy: bool = False,
 ) -> list[NDArray[np.float32]]:
@@ -121,9 +121,8 @@ def outputs(
     all run as many forwards."""
     found: dict[int, NDArray[np.float32]] = {}
     for group, is_padding in _sharded_groups(samples, which, max_tokens, lockstep):
-        batch = pack(samples, group, accelerator.device)
-        with accelerator.autocast():
-            output_N = _forward(model, batch, entropy).float().cpu().numpy()
+        batch = pack(samples, group, device)
+        output_N = _forward(model, batch, entropy).cpu().numpy()
         if is_padding:
             continue
         for place, i in enumerate(batch.samples):
@@ -170,7 +169,7 @@ class Updater:
     def __init__(
         self,
         model: torch.nn.Module,
-        accelerator: Accelerator,
+        accelerator: RunAccelerator,
         optimizer: OptimizerSettings | None = None,
         settings: UpdateSettings | None = None,
     ):
@@ -181,6 +180,11 @@ class Updater:
         self.model = self.engine.model
         self.updates = self.skipped_in_a_row = 0
         self.rate = self.peak_rate
+
+    @property
+    def half(self) -> bool:
+        """Whether the model works in bf16 over fp32 masters."""
+        return self.accelerator.half
 
     def set_rate(self, scale: float) -> None:
         self.rate = self.peak_rate * scale
@@ -254,7 +258,7 @@ class Updater:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
         limit, lockstep = self.settings.max_tokens, self.engine.lockstep
-        return outputs(self.model, samples, which, limit, self.accelerator, lockstep, entropy)
+        return outputs(self.model, samples, which, limit, self.accelerator.device, lockstep, entropy)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@ from train.setup.process import pick_device, precision
 @dataclass(frozen=True)
 class Machine:
     """What a process computes on: "cuda" or "cpu", the bytes that it may take of its memory, and whether training is
-    under bf16 autocast there."""
+    in bf16 there."""
 
     kind: str
     memory_bytes: float

@@ -47,20 +47,20 @@ _MOST_TOKENS = Size(32768, "more gain nothing")
 
 def always(inputs: Inputs) -> Parts:
     """What stays on the device for the whole run."""
-    width = inputs.sampling_dtype.itemsize
+    width, trained_width = inputs.sampling_dtype.itemsize, BF16 if inputs.machine.half else FP32
     if inputs.models.kind == "eval":
         return {"weights": width * inputs.weights}
     parts: Parts = {
-        "weights": _sharded(inputs, FP32 * inputs.weights, from_stage=3),
+        "weights": _sharded(inputs, trained_width * inputs.weights, from_stage=3),
         "optimizer": _optimizer(inputs, inputs.trained),
     }
     if inputs.models.kind == "rl":
-        copied = width != FP32 or (inputs.stage == 3 and inputs.processes > 1)
+        copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1)
         reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
         parts |= {
             "sampler weights": width * inputs.weights if copied else 0,
             "frozen reference": reference,
-            "value model": _sharded(inputs, FP32 * inputs.value_parameters, from_stage=3),
+            "value model": _sharded(inputs, trained_width * inputs.value_parameters, from_stage=3),
             "value optimizer": _optimizer(inputs, inputs.value_trained),
             "judge": _judge_width(inputs) * inputs.judge.elements if inputs.judge else 0,
         }
@@ -68,9 +68,10 @@ def always(inputs: Inputs) -> Parts:
 
 
 def _reference(inputs: Inputs) -> int:
+    width = BF16 if inputs.machine.half else FP32
     if inputs.adapters is None:
-        return (BF16 if inputs.machine.half else FP32) * inputs.net.parameters
-    return FP32 * inputs.adapter_parameters if inputs.models.policy.adapters is not None else 0
+        return width * inputs.net.parameters
+    return width * inputs.adapter_parameters if inputs.models.policy.adapters is not None else 0
 
 
 def phases(inputs: Inputs, slots: int | None = None, tokens: int | None = None) -> dict[str, Parts]:
@@ -131,7 +132,11 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         head=head,
     )
     own = _sharded(inputs, trained, from_stage=2)
-    gathered = FP32 * max(net.vocab * net.hidden, net.body / net.layers) if inputs.stage == 3 else 0
+    gathered = (
+        (BF16 if inputs.machine.half else FP32) * max(net.vocab * net.hidden, net.body / net.layers)
+        if inputs.stage == 3
+        else 0
+    )
     bucket = FP32 * min(REDUCE_BUCKET_ELEMENTS if inputs.stage else BUCKET_ELEMENTS, trained)
     step = FP32 * (own if inputs.machine.kind == "cuda" else min(own, 2 * net.largest))
     passes = {
@@ -257,8 +262,8 @@ def _sharded(inputs: Inputs, size: float, from_stage: int) -> float:
 
 
 def _optimizer(inputs: Inputs, trained: int) -> float:
-    """Two moments; under ZeRO also the fp32 copy that its optimizer steps on."""
-    copy = FP32 if inputs.stage and inputs.processes > 1 else 0
+    """Two moments; under bf16 the fp32 masters, under ZeRO the fp32 copy that its optimizer steps on."""
+    copy = FP32 if inputs.machine.half or (inputs.stage and inputs.processes > 1) else 0
     return _sharded(inputs, (ADAM_BYTES + copy) * trained, from_stage=2)
 
 

@@ -114,7 +114,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a network is trained: half = bf16 autocast over fp32 weights; adapted: the linear layers with adapters of
+    """How a network is trained: half = with bf16 weights over fp32 masters; adapted: the linear layers with adapters of
     `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; repeated_keys: attention
     takes a key head for every query head (any device but the CPU); head: log-probabilities are read, not values."""
 
@@ -134,12 +134,9 @@ class Precision:
         """How many of these linear layers learn."""
         return len(names) if self.adapted is None else len(set(names) & set(self.adapted))
 
-    def inputs(self, size: int, *names: str, ready: bool = False) -> int:
-        """Bytes per token that autograd keeps of the input of linear layers that read one tensor: shared by them, or
-        one bf16 copy per layer where it must be cast (it is not `ready`)."""
-        if not self.half or ready:
-            return self.width * size * min(1, self.count(*names))
-        return BF16 * size * self.count(*names)
+    def inputs(self, size: int, *names: str) -> int:
+        """Bytes per token that autograd keeps of the input that linear layers share."""
+        return self.width * size * min(1, self.count(*names))
 
 
 def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
@@ -147,21 +144,18 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     a, T = precision.width, packing.tokens
     D, F, H, G, d = net.hidden, net.inner, net.heads, net.key_heads, net.head_size
     normed = 0 if precision.adapted is not None else 1  # a trained norm keeps what it scales
-    norms = 2 * (FP32 * D + normed * FP32 * D)
+    norms = 2 * (FP32 * D + normed * a * D)
     attention = (
-        precision.inputs(D, "q_proj", "k_proj", "v_proj")
-        + a * H * d
-        + precision.inputs(H * d, "o_proj", ready=True)
-        + FP32 * H
+        precision.inputs(D, "q_proj", "k_proj", "v_proj") + a * H * d + precision.inputs(H * d, "o_proj") + FP32 * H
     )
     attention += a * H * d
     if net.head_norms:
         attention += (H + G) * d * (FP32 + normed * a)
-    if net.experts:  # in the type of their weights, under autocast too
+    if net.experts:
         k = net.experts_per_token
-        mlp = FP32 * net.experts + precision.inputs(D, "gate_proj") + k * FP32 * (2 * D + 4 * F)
+        mlp = FP32 * net.experts + precision.inputs(D, "gate_proj") + k * a * (2 * D + 4 * F)
     else:
-        mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj", ready=True)
+        mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj")
     ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
     key_heads = H if precision.repeated_keys and H != G else G
     return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
@@ -170,25 +164,20 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
 def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     """The most that one forward and backward pass holds beside weights and gradients: at the end of the forward, where
     the head's or the last norm's gradient is made, or inside the last layer."""
-    T, D, layers = packing.tokens, net.hidden, net.layers
+    a, T, D, layers = precision.width, packing.tokens, net.hidden, net.layers
     kept = layer_bytes(net, packing, precision)
-    between = layers * (FP32 * T * D if precision.checkpointing else kept)
-    casts = BF16 * (net.body - net.expert_parameters) if precision.half else 0
-    casts_left = casts // layers if precision.checkpointing else casts
-    if precision.checkpointing and precision.adapted is not None:
-        casts = casts_left  # autocast keeps copies of weights that learn alone
-    rest = precision.width * packing.masks + 2 * FP32 * T * net.head_size
-    last_norm = 2 * FP32 * T * D
-    inside = kept - FP32 * T * D if precision.checkpointing else 0.0
-    forward, backward = _head_bytes(net, packing, precision)
+    between = layers * (a * T * D if precision.checkpointing else kept)
+    rest = a * packing.masks + 2 * a * T * net.head_size
+    last_norm = (FP32 + a) * T * D
+    inside = kept - a * T * D if precision.checkpointing else 0.0
+    head = max(_head_bytes(net, packing, precision))
     return (
         rest
         + between
         + max(
-            casts + last_norm + forward,
-            casts_left + last_norm + backward,
-            casts_left + last_norm + 4 * FP32 * T * D,
-            casts_left + inside + _layer_gradient_bytes(net, packing, precision),
+            last_norm + head,
+            last_norm + 4 * FP32 * T * D,
+            inside + _layer_gradient_bytes(net, packing, precision),
         )
     )
 
@@ -196,38 +185,32 @@ def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> f
 def _layer_gradient_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     """What the backward pass of a layer makes for itself, at the end of its MLP."""
     a, T, D, F = precision.width, packing.tokens, net.hidden, net.inner
-    weight = (
-        0
-        if precision.adapted is not None
-        else net.largest * (FP32 + (BF16 if precision.half and not net.experts else 0))
-    )
+    weight = 0 if precision.adapted is not None else net.largest * (FP32 + (BF16 if precision.half else 0))
     if net.experts:
-        return T * FP32 * (D + net.experts_per_token * (D + F)) + weight
+        return T * a * (D + net.experts_per_token * (D + F)) + weight
     made = 2 * a * F + (0 if precision.count("down_proj") else a * F)
-    copies = FP32 * F if precision.half and precision.adapted is not None and precision.count("down_proj") else 0
-    return T * (FP32 * D + made + copies) + weight
+    return T * (a * D + made) + weight
 
 
 def _head_bytes(net: Network, packing: Packing, precision: Precision) -> tuple[float, float]:
     """Forward and backward of the head: hidden states and logits of the trained tokens, in chunks that are computed
     again where there are several."""
     a, N, V, D = precision.width, packing.trained, net.vocab, net.hidden
-    hidden = N * D * (FP32 + (BF16 if precision.half else 0))
+    hidden = a * N * D
     if not precision.head:
         return hidden, hidden
     chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
     rows, several = min(N, chunk), chunk < N
-    cast = BF16 * V * D if precision.half else 0
     logits = a * rows * V
     piece = FP32 * min(rows * V, PIECE_ELEMENTS)
     copy = piece if precision.half else 0
     pieces = piece + copy + (piece if rows * V > PIECE_ELEMENTS else 0)
     weight, whole_weight = (0, 0) if precision.adapted is not None else (a * V * D, FP32 * V * D)
     summed = whole_weight if several else 0
-    backward = cast + logits + max(pieces, a * rows * D + weight + summed)
+    backward = logits + max(pieces, a * rows * D + weight + summed)
     if precision.half and weight:
         backward = max(backward, weight + whole_weight + summed)
-    return hidden + cast + logits + copy, hidden + backward
+    return hidden + logits + copy, hidden + backward
 
 
 def forward_bytes(

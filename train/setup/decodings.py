@@ -113,10 +113,9 @@ def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: Sa
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 
-def inference_model(model: DiffusionLM, dtype: torch.dtype, apart_on: torch.device | None = None) -> DiffusionLM:
-    """The model that samples: the trained one itself, or a copy in the type that sampling wants. apart_on: always a
-    copy, on that device."""
-    return model if dtype == model.dtype and apart_on is None else model.copy_as(dtype, apart_on)
+def inference_model(model: DiffusionLM, dtype: torch.dtype) -> DiffusionLM:
+    """The model that samples: the trained one itself, or a copy in the type that sampling wants."""
+    return model if dtype == model.dtype else model.copy_as(dtype)
 
 
 def _stop_ids(decode: DecodeConfig, model: DiffusionLM) -> list[int]:

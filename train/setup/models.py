@@ -81,22 +81,32 @@ def make_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     new_adapters: bool = True,
+    adapters_dtype: torch.dtype | None = None,
 ) -> DiffusionLM:
     """The model to train or evaluate, from `checkpoint` (one of the run's) or model.pretrained_model, on the run's
-    device where no other is given; with the lora section's adapters where it has none and new_adapters is set."""
+    device where no other is given; with the lora section's adapters where it has none and new_adapters is set.
+    adapters_dtype: default that of the base."""
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec, device = spec_of(config, checkpoint), device or pick_device(config.model.device)
-    model = load_model(spec, dtype, device, random_init_seed=seed)
+    model = load_model(spec, dtype, device, random_init_seed=seed, adapters_dtype=adapters_dtype)
     adapters = adapters_of(config, spec) if new_adapters else None
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
             raise ValueError("lora.rank: adapters need a base on disk; model.random_init draws one. Save it first.")
-        model.add_adapters(adapters, spec.folder.resolve(), config.training.seed)
+        model.add_adapters(adapters, spec.folder.resolve(), config.training.seed, adapters_dtype)
     if model.adapters is not None and ranks.is_main():  # which writes the checkpoints
         model.base_fingerprint = fingerprint((spec.base or spec).folder)
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
+
+
+def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
+    """The model that an engine is to train, in fp32, where the engine then makes what it computes with. Under bf16 the
+    frozen base of adapters is bf16 at once."""
+    frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
+    dtype = torch.bfloat16 if frozen else torch.float32
+    return make_model(config, checkpoint, dtype, trained_model_device(config), adapters_dtype=torch.float32)
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:

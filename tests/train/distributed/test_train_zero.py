@@ -218,14 +218,25 @@ def test_updates_are_those_of_one_process(tmp_path, engine, case, world):
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", SHARING)
-def test_autocast_is_that_of_ranks_that_hold_all(tmp_path, engine):
-    """bf16, on the same two ranks, whose micro-batches are the same."""
+def test_bf16_is_that_of_ranks_that_hold_all(tmp_path, engine):
+    """Metrics and masters, on the same two ranks, whose micro-batches are the same; with a value model."""
     exact, want, got = (
-        run_ranks(tmp_path / str(i), 2, call_rl_updates, named, timeout=200)[0]
+        run_ranks(tmp_path / str(i), 2, call_rl_updates, named | {"with_value": True}, timeout=200)[0]
         for i, named in enumerate(({}, {"precision": "bf16"}, {"precision": "bf16", "engine": engine}))
     )
     assert_same(got, want)
     assert abs(want[0][0]["grad_norm"] - exact[0][0]["grad_norm"]) > 1e-4
+
+
+@pytest.mark.slow
+def test_bf16_on_two_ranks_is_that_of_one_but_for_rounding(tmp_path):
+    """Ranks pack other micro-batches. The masters of all ranks move alike (`require_equal_weights`)."""
+    want = one_process(tmp_path, call_rl_updates, {"precision": "bf16"})
+    got = run_ranks(tmp_path / "many", 2, call_rl_updates, {"precision": "bf16"})[0]
+    for name in ("grad_norm", "loss", "trained_tokens"):
+        assert got[0][0][name] == pytest.approx(want[0][0][name], rel=0.02), name
+    for name, master in want[1].items():
+        assert float((got[1][name] - master).abs().max()) < 2e-3, name
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_ones(folder, model, monkeypatch):
-    def fails(path):
+    def fails(path, **named):
         (path / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

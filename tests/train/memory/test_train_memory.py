@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import random_prompts, tiny_checkpoint
+from helpers import REAL, random_prompts, tiny_checkpoint
 from judge_server import judge_checkpoint
 from memory_meter import Meter, held
 from torch.utils._pytree import tree_leaves
 from trainees import make_config, policy_of, updater_of
 
+from configs import load_config
 from models.spec import CheckpointSpec, hf_config
 from sample import Rollout, Sampler
 from sample.slots import SlotKV, StepState
@@ -26,7 +27,7 @@ from train.memory.report import check_memory, memory_lines
 from train.setup.blocks import Blocks
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.local_judge import LocalJudge
-from train.setup.models import RunModels, frozen_reference, make_model, make_value_model, spec_of
+from train.setup.models import RunModels, frozen_reference, make_model, make_trained_model, make_value_model, spec_of
 
 P, R, BLOCK, RESPONSES = 40, 16, 4, 5
 SHARE = 0.15
@@ -85,17 +86,17 @@ class Trainee:
 
     def __init__(self, config, half):
         precision = "bf16" if half else "no"
-        self.config, self.model = config, make_model(config)
+        self.config, self.model = config, make_trained_model(config, precision)
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = make_accelerator(precision, torch.device("cpu"))
-        sampled_in_half = {"auto": half}.get(config.rollout.dtype, config.rollout.dtype == "bf16")
-        self.sampled = inference_model(self.model, torch.bfloat16 if sampled_in_half else torch.float32)
         blocks = Blocks.of(config, self.model.spec)
         (sampling,) = sampling_entries(config.rollout, self.model, blocks.sampled, seed=0, deterministic=False).values()
-        self.sampler = Sampler(self.sampled, replace(sampling, stop_ids=()))
         self.reference = frozen_reference(config, self.model, precision)
         self.policy = policy_of(config, self.model, accelerator, sampling, self.reference)
         self.updater = self.policy.updater
+        sampled_in_half = {"auto": half}.get(config.rollout.dtype, config.rollout.dtype == "bf16")
+        self.sampled = inference_model(self.model, torch.bfloat16 if sampled_in_half else torch.float32)
+        self.sampler = Sampler(self.sampled, replace(sampling, stop_ids=()))
         self.rollouts = []
 
     def sample(self):
@@ -125,7 +126,9 @@ class Trainee:
 
 
 def state_of(updater):
-    return held([list(state.values()) for state in updater.engine.optimizer.state.values()])
+    engine = updater.engine
+    masters = list(engine.masters.masters.values()) if engine.masters else []
+    return held(masters, [list(state.values()) for state in engine.optimizer.state.values()])
 
 
 def slots_of(sampler):
@@ -175,6 +178,28 @@ def slow(*values):
 def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
     folder = checkpoint(tmp_path, family)
     compare(settings(folder, **sections), folder, half=False)
+
+
+@pytest.mark.parametrize("family", ["sdar", slow("sdar_moe")])
+def test_adapters_over_a_bf16_base(tmp_path, family):
+    """A frozen base is bf16 alone, and the sampler's too."""
+    folder = checkpoint(tmp_path, family)
+    targets = [] if family == "sdar" else ["q_proj", "o_proj"]
+    config = settings(folder, lora={"rank": 4, "target_modules": targets}, training={"kl_to": "reference"})
+    compare(config, folder, half=True)
+
+
+@pytest.mark.skipif(not (REAL / "layouts").is_dir(), reason="the layouts of real checkpoints are absent")
+def test_a_4b_model_with_adapters_fits_a_card_of_24_gb(tmp_path):
+    """SDAR-4B under configs/rl_sdar.yaml: weights of 8.2 GiB are all that full training would hold six times."""
+    arguments = [f"model.pretrained_model={REAL / 'layouts' / 'SDAR-4B-Chat'}", "model.random_init=true"]
+    arguments += ["experiment.gpu_memory_gib=24", "experiment.processes=1", "rollout.max_slots=24"]
+    arguments += ["evaluation.max_slots=24", "lora.rank=16", "config=configs/rl_sdar.yaml"]
+    inputs = inputs_of(load_config(arguments))
+    assert plan.too_large(inputs) == [] and "sampler weights" not in plan.always(inputs)
+    assert plan.always(inputs)["weights"] == pytest.approx(8.3 * 2**30, rel=0.01)
+    whole = inputs_of(load_config([*arguments, "lora.rank=0"]))
+    assert sum(plan.always(whole).values()) > 50 * 2**30
 
 
 def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
@@ -242,10 +267,11 @@ def test_the_sizes_of_slots_are_those_of_all_their_tensors(tmp_path, family, dty
     assert {item.name for item in fields(state)} == set(vars(state))
 
 
-def test_the_value_model(tmp_path):
+@pytest.mark.parametrize("half", [False, slow(True)])
+def test_the_value_model(tmp_path, half):
     folder = checkpoint(tmp_path)
     config = settings(folder, model={"value_base_model": str(folder)})
-    inputs, run = inputs_of(config, machine=machine()), Trainee(config, False)
+    inputs, run = inputs_of(config, machine=machine(half)), Trainee(config, half)
     run.sample()
     value = make_value_model(config, spec_of(config))
     updater = updater_of(config, value, run.updater.accelerator)

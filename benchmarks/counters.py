@@ -1,0 +1,104 @@
+"""Counts that stand for what a GPU would show, taken on a CPU: each beside what it was at commit 6db0e99 and what is
+wanted.
+
+    python benchmarks/counters.py [--only bf16,...] [--threads 1]
+
+bf16: a random model of 64M parameters in bf16 answers 8 prompts of 64 tokens with 48 tokens at temperature 1; the
+sampler's log-probability of every trained token is set against the trainer's under the same weights. bf16_mean_abs is
+the mean of |difference|, bf16_off_share the share of tokens whose probability is off by more than 20%, which PPO's clip
+would take for a policy that has moved. bf16_head_dw: relative error, against fp64, of the gradient of a bf16 head's
+weight over 75 chunks of logits.
+Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from benchmarks.sampler import random_model
+from configs.schema import TrainingConfig
+from models.log_probs import linear_log_probs
+from models.tiny import random_prompts
+from sample import Sampler, SamplingConfig
+from train.algorithm.replay import Replayer, replay
+from train.learner.updater import outputs
+
+
+@dataclass(frozen=True)
+class Count:
+    """One row of the table. before: at commit 6db0e99, as text."""
+
+    name: str
+    value: float
+    before: str
+    wanted: str
+
+    def show(self) -> None:
+        print(f"{self.name:24}{self.before:>12}{self.value:12.4g}{self.wanted:>12}")
+
+
+def bf16_mismatch() -> list[Count]:
+    """Sampler against trainer, both as a run under training.mixed_precision=bf16 has them."""
+    model = random_model(torch.bfloat16, sharpness=16.0)
+    sampling = SamplingConfig(max_new_tokens=48, temperature=1.0, stop_ids=(), max_slots=8).for_model(model)
+    assert sampling.block_size is not None
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, sampling.block_size)
+    rollouts = Sampler(model, sampling).generate(random_prompts([64] * 8, vocab_size=model.text_vocab_size, seed=1))
+    pairs = [(rollout, row) for rollout in rollouts for row in replay(rollout, replayer, TrainingConfig())]
+    rows = [row for _, row in pairs]
+    trained = np.concatenate(outputs(model, rows, range(len(rows)), 4096, torch.device("cpu")))
+    sampled = np.concatenate([np.asarray(rollout.canvas_logprobs)[row.canvas_index] for rollout, row in pairs])
+    gap = sampled - trained
+    return [
+        Count("bf16_mean_abs", float(np.abs(gap).mean()), "4.4e-2", "<= 4e-3"),
+        Count("bf16_off_share", float((np.abs(np.expm1(-gap)) > 0.2).mean()), "1.6e-2", "0"),
+    ]
+
+
+def bf16_head_gradient() -> list[Count]:
+    """The head's weight gradient as `train.distributed.masters` sums it, against fp64 from unrounded numbers."""
+    rows, chunks, size, vocabulary = 8, 75, 64, 5000
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(vocabulary, size, generator=generator) / size**0.5
+    hidden = torch.randn(rows * chunks, size, generator=generator)
+    targets = torch.randint(vocabulary, (len(hidden),), generator=generator)
+    slope = torch.randn(len(hidden), generator=generator) + 1
+    exact = weight.double().requires_grad_()
+    logp = (hidden.double() @ exact.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    (wanted,) = torch.autograd.grad((logp * slope.double()).sum(), exact)
+    working = torch.nn.Parameter(weight.bfloat16())
+    working.grad_dtype = torch.float32
+    (linear_log_probs(hidden.bfloat16(), working, None, targets, rows) * slope).sum().backward()
+    assert working.grad is not None
+    error = float((working.grad - wanted).norm() / wanted.norm())
+    return [Count("bf16_head_dw", error, "4.7e-3", "<= 3.2e-3")]
+
+
+COUNTERS: dict[str, Callable[[], list[Count]]] = {"bf16": bf16_mismatch, "head": bf16_head_gradient}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(COUNTERS), help="names of counters, separated by commas")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{'counter':24}{'before':>12}{'now':>12}{'wanted':>12}")
+    found: dict[str, float] = {}
+    for name in arguments.only.split(","):
+        for count in COUNTERS[name]():
+            count.show()
+            found[count.name] = count.value
+    print(json.dumps({"benchmark": "counters", **found}))
+
+
+if __name__ == "__main__":
+    main()
