@@ -30,7 +30,7 @@ NOVEL = Family(
     attention="block",
     model_class="MistralForCausalLM",
     config_arguments=lambda raw_config: pick(raw_config, KEYS),
-    chat=ChatFormat(turn="[%s]%s", end_of_turn="[/]", answer="[assistant]"),
+    chat=ChatFormat(turn="[%s]%s", end_of_turn="[/]", assistant="[assistant]"),
     default_block_size=8,
 )
 """
@@ -100,7 +100,7 @@ def test_block_attention_with_a_logit_shift_is_refused():
 
 
 def test_turns_are_pairs_or_messages():
-    chat = ChatFormat(turn="[%s]%s", end_of_turn="[/]", after_turn="\n", answer="[assistant]", system="S")
+    chat = ChatFormat(turn="[%s]%s", end_of_turn="[/]", after_turn="\n", assistant="[assistant]", system="S")
     pairs = [("user", "a"), ("assistant", "b"), ("user", "c")]
     want = "[system]S[/]\n[user]a[/]\n[assistant]b[/]\n[user]c[/]\n[assistant]"
     assert chat.conversation(pairs) == want
