@@ -95,7 +95,7 @@ def run_command(arguments: list[str], log: Path, dies: bool = False) -> int:
         runpy.run_path(arguments[0], run_name="__main__")
         status = 0
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.spellings import RENAMED, SWITCHES
-from configs.tree import get, put
+from configs.tree import put
 
 _TEXT = (str, str | None)
+_TEXT_TAG, _NULL_TAG, _MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _TOP_LEVEL_TEXT = ("config", "model", "model_base")
 """Keys of text that stand outside the sections: the command's own, and dLLM-RL's."""
 
@@ -34,21 +35,77 @@ def argument_tree(arguments: Sequence[str], fields: Mapping[str, dataclasses.Fie
     return tree
 
 
-def restore_texts(tree: dict[str, Any], source: str, fields: Mapping[str, dataclasses.Field]) -> None:
-    """Puts back, into a tree that YAML made of `source`, the unquoted scalars of text keys that YAML took for something
-    else."""
-    for key, node in _scalars(yaml.compose(source, Loader=yaml.SafeLoader)):
-        if not isinstance(get(tree, key), str | None) and _is_text(key, node.value, fields):
-            put(tree, key, node.value)
+def as_typed(source: str, fields: Mapping[str, dataclasses.Field]) -> str | None:
+    """`source` with quotes around the unquoted keys, and values of text keys, that YAML would take for something else
+    (on, 5); None where there are none."""
+    node = yaml.compose(source, Loader=yaml.SafeLoader)
+    changed = list(_quoted(node, "", fields))
+    return str(yaml.serialize(node, Dumper=yaml.SafeDumper)) if changed else None
 
 
-def _scalars(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.ScalarNode]]:
-    for name, value in node.value if isinstance(node, yaml.MappingNode) else []:
+def _quoted(node: yaml.Node | None, prefix: str, fields: Mapping[str, dataclasses.Field]) -> Iterator[str]:
+    """Makes such scalars below a node text, in place, and yields them. What a merge (`<<`) brings in is below its own
+    section too."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for i, (name, value) in enumerate(node.value):
+        if name.tag == _MERGE_TAG:
+            for each in _merged(value):
+                yield from _quoted(each, prefix, fields)
+            continue
+        if _is_taken(name):
+            yield _quote(name)
         key = f"{prefix}{name.value}"
-        if isinstance(value, yaml.ScalarNode):
-            yield key, value
-        else:
-            yield from _scalars(value, f"{key}.")
+        if isinstance(value, yaml.MappingNode):
+            yield from _quoted(value, f"{key}.", fields)
+        elif isinstance(value, yaml.SequenceNode):
+            yield from map(_quote, filter(_is_taken, value.value if _holds_texts(key, fields) else ()))
+        elif isinstance(value, yaml.ScalarNode) and _is_taken(value) and _is_text(key, value.value, fields):
+            node.value[i] = (name, yaml.ScalarNode(_TEXT_TAG, value.value, style="'"))  # the old one may have an alias
+            yield value.value
+
+
+def _quote(node: yaml.ScalarNode) -> str:
+    """Makes a scalar text, and returns it."""
+    node.tag, node.style = _TEXT_TAG, "'"
+    return str(node.value)
+
+
+def _merged(value: yaml.Node) -> list[yaml.Node]:
+    """The mappings that a merge (`<<`) names: one, or a list of them."""
+    return list(value.value) if isinstance(value, yaml.SequenceNode) else [value]
+
+
+def _is_taken(node: yaml.Node) -> bool:
+    """Whether YAML, or OmegaConf's (which reads 1e3 as a number), takes a scalar for something else than text or
+    null."""
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+        return False
+    return node.tag not in (_TEXT_TAG, _NULL_TAG) or node.value[:1] in tuple("+-.0123456789")
+
+
+def _holds_texts(key: str, fields: Mapping[str, dataclasses.Field]) -> bool:
+    """Whether a list under this key holds texts."""
+    item = fields.get(RENAMED.get(key, key))
+    return item is not None and (item.metadata["each"] is str or item.type in (list[str], list[str] | None))
+
+
+def free_mappings(fields: Mapping[str, dataclasses.Field]) -> frozenset[str]:
+    """Keys that hold a mapping of any names."""
+    return frozenset(name for name, item in fields.items() if str(item.type).startswith("dict"))
+
+
+def require_sections(
+    tree: Mapping[str, Any], where: str, fields: Mapping[str, dataclasses.Field], prefix: str = ""
+) -> None:
+    """ValueError where a key of a file has dots (`experiment.project: x`), unless it is of a free mapping."""
+    for name, value in tree.items():
+        if "." in name:
+            *above, last = name.split(".")
+            nested = "".join(f"{part}: {{" for part in above) + f"{last}: ...{'}' * len(above)}"
+            raise ValueError(f"{prefix + name!r} in {where}: sections of a file are mappings: write {nested}.")
+        if isinstance(value, dict) and f"{prefix}{name}" not in free_mappings(fields):
+            require_sections(value, where, fields, f"{prefix}{name}.")
 
 
 def _is_text(key: str, typed: str, fields: Mapping[str, dataclasses.Field]) -> bool:

@@ -41,6 +41,7 @@ _RL_ALONE = (
     "tracking.sample_every",
     "evaluation",
 )
+_SFT_ALONE = ("dataset.optimization_data", "experiment.save_every_updates", "training.max_steps")
 _TRAINING_ALONE = (
     "experiment.save_every",
     "experiment.save_dtype",
@@ -71,7 +72,7 @@ _TRAINING_ALONE = (
     "lr_scheduler",
 )
 NOT_READ: dict[Command, tuple[str, ...]] = {
-    "rl": ("dataset.optimization_data", "dataset.eval_dataset", "rollout.output_unmasking_history"),
+    "rl": (*_SFT_ALONE, "dataset.eval_dataset", "rollout.output_unmasking_history"),
     "sft": (
         *_RL_ALONE,
         "dataset.eval_dataset",
@@ -82,7 +83,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         "judge",
         "execute",
     ),
-    "eval": (*_RL_ALONE, *_TRAINING_ALONE, "dataset.optimization_data", "reward.speed_weight"),
+    "eval": (*_RL_ALONE, *_TRAINING_ALONE, *_SFT_ALONE, "reward.speed_weight"),
 }
 """Command -> keys, or whole sections, that it does not read."""
 _MARKED_OTHERWISE: Mapping[tuple[Command, str], Effect] = {("sft", "training.num_train_epochs"): "length"}
@@ -104,5 +105,6 @@ def unread(command: Command, keys: Collection[str], typed: Mapping[str, str]) ->
 
 
 def readers(key: str) -> str:
-    """The commands that read a key, for people."""
-    return " and ".join(TITLES[command] for command in NOT_READ if reads(command, key)) or "no command"
+    """Which commands read a key, for people."""
+    found = [TITLES[command] for command in NOT_READ if reads(command, key)]
+    return f"{' and '.join(found) or 'no command'} {'do' if len(found) > 1 else 'does'}"

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.arguments import argument_tree, restore_texts
+from configs.arguments import argument_tree, as_typed, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
 from configs.fields import flat_fields, kind_of
 from configs.help import help_text, terminal_width
@@ -114,7 +114,7 @@ def _check_command(command: Command, sources: Sequence["_Source"], file: str) ->
     for key in of_arguments.set_keys():
         if not reads(command, key):
             raise ValueError(
-                f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)} does."
+                f"{of_arguments.typed.get(key, key)}: {TITLES[command]} does not read this key; {readers(key)}."
             )
     chosen = [source for source in of_yaml if not source.of_a_run]  # a run writes every key that there is
     found = dict.fromkeys(name for source in chosen for name in unread(command, source.set_keys(), source.typed))
@@ -159,10 +159,12 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
         from_file = OmegaConf.create(text)
         if not isinstance(from_file, DictConfig):
             raise ValueError(f"{file} holds no mapping of sections.")
+        if (typed := as_typed(text, dict(flat_fields()))) is not None:
+            from_file = OmegaConf.create(typed)
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(from_file, resolve=False))
-        restore_texts(tree, text, dict(flat_fields()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
+    require_sections(tree, str(file), dict(flat_fields()))
     base = tree.pop("base", None)
     if base is None:
         return [_read_tree(tree, str(file), of_a_run=text.startswith(RUN_HEADER))]
@@ -270,7 +272,7 @@ def _read_tree(tree: dict[str, Any], where: str, of_a_run: bool = False) -> _Sou
     _drop_empty(tree, {name.rpartition(".")[0] for name in (*RETIRED, *RENAMED, *known)})
     typed = rename(tree, where)
     retired = [name for name in flat(tree) if name in RETIRED]
-    free = {name for name, item in known.items() if str(item.type).startswith("dict")}
+    free = free_mappings(known)
     for name in list(flat(tree)):
         if name in RETIRED:
             warnings.warn(f"{name} in {where} has no effect: {RETIRED[name]}", stacklevel=3)
@@ -333,13 +335,10 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
                 _check_entry(typed.get(name, name), entry, item)
     for section in ("rollout", "evaluation"):
         decode = getattr(config, section)
-        try:
-            lists = decode.parallel_lists()
-            for block_size in lists.get("block_size", [decode.block_size]):
+        with naming(section):
+            for block_size in decode.parallel_lists().get("block_size", [decode.block_size]):
                 if block_size is not None:
                     decode.check_steps(block_size)
-        except ValueError as error:
-            raise ValueError(f"{section}: {error}") from error
 
 
 def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:

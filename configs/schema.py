@@ -219,7 +219,7 @@ class DecodeConfig(Section):
         blocks = -(-self.max_new_tokens // block_size)
         if self.steps is not None and self.steps < blocks:
             raise ValueError(
-                f"steps={self.steps} are fewer than the {blocks} blocks of {block_size} tokens in "
+                f"{self.key('steps')}={self.steps} are fewer than the {blocks} blocks of {block_size} tokens in "
                 f"{self.max_new_tokens}: a block needs one at least. Raise steps or block_size."
             )
 

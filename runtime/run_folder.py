@@ -26,6 +26,7 @@ MADE_HERE = (
     "evaluations.json",
     "curves.png",
     "final.json",
+    "start.json",
     "ckpt",
     "heartbeat",
     "trackers",
@@ -164,6 +165,11 @@ class RunFolder:
     def final(self) -> Path:
         """What the last line of a run shows: there once it has done its last step, and until it is opened again."""
         return self.path / "final.json"
+
+    @property
+    def start(self) -> Path:
+        """Which checkpoint of another run this one began with."""
+        return self.path / "start.json"
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Marks the run as done, with what its last line shows."""

@@ -177,6 +177,29 @@ def test_what_a_run_was_trained_from_is_a_real_path_and_another_model_is_refused
         checks.check(config)
 
 
+@pytest.mark.parametrize(
+    "key", ["experiment.resume", "model.pretrained_model", "model.value_base_model", "dataset.train_dataset"]
+)
+def test_overwrite_never_deletes_what_the_new_run_begins_with(shop, key):
+    """Through a link too; beside what it deletes, such a thing may lie in the run's folder."""
+    run = run_path(begun(rl_config(shop)))
+    name = "rollouts.jsonl" if key == "dataset.train_dataset" else "ckpt/step-000001"
+    place = run / name
+    if place.suffix:
+        shutil.copy(shop.tasks, place)
+    else:
+        shutil.copytree(shop.model, place)
+    link = shop.folder / f"link{place.suffix}"
+    link.symlink_to(place)
+    changed = ["training.seed=5", "experiment.overwrite=true"]
+    with pytest.raises(ValueError, match=f"overwrite=true would delete {link}, which {key}={link} needs: leave"):
+        check_start(rl_config(shop, *changed, f"{key}={link}"), RL_COMMAND)
+    assert place.exists()
+    beside = place.rename(run / f"mine{place.suffix}")
+    if key != "experiment.resume":
+        check_start(rl_config(shop, *changed, f"{key}={beside}"), RL_COMMAND)
+
+
 def test_the_first_model_of_a_value_model_and_a_judge_are_compared_too(linked):
     named = [f"model.value_base_model={linked.model}", f"judge.local={linked.model}", "judge.mode=process"]
     config = begun(rl_config(linked, *named))

@@ -18,6 +18,7 @@ from runtime import run_config
 from runtime.run_config import Settings
 from train import evaluation, rl, sft
 from train.collect import Collector
+from train.prepare import preparation
 from train.setup import models as setup_models
 
 BREAKS = """
@@ -88,6 +89,13 @@ def metrics_of(shop, run="rl"):
         (["rollout.target=margin_confidense"], "Did you mean 'margin_confidence'?"),
         (["evaluation.target=topk_margins"], "Did you mean 'topk_margin'?"),
         (["rollout.strategy=nowhere.py:f"], "rollout.strategy: no file 'nowhere.py'"),
+        (["rollout.steps=2"], "rollout.steps=2 are fewer than the 3 blocks of 4 tokens in 10"),
+        (["rollout.block_size=null", "rollout.steps=2"], "rollout.steps=2 are fewer than the 3 blocks of 4 tokens"),
+        ([TEST, "evaluation.steps=2"], "evaluation.steps=2 are fewer than the 3 blocks of 4 tokens in 10"),
+        (
+            ["rollout.steps=9", "rollout.steps_per_block=4"],
+            "rollout.steps=9 and rollout.steps_per_block=4 mean the same",
+        ),
         (["model.prepare_with=nowhere.yaml"], "model.prepare_with: nowhere.yaml"),
         (["rollout.max_token=256"], "rollout.max_token=256 and a prompt of one token exceed the 256 positions"),
         (["rollout.max_gen_length=300"], "rollout.max_gen_length=300 and a prompt"),
@@ -261,6 +269,9 @@ def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, caps
     for dry_run in ("false", "true"):
         with pytest.raises(ValueError, match="training.method=ar needs a model that predicts the next token"):
             run_rl(shop, *arguments, f"dry_run={dry_run}")
+    first.write_text(first.read_text() + "reward: {workers: 2}\n")
+    with pytest.warns(match=f"{first} sets keys that train/sft.py does not read: reward.workers"):
+        preparation(load_config(shop.arguments(RL, *arguments)))
     assert not shop.runs.exists()
 
 

@@ -174,6 +174,37 @@ def test_a_run_begins_with_a_checkpoint_of_another(shop):
         run_rl(shop, *arguments, "experiment.project=c", "dry_run=true")
 
 
+def test_a_link_to_begin_with_is_followed_once_also_when_the_run_is_killed_before_its_first_checkpoint(
+    shop, monkeypatch, caplog
+):
+    """The other run goes on meanwhile, so that its link leads to another checkpoint."""
+    few = [NO_EVALUATION, "rollout.num_task_per_step=2"]
+    run_rl(shop, *few, "experiment.project=first")
+    first = shop.runs / "first" / "ckpt"
+    (first / "optimized").unlink()
+    (first / "optimized").symlink_to("step-000001")
+    found = []
+
+    class Killed(Exception):
+        pass
+
+    def killed(learner, config, checkpoints):
+        (first / "optimized").unlink(missing_ok=True)
+        (first / "optimized").symlink_to("step-000002")
+        found.append((checkpoints.start, checkpoints.progress.step))
+        raise Killed
+
+    monkeypatch.setattr(rl.Learner, "__init__", killed)
+    for resume in (f"{first}/optimized", f"{first}/optimized", "auto"):
+        with pytest.raises(Killed):
+            run_rl(shop, *few, "experiment.project=b", f"experiment.resume={resume}")
+    assert found == [(first / "step-000001", 1)] * 3
+    assert caplog.text.count(f"began with {first}/step-000001 and begins with it again") >= 1
+    shutil.rmtree(first / "step-000001")
+    with pytest.raises(ValueError, match=f"began with {first}/step-000001, which is gone or another checkpoint now"):
+        run_rl(shop, *few, "experiment.project=b", "dry_run=true")
+
+
 def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, monkeypatch):
     def run_sft(*arguments):
         return sft.run(load_config(shop.arguments(SFT, "training.num_train_epochs=1", *arguments)))

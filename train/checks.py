@@ -15,19 +15,21 @@ from models import DiffusionLM
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
+from runtime.steps import step_folders
 from runtime.text import print_text
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
+from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings
+from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of
 from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
-from train.setup.sources import require_as_written, settings_of
+from train.setup.sources import require_as_written, require_kept, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,9 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     blocks = Blocks.of(config, spec)
+    check_steps(rollout, blocks.sampled)
+    if config.evaluation.eval_dataset:
+        check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
     if config.evaluation.eval_dataset:
@@ -115,21 +120,24 @@ def _made_by(first: Config) -> CheckpointSpec:
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names."""
-    experiment, path = config.experiment, run_path(config)
+    resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
-    if experiment.resume in ("auto", "never") or (
-        resumes and newest_checkpoint(RunFolder(path).checkpoints, proven=False)
-    ):
+    if resumes and not step_folders(folder.checkpoints):
+        resume = first_start(folder, resume)
+    if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
-    given_checkpoint(experiment.resume, command, with_value)
+    given_checkpoint(resume, command, with_value)
 
 
 def check_folder(config: Config, command: Command) -> bool:
     """Whether the run's folder holds this run already. ValueError where it is another's; a dry run, which writes
-    nothing there, reports it instead."""
+    nothing there, reports it instead. ValueError too where experiment.overwrite would delete what the run begins with.
+    """
     path, overwrite = run_path(config), config.experiment.overwrite
     settings = settings_of(config, command, digests=RunFolder(path).config.exists())
     resumes = RunFolder.check(path, settings, overwrite=overwrite or config.dry_run)
+    if overwrite and not resumes:
+        require_kept(config, command, path)
     if config.dry_run and not resumes and not overwrite and (path / "config.yaml").exists():
         print_text(
             f"{path} holds a run of another configuration: choose another experiment.project for the run itself."

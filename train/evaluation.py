@@ -26,7 +26,7 @@ from train.distributed.sharding import require_equal_weights, sample
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
-from train.setup.decodings import check_decodings, sampling_entries
+from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.models import RunModels, make_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
@@ -205,6 +205,7 @@ def check(config: Config) -> Path:
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
+    check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     check_prompts(config, tested_source(config), spec, tasks)

@@ -30,7 +30,7 @@ def preparation(config: Config) -> Config:
     """The SFT config named by model.prepare_with, with what the run passes on to it."""
     given = {key: attrgetter(key)(config) for key in PASSED_ON}
     arguments = [f"{key}={'null' if value is None else value}" for key, value in given.items()]
-    return load_config([f"config={config.model.prepare_with}", *arguments])
+    return load_config([f"config={config.model.prepare_with}", *arguments], command="sft")
 
 
 def to_be_prepared(config: Config) -> bool:

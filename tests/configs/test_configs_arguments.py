@@ -110,12 +110,40 @@ def test_unquoted_texts_of_a_yaml_stay_as_written(tmp_path):
     assert (config.training.mixed_precision, config.model.pretrained_model) == ("no", "1e3")
 
 
+def test_merge_keys_of_a_yaml_are_resolved(tmp_path):
+    """One mapping or a list of them, whose texts stay as written too; the section's own keys win."""
+    (tmp_path / "mine.yaml").write_text(
+        "rollout: &r {temperature: 0.5, top_p: 0.25, strategy: on}\n"
+        "evaluation: {<<: *r, top_p: 0.75, eval_dataset: 007}\n"
+        "experiment: &e {project: 007}\ndataset: {<<: [{folder: 1_0}, {folder: 2, template: yes}]}\n"
+    )
+    config = load_config([f"config={tmp_path / 'mine.yaml'}"])
+    evaluation, dataset = config.evaluation, config.dataset
+    assert (evaluation.temperature, evaluation.top_p, evaluation.strategy) == (0.5, 0.75, "on")
+    assert (evaluation.eval_dataset, dataset.folder, dataset.template) == ("007", "1_0", "yes")
+    assert config.experiment.project == "007" and config.rollout.top_p == 0.25
+
+
+def test_names_and_list_entries_of_a_yaml_stay_as_written(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: {columns: {5: x, on: off, 1e3: 1e3, a.b: y}}\nrollout: {stop_token_list: [on, 5, 1e3]}\n"
+        "training: {objective_params: {no: 3, x: on}, seed: &s 017}\nexperiment: {project: *s}\n"
+    )
+    config = load_config([f"config={tmp_path / 'mine.yaml'}"])
+    assert config.dataset.columns == {"5": "x", "on": "off", "1e3": "1e3", "a.b": "y"}
+    assert config.rollout.stop_token_list == ["on", "5", "1e3"]
+    assert config.training.objective_params == {"no": 3, "x": True}
+    assert (config.training.seed, config.experiment.project) == (15, "017")
+
+
 OF_OTHERS = [
     ("sft", "evaluation.eval_dataset=/nope", "evaluation.eval_dataset: train/sft.py does not read this key; rl.py"),
     ("sft", "reward.function=/nope.py:x", "reward.function: train/sft.py does not read"),
     ("sft", "rollout.max_token=5", "rollout.max_token: train/sft.py does not read"),
     ("eval", "evaluation.max_new_tokens=5", "evaluation.max_new_tokens: eval.py does not read this key; rl.py does."),
     ("eval", "training.objective_params.alpha=1", "training.objective_params: eval.py does not read"),
+    ("rl", "training.max_steps=5", "training.max_steps: rl.py does not read this key; train/sft.py does."),
+    ("eval", "training.lower_p=0.1", "this key; rl.py and train/sft.py do."),
     ("rl", "dataset.optimization_data=x", "dataset.optimization_data: rl.py does not read this key; train/sft.py"),
 ]  # fmt: skip
 

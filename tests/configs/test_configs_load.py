@@ -198,7 +198,7 @@ def test_parallel_lists_go_together(file, section, lists):
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 @pytest.mark.parametrize("block_size", ["4", "[32, 4]"])
 def test_fewer_steps_than_blocks(file, section, block_size):
-    with pytest.raises(ValueError, match=f"^{section}: steps=15 are fewer than the 16 blocks of 4 tokens in 61"):
+    with pytest.raises(ValueError, match=f"^{section}.steps=15 are fewer than the 16 blocks of 4 tokens in 61"):
         load(file(f"{section}: {{steps: 15, max_gen_length: 61, block_size: {block_size}}}"))
     assert load(file(f"{section}: {{steps: 16, max_gen_length: 61, block_size: {block_size}}}"))
 
@@ -216,7 +216,18 @@ def test_parallel_lists_of_one_length_load(file):
         ("training: {}\ntraining: {eps: 0.2}\n", "duplicate key"),
         ("- a\n- b\n", "no mapping"),
         ("just words\n", "unknown key 'just words'"),
-        ("training.eps\n", "Key 'training.eps' not in 'Config'"),
+        ("training.eps\n", "'training.eps' in"),
+        ("5: x\n", "unknown key '5'"),
+        ("on: x\n", "unknown key 'on'"),
+        ("1e3: x\n", "unknown key '1e3'"),
+        ("null: x\n", "Incompatible key type 'NoneType'"),
+        ("rollout: {5: x}\n", "unknown key 'rollout.5'"),
+        ("rollout: {on: {x: 1}}\n", "unknown key 'rollout.on.x'"),
+        ("? [a]\n: 3\n", "not valid YAML"),
+        ("experiment.project: x\n", "sections of a file are mappings: write experiment: {project: ...}."),
+        ("lr_scheduler: {params.warmup_steps: 3}\n", "'lr_scheduler.params.warmup_steps' in"),
+        ("rollout.max_token: 5\n", "write rollout: {max_token: ...}."),
+        ("rollout: &r {temperature: 1.0}\nreward: {<<: *r}\n", "unknown key 'reward.temperature'"),
         ("trainin:\n", "unknown key 'trainin'"),
         ("training:\n  eps: ${nowhere}\n", "nowhere"),
         ("training: 5\n", "is a section: set keys in it, as in training.KEY=value"),

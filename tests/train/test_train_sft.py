@@ -160,7 +160,7 @@ def test_gaps_in_a_trace_mean_nothing(family, tmp_path):
 def test_semi_ar_of_full_attention_has_a_row_a_block(tmp_path):
     """One, whatever mask_times_per_sample: blocks before it clean, all after it masked, as in dLLM-RL."""
     model = load_model(text_checkpoint(tmp_path, "llada"))
-    settings = for_model(training(mask_times_per_sample=35), model, SEMI_AR, 4)
+    settings = for_model(training(mask_times_per_sample=35, rows_per_response=1), model, SEMI_AR, 4)
     rows = make_samples(
         TokenizedExample(0, [5, 6, 7], list(range(10, 20)), None), model, settings, SEMI_AR, 0, window=12
     )

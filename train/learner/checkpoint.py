@@ -205,9 +205,10 @@ def starting_checkpoint(folder: Path, resume: str, command: str, with_value: boo
 
 
 def given_checkpoint(resume: str, command: str, with_value: bool = False, *, proven: bool = False) -> Path:
-    """The checkpoint at the path that experiment.resume names. ValueError where it is not whole, was not written by
+    """The checkpoint at the path that experiment.resume names, itself where that is a link to it: the link may lead
+    elsewhere before all of it is read. ValueError where it is not whole, was not written by
     `command`, or lacks the value model of a run that trains one. proven: as in `newest_checkpoint`."""
-    given = Path(resume).expanduser()
+    given = Path(resume).expanduser().resolve()
     if problem := problem_of(given, proven=proven):
         raise ValueError(f"experiment.resume={resume} is not a whole checkpoint of a run: {problem}.")
     written_by = _written_by(given)

@@ -17,7 +17,7 @@ from models.spec import CheckpointSpec
 from runtime import ranks
 from runtime.files import file_digest
 from runtime.run_folder import RunFolder
-from runtime.steps import step_folder, step_of
+from runtime.steps import step_folder, step_folders, step_of
 from train.distributed.sharding import require_equal_weights, rows_per_update
 from train.learner.checkpoint import (
     RL,
@@ -33,6 +33,7 @@ from train.learner.checkpoint import (
     save_checkpoint,
     starting_checkpoint,
 )
+from train.learner.start import first_start, keep_start
 from train.learner.updater import Updater
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class RunCheckpoints:
         experiment = config.experiment
         with_value = command == RL and bool(config.model.value_base_model)
         self.folder, self.command, self.keep_last = folder.checkpoints, command, experiment.keep_last
-        self.start = ranks.on_main(starting_checkpoint, self.folder, experiment.resume, command, with_value)
+        self.start = ranks.on_main(self._find_start, folder, experiment.resume, with_value)
         if self.start is not None:
             ranks.on_main(require_base, CheckpointSpec.read(self.start, config.model.model_base))
         self.saved: Mapping[str, Any] = read_state(self.start) if self.start is not None else {}
@@ -90,6 +91,14 @@ class RunCheckpoints:
         self._damaged: set[int] = set()
         self._began = time.perf_counter() - self.progress.seconds
         self._rows_per_update = self.saved.get("rows_per_update") if self.resumed else None
+
+    def _find_start(self, folder: RunFolder, resume: str, with_value: bool) -> Path | None:
+        if not step_folders(self.folder):
+            resume = first_start(folder, resume)
+        start = starting_checkpoint(self.folder, resume, self.command, with_value)
+        if start is not None and start.parent != self.folder:
+            keep_start(folder, start)
+        return start
 
     def resumed_config(self, config: Config) -> Config:
         """The config with updates of the size that the run began with, whatever the number of ranks is now."""

@@ -32,6 +32,7 @@ def sampling_entries(
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
     fit the model.
     """
+    check_steps(decode, blocks)
     cache = cache_mode(decode, model.spec.family)
     horizon = decode.further_horizon if cache == "prefix" else None
     of_the_run: dict[str, Any] = {"cache": cache, "further_horizon": horizon}
@@ -42,7 +43,7 @@ def sampling_entries(
         config = SamplingConfig(**chosen).for_model(model)
         _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
-            config = replace(config, steps_per_block=_divided_steps(decode, chosen["steps_per_block"], config))
+            config = replace(config, steps_per_block=_divided_steps(decode, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
         strategy = chosen["strategy"].rpartition(":")[2].removeprefix("low_confidence_")
         name = f"{strategy}-b{config.block_size}-{mode}"
@@ -102,14 +103,21 @@ def _warn_of_idle_steps(decode: DecodeConfig, config: SamplingConfig) -> None:
         )
 
 
-def _divided_steps(decode: DecodeConfig, steps_per_block: int | None, config: SamplingConfig) -> list[int]:
+def check_steps(decode: DecodeConfig, blocks: Sequence[int]) -> None:
+    """ValueError where the steps of a section are given twice, or are fewer than the blocks of a response. blocks: as
+    of `sampling_entries`."""
+    if decode.steps is not None and decode.steps_per_block is not None:
+        raise ValueError(
+            f"{decode.key('steps')}={decode.steps} and {decode.key('steps_per_block')}={decode.steps_per_block} "
+            "mean the same: give one."
+        )
+    for block_size in blocks:
+        decode.check_steps(block_size)
+
+
+def _divided_steps(decode: DecodeConfig, config: SamplingConfig) -> list[int]:
     """Steps of each block, from those of the whole response."""
     assert config.block_size is not None and decode.steps is not None
-    if steps_per_block is not None:
-        raise ValueError(
-            f"steps={decode.steps} and {decode.key('steps_per_block')}={steps_per_block} mean the same: give one."
-        )
-    decode.check_steps(config.block_size)
     return schedule(decode.steps, -(-config.max_new_tokens // config.block_size))
 
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from configs import find, resolved
 from configs.commands import Command
 from configs.schema import Config
 from configs.tree import get
 from data.tasks import resolve_dataset
+from models import lora
 from models.fingerprint import digest_of, fingerprint, require_base
 from models.folder import resolve_folder
 from models.spec import CheckpointSpec
 from runtime.run_config import Settings, Source
+from runtime.run_folder import MADE_HERE
 from train.learner.checkpoint import problem_of_model
 
 _MODELS: dict[Command, tuple[str, ...]] = {
@@ -53,9 +56,41 @@ def _sources(config: Config, command: Command) -> Iterator[tuple[str, Source]]:
             folder = resolve_folder(find(name)).resolve()
             yield key, Source(str(folder), fingerprint(folder))
     for key in _DATA[command]:
-        if name := get(config, key):
-            path = resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed).resolve()
+        if get(config, key):
+            path = _data_file(config, key).resolve()
             yield key, Source(str(path), digest_of(path))
+
+
+def require_kept(config: Config, command: Command, run: Path) -> None:
+    """ValueError where emptying the folder `run` (experiment.overwrite) would delete what the new run begins with: a
+    checkpoint, a model or its base, or data."""
+    made = [(run / name).resolve() for name in MADE_HERE]
+    for key, path in _begins_with(config, command):
+        if any(path.resolve().is_relative_to(place) for place in made):
+            name = config.typed.get(key, key)
+            raise ValueError(
+                f"experiment.overwrite=true would delete {path}, which {name}={get(config, key)} needs: leave "
+                "experiment.overwrite out and choose another experiment.project."
+            )
+
+
+def _begins_with(config: Config, command: Command) -> Iterator[tuple[str, Path]]:
+    """Key -> a path on this machine that it needs."""
+    resume = config.experiment.resume
+    names = {key: find(name) for key in _MODELS[command] if (name := get(config, key))}
+    if resume not in ("auto", "never"):
+        names["experiment.resume"] = Path(resume).expanduser()
+    for key, folder in names.items():
+        yield key, folder
+        if (folder / lora.CONFIG).is_file() and (base := CheckpointSpec.read(folder, config.model.model_base).base):
+            yield key, base.folder
+    for key in _DATA[command]:
+        if get(config, key):
+            yield key, _data_file(config, key)
+
+
+def _data_file(config: Config, key: str) -> Path:
+    return resolve_dataset(get(config, key), folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
 def require_as_written(spec: CheckpointSpec) -> None:

@@ -51,9 +51,9 @@ def test_block_families_have_their_cache_anyway(sdar, caplog):
 
 
 def test_steps_that_do_not_fit(dream):
-    with pytest.raises(ValueError, match="steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
+    with pytest.raises(ValueError, match=r"rollout\.steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
         entries(dream, steps=3, max_new_tokens=128, block_size=32)
-    with pytest.raises(ValueError, match="steps=8 and rollout.steps_per_block=4 mean the same"):
+    with pytest.raises(ValueError, match=r"rollout\.steps=8 and rollout.steps_per_block=4 mean the same"):
         entries(dream, steps=8, steps_per_block=4)
 
 
