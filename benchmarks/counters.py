@@ -9,8 +9,8 @@ the mean of |difference|, bf16_off_share the share of tokens whose probability i
 would take for a policy that has moved. bf16_head_dw: relative error, against fp64, of the gradient of a bf16 head's
 weight over 75 chunks of logits.
 steps: a tiny SDAR answers 64 prompts in 64 slots, blocks of 4, two denoising steps a block, under the shapes of a GPU.
-body_rows_over_nb: rows that the body computes a step / (slots x block). keys_read_over_needed: keys that attention reads
-a step / sum over live slots of the length rounded up to 128. captured_keys: shapes of which a step is captured.
+body_rows_over_nb: rows that the body computes a step / (slots x block). keys_read_over_needed: keys that attention
+reads a step / sum over live slots of the length rounded up to 128. captured_keys: shapes of which a step is captured.
 Ends with one line of JSON.
 """
 
