@@ -114,7 +114,7 @@ def test_keys_of_the_result_are_refused_and_the_others_taken_and_said_as_typed(t
     assert found.taken == (
         "experiment.save_every 10 -> 3 (output)",
         "experiment.threads 0 -> 2 (speed: the same results up to rounding)",
-        "rollout.max_active 256 -> 8 (speed: the same results up to rounding)",
+        "rollout.max_active null -> 8 (speed: the same results up to rounding)",
     )
 
 
