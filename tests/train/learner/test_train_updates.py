@@ -406,7 +406,7 @@ def test_the_reference_of_a_run_that_begins_with_adapters_has_those(tmp_path, be
             if ".lora_" in name:
                 weight.add_(0.1)
     after, frozen = policy.updater.outputs(samples, range(len(samples))), frozen_reference(config, model, "no")
-    reference = outputs(frozen, samples, range(len(samples)), 1000, policy.updater.accelerator)
+    reference = outputs(frozen, samples, range(len(samples)), 1000, policy.updater.accelerator.device)
     for first, moved, same in zip(before, after, reference, strict=True):
         assert same == pytest.approx(first, abs=1e-5) and moved != pytest.approx(first, abs=1e-3)
 
