@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,36 +263,46 @@ def report(results: dict[str, list[Result]]) -> None:
     print(" " * 40 + "".join(f"{name:>{width}}" for name, width in (*columns, ("tok/fwd", 9))))
     rows: dict[str, dict[str, object]] = {}
     for name, runs in results.items():
-        before = [run.before for run in runs]
-        mean, spread = mean_and_spread([run.accuracy for run in runs])
-        row: dict[str, object] = {
-            "updates": statistics.mean(run.updates for run in runs),
-            "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
-            "update_seconds": statistics.mean(run.update_seconds for run in runs),
-            "start_by_seed": [run.start for run in runs],
-            "before_by_seed": before,
-            "accuracy": mean,
-            "accuracy_sd": spread,
-            "accuracy_by_seed": [run.accuracy for run in runs],
-            "stderr_of_a_run": statistics.mean(run.stderr for run in runs),
-            "tokens_per_forward": statistics.mean(run.tokens_per_forward for run in runs),
-        }
-        against = ""
-        gaps = [run.accuracy - base[run.seed] for run in runs if run.seed in base]
-        if gaps and name != "trace":
-            gap, gap_spread = mean_and_spread(gaps)
-            error = gap_spread / len(gaps) ** 0.5
-            row |= {"difference": gap, "difference_stderr": error}
-            against = f"{gap:+.3f} +- {error:.3f}"
-        tokens = statistics.mean(run.packed_tokens for run in runs) / 1e6
+        against = {} if name == "trace" else difference(runs, base)
+        rows[name] = means(runs) | against | of_value_model(runs)
+        before, row = statistics.mean(run.before for run in runs), rows[name]
+        gap = f"{against['difference']:+.3f} +- {against['difference_stderr']:.3f}" if against else ""
         print(
-            f"{VARIANTS[name].label:40}{row['updates']:9.0f}{tokens:10.3f}{statistics.mean(before):8.3f}"
-            f"{mean:10.3f}{spread:7.3f}{against:>18}{row['tokens_per_forward']:9.2f}"
+            f"{VARIANTS[name].label:40}{row['updates']:9.0f}{row['packed_tokens'] / 1e6:10.3f}{before:8.3f}"  # type: ignore[operator]
+            f"{row['accuracy']:10.3f}{row['accuracy_sd']:7.3f}{gap:>18}{row['tokens_per_forward']:9.2f}"
         )
-        if runs[0].explained is not None:
-            row |= {"explained_variance": [run.explained for run in runs], "visible": [run.visible for run in runs]}
-        rows[name] = row
     print(json.dumps({"benchmark": "study", "variants": rows}))
+
+
+def means(runs: Sequence[Result]) -> dict[str, object]:
+    mean, spread = mean_and_spread([run.accuracy for run in runs])
+    return {
+        "updates": statistics.mean(run.updates for run in runs),
+        "packed_tokens": statistics.mean(run.packed_tokens for run in runs),
+        "update_seconds": statistics.mean(run.update_seconds for run in runs),
+        "start_by_seed": [run.start for run in runs],
+        "before_by_seed": [run.before for run in runs],
+        "accuracy": mean,
+        "accuracy_sd": spread,
+        "accuracy_by_seed": [run.accuracy for run in runs],
+        "stderr_of_a_run": statistics.mean(run.stderr for run in runs),
+        "tokens_per_forward": statistics.mean(run.tokens_per_forward for run in runs),
+    }
+
+
+def difference(runs: Sequence[Result], base: Mapping[int, float]) -> dict[str, object]:
+    """To the runs of the same seeds in `base`, {seed: accuracy}; nothing where there are none."""
+    gaps = [run.accuracy - base[run.seed] for run in runs if run.seed in base]
+    if not gaps:
+        return {}
+    gap, spread = mean_and_spread(gaps)
+    return {"difference": gap, "difference_stderr": spread / len(gaps) ** 0.5}
+
+
+def of_value_model(runs: Sequence[Result]) -> dict[str, object]:
+    if runs[0].explained is None:
+        return {}
+    return {"explained_variance": [run.explained for run in runs], "visible": [run.visible for run in runs]}
 
 
 if __name__ == "__main__":

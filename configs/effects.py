@@ -20,6 +20,9 @@ MEANINGS: Mapping[Effect, str] = MappingProxyType(
 OF_ONE_START = ("config", "dry_run", "experiment.overwrite", "experiment.resume")
 """Keys of one start of a run alone: a run does not keep them."""
 
+_TURNS_ON = ("judge.api",)
+"""Keys that say where something is; it is turned on or off where one of two values is empty."""
+
 
 @functools.cache
 def _marks() -> dict[str, Effect]:
@@ -29,6 +32,11 @@ def _marks() -> dict[str, Effect]:
 def effect_of(key: str, command: Command | None = None) -> Effect:
     """The mark of a key; result for one that the schema does not have."""
     return effect_in(command, key, _marks().get(key, "result"))
+
+
+def effect_between(key: str, command: Command | None, then: Any, now: Any) -> Effect:
+    """What a change between two values of a key changes."""
+    return "result" if key in _TURNS_ON and not (then and now) else effect_of(key, command)
 
 
 def note(effect: Effect, settings: Mapping[str, Any]) -> str:

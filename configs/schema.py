@@ -410,7 +410,7 @@ class JudgeConfig(Section):
 
     section = "judge"
 
-    api: str = opt("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
+    api: str = speed("", "OpenAI-compatible endpoint (http://host:8000/v1) of the judge")
     model: str = opt("", "name of the judge at that endpoint")
     api_key_variable: str = speed("", "environment variable that holds the endpoint's key")
     local: str | None = opt(None, "the judge as a transformers model, a folder or hub name")

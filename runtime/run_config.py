@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.commands import Command
-from configs.effects import OF_ONE_START, effect_of, note
+from configs.effects import OF_ONE_START, effect_between, note
 from configs.hidden import Hidden, actual, holds_hidden, shown
 from configs.load import RUN_HEADER, find, flat_run
 from configs.tree import flat
@@ -26,13 +26,20 @@ _DIGEST = "# Digest of the lines below: "
 _HIDDEN = "# Hashes of values that are not written: "
 _SOURCES = "# Digests of what these keys name: "
 _COMMENTS = 3
+_CODE = (
+    *("training.objective", "training.advantage", "training.method"),
+    *("rollout.strategy", "rollout.target", "evaluation.strategy", "evaluation.target"),
+)
+"""Keys that name a user's code: a run is resumed after it was edited, and one line says so."""
+_REWARD = "reward.function"
+"""May be edited without a word: a step that a broken reward could not grade is graded again."""
 _FOLDERS = {"dataset.folder": "dataset."}
 """Keys that locate others -> how those begin."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a key names, a checkpoint or a data file: where it is, and a digest of what it holds."""
+    """What a key names, a checkpoint, a data file or code: where it is, and a digest of what it holds."""
 
     path: str
     digest: str
@@ -124,6 +131,17 @@ class _Pair:
         kept = self.there.get(key)
         return now is not None and isinstance(kept, str) and find(kept).resolve() == find(now.path).resolve()
 
+    def other_contents(self) -> tuple[list[str], dict[str, tuple[str, str]]]:
+        """Keys whose code is another one, a reward's apart; and of other keys with other contents both digests."""
+        found = {key: pair for key in self.settings.sources if (pair := self.digests(key)) and pair[0] != pair[1]}
+        code = [key for key in found if key in _CODE]
+        return code, {key: pair for key, pair in found.items() if key not in (*_CODE, _REWARD)}
+
+    def other_code(self, key: str) -> str:
+        """For people: the file of a key holds other code than at the last start."""
+        name = self.settings.names.get(key, key)
+        return f"{name}: {self.settings.sources[key].path} has been edited since the run was last started with it"
+
 
 def _changes(pair: _Pair) -> Changes:
     names, command = pair.settings.names, pair.settings.command
@@ -131,14 +149,15 @@ def _changes(pair: _Pair) -> Changes:
     taken: list[str] = []
     for key in pair.changed_keys():
         name, (then, now) = names.get(key, key), pair.values(key)
-        effect = effect_of(key, command)
+        effect = effect_between(key, command, pair.there.get(key), pair.here.get(key))
         if effect != "result":
             taken.append(f"{name} {then} -> {now} ({note(effect, pair.here)})")
         elif not pair.names_the_same(key):
             refused[name] = f"{then} -> {now}"
         elif pair.sources is not None:
             taken.append(f"{name} {then} -> {now} (it holds the same)")
-    other = {key: found for key in pair.settings.sources if (found := pair.digests(key)) and found[0] != found[1]}
+    code, other = pair.other_contents()
+    taken += [pair.other_code(key) for key in code if names.get(key, key) not in refused]
     for key, (then, now) in other.items():
         place, name = (pair.sources or {})[key].path, names.get(key, key)
         refused.setdefault(name, f"{place} held {then[:12]} -> {pair.settings.sources[key].path} holds {now[:12]}")

@@ -200,6 +200,28 @@ def test_overwrite_never_deletes_what_the_new_run_begins_with(shop, key):
         check_start(rl_config(shop, *changed, f"{key}={beside}"), RL_COMMAND)
 
 
+def test_a_strategy_of_the_users_own_is_named_once_after_it_was_edited_and_may_move(shop, caplog):
+    """In a list too; a reward that moves with its content resumes."""
+    file, elsewhere = shop.folder / "mine.py", shop.folder / "moved"
+    file.write_text("def first(proposal, masked, k, choices):\n    return masked\n")
+    elsewhere.mkdir()
+
+    def config(folder):
+        named = f"[{folder}/mine.py:first,sequential]"
+        return rl_config(shop, f"evaluation.strategy={named}", f"reward.function={folder}/my_reward.py:always_one")
+
+    begun(config(shop.folder))
+    file.write_text(file.read_text() + "# edited\n")
+    begun(config(shop.folder))
+    assert f"evaluation.strategy: {file}:first, sequential has been edited" in one_line(caplog, "other settings")
+    begun(config(shop.folder))
+    assert not caplog.messages
+    for path in (file, shop.reward):
+        path.rename(elsewhere / path.name)
+    begun(config(elsewhere))
+    assert one_line(caplog, "other settings").count("(it holds the same)") == 2
+
+
 def test_the_first_model_of_a_value_model_and_a_judge_are_compared_too(linked):
     named = [f"model.value_base_model={linked.model}", f"judge.local={linked.model}", "judge.mode=process"]
     config = begun(rl_config(linked, *named))

@@ -39,7 +39,7 @@ def changes(tmp_path, monkeypatch):
     return compare
 
 
-FROM_ENV, LITERAL = ("judge.api=${oc.env:API}", "training.shrink=${oc.env:STEPS}"), (f"judge.api={URL}",)
+FROM_ENV, LITERAL = ("judge.model=${oc.env:API}", "training.shrink=${oc.env:STEPS}"), (f"judge.model={URL}",)
 
 
 @pytest.mark.parametrize("there", [FROM_ENV, (*LITERAL, "training.shrink=7")])
@@ -60,16 +60,16 @@ def test_another_value_of_the_same_variable_is_a_difference(changes, monkeypatch
     assert "hunter" not in found
     assert [line.split(maxsplit=1) for line in found.splitlines()] == [
         ["training.shrink", '"${oc.env:STEPS} (another value)" -> "${oc.env:STEPS}"'],
-        ["judge.api", '"${oc.env:API} (another value)" -> "${oc.env:API}"'],
+        ["judge.model", '"${oc.env:API} (another value)" -> "${oc.env:API}"'],
     ]
 
 
 def test_another_password_and_another_literal_are_differences(changes):
-    assert changes(LITERAL, (f"judge.api={URL.replace('22', '23')}",)) == [
-        'judge.api  "https://me:***@host/v1 (another value)" -> "https://me:***@host/v1"'
+    assert changes(LITERAL, (f"judge.model={URL.replace('22', '23')}",)) == [
+        'judge.model  "https://me:***@host/v1 (another value)" -> "https://me:***@host/v1"'
     ]
-    assert changes(FROM_ENV, ("judge.api=http://x", "training.shrink=7")) == [
-        'judge.api  "${oc.env:API}" -> "http://x"'
+    assert changes(FROM_ENV, ("judge.model=http://x", "training.shrink=7")) == [
+        'judge.model  "${oc.env:API}" -> "http://x"'
     ]
 
 
@@ -114,7 +114,7 @@ def test_keys_of_the_result_are_refused_and_the_others_taken_and_said_as_typed(t
     assert found.taken == (
         "experiment.save_every 10 -> 3 (output)",
         "experiment.threads 0 -> 2 (speed: the same results up to rounding)",
-        "rollout.max_active 256 -> 8 (speed: the same results up to rounding)",
+        "rollout.max_active null -> 8 (speed: the same results up to rounding)",
     )
 
 
@@ -159,6 +159,31 @@ def test_what_a_key_names_is_compared_by_what_it_holds(tmp_path):
     assert compared(tmp_path, same, [f"{MODEL}=/b", f"{DATA}=t"], (there, changed)).refused == (
         f'  {MODEL}  "/a" -> "/b"',
     )
+
+
+OBJECTIVE, REWARD = "training.objective", "reward.function"
+
+
+def test_code_that_was_edited_is_named_and_taken_but_a_rewards_is_not_even_named(tmp_path):
+    """It may move with what it holds; other code in another place is another setting."""
+    there = {OBJECTIVE: Source("/a.py:f", "1" * 32), REWARD: Source("/r.py:g", "2" * 32)}
+    same = [f"{OBJECTIVE}=/a.py:f", f"{REWARD}=/r.py:g"]
+    edited = {OBJECTIVE: Source("/a.py:f", "3" * 32), REWARD: Source("/r.py:g", "4" * 32)}
+    found = compared(tmp_path, same, same, (there, edited))
+    line = f"{OBJECTIVE}: /a.py:f has been edited since the run was last started with it"
+    assert (found.refused, found.taken, found.contents) == ((), (line,), False)
+    now = [f"{OBJECTIVE}=/b.py:f", f"{REWARD}=/s.py:g"]
+    moved = {OBJECTIVE: Source("/b.py:f", "1" * 32), REWARD: Source("/s.py:g", "2" * 32)}
+    assert not compared(tmp_path, same, now, (there, moved)).refused
+    others = compared(tmp_path, same, now, (there, edited))
+    assert len(others.refused) == 2 and not others.taken
+
+
+def test_a_judge_may_move_but_not_come_or_go(tmp_path):
+    at = [f"judge.api=http://{host}:8000/v1" for host in "ab"]
+    assert compared(tmp_path, at[:1], at[1:]).taken and not compared(tmp_path, at[:1], at[1:]).refused
+    assert compared(tmp_path, at[:1], []).refused and compared(tmp_path, [], at[1:]).refused
+    assert compared(tmp_path, ["judge.model=x"], ["judge.model=y"]).refused
 
 
 def test_a_folder_of_data_may_move_with_what_it_holds(tmp_path):

@@ -1,6 +1,7 @@
-"""The models and data that a config names: where they are when a run starts, and digests of what they hold."""
+"""The models, data and code that a config names: where they are when a run starts, and digests of what they hold."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models import lora
 from models.fingerprint import digest_of, fingerprint, require_base
 from models.folder import resolve_folder
 from models.spec import CheckpointSpec
+from runtime.doors import find_target, is_file_target
 from runtime.run_config import Settings, Source
 from runtime.run_folder import MADE_HERE
 from train.learner.checkpoint import problem_of_model
@@ -26,6 +28,14 @@ _DATA: dict[Command, tuple[str, ...]] = {
     "rl": ("dataset.train_dataset", "evaluation.eval_dataset"),
     "sft": ("dataset.optimization_data",),
     "eval": ("dataset.eval_dataset",),
+}
+_CODE: dict[Command, tuple[str, ...]] = {
+    "rl": (
+        *("reward.function", "training.objective", "training.advantage", "training.method"),
+        *("rollout.strategy", "rollout.target", "evaluation.strategy", "evaluation.target"),
+    ),
+    "sft": ("training.method",),
+    "eval": ("reward.function", "rollout.strategy", "rollout.target"),
 }
 
 
@@ -59,6 +69,19 @@ def _sources(config: Config, command: Command) -> Iterator[tuple[str, Source]]:
         if get(config, key):
             path = _data_file(config, key).resolve()
             yield key, Source(str(path), digest_of(path))
+    for key in _CODE[command]:
+        yield from _code(key, get(config, key))
+
+
+def _code(key: str, given: str | Sequence[str] | None) -> Iterator[tuple[str, Source]]:
+    """Of the user's files (path/to/file.py:name) that a key names, a list of names together; nothing where all are
+    built in."""
+    entries = [given] if isinstance(given, str) else given or ()
+    found = [find_target(key, entry) if is_file_target(entry) else (None, entry) for entry in entries]
+    if any(path for path, _ in found):
+        digests = [f"{digest_of(path) if path else ''}:{name}" for path, name in found]
+        places = [f"{path.resolve()}:{name}" if path else name for path, name in found]
+        yield key, Source(", ".join(places), hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest())
 
 
 def require_kept(config: Config, command: Command, run: Path) -> None:
