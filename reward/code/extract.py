@@ -1,12 +1,23 @@
-"""The program in a completion: its last Python block, or what continues the task's prefix."""
+"""The program in a completion: a Python block of it, or what continues the task's prefix."""
 
 import ast
 import re
+from collections.abc import Collection
 
 from reward.code.source import FunctionNode, entry_node, parsed, runnable_prefix
 
 MAX_CHECKS = 8  # blocks of one completion that are parsed to find where they end
-_OPENER = re.compile(r"(`{3,}|~{3,})[ \t]*\{?\.?(?:python|py)[\d.]*(?:[ \t,:{}][^\n`]*)?\r?\n", re.IGNORECASE)
+_UNSEEN = "\u200b\ufeff"  # zero-width space, byte order mark
+_OPENER = re.compile(
+    r"((?<!`)`{3,}|(?<!~)~{3,})"
+    rf"[ \t{_UNSEEN}]*\{{?\.?(?:python|py)[\d.]*(?:[ \t,:{{}}{_UNSEEN}][^\n`]*)?\r?\n[{_UNSEEN}]*",
+    re.IGNORECASE,
+)
+_FENCE_LINE = re.compile(rf"^[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]*)?(`{{3,}}|~{{3,}})([^\n`]*)\n[{_UNSEEN}]*", re.MULTILINE)
+_QUOTED = re.compile(r"(?:^[ \t]*>[^\n]*(?:\n|\Z))+", re.MULTILINE)
+_QUOTED_FENCE = re.compile(r"^[ \t]*>[ \t]*(?:```|~~~)", re.MULTILINE)
+_QUOTE_SIGN = re.compile(r"^[ \t]*> ?", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:(?:async[ \t]+)?def[ \t]+|class[ \t]+)(\w+)|^(\w+)[ \t]*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 _TOKEN = re.compile(
     r'"""(?:\\.|[^\\])*?"""|'
     r"'''(?:\\.|[^\\])*?'''|"
@@ -18,18 +29,22 @@ _TOKEN = re.compile(
 _FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 
 
-def extract_code(completion: str, prefix: str = "") -> str | None:
-    """The program in a completion: its last ```python block, with the imports and helpers of `prefix` before it, or,
-    where the prompt ended with `prefix` and there is no block, what continues it.
+def extract_code(completion: str, prefix: str = "", needed: Collection[str] = ()) -> str | None:
+    """The program in a completion: its last ```python block that defines a name of `needed`, else the last, with the
+    imports and helpers of `prefix` before it; where there is none, the block without a language; or, where the prompt
+    ended with `prefix` and there is no block, what continues it.
 
-    None when there is no code. A block that is not closed runs to the end; a fence inside a string of the program
-    closes nothing; the indentation of an indented block is taken off.
+    None when there is no code. needed: what the tests use of the program. A block may stand in a quote; one that is
+    not closed runs to the end; a fence inside a string of the program closes nothing; the indentation of an indented
+    block is taken off.
     """
-    blocks = _blocks(completion)
+    completion = _QUOTED.sub(_without_quote, completion)
+    blocks = _blocks(completion) or _bare_blocks(completion, prefix)
     if not blocks and prefix and runnable_prefix(prefix) is None:
         blocks, prefix = _blocks(prefix + completion), ""  # the prefix opens the block
     if blocks:
-        return _joined(prefix, blocks[-1]) if blocks[-1].strip() else None
+        block = next((block for block in reversed(blocks) if _defined(block) & set(needed)), blocks[-1])
+        return _joined(prefix, block) if block.strip() else None
     if not prefix:
         return None
     text = prefix + completion
@@ -55,6 +70,33 @@ def _blocks(text: str) -> list[str]:
         block = text[opener.end() : end].lstrip("\r\n").rstrip()
         blocks.append(_without_indent(block, len(line)) if not line.strip() else block)
     return blocks
+
+
+def _bare_blocks(text: str, prefix: str) -> list[str]:
+    """The contents of the blocks that name no language. Where a completion may continue `prefix` without a block, a
+    lone fence ends it: there a block has to define the entry."""
+    entry = entry_node(prefix) if prefix else None
+    blocks: list[str] = []
+    position = checks = 0
+    while opener := _FENCE_LINE.search(text, position):
+        end = _end_of_code(text, opener.end(), opener[1], opener.end(), checks < MAX_CHECKS)
+        checks += 1
+        position = max(end + len(opener[1]), opener.end())
+        block = _without_indent(text[opener.end() : end].strip("\r\n").rstrip())
+        names_language = opener[2].strip(_UNSEEN + " \t\r") != ""
+        if not names_language and (not prefix or (entry is not None and entry.name in _defined(block))):
+            blocks.append(block)
+    return blocks
+
+
+def _defined(block: str) -> set[str]:
+    """The names that the lines of a block without indentation define; the block need not parse."""
+    return {found[1] or found[2] for found in _DEFINED.finditer(block)}
+
+
+def _without_quote(lines: re.Match[str]) -> str:
+    """Quoted lines without the signs of the quote, where a fence is among them."""
+    return _QUOTE_SIGN.sub("", lines[0]) if _QUOTED_FENCE.search(lines[0]) else lines[0]
 
 
 def _end_of_code(text: str, start: int, fence: str, earliest: int, careful: bool = True) -> int:

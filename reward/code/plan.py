@@ -30,7 +30,7 @@ class Plan:
     """entries: names of the program. makers: those of them whose results are objects, not data (BY_USE or BY_NAME).
     modules: what the tests use unimported. classes: what the prefix or the tests define, so that both sides may have
     it. numpy: the tests take arrays for arrays, not for lists. seeds: they set a random seed. preparation: the tests
-    that assert nothing. tests: as they are run."""
+    that assert nothing. mutates: they change containers in place. tests: as they are run."""
 
     entries: list[str] = field(default_factory=list)
     makers: dict[str, int] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Plan:
     preparation: list[int] = field(default_factory=list)
     numpy: bool = False
     seeds: bool = False
+    mutates: bool = False
     prefix: str = ""
     tests: list[str] = field(default_factory=list)
 
@@ -85,6 +86,7 @@ def _plan(tests: list[str], prefix: str) -> Plan:
         preparation=uses.preparation({node.name for node in known.body if isinstance(node, FunctionNode)}),
         numpy=uses.takes_arrays(),
         seeds=any("seed" in test for test in tests),
+        mutates=uses.mutates(),
         prefix=runnable,
         tests=with_originals(tests, uses),
     )

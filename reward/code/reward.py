@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from reward.base import Reward, column
@@ -128,6 +128,20 @@ def grade_code(
     return verdict
 
 
+def _needed_names(task: Mapping[str, Any]) -> list[str]:
+    """What the tests of a task use of the program; nothing where they cannot be read, or are cases of input."""
+    tests = CodeTests.of(task)
+    return _entries(tuple(tests.tests), tests.prefix) if tests.method != "stdio" else []
+
+
+@lru_cache(1024)
+def _entries(tests: tuple[str, ...], prefix: str) -> list[str]:
+    try:
+        return plan_tests(list(tests), prefix).entries
+    except Ungradable:
+        return []
+
+
 class CodeReward(Reward):
     """The share of a task's tests that the completion's program passes, or with `all_or_nothing` 1.0 for all and else
     0.0.
@@ -153,7 +167,7 @@ class CodeReward(Reward):
             column(columns, "test_list", len(completions), needed_by="the code reward")
         tasks = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
         codes = [
-            extract_code(completion, task.get("prefix") or "")
+            extract_code(completion, task.get("prefix") or "", _needed_names(task))
             for completion, task in zip(completions, tasks, strict=True)
         ]
         verdicts = self.grader.grade(list(zip(codes, tasks, strict=True)))

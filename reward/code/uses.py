@@ -15,6 +15,13 @@ _ARRAY_ATTRIBUTES = {
     *("shape", "size", "squeeze", "std", "sum", "swapaxes", "tobytes", "tolist", "trace", "transpose", "var", "view"),
 }
 _PLAIN_ATTRIBUTES = {name for kind in _PLAIN for name in dir(kind)} | _ARRAY_ATTRIBUTES
+_MUTATING = {
+    *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "pop", "popitem", "popleft"),
+    *("remove", "reverse", "rotate", "setdefault", "sort", "update", "fill", "difference_update"),
+    *("intersection_update", "symmetric_difference_update", "__setitem__", "__delitem__"),
+    *("heapify", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left", "insort_right"),
+    "shuffle",
+}
 _ASSERTING = ("assert", "check", "expect", "raise", "verify", "test")
 _STEPS = (
     ast.Import,
@@ -111,6 +118,15 @@ class Uses:
         helpers = helpers | {node.name for node in self.nodes if isinstance(node, FunctionNode)}
         found = [number for number, tree in enumerate(self.trees) if not _asserts(tree, helpers)]
         return found if len(found) < len(self.trees) else []
+
+    def mutates(self) -> bool:
+        """Whether the tests may change containers in place, from whatever they have them."""
+        return any(
+            (isinstance(node, ast.Call) and _last_name(node.func) in _MUTATING)
+            or (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del))
+            or isinstance(node, ast.AugAssign)
+            for node in self.nodes
+        )
 
     def takes_arrays(self) -> bool:
         """Whether the tests speak of arrays; else a list may be in the place of one."""
@@ -247,6 +263,11 @@ def _imported(nodes: list[ast.AST]) -> dict[str, str]:
         elif isinstance(node, ast.ImportFrom):
             found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def _last_name(node: ast.AST) -> str:
+    """The last name of an expression of names with dots, whatever the first is."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def dotted(node: ast.AST) -> str:

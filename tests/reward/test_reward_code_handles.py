@@ -39,6 +39,15 @@ def test_what_only_the_program_could_decide_is_ungradable(case):
     assert judge(case["program"], [case["test"]]) == ["ungradable"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"), [("[2, 1]", "passed"), ("[2, 2]", "wrong")], ids=["a right program", "a wrong one"]
+)
+def test_results_that_a_test_sorts_or_passes_back_stay_evidence(answer, status):
+    program = f"def f(): return {answer}\ndef g(r): return sum(r)\ndef h(): return f()"
+    test = "a = f(); a.sort(); b = f(); b.sort(); a.append(4)\nassert g(a) == 7\nassert h() == [2, 1]"
+    assert judge(program, [test]) == [status]
+
+
 @pytest.mark.parametrize(("program", "test"), FORGERIES.values(), ids=FORGERIES)
 def test_no_forgery_passes(program, test):
     assert judge(program, [test])[0] != "passed"

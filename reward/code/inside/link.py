@@ -63,6 +63,12 @@ class Side(Hooks):
         else:
             self.fill(value, items)
 
+    def sent(self, request: tuple[str, tuple[Any, ...]], numbered: list[Any]) -> None:
+        """A request goes out, with these containers by value."""
+
+    def received(self, numbered: list[Any]) -> None:
+        """An answer came, with these containers by value."""
+
     def news(self) -> Any:
         """Goes with every message."""
         return None
@@ -92,6 +98,7 @@ class Link:
         cannot cross; BadFrame, EOFError and OSError for a link that is broken."""
         with self.lock:
             self.asked.append(self._send(ASK, (operation, arguments)))
+            self.side.sent((operation, arguments), self.asked[-1].numbered)
             try:
                 while True:
                     kind, content, reader = self._receive()
@@ -161,6 +168,7 @@ class Link:
                     self._kept_items[-1 - number] = items
             if kind == ANSWER:
                 self._keep(known, kept)
+                self.side.received(reader.numbered)
             self.side.hear(news)
             if kind == ASK:
                 operation, arguments = content

@@ -1,8 +1,8 @@
 """The trusted side: runs the tests. What they use of the program are handles on objects in a sandbox of its own.
 
-In: {"program", "prefix", "tests", "entries", "makers", "modules", "classes", "preparation"} on standard input. Out:
-status and detail of each test, or of all of them as test -1 (reward.code.inside.told). The program's side hangs on the
-two descriptors that `run_tests` is given.
+In: {"program", "prefix", "tests", "entries", "makers", "modules", "classes", "preparation", "mutates"}, on stdin.
+Out: status and detail of each test, or of all of them as test -1 (reward.code.inside.told). The program's side hangs on
+the two descriptors that `run_tests` is given.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import posix
 import sys
 
 from reward.code.inside.bindings import Bindings
+from reward.code.inside.copies import Copies
 from reward.code.inside.link import ANSWER, Link
 from reward.code.inside.originals import Originals
 from reward.code.inside.plain import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, read_frame
@@ -51,6 +52,7 @@ class Program(Bindings):
         self.failure: ProgramGone | None = None
         self.denied: ProgramGone | None = None
         self.originals = Originals(self.link)
+        self.copies = Copies(self.link) if job["mutates"] else None
         self.namespace |= {"__original__": self.originals.of, "__accept__": self.originals.accept}
 
     def ask(self, operation: str, *arguments: Any) -> Any:
@@ -109,6 +111,16 @@ class Program(Bindings):
 
     def changed(self, value: Any, items: Any) -> None:
         self.originals.note(value, lambda: super(Program, self).changed(value, items))
+        if self.copies is not None:
+            self.copies.renew(value)
+
+    def sent(self, request: tuple[str, tuple[Any, ...]], numbered: list[Any]) -> None:
+        if self.copies is not None:
+            self.copies.sent(request, numbered)
+
+    def received(self, numbered: list[Any]) -> None:
+        if self.copies is not None:
+            self.copies.received(numbered)
 
     def is_fatal(self, error: BaseException) -> bool:
         return isinstance(error, ProgramGone)
@@ -187,6 +199,8 @@ def run_test(test: str, namespace: dict[str, Any], program: Program) -> tuple[st
         detail = f"{type(error).__name__}: {error}"
     if (gone := program.failure or program.denied) is not None:
         return gone.status, str(gone)
+    if status in ("wrong", "error") and program.copies is not None and program.copies.is_lost:
+        return "ungradable", f"a test changes a copy of a value that the program may hold; then: {detail}"
     if status == "passed" and program.count == calls_before:
         return "preparation", ""
     return status, detail

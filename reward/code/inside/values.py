@@ -102,8 +102,10 @@ class Values(Asker):
         if hasattr(kind, "__next__"):
             return "H", [self._export(value), "iterator", kind.__name__, None]
         methods = [name for name in dir(kind) if name[:1] != "_" and callable(getattr(kind, name))]
-        if is_own and not methods:
-            return "O", "=" + kind.__qualname__, flat(fields(value))
+        held = fields(value)
+        of_class = [name for name in dir(kind) if name[:1] != "_" and name not in held]  # which would not cross
+        if is_own and not methods and not of_class:
+            return "O", "=" + kind.__qualname__, flat(held)
         raise NotPlain(f"{kind.__name__}, which is no plain data")
 
     def _export(self, value: Any) -> int:
