@@ -98,8 +98,8 @@ class Link:
         cannot cross; BadFrame, EOFError and OSError for a link that is broken."""
         with self.lock:
             self.asked.append(self._send(ASK, (operation, arguments)))
-            self.side.sent((operation, arguments), self.asked[-1].numbered)
             try:
+                self.side.sent((operation, arguments), self.asked[-1].numbered)
                 while True:
                     kind, content, reader = self._receive()
                     if kind != ASK:
