@@ -164,6 +164,8 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(from_file, resolve=False))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
+    except AssertionError as error:  # OmegaConf's, of a file that is one number
+        raise ValueError(f"{file} holds no mapping of sections.") from error
     require_sections(tree, str(file), dict(flat_fields()))
     base = tree.pop("base", None)
     if base is None:

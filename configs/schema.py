@@ -131,7 +131,7 @@ class DatasetConfig:
     optimization_data: str = opt("", "SFT examples: a name or a path")
     data_type: str = opt("math", "kind of task: decides prompt and reward", choices=DATA_TYPES)
     folder: str = opt("data", "where names of data sets are looked up")
-    seed: int = opt(0, "seed of the built-in tiny task's data", low=0)
+    seed: int = opt(0, "seed of the built-in tiny task's data", low=0, high=2**63 - 1)
     template: str = opt(
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
@@ -348,7 +348,7 @@ class TrainingConfig:
     )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
     gradient_checkpointing_enable: bool = speed(False, "recompute activations in the backward pass")
-    seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0)
+    seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True)

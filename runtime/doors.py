@@ -102,7 +102,7 @@ def call_target(key: str, function: Callable[..., Any], *args: Any, **named: Any
     the line; running out of memory stays what it is."""
     try:
         return function(*args, **named)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
             raise
         file = getattr(getattr(function, "__code__", None), "co_filename", "")

@@ -31,13 +31,15 @@ MADE_HERE = (
     "heartbeat",
     "trackers",
 )
+_LONGEST_NAME_BYTES = 255
 logger = logging.getLogger(__name__)
 
 
 def run_path(config: Config) -> Path:
     """The run's folder. ValueError for a project that is not a name inside output_dir."""
     project = Path(config.experiment.project)
-    if not project.parts or project.is_absolute() or ".." in project.parts:
+    named = all(part.isprintable() and len(os.fsencode(part)) <= _LONGEST_NAME_BYTES for part in project.parts)
+    if not project.parts or project.is_absolute() or ".." in project.parts or not named:
         raise ValueError(
             f"experiment.project={config.experiment.project!r} is not the name of a folder in experiment.output_dir."
         )

@@ -76,7 +76,7 @@ def _held(given: Given, choose: Choose) -> Choose:
     title, params = given.title, _keywords(given, choose, 4)
 
     def held(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
-        chosen = call_target(title, choose, proposal, masked_nb, k_n, choices, **params)
+        chosen = call_target(title, choose, proposal, masked_nb.clone(), k_n.clone(), choices, **params)
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != masked_nb.shape:
             raise ValueError(f"{title} returned {_shown(chosen)}; it must be {_shown(masked_nb)}, as masked_nb.")
         chosen = chosen & masked_nb

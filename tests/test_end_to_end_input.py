@@ -389,7 +389,7 @@ def test_the_first_examples_only(shop):
     assert [row["step"] for row in read_jsonl(shop.runs / "sft" / "metrics.jsonl")] == [1]
 
 
-@pytest.mark.parametrize("project", ["", "../../x", "/tmp/x"])
+@pytest.mark.parametrize("project", ["", "../../x", "/tmp/x", "x" * 300, "two\nlines"])
 def test_a_project_outside_its_folder_is_refused(shop, project):
     with pytest.raises(ValueError, match="experiment.project"):
         run_rl(shop, f"experiment.project={project}")

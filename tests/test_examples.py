@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from models import load_model
 from sample import Sampler, SamplingConfig
 from train.algorithm.advantages import centered, group_advantages
+from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.optimizer import OptimizerSettings
 from train.learner.policy import Policy
@@ -35,7 +35,9 @@ def test_the_loop_on_one_page_trains_as_the_framework_does(rl_loop):
     rollouts = Sampler(mine, sampling).generate([[8, 9, 10], [12, 30]], n=4)
     credit = group_advantages([float(sum(rollout.token_ids) % 5) for rollout in rollouts], 4, advantage=centered)
     optimizer = torch.optim.AdamW(mine.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    updater = Updater(theirs, Accelerator(cpu=True), OptimizerSettings(learning_rate=1e-3, beta2=0.95))
+    updater = Updater(
+        theirs, make_accelerator("no", torch.device("cpu")), OptimizerSettings(learning_rate=1e-3, beta2=0.95)
+    )
     policy = Policy(updater, Replay.of(theirs, sampling.for_model(theirs), rl_loop.TRAINING))
     for step in (1, 2):
         loss = rl_loop.update(mine, optimizer, rollouts, credit)

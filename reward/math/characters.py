@@ -46,6 +46,7 @@ _SYMBOLS = {
     "⌉": r"\rceil ",
     "‖": r"\|",
     "°˚º": r"^\circ ",
+    "‰": r"\text{ per mille}",
     "℃": r"^\circ\text{C}",
     "℉": r"^\circ\text{F}",
     "㎡": r"\text{ m^2}",

@@ -22,6 +22,7 @@ UNWRAPPED = names(
     "ensuremath smash substack"
 )
 DROPPED = names("phantom hphantom vphantom hspace hspace* vspace label tag color mspace")
+UNIT_PREFIXES = names("nano micro milli centi deci kilo mega giga")
 LAST_KEPT = {
     "textcolor": 2, "colorbox": 2, "href": 2, "style": 2, "class": 2, "cssId": 2, "fcolorbox": 3, "stackrel": 2,
     "overset": 2, "underset": 2,

@@ -25,11 +25,10 @@ from reward.math.quantity import is_sum, quantity_of
 from reward.math.sets import BUILDER, INEQUALITY, may_be_set, pieces, solutions
 from reward.math.spelling import tidy
 from reward.math.structure import bracketed, depth, elements, split
+from reward.math.thousands import surely_joined, without_commas
 from reward.math.value import same_value
 from reward.math.words import bare, words
 
-_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
-_ONLY_NUMBERS = re.compile(r"(?<!\d)(?<!\d )[+-]|[\d,.\s()\[\]]|\\[{}]")
 _AND = re.compile(r"[,;和与及且以并]|\\land(?![a-zA-Z])|(?<![a-zA-Z\\{])and(?![a-zA-Z])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _EQUALS = re.compile(r"=")
@@ -38,7 +37,11 @@ _FOLLOWS = re.compile(r"\\Rightarrow(?![a-zA-Z])")
 _CLOCK = re.compile(r"\d\d")
 _COLON = re.compile(r":")
 _NAME = re.compile(r"[a-zA-Z](?:_(?:\w|\{\w+\}))?|\\[a-z]+\s*")
-_POINT = re.compile(r"^[A-Z](?=\()")  # A(1,2)
+_PRIMED = re.compile(r"[a-zA-Z](?:_\w|_?\{\w+\})?'+(?![a-zA-Z])|(?<![a-z])[a-zA-Z]'+")  # x', A'BC; not John's
+_MARKED = re.compile(r"-?[\d.]+\s*('+|\")")
+_IN_TEXT = re.compile(r"\\text\{[^{}]*\}")
+_FIRST_TEXT = re.compile(r"^\\text\{([^{}]*)\}")
+_POINT = re.compile(r"^[A-Z]'*(?=\()")  # A(1,2)
 _BASE = re.compile(r"-?[0-9A-Za-z.]+_\s*\{?\s*(?:\\text\{)?\s*(\d+)\s*\}*")
 _MAX_DEPTH = 50  # the parser needs time that grows with a power of it
 _MAX_SIGNS = 3
@@ -49,22 +52,13 @@ def answers_equal(prediction: str, answer: str) -> bool:
     """The verdict on two answers without their boxes. No deadline of its own."""
     if max(depth(prediction), depth(answer)) > _MAX_DEPTH:
         return False
-    given, true = tidy(prediction), tidy(answer)
+    given, true = surely_joined(tidy(prediction)), surely_joined(tidy(answer))
     if not given:
         return not true
     if _equal(given, true):
         return True
-    merged = _without_commas(given), _without_commas(true)
+    merged = without_commas(given), without_commas(true)
     return merged != (given, true) and _equal(*merged)
-
-
-def _without_commas(text: str) -> str:
-    """Without the commas of thousands, where they can be nothing else: in one number, inside an expression, or in a
-    list whose commas have spaces."""
-    alone = re.fullmatch(r"[-+]?[\d,.]+", text) is not None
-    if not _THOUSANDS.search(text) or not (alone or ", " in text or _ONLY_NUMBERS.sub("", text)):
-        return text
-    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
 
 
 def _equal(given: str, true: str) -> bool:
@@ -86,7 +80,8 @@ def _equal(given: str, true: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """Without spaces, and without \\text around what comes first."""
+    return re.sub(r"\s+", "", _FIRST_TEXT.sub(r"\1", text))
 
 
 def _same_words(given: str, true: str) -> bool | None:
@@ -100,6 +95,15 @@ def _same_words(given: str, true: str) -> bool | None:
         if said.marked or meant.marked:
             return False
     return None
+
+
+def _same_primes(given: str, true: str) -> bool | None:
+    """Primes are part of a name (x' is not x) and tell feet from inches; a label may have its own."""
+    if "'" not in given + true or ("=" in given) != ("=" in true):
+        return None
+    first, second = (set(_PRIMED.findall(_IN_TEXT.sub(" ", text))) for text in (given, true))
+    marks = [_MARKED.fullmatch(text) for text in (given, true)]
+    return False if first != second or (marks[0] and marks[1] and marks[0][1] != marks[1][1]) else None
 
 
 def _same_congruence(given: str, true: str) -> bool | None:
@@ -363,6 +367,7 @@ def _same_base(given: str, true: str) -> bool | None:
 
 _RULES: tuple[Callable[[str, str], bool | None], ...] = (_same_words, _same_congruence)
 _STRUCTURES: tuple[Callable[[str, str], bool | None], ...] = (
+    _same_primes,
     _same_set,
     _same_values,
     _same_list,

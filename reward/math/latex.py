@@ -19,6 +19,7 @@ from reward.math.commands import (
     SYNONYMS,
     TEXT,
     TWO_ARGUMENTS,
+    UNIT_PREFIXES,
     UNWRAPPED,
     UPRIGHT,
     WITHOUT_MEANING,
@@ -241,6 +242,14 @@ class _Writer(_Reader):
             self.argument()
         self._unwrap(name)
 
+    def _measured(self, name: str) -> None:
+        """siunitx: \\SI{5}{\\kilo\\metre\\per\\hour} as 5 kilometre per hour."""
+        self.bracketed("[", "]")
+        if name in ("SI", "qty"):
+            self._emit(f"{self._write_argument()} ")
+        said = [_unit_word(node) if isinstance(node, str) else _plain_text(node) or "" for node in self.argument()]
+        self.out.append(f"\\text{{{''.join(said).strip()}}}")
+
     def _modulus(self, name: str) -> None:
         self.out.append(f"\\pmod{{{self._write_argument(number=True)}}}")
 
@@ -291,11 +300,17 @@ _WRITERS: dict[str, Callable[[_Writer, str], None]] = {
     "end": _Writer._close,
     "not": _Writer._not,
     **dict.fromkeys(("pmod", "bmod", "mod", "pod"), _Writer._modulus),
+    **dict.fromkeys(("SI", "si", "qty", "unit"), _Writer._measured),
     **dict.fromkeys(TWO_ARGUMENTS, _Writer._two),
     **dict.fromkeys(UNWRAPPED, _Writer._unwrap),
     **dict.fromkeys(DROPPED, _Writer._drop),
     **dict.fromkeys(LAST_KEPT, _Writer._keep_last),
 }
+
+
+def _unit_word(node: str) -> str:
+    """A macro of siunitx as the word that it is; a prefix stays at its unit."""
+    return node if not node.startswith("\\") else node[1:] if node[1:] in UNIT_PREFIXES else f"{node[1:]} "
 
 
 def _plain_text(nodes: list[Node]) -> str | None:

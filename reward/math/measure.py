@@ -1,7 +1,7 @@
 """Whether two quantities are equal: their numbers in their units.
 
-A unit, a currency or a degree sign on one side only is forgiven. Units of one kind are converted (500 cm is 5 m), of
-different kinds never equal. A magnitude (million) counts on either side. 50% is 1/2 and 50.
+A unit, a currency, a direction or a degree sign on one side only is forgiven. Units of one kind are converted (500 cm
+is 5 m), of different kinds never equal. A magnitude (million) counts on either side. 50% is 1/2 and 50.
 """
 
 import re
@@ -47,6 +47,8 @@ def _same(mine: Quantity, theirs: Quantity) -> bool:
 
 
 def _units_agree(mine: Quantity, theirs: Quantity) -> bool:
+    if mine.direction != theirs.direction and mine.direction and theirs.direction:
+        return False
     if mine.unit is None or theirs.unit is None:
         return not (mine.percent and theirs.unit or theirs.percent and mine.unit)
     kinds = mine.unit.dimensions, theirs.unit.dimensions

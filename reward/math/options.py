@@ -2,11 +2,13 @@
 
 import re
 
+from reward.math.spelling import tidy
 from reward.math.words import unwrapped
 
 _OPTION = re.compile(r"[(\[【<]?([A-Z])(?:[)\]】>]|[)\]]?[.:)])?(?:选?项)?")
 _WITH_TEXT = re.compile(
-    r"(?:[(\[](?P<bracketed>[A-Za-z])[)\]]|(?P<marked>[A-Za-z])(?:[).:\]]|\s+[-=]+>?(?=\s)|\s*-{2,}))\s*[-:.]?\s*(?P<rest>\S.*)",
+    r"(?:[(\[](?P<bracketed>[A-Za-z])[)\]]|(?P<marked>[A-Za-z])(?:[).:\]]|\s+[-=]+>?(?=\s)|\s*-{2,}"
+    r"|(?:,(?=\s*(?:[A-Z]?[a-z]{2}|[^\x00-\x7f]))|\s*\\Rightarrow)(?!.*(?<![A-Za-z])[A-Z](?![A-Za-z]))))\s*[-:.]?\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
 _ANNOUNCED = re.compile(
@@ -17,7 +19,8 @@ _ANNOUNCED = re.compile(
 _CONCLUDED = re.compile(
     r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|true)(?:\s+(?:answer|option|choice))?$", re.IGNORECASE
 )
-_BUT_NOT = re.compile(r"(?:,\s*|\s+)(?:and\s+)?not\s+[(\[]?[A-Z][)\]]?$")
+_BUT_NOT = re.compile(r"(?:,\s*|\s+)\(?(?:and\s+)?not\s+[(\[]?[A-Z][)\]]{0,2}$")
+_LABELLED = re.compile(r"\\text\{\s*\(?([A-Z])[).:]+\s*\}\s*[A-Za-z0-9]+")  # \text{C. }B: C, whose text is B
 _OF_OTHERS = re.compile(r"(?:both|neither|either|only|all|none|not)\b", re.IGNORECASE)  # D. Both (A) and (B)
 _ANOTHER = re.compile(
     r"^(?:and|or|nor|not|but|&|,|;|/|\+|\\land|\\lor|和|或|与|、)(?![a-zA-Z])"  # A and B
@@ -30,6 +33,8 @@ _ANOTHER = re.compile(
 def option_letter(text: str) -> str | None:
     """The letter of an answer that is one option, else None. Two options are none. A small letter counts where it
     stands alone or has a mark."""
+    if match := _LABELLED.fullmatch(tidy(text)):
+        return match[1]
     text = _BUT_NOT.sub("", _CONCLUDED.sub("", _ANNOUNCED.sub("", unwrapped(text)).strip(" *!")))
     if match := _OPTION.fullmatch(text):
         return match[1]

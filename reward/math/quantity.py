@@ -13,6 +13,7 @@ from reward.math.units import CURRENCIES, Unit, unit_of
 _MAGNITUDES = {
     name: Fraction(10) ** power
     for power, names in {
+        1: "tens",
         2: "hundred hundreds 百",
         3: "thousand thousands k 千",
         4: "万",
@@ -25,6 +26,26 @@ _MAGNITUDES = {
     }.items()
     for name in names.split()
 }
+_FRACTIONS = {
+    "half": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "hundredth": 100,
+    "thousandth": 1000,
+    "millionth": 10**6,
+}
+_MAGNITUDES |= {f"{name}s": Fraction(1, parts) for name, parts in _FRACTIONS.items()}
+_MAGNITUDES |= {"halves": Fraction(1, 2), "dozen": Fraction(12), "dozens": Fraction(12)}
+# These count where nothing follows them: 1 fifth, but 12 fifth graders.
+_LAST_MAGNITUDES = {name: Fraction(1, parts) for name, parts in _FRACTIONS.items()}
+_LAST_MAGNITUDES |= {"per mille": Fraction(1, 1000), "ppm": Fraction(1, 10**6), "ppb": Fraction(1, 10**9)}
 _ATTACHED = {"k": 3, "K": 3, "M": 6, "m": 6, "B": 9, "b": 9, "T": 12}  # behind the digits of an amount of money
 _PERCENT = {"percent", "percentage", "pct", "per cent"}
 
@@ -36,10 +57,13 @@ _MEANING = names(
     "mod modulo infinite infinitely undefined if when for where and but at remainder factorial power e pi i off each "
     "wrong incorrect false"
 )
+# Mathematics, and what negates or bounds: isn't, 不是, 至少.
+_SPEAKS = re.compile(r"[\d=<>+*/^|\\$%]|n't\b|不(?!同)|没|并非|至少|至多|最少|最多|大于|小于|超过|多于|少于")
 _TEXT = r"\\text\{([^{}]*)\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?"
 _UNIT_FRACTION = re.compile(rf"\\frac\{{(?P<head>[^{{}}]*?)\s*{_TEXT}{_POWER}\s*\}}\{{\s*1?\s*{_TEXT}{_POWER}\s*\}}")
 _PLAIN_UNIT_FRACTION = re.compile(r"(?<=[\d}])\s*\\frac\{([a-z]{2,})\}\{([a-z]+)\}$")
+_MILLIONS = re.compile(r"(?<=\d)\\text\{M\}$")  # 5M; 0.5 M is molar
 _LAST = re.compile(
     rf"(?P<text>{_TEXT}){_POWER}\s*$|(?P<percent>\\?%)\s*$|(?P<degree>\^\s*(?:\\circ|\{{\s*\\circ\s*\}}))\s*$"
     rf"|(?P<mark>[{re.escape(CURRENCIES)}]|\\\$)\s*$|(?P<link>/|\\cdot)\s*$"
@@ -64,14 +88,23 @@ _PER = re.compile(r"\d(?:\s+(?=[a-zA-Z]\s*/)|\s*(?=[a-zA-Z]{2}))([a-zA-Z]+)\s*/\
 _LETTERED = re.compile(r"(-?[\d.,]*\d\s*)(?:([a-zA-Z])|\\text\{\s*([a-zA-Z])\s*\})")
 
 
+_DIRECTION = re.compile(
+    r"(?:^|\s)(?:(?:due|to\s+the|towards?\s+the)\s+)?"
+    r"(north|south|east|west|northeast|northwest|southeast|southwest|left|right|clockwise|counterclockwise|anticlockwise"
+    r"|up(?=ward)|down(?=ward)|in(?=ward)|out(?=ward)|for(?=ward)|back(?=ward))(?:wards?)?$",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class Quantity:
-    """`head` (the mathematics) times `factor`, in `unit`; `percent` where it is one."""
+    """`head` (the mathematics) times `factor`, in `unit`; `percent` where it is one; `direction` where it has one."""
 
     head: str
     factor: Fraction = Fraction(1)
     unit: Unit | None = None
     percent: bool = False
+    direction: str = ""
 
     @property
     def plain(self) -> bool:
@@ -81,7 +114,7 @@ class Quantity:
 def harmless(said: str) -> bool:
     """Whether words around a number say nothing about it: a label, a remark, a noun."""
     words = re.findall(r"[^\W\d_]+", said.lower())
-    return not re.search(r"[\d=<>+*/^|\\$%]", said) and not _MEANING.intersection(words)
+    return not _SPEAKS.search(said) and not _MEANING.intersection(words)
 
 
 @lru_cache(maxsize=8192)
@@ -91,6 +124,7 @@ def quantity_of(text: str) -> Quantity:
         return compound
     text = _GREEK.sub(_greek_unit, text)
     text = _UNIT_FRACTION.sub(_unit_fraction, text)
+    text = _MILLIONS.sub(r"\\text{million}", text)
     text = _PLAIN_UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
     return _with_tail(_with_front(text))
 
@@ -207,12 +241,17 @@ def _piece(match: re.Match[str]) -> str:
 def _read(front: Quantity, head: str, said: str) -> Quantity | None:
     """The quantity with this head, if what is said behind it can be taken off."""
     said = said.strip()
+    if match := _DIRECTION.search(said):
+        front = replace(front, direction=match[1].lower().replace("anti", "counter"))
+        said = said[: match.start()].strip()
     factor = front.factor
     while match := re.match(r"([^\W\d_]+)\.?(?:\s+of)?(?:\s+|$)", said):
         size = None if match[1] == "K" else _MAGNITUDES.get(match[1].lower())  # K is kelvin
         if size is None:
             break
         factor, said = factor * size, said[match.end() :].strip()
+    if size := _LAST_MAGNITUDES.get(said.lower()):
+        factor, said = factor * size, ""
     if not said:
         return replace(front, head=head, factor=factor)
     if said in ("%", r"\%") or said.lower().strip(" .()") in _PERCENT:

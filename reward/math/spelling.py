@@ -1,6 +1,7 @@
 """An answer in one spelling: no marks of math mode, no emphasis or outer punctuation, numbers without spaces inside."""
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -18,6 +19,9 @@ _GROUPED = re.compile(r"(?<=\d)(?:(?:\\[,!;: ]|~|\{,\}|\s)+|,\s*\\!\s*)(?=\d{3}(
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
 _ONE_TEXT = re.compile(r"\\text\{([^{}]*\d[^{}]*)\}")
 
+_UNION = re.compile(r"\\(?:cup|cap|setminus)(?![a-zA-Z])")
+_PLAIN_BRACES = re.compile(r"(?:(?<![\w\\}^_])|(?<=\\cup)|(?<=\\cap))\{([^{}\\()\[\]]+)\}")  # {1,2} \cup {3}
+
 _DOTS = re.compile(r"\.{3,}")
 _PLAIN_ROOT = re.compile(r"(?<![a-zA-Z\\])sqrt\s*(?=[({])")
 _PLAIN_WORDS = [
@@ -30,7 +34,7 @@ _PLAIN_WORDS = [
     (re.compile(r"\+/-|^\+-"), r"\\pm "),
     (re.compile(r"\*\*"), "^"),
 ]
-_SPELLINGS = [
+_SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\text\{\s*\(?\s*mod(?:ulo)?\.?\s*(\d+)\s*\)?\s*\}"), r"\\pmod{\1}"),
     (
         re.compile(r"(?:\\text\{\s*\(?\s*mod(?:ulo)?\.?\s*\}|(?<![a-zA-Z\\{])mod(?:ulo)?(?![a-zA-Z]))\s*(\d+)"),
@@ -39,7 +43,8 @@ _SPELLINGS = [
     (re.compile(r"^(-?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])"), r"\1\\times 10^{\2}"),
     (re.compile(r"(?<=[\d)}])\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
-    (re.compile(r"\^\s*([+-]\d+)"), r"^{\1}"),
+    (re.compile(r"\\text\{[^{}]*\}|\^\s*([+-]\d+)"), lambda match: f"^{{{match[1]}}}" if match[1] else match[0]),
+    (re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime(?![a-zA-Z]))"), lambda match: "'" * match[0].count("prime")),
     (
         re.compile(r"(?<=[)\]}])\s*(?:\\text\{\s*(?:U|union)\s*\}|U|union)\s*(?=[(\[]|\\\{)"),
         r" \\cup ",
@@ -65,6 +70,8 @@ def tidy(text: str) -> str:
     text = in_latex(text)
     if r"\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
+    if _UNION.search(text):
+        text = _PLAIN_BRACES.sub(r"\{\1\}", text)
     text = _PLAIN_ROOT.sub(r"\\sqrt", _DOTS.sub(r"\\ldots ", text))
     text = trimmed(one_spelling(trimmed(_GROUPED.sub("", text))))
     if match := _ONE_TEXT.fullmatch(text):

@@ -11,7 +11,7 @@ from typing import Any
 import mpmath
 import sympy
 from mpmath import mp, mpc, mpf
-from sympy import Basic, Expr, Float, Integer, Rational, Symbol, UnevaluatedExpr
+from sympy import Basic, Expr, Float, Integer, Rational, S, Symbol, UnevaluatedExpr
 from sympy.core.function import AppliedUndef
 
 from reward.math.numbers import decimals_agree
@@ -79,6 +79,8 @@ def same_value(a: Expr, b: Expr) -> bool | None:
         if first is not None and second is not None:
             return decimals_agree(first, second) if rounded else first == second
     names = sorted(_names(a) | _names(b))
+    if rounded and names and _terms_differ(a, b):
+        return False
     verdicts = []
     for real_roots in (True, False):
         reader = _Reader(real_roots)
@@ -86,6 +88,25 @@ def same_value(a: Expr, b: Expr) -> bool | None:
         if verdicts[-1] or not reader.chose_a_root:
             return verdicts[-1]
     return verdicts[0]
+
+
+def _terms_differ(a: Expr, b: Expr) -> bool:
+    """Whether two sums of the same terms have numbers before these, or a constant, that count as different: x + 1e-7 is
+    not x. Other sums are left to their values."""
+    first, second = _terms(a), _terms(b)
+    if (first.keys() ^ second.keys()) - {S.One}:
+        return False
+    terms = first.keys() | second.keys()
+    return not all(decimals_agree(first.get(term, Fraction(0)), second.get(term, Fraction(0))) for term in terms)
+
+
+def _terms(expr: Expr) -> dict[Expr, Fraction]:
+    """The terms of a sum with the numbers before them; S.One holds the constant."""
+    terms: dict[Expr, Fraction] = {}
+    for part in sympy.Add.make_args(expr):
+        number, term = part.as_coeff_Mul()
+        terms[term] = terms.get(term, Fraction(0)) + (exact(number) or Fraction(0))
+    return terms
 
 
 def _names(expr: Basic) -> set[str]:

@@ -15,6 +15,13 @@ _NEGATIVE = re.compile(r"^(?:\\text\{\s*(?:negative|minus)\s*\}|(?:negative|minu
 _VERB = re.compile(r"\s*\\text\{[^{}]*?(?:\bis|\bare|\bequals?|\bequal to)\s*:?\s*\}\s*(?=\S)")
 _THEREFORE = re.compile(r"^(?:therefore|hence|thus|so|then)(?:\s*,\s*|\s+)(?=\S)", re.IGNORECASE)
 _IS = re.compile(r"^(?P<said>[A-Za-z][A-Za-z ]*?)\s+(?:is equal to|equals?|is|are)\s+(?=[-+\d\\(\[{.$])")
+# What makes another number of the one that follows: the reciprocal of 5, multiples of 5, divisible by 5.
+_MAKES_ANOTHER = re.compile(
+    r"\b(?:reciprocal|inverse|opposite|negation|complement|absolute|multiple|divisible|divisor|factor|divided|multiplied"
+    r"|log|logarithm|sine|cosine|tangent|sum|product|difference|quotient|square|cube)s?\b"
+    r"(?:(?!\b(?:is|are|equals?|equal)\b).)*\b(?:of|by)(?:\s+the)?\s*$",
+    re.IGNORECASE,
+)
 _LABELS = names(
     "answer ans final the is are was approx approximately about around roughly nearly almost circa exactly equals "
     "equal to of so thus hence therefore result value total sum solution we get have it must be ca i.e ie that which "
@@ -30,7 +37,7 @@ def bare(text: str) -> str:
     while match := _FIRST_TEXT.match(text):
         rest = text[match.end() :]
         said = match[1].strip()
-        if match["after"] == "=" or not harmless(said) or not _is_label(said, rest):
+        if match["after"] == "=" or not _introduces(said) or not _is_label(said, rest):
             break
         text = rest.strip()
     if match := _FIRST_CHINESE.match(text):
@@ -49,6 +56,11 @@ def bare(text: str) -> str:
     return text.lstrip(":=~ ").strip() if text.startswith((":", "=", "~")) else text
 
 
+def _introduces(said: str) -> bool:
+    """Whether words before a number say nothing about it."""
+    return harmless(said) and not _MAKES_ANOTHER.search(said)
+
+
 def _is_label(said: str, rest: str) -> bool:
     """Whether a text before the mathematics is no part of it (as the x of \\text{x}+1 is, or the P of \\text{P}(A))."""
     if re.match(r"[+*/^_<>=]|\\(?:cdot|times|div|le|ge|neq|in|cup|cap|land|lor|approx|equiv)(?![a-zA-Z])", rest):
@@ -60,7 +72,7 @@ def _is_label(said: str, rest: str) -> bool:
 def _are_labels(said: str) -> bool:
     """Whether plain letters before a number are words, and no variables or functions."""
     parts = [part.strip(".,:'").lower() for part in said.split()]
-    if not harmless(said) or any(part in _NAMES for part in parts):
+    if not _introduces(said) or any(part in _NAMES for part in parts):
         return False
     return len(said) > 1 and all(part in _LABELS or len(part) > 3 for part in parts)
 

@@ -205,9 +205,16 @@ def test_every_key_has_one_mark_of_what_it_changes_and_help_shows_it():
     assert by_mark["speed"] == {
         *(f"experiment.{name}" for name in ("threads", "processes", "deepspeed_file", "gpu_memory_gib", "num_node")),
         *(f"experiment.{name}" for name in ("launcher", "join_seconds", "ssh", "ssh_user", "timeout_minutes")),
-        *("rollout.max_slots", "evaluation.max_slots", "training.max_tokens_per_microbatch", "execute.num_chunk"),
+        *(
+            "rollout.graphs",
+            "evaluation.graphs",
+            "rollout.max_slots",
+            "evaluation.max_slots",
+            "training.max_tokens_per_microbatch",
+            "execute.num_chunk",
+        ),
         *("training.gradient_checkpointing_enable", "reward.workers", "reward.function_timeout_seconds"),
-        *(f"judge.{name}" for name in ("api_key_variable", "parallel", "timeout_seconds", "attempts")),
+        *(f"judge.{name}" for name in ("api", "api_key_variable", "parallel", "timeout_seconds", "attempts")),
     }
     assert effect_of("training.num_train_epochs", "sft") == "length" and effect_of("no.key") == "result"
     lines = {words[0]: words for line in help_text("usage").splitlines() if len(words := line.split()) > 3}

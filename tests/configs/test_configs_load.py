@@ -395,3 +395,14 @@ def test_a_loaded_config_is_frozen():
 def test_every_section_of_the_schema_is_frozen():
     kinds = [kind for kind in vars(schema).values() if isinstance(kind, type) and is_dataclass(kind)]
     assert len(kinds) > 10 and all(kind.__dataclass_params__.frozen for kind in kinds)
+
+
+def test_a_file_that_is_one_number_is_no_mapping(tmp_path):
+    (tmp_path / "five.yaml").write_text("5\n")
+    with pytest.raises(ValueError, match="five.yaml holds no mapping of sections"):
+        load_config([f"config={tmp_path}/five.yaml"])
+
+
+def test_a_seed_is_a_64_bit_number():
+    with pytest.raises(ValueError, match=r"training.seed is 1e\+23|training.seed is 9999"):
+        merge({"training": {"seed": 99999999999999999999999}})

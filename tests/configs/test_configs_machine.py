@@ -17,6 +17,7 @@ from train.memory.fit import Fit
 from train.memory.inputs import Inputs
 from train.setup.models import RunModels, spec_of
 
+pytestmark = pytest.mark.skipif(not (REAL / "layouts").is_dir(), reason=f"{REAL}/layouts is absent")
 RECIPES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml") if "tiny" not in path.stem)
 LAYOUTS = {
     "sdar": ["SDAR-4B-Chat", "SDAR-8B-Chat"],

@@ -203,3 +203,16 @@ def test_a_mistake_inside_a_step_is_named(sdar):
 def test_configs_with_functions_are_equal_and_hashable():
     one, other = (SamplingConfig(strategy=nothing, strategy_params={}) for _ in range(2))
     assert one == other and hash(one) == hash(other) and one != SamplingConfig()
+
+
+def test_a_choice_that_writes_into_its_arguments_changes_no_state():
+    """Decoding ends all the same, a token a step."""
+
+    def erasing(proposal, masked_nb, k_n, choices):
+        masked_nb.zero_()
+        k_n.zero_()
+        return masked_nb
+
+    settings = SamplingConfig(max_new_tokens=4, block_size=4, strategy=erasing, early_stop=False)
+    (rollout,) = Sampler(tiny_model("sdar"), settings).generate([[5, 6, 7]])
+    assert sorted(rollout.step_map) == [1, 2, 3, 4]

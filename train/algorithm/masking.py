@@ -160,9 +160,11 @@ METHODS: dict[str, Method] = {
 def check_copies(copies: object, canvas: Canvas, next_token: bool = False) -> list[NoisyCopy]:
     """The noisy copies that a method gave for `canvas`; ValueError where they cannot be trained: another type or
     length, a unit that is not there, a position outside the unit, one that is trained but not masked or not to be
-    trained, a copy that trains nothing, a causal one of a method that is not `next_token`."""
+    trained, a copy that trains nothing, none at all, a causal one of a method that is not `next_token`."""
     if not isinstance(copies, list) or not all(isinstance(copy, NoisyCopy) for copy in copies):
         raise ValueError("it must return a list of train.algorithm.masking.NoisyCopy.")
+    if not copies and canvas.trained_C.any():
+        raise ValueError("it returned no copy of a response that has tokens to train.")
     for number, copy in enumerate(copies):
         for name in ("masked_C", "trained_C"):
             value = getattr(copy, name)

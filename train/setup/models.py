@@ -113,9 +113,9 @@ def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
     """The adapters that a model is trained with: the checkpoint's, else the lora section's; None without. ValueError
     where there are both and they differ."""
     section, found = config.lora, spec.adapters
+    configured = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
     if not section.rank:
         return found
-    configured = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
     if found is not None and configured != replace(found, targets=configured.targets and found.targets):
         raise ValueError(
             f"lora.*: {spec.folder} holds adapters already ({found}), and the lora section has others ({configured}). "

@@ -197,7 +197,7 @@ def test_batch_mates_do_not_enter_a_response(moved):
         policy = make_policy(model, normalization=normalization, max_gen_length=32)
         batch = policy.batch(rollouts, [1.0] * len(rollouts))
         policy.updater.engine.optimizer.step = lambda: None
-        policy.updater.engine.optimizer.zero_grad = lambda set_to_none: None
+        policy.updater.engine.module.zero_grad = lambda set_to_none: None
         policy.train(batch, 1)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 

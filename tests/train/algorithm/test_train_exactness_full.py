@@ -246,7 +246,7 @@ def test_the_gradient_is_the_slope_of_the_loss(moved, family, normalization):
         batch_size_lm=10**6,
     )
     policy.updater.engine.optimizer.step = lambda: None
-    policy.updater.engine.optimizer.zero_grad = lambda set_to_none: None
+    policy.updater.engine.module.zero_grad = lambda set_to_none: None
     batch = policy.batch(moved[family], np.linspace(-1.0, 1.5, len(moved[family])).tolist())
     parameters = list(model.parameters())
     policy.train(batch, 1)

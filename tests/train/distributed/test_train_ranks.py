@@ -179,7 +179,7 @@ def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
         assert_same(read_jsonl(results[world] / "metrics.jsonl"), read_jsonl(results[1] / "metrics.jsonl"))
         rollouts = [
             [
-                {k: row[k] for k in ("step", "task", "text", "reward", "key")}
+                {k: row[k] for k in ("step", "task", "completion", "reward", "key")}
                 for row in read_jsonl(folder / "rollouts.jsonl")
             ]
             for folder in (results[world], results[1])

@@ -78,6 +78,10 @@ def other_needs(batch, params):
 
 
 other_needs.needs = {"entropy"}
+
+
+def leaves(batch, params):
+    raise SystemExit(0)
 """
 
 ADVANTAGES = """
@@ -171,6 +175,10 @@ def raises(canvas, training, rng):
 
 def two_arguments(canvas, training):
     return []
+
+
+def no_copy(canvas, training, rng):
+    return []
 """
 
 
@@ -209,6 +217,7 @@ BAD = [
         {"objective": "objectives.py:raises"},
         r"objectives.py:raises: KeyError: 'no such thing' \(.*objectives.py line 21\)",
     ),
+    ({"objective": "objectives.py:leaves"}, r"objectives.py:leaves: SystemExit: 0 \("),
     ({"objective": "objectives.py:per_token"}, r"returned a tensor of shape \(20,\) as its loss; .* one number"),
     ({"objective": "objectives.py:loss_alone"}, r"returned a tensor of shape \(\); it must return \(loss, metrics\)"),
     ({"objective": "objectives.py:not_a_number"}, "returned the loss nan for ordinary tokens"),
@@ -254,6 +263,7 @@ BAD = [
     ({"method": "methods.py:everything", "method_params": {"shar": 1}}, "Did you mean 'share'"),
     ({"method": "TraceRL", "method_params": {"share": 1}}, "training.method_params.share is unknown"),
     ({"method": "methods.py:nothing"}, "training.method=.*nothing: it must return a list of .*NoisyCopy"),
+    ({"method": "methods.py:no_copy"}, "no_copy: it returned no copy of a response that has tokens to train"),
     ({"method": "methods.py:of_numbers"}, r"copy 0: masked_C must be a bool array of shape \(12,\)"),
     ({"method": "methods.py:short"}, r"copy 0: masked_C must be a bool array of shape \(12,\)"),
     ({"method": "methods.py:elsewhere"}, "copy 0 is of unit 99, which the canvas has not"),
