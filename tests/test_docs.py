@@ -165,6 +165,7 @@ def test_links_lead_to_files_and_headings():
     assert not broken
 
 
+@pytest.mark.slow
 def test_the_tests_that_faults_md_names_exist():
     known, files = set(), set()
     for path in (ROOT / "tests").rglob("test_*.py"):

@@ -127,6 +127,7 @@ def test_a_checkpoint_of_small_blocks_is_trained_at_larger_ones(shop, block):
     assert {line["block_size"] for line in read_jsonl(shop.runs / "rl" / "rollouts.jsonl")} == {block}
 
 
+@pytest.mark.slow
 def test_arguments_reach_the_resolved_config_and_the_run(shop):
     arguments = ["training.eps=0.35", "rollout.num_response_per_task=3", "experiment.total_step=1", "training.seed=7"]
     run_rl(shop, *arguments, "evaluation.eval_dataset=''")
@@ -184,6 +185,7 @@ def test_two_rl_steps_with_a_value_model(shop, capsys):
         assert (shared == pytest.approx(without, rel=1e-5, abs=1e-9)) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdar", pytest.param("dream", marks=pytest.mark.slow)])
 def test_a_value_model_that_learns_now_and_then(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
@@ -249,6 +251,7 @@ def test_resumed_equals_straight(shop, monkeypatch, extra):
     assert rollouts[0] == rollouts[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_says_so_again(shop):
     arguments = ["experiment.total_step=1", "evaluation.top_k=0"]
     first = run_rl(shop, *arguments)
@@ -289,6 +292,7 @@ def test_another_config_in_the_same_folder_is_refused(shop, capsys):
     assert saved["training"]["eps"] == 0.3 and len(steps(shop.runs / "rl")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:experiment.start_from_scratch .* has no effect")
 def test_start_from_scratch_never_deletes(shop):
     arguments = ["experiment.total_step=1", "evaluation.eval_dataset=''", "experiment.start_from_scratch=true"]
@@ -298,6 +302,7 @@ def test_start_from_scratch_never_deletes(shop):
     assert len(steps(shop.runs / "rl")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["always_one", None])
 def test_a_step_whose_groups_all_drop_is_logged_and_skipped(shop, capsys, reward):
     """A user's reward without differences, and the math reward, of which a random model earns nothing."""
@@ -324,6 +329,7 @@ def test_sft_learns_its_examples(shop, method, capsys):
     assert not same_weights(shop.model, folder / "ckpt" / "optimized")
 
 
+@pytest.mark.slow
 def test_sft_trains_every_token_of_every_example_each_epoch(shop):
     """Everything masked: 6 answers of 3 tokens and their end, in 2 copies; 4 examples an update, then the last 2."""
     sft.run(load_config(shop.arguments(SFT, "training.lower_p=1", "training.upper_p=1", "training.num_train_epochs=2")))
@@ -392,6 +398,7 @@ def test_training_and_sampling_in_bf16(shop, monkeypatch):
     assert not same_weights(shop.model, shop.runs / "rl" / "ckpt" / "optimized")
 
 
+@pytest.mark.slow
 def test_eval_of_a_checkpoint(shop, capsys):
     run_rl(shop, "experiment.total_step=1", "evaluation.eval_dataset=''")
     arguments = [
@@ -428,6 +435,7 @@ def test_eval_of_a_checkpoint(shop, capsys):
     assert greedy[::2] == greedy[1::2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", thinned(["dream", "llada", "mmada"], 3))
 def test_eval_of_full_attention(tmp_path, family, monkeypatch):
     monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
@@ -442,6 +450,7 @@ def test_eval_of_full_attention(tmp_path, family, monkeypatch):
         assert values["tokens_per_forward"] > 0 and values["tasks"] == 3
 
 
+@pytest.mark.slow
 def test_eval_again_replaces_its_results(shop):
     config = shop.arguments(EVAL, reward="by_answer")
     first = evaluation.run(load_config(config))

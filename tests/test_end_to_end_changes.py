@@ -119,6 +119,7 @@ def test_limits_of_memory_change_no_step_and_are_named_as_typed(shop, caplog):
         )
 
 
+@pytest.mark.slow
 def test_a_longer_fine_tuning_resumes(shop, caplog):
     run_sft(shop, "training.num_train_epochs=2", "experiment.project=straight")
     run_sft(shop, "training.num_train_epochs=1")
@@ -153,6 +154,7 @@ def test_a_data_file_that_has_changed_is_refused_by_key_and_path(shop, which):
         check_start(config, RL_COMMAND)
 
 
+@pytest.mark.slow
 def test_what_a_run_was_trained_from_is_a_real_path_and_another_model_is_refused(linked, caplog):
     """The link leads elsewhere, the folder is moved, then it holds other weights, then it is gone."""
     config = begun(rl_config(linked))
@@ -200,6 +202,7 @@ def test_overwrite_never_deletes_what_the_new_run_begins_with(shop, key):
         check_start(rl_config(shop, *changed, f"{key}={beside}"), RL_COMMAND)
 
 
+@pytest.mark.slow
 def test_a_strategy_of_the_users_own_is_named_once_after_it_was_edited_and_may_move(shop, caplog):
     """In a list too; a reward that moves with its content resumes."""
     file, elsewhere = shop.folder / "mine.py", shop.folder / "moved"
@@ -242,6 +245,7 @@ def test_a_run_of_an_earlier_version_resumes_without_digests_and_keeps_them_from
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_adapters_name_the_folder_that_a_link_led_to_and_miss_it_when_it_changes(linked):
     run_sft(linked, "training.max_steps=1", "lora.rank=2")
     adapters = linked.runs / "sft" / "ckpt" / "optimized"

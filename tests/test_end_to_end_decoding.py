@@ -33,6 +33,7 @@ def own(shop):
     return path
 
 
+@pytest.mark.slow
 def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
     arguments = [f"rollout.strategy={own}:leftmost_first", "rollout.strategy_params.several=2"]
     arguments += [f"rollout.target={own}:surprise", "rollout.target_params={sign: 1.0}"]
@@ -52,6 +53,7 @@ def test_rl_of_two_steps_with_a_users_strategy_and_target(shop, own):
     assert {"dynamic-b4-T1", "leftmost_first-b4-T1"} <= names
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_a_users_strategy(shop, own):
     arguments = [f"rollout.strategy=[sequential,{own}:leftmost_first]", "rollout.steps_per_block=4"]
     results = evaluation.run(load_config(shop.arguments(EVAL, *arguments, "rollout.temperature=0")))

@@ -77,6 +77,7 @@ def run_eval(shop, family, model):
     assert len(rows) == 3 * 2 and all(values["tokens_per_forward"] > 0 for values in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "method"), cases(SFT_METHODS, FAST_SFT))
 def test_one_step_of_sft(shop_of, family, method, tmp_path):
     shop = shop_of(family)
@@ -92,6 +93,7 @@ def test_one_step_of_sft(shop_of, family, method, tmp_path):
     run_eval(shop, family, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, FAST_RL))
 def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     shop = shop_of(family)
@@ -109,6 +111,7 @@ def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     run_eval(shop, family, folder / "optimized")
 
 
+@pytest.mark.slow
 def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
     """No pair of block sizes is refused, and none is warned about."""
     shop = shop_of("dream")

@@ -112,6 +112,7 @@ def test_a_mistake_is_reported_before_any_model_is_loaded(shop, no_model_work, a
     assert not shop.runs.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_without_weights_is_reported_in_a_dry_run(shop, no_model_work, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(shop.model / name, tmp_path / name)
@@ -126,6 +127,7 @@ def test_a_folder_without_weights_is_reported_in_a_dry_run(shop, no_model_work, 
         evaluation.run(load_config(shop.arguments(EVAL, *named)))
 
 
+@pytest.mark.slow
 def test_a_dry_run_goes_through_beside_a_run_of_another_configuration(shop, no_model_work, capsys):
     for text, run in ((RL, rl.run), (EVAL, evaluation.run), (SFT, sft.run)):
         config = load_config(shop.arguments(text, "dry_run=true"))
@@ -199,6 +201,7 @@ def test_tasks_that_a_reward_cannot_grade_are_reported_before_any_model_is_loade
     assert not shop.runs.exists()
 
 
+@pytest.mark.slow
 def test_a_column_that_some_tasks_lack_is_none_in_the_others(shop):
     """Whichever tasks a step draws, the function has what it asks for, and rollouts.jsonl what the task is."""
     shop.reward.write_text(
@@ -252,6 +255,7 @@ def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, argum
     assert says in caplog.text if says else "blocks of" not in caplog.text and "greedy" not in caplog.text
 
 
+@pytest.mark.slow
 def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):
     shop.arguments(SFT)
     text = (shop.folder / "sft.yaml").read_text()
@@ -314,6 +318,7 @@ def test_a_broken_task_file_is_named_with_its_place(shop, text, name, says):
     assert name in str(error.value) and says in str(error.value)
 
 
+@pytest.mark.slow
 def test_empty_prompts_are_left_out_and_counted(shop):
     rows = [{"question": q, "ground_truth_answer": "1"} for q in ("1=", "", "22=", "333=", "4=")]
     with pytest.warns(UserWarning, match="left out 1 of 5 rows: question is empty"):
@@ -335,6 +340,7 @@ def long_tasks(shop):
     )
 
 
+@pytest.mark.slow
 def test_over_long_prompts_are_dropped_and_counted(shop, caplog):
     with caplog.at_level(logging.WARNING):
         run_rl(shop, long_tasks(shop), "training.max_prompt_len=20", "rollout.num_task_per_step=2")
@@ -343,6 +349,7 @@ def test_over_long_prompts_are_dropped_and_counted(shop, caplog):
     assert lengths == {3, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["dataset.over_long_prompts=error", "training.max_prompt_len=20"], ["training.max_prompt_len=2"]]
 )
@@ -357,6 +364,7 @@ def test_over_long_prompts_as_an_error_in_sft(shop):
         sft.run(load_config(shop.arguments(SFT, *arguments)))
 
 
+@pytest.mark.slow
 def test_a_malformed_evaluation_set_is_reported_before_any_model_is_loaded(shop, monkeypatch):
     broken = shop.folder / "broken.json"
     broken.write_text('[{"question": "12=", "ground_truth_answer": ')
@@ -370,6 +378,7 @@ def test_a_malformed_evaluation_set_is_reported_before_any_model_is_loaded(shop,
             sft.run(load_config(shop.arguments(SFT, f"dataset.optimization_data={broken}", *arguments)))
 
 
+@pytest.mark.slow
 def test_questions_that_hold_the_mask_token_are_left_out(shop, caplog):
     tasks = [{"question": q, "ground_truth_answer": "1"} for q in ("12=", "1<mask>2=", "34=")]
     summary = run_rl(shop, task_file(shop, json.dumps(tasks)), "experiment.total_step=1")
@@ -395,6 +404,7 @@ def test_a_project_outside_its_folder_is_refused(shop, project):
         run_rl(shop, f"experiment.project={project}")
 
 
+@pytest.mark.slow
 def test_longest_response_trained(shop):
     """training.max_gen_length=3 of responses of up to 8 tokens."""
     run_rl(shop, "training.max_gen_length=3", "training.min_accuracy=0", "training.max_accuracy=1", *QUICK)
@@ -409,6 +419,7 @@ def test_sft_names_its_block_size(shop):
     assert load_model(shop.runs / "sft" / "ckpt" / "optimized").block_size == 8
 
 
+@pytest.mark.slow
 def test_more_tasks_a_step_than_there_are(shop):
     """The data set is passed over again; a task drawn twice is sampled anew, not copied."""
     run_rl(shop, task_file(shop, '[{"question": "12=", "ground_truth_answer": "1"}]'), "rollout.num_task_per_step=3")
@@ -417,6 +428,7 @@ def test_more_tasks_a_step_than_there_are(shop):
     assert len({tuple(row["canvas_ids"]) for row in rows}) > 6
 
 
+@pytest.mark.slow
 def test_empty_answers_run_through(shop):
     """Every digit stops: an answer that is its stop id alone has the empty text, which rewards get as it is."""
     stops = "[" + ",".join(f"'{d}'" for d in "0123456789=-+*/?!;:.") + "]"
@@ -426,6 +438,7 @@ def test_empty_answers_run_through(shop):
     assert empty and all(row["num_response_tokens"] == 1 and row["reward"] == 1.0 for row in empty)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_end_of_text(shop, tmp_path):
     """RL goes on to the limit; SFT, which must teach an end, asks for one."""
     folder = text_checkpoint(tmp_path / "endless", eos_token_id=None)
@@ -439,6 +452,7 @@ def test_a_checkpoint_without_an_end_of_text(shop, tmp_path):
         sft.run(load_config(shop.arguments(SFT, f"model.pretrained_model={folder}")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "trained"), [("keep", True), ("drop", False), ("wrong", False)])
 def test_answers_without_a_stop(shop, tmp_path, policy, trained):
     folder = text_checkpoint(tmp_path / "endless", eos_token_id=None)
@@ -452,6 +466,7 @@ def test_answers_without_a_stop(shop, tmp_path, policy, trained):
         assert row[f"groups_dropped/{'small' if policy == 'drop' else 'equal'}"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["raises", "too_few", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
     arguments = ["reward.function_timeout_seconds=1"] if reward == "hangs" else []
@@ -465,6 +480,7 @@ def test_a_reward_that_fails_is_a_counted_skip(shop, reward):
     assert all(r["reward"] is None for r in read_jsonl(shop.runs / "rl" / "rollouts.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_reward_that_keeps_failing_stops_the_run(shop):
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="(?s)3 calls in a row failed.*ZeroDivisionError"):
         run_rl(shop, "experiment.total_step=5", reward="raises")
@@ -492,6 +508,7 @@ def test_a_mended_reward_grades_again_what_failed(shop, monkeypatch):
     assert straight == mended and without_clock(metrics_of(shop)) == without_clock(metrics_of(shop, "straight"))
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_a_number_leaves_its_answer_out(shop):
     with pytest.warns(UserWarning, match="8 non-finite rewards"):
         run_rl(shop, reward="not_a_number")
@@ -502,6 +519,7 @@ def test_a_reward_that_is_not_a_number_leaves_its_answer_out(shop):
     assert all(r["advantage"] is None for r in rows if r["reward"] is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [2, 8])
 def test_another_block_size_than_the_checkpoints_is_warned_about(shop, caplog, block_size):
     with caplog.at_level(logging.WARNING):
@@ -511,6 +529,7 @@ def test_another_block_size_than_the_checkpoints_is_warned_about(shop, caplog, b
     assert row["updates"] >= 1 and row["mismatch_kl"] < 1e-9
 
 
+@pytest.mark.slow
 def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, monkeypatch, caplog, capsys):
     """A step with advantages but without a usable rollout is skipped and says why."""
     import dataclasses
@@ -533,6 +552,7 @@ def test_rollouts_that_are_not_finite_are_named_when_nothing_else_is_left(shop, 
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_eval_of_one_task_with_one_answer(shop):
     metrics = evaluation.run(
         load_config(shop.arguments(EVAL, "rollout.num_response_per_task=1", "dataset.max_tasks=1"))
@@ -541,6 +561,7 @@ def test_eval_of_one_task_with_one_answer(shop):
     assert values["tasks"] == 1 and values["stderr"] == 0.0 and values["pass@1"] == values["accuracy"]
 
 
+@pytest.mark.slow
 def test_eval_of_answers_that_no_reward_wants(shop, caplog):
     with pytest.warns(UserWarning):
         metrics = evaluation.run(load_config(shop.arguments(EVAL, reward="raises")))
@@ -549,6 +570,7 @@ def test_eval_of_answers_that_no_reward_wants(shop, caplog):
     assert "no response has a reward" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_stop_text_of_several_tokens_is_an_error(shop):
     with pytest.raises(ValueError, match="stop_token_list: '12' is 2 tokens"):
         run_rl(shop, "rollout.stop_token_list=['12']")
@@ -560,6 +582,7 @@ def test_a_value_model_of_another_family_is_refused(shop, tmp_path, no_model_wor
         run_rl(shop, f"model.value_base_model={other}")
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tokenizer_is_an_error(shop, tmp_path):
     folder = tiny_checkpoint(tmp_path / "mute")
     with pytest.raises(ValueError, match="no tokenizer"):

@@ -56,6 +56,7 @@ def keys_read(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS)
 def test_a_command_reads_every_key_that_it_does_not_disown(shop, keys_read, command):
     """A new key that a command ignores has to be listed in configs.commands."""

@@ -56,6 +56,7 @@ def assert_same_run(folder, other):
     assert next(weights) == next(weights)
 
 
+@pytest.mark.slow
 def test_rl_asked_to_stop_saves_what_is_done_and_resumes(shop, monkeypatch, listening):
     """In the rollout of step 2, which is dropped; no checkpoint was due after step 1."""
     arguments = ["experiment.save_every=2", "rollout.num_task_per_step=2", "evaluation.eval_dataset=''"]
@@ -77,6 +78,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_resumes(shop, monkeypatch, list
     assert_same_run(stopped, shop.runs / "straight")
 
 
+@pytest.mark.slow
 def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_resumes(shop, monkeypatch, listening):
     """In the first of two updates of epoch 2."""
     arguments = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
@@ -131,6 +133,7 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         run_rl(shop, "experiment.keep_best=true", "evaluation.eval_dataset=''")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:reward function .* raised")
 def test_an_evaluation_without_rewards_is_never_the_best(shop):
     arguments = shop.arguments(
@@ -174,6 +177,7 @@ def test_a_run_begins_with_a_checkpoint_of_another(shop):
         run_rl(shop, *arguments, "experiment.project=c", "dry_run=true")
 
 
+@pytest.mark.slow
 def test_a_link_to_begin_with_is_followed_once_also_when_the_run_is_killed_before_its_first_checkpoint(
     shop, monkeypatch, caplog
 ):
@@ -205,6 +209,7 @@ def test_a_link_to_begin_with_is_followed_once_also_when_the_run_is_killed_befor
         run_rl(shop, *few, "experiment.project=b", "dry_run=true")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, monkeypatch):
     def run_sft(*arguments):
         return sft.run(load_config(shop.arguments(SFT, "training.num_train_epochs=1", *arguments)))
@@ -226,6 +231,7 @@ def test_a_checkpoint_of_another_kind_is_refused_before_a_model_is_loaded(shop, 
     assert not (shop.runs / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monkeypatch):
     """First run and resume have the same: the SFT's are gone when the run begins."""
     named = f"model: {{pretrained_model: {shop.model}}}\ndataset: {{optimization_data: {shop.pairs}}}\n"
@@ -254,6 +260,7 @@ def test_a_run_has_its_own_settings_after_the_one_that_made_its_model(shop, monk
     assert seen[0] == seen[1] and seen[0][:3] == (False, False, 1)
 
 
+@pytest.mark.slow
 def test_fine_tuning_killed_within_an_epoch_resumes_from_its_newest_update(shop, monkeypatch):
     """Two updates an epoch; the third one is saved, the fourth is killed. Five updates in all end within an epoch."""
     arguments = ["experiment.save_every_updates=3", "training.max_steps=5", "lr_scheduler.params.min_lr_scale=0.1"]
@@ -307,6 +314,7 @@ def dies():
     raise Stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "error"),
     [
@@ -330,12 +338,14 @@ def test_a_first_model_is_made_to_the_end_before_rl_begins(shop, prepared, monke
     assert [row["step"] for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl")] == [1]
 
 
+@pytest.mark.slow
 def test_a_finished_first_model_is_taken_as_it_is(shop, prepared, monkeypatch):
     run_rl(shop, *prepared)
     monkeypatch.setattr(sft, "run", lambda config: pytest.fail("the SFT ran again"))
     run_rl(shop, *prepared, "experiment.project=again")
 
 
+@pytest.mark.slow
 def test_a_half_made_first_model_of_other_settings_is_refused_with_the_way_out(shop, prepared, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(sft, "make_samples", interrupted_in_epoch_2(dies))
@@ -433,6 +443,7 @@ def dying_in_step(step, monkeypatch, call):
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["fp32", "bf16"])
 def test_a_run_in_bf16_resumes_to_the_bit(shop, monkeypatch, caplog, saved):
     """Also from rounded weights, whose fp32 ones are in trainer/; with a value model."""
@@ -460,6 +471,7 @@ def stored(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_rounded_weights_of_an_fp32_run_and_of_adapters_change_nothing_that_is_learned(shop):
     arguments = [NO_EVALUATION, "rollout.num_task_per_step=2", "lora.rank=2", "optimizer.params.learning_rate=1e-2"]
     run_rl(shop, *arguments, "experiment.project=exact")
@@ -474,6 +486,7 @@ def test_rounded_weights_of_an_fp32_run_and_of_adapters_change_nothing_that_is_l
     assert {weight.dtype for weight in first.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_numerics_is_named_when_a_bf16_run_begins_with_it(shop, monkeypatch, caplog):
     """As those are that were written under autocast, by versions before."""
     monkeypatch.setattr(process, "_cpu_has_bf16", lambda: True)

@@ -48,6 +48,7 @@ def test_the_loop_on_one_page_trains_as_the_framework_does(rl_loop):
         assert torch.allclose(weight, other, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_the_loop_runs_and_fits_on_a_page(rl_loop, capsys):
     (mean,) = rl_loop.main(steps=1)
     assert 0.0 < mean < 1.0 and capsys.readouterr().out.startswith(f"step  1/1  reward {mean:.3f}  loss ")

@@ -73,6 +73,7 @@ def test_a_padded_batch_is_each_prompt_alone(sdar):
         assert row == ids + [sdar.mask_id] * (20 - len(ids))
 
 
+@pytest.mark.slow
 def test_torchs_seed_repeats_a_call_and_calls_differ(sdar):
     prompt, settings = tokens_of(random_prompts([5])), {"gen_length": 16, "block_length": 4, "denoising_steps": 4}
     outputs = []

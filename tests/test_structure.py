@@ -184,6 +184,7 @@ def test_files_classes_and_functions_are_small():
     assert found == without_counts(entry for entry in TO_DO if not entry.startswith("circle"))
 
 
+@pytest.mark.slow
 def test_functions_decide_little_on_average():
     """Not above that of commit 6db0e99: 3.85 as radon counts, 3.95 as here."""
     counts = [1 + decisions(node) for module in modules() for node in functions(module)]

@@ -169,6 +169,7 @@ def command_of(name):
     return "sft" if name.startswith("sft") else "eval" if name.endswith("eval") else "rl"
 
 
+@pytest.mark.slow
 def test_no_shipped_yaml_sets_what_its_command_does_not_read():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -151,6 +151,7 @@ def test_a_dry_run_plans_for_machines_that_one_is_not_on(model_folder, tmp_path,
     assert "sampler weights" in text  # bf16, though this CPU may not have it
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work, capsys):
     words_ = arguments("rl_trado", model_folder, tmp_path)
     model = model_folder / "sdar"
@@ -162,6 +163,7 @@ def test_a_dry_run_counts_the_value_model(model_folder, tmp_path, no_model_work,
     assert all(part in with_value for part in parts) and "value" not in without
 
 
+@pytest.mark.slow
 def test_the_demo_says_that_its_model_is_made_first(tmp_path, no_model_work, capsys):
     arguments = ["dry_run=true", f"experiment.output_dir={tmp_path}", f"dataset.folder={tmp_path}"]
     rl.run(load_config(["config=configs/rl_tiny.yaml", *arguments]))

@@ -39,6 +39,7 @@ def parquet(rows):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_a_file_arrives_whole_and_once(hub, tmp_path):
     put(hub)
     put(hub, "AIME2024", lfs=True)
@@ -59,6 +60,7 @@ def test_a_file_arrives_whole_and_once(hub, tmp_path):
     assert again.stdout == "MATH500: is there: 50 rows of commit 01234567\n" and not hub.log
 
 
+@pytest.mark.slow
 def test_runs_from_the_data_folder_by_its_bare_name(hub, tmp_path):
     put(hub)
     done = hub.run(
@@ -87,6 +89,7 @@ def test_all_fetches_every_name_and_list_says_so(hub, tmp_path):
     assert all("here, " in line for line in listed)
 
 
+@pytest.mark.slow
 def test_unknown_names_and_mixed_options_are_refused(hub, tmp_path):
     wrong = fetch(hub, tmp_path, "--dataset", "MATH50")
     assert wrong.returncode == 2 and "unknown data set 'MATH50': did you mean MATH500?" in wrong.stderr
@@ -96,6 +99,7 @@ def test_unknown_names_and_mixed_options_are_refused(hub, tmp_path):
     assert not hub.log
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_reported_and_the_rest_still_comes(hub, tmp_path):
     hub.gated.add(CATALOG["GPQA"].repo)
     hub.put(CATALOG["GSM8K"].repo, "other.json", ROWS)
@@ -112,6 +116,7 @@ def test_what_the_hub_refuses_is_reported_and_the_rest_still_comes(hub, tmp_path
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["MATH500.json"]
 
 
+@pytest.mark.slow
 def test_a_wrong_checksum_leaves_the_old_file(hub, tmp_path):
     put(hub)
     assert fetch(hub, tmp_path, "--dataset", "MATH500").returncode == 0
@@ -148,6 +153,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub, tmp_path):
     assert (tmp_path / "out" / "MATH500.json").read_bytes() == large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra_bytes", [0, pytest.param(-5, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)]
 )
@@ -210,6 +216,7 @@ def test_offline_takes_the_cache_or_says_what_is_missing(hub, tmp_path):
     assert not hub.log
 
 
+@pytest.mark.slow
 def test_rows_that_training_would_refuse_are_remarked(hub, tmp_path):
     put(hub, content=[*ROWS, {"question": "?", "ground_truth_answer": None}, {"question": "?", "answer": "1"}])
     done = fetch(hub, tmp_path, "--dataset", "MATH500")
@@ -220,6 +227,7 @@ def test_rows_that_training_would_refuse_are_remarked(hub, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_no_server_is_a_line_not_a_traceback(hub, tmp_path):
     done = fetch(hub, tmp_path, "--dataset", "MATH500", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1 and "MATH500: failed: http://127.0.0.1:9/datasets/Gen-Verse/MATH500" in done.stderr

@@ -17,6 +17,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_fetched_once_and_read_like_any_file(hub, tmp_path):
     hub.put("acme/sums", "train.jsonl", LINES)
     done = hub.run(tmp_path, "-c", RESOLVE, "hub:acme/sums", tmp_path)

@@ -90,6 +90,7 @@ def test_rows_that_make_no_pair_say_why(values, message, blank):
     assert isinstance(fault, Fault) and message in str(fault) and fault.blank is blank
 
 
+@pytest.mark.slow
 @given(turns=anything, field=st.sampled_from(["messages", "conversations", "question", "response"]))
 def test_any_row_is_a_pair_or_a_fault(turns, field):
     pair = pair_of({"question": "?", "response": "r", field: turns})

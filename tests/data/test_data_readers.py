@@ -24,6 +24,7 @@ def read(path, columns=None):
     return [row.values for row in iter_rows(path, columns)]
 
 
+@pytest.mark.slow
 @any_file
 @given(rows=row_lists, indent=st.sampled_from([None, 0, 1, 4]), chunk=st.integers(1, 40), ascii_only=st.booleans())
 def test_a_json_list_reads_as_json_reads_it_whatever_the_window(write, rows, indent, chunk, ascii_only):

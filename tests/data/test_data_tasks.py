@@ -244,6 +244,7 @@ def test_nan_of_a_table_is_a_blank(write, field):
         assert len(load_tasks(path, data_type="math")) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), ANYTHING, min_size=1), min_size=1, max_size=3))
 def test_any_rows_are_tasks_or_a_value_error(write, rows):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs" / "tiny_model"
 
 
+@pytest.mark.slow
 def test_files_have_the_sizes_and_the_schema(tmp_path):
     paths = tiny.write_tiny(tmp_path, seed=3)
     train, test = (load_tasks(paths[name], data_type="math") for name in ("tiny_train", "tiny_test"))

@@ -110,6 +110,7 @@ def test_code_of_a_checkpoint_never_runs(folder, tmp_path):
     assert not [name for name in set(sys.modules) - modules if "sdar" in name and "models.sdar" not in name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent")
 def test_a_real_tokenizer_loads_without_remote_code(folder, tmp_path):
     tokenizer_files = [p for p in (REAL / "tokenizers" / "sdar").iterdir() if p.name != "config.json"]

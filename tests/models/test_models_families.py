@@ -212,6 +212,7 @@ def real_model(folder, tokenizer, layout):
     return load_model(folder, random_init_seed=0)
 
 
+@pytest.mark.slow
 @needs_real
 def test_dreams_real_tokenizer(tmp_path):
     model = real_model(tmp_path, "dream", "Dream-v0-Instruct-7B")
@@ -227,6 +228,7 @@ def test_dreams_real_tokenizer(tmp_path):
     assert tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False).endswith(text)
 
 
+@pytest.mark.slow
 @needs_real
 @pytest.mark.parametrize("layout", ["SDAR-8B-Chat", "SDAR-30B-A3B-Chat"])
 def test_sdars_real_tokenizer(tmp_path, layout):
@@ -236,6 +238,7 @@ def test_sdars_real_tokenizer(tmp_path, layout):
     assert model.text_vocab_size == len(model.tokenizer) <= model.hf_config.vocab_size
 
 
+@pytest.mark.slow
 @needs_real
 def test_both_tokenizers_read_text_alike():
     """Two files of one vocabulary: what is no special token has the same ids."""

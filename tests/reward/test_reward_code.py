@@ -122,6 +122,7 @@ def test_preparation_is_no_test():
     assert grade_code("def f(x): return 0", task("assert True", "assert f(1) == 1")).passed_tests == 0
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_a_program_cannot_ask_to_be_left_out():
     """Replies that would make a careless reader fail must cost the program, not the task."""

@@ -125,6 +125,7 @@ def test_status_of_a_failure(name, status):
     assert grade_code(FUNCTIONS[name], FUNCTION_TASK).status == status
 
 
+@pytest.mark.slow
 def test_47_an_endless_loop_is_stopped(outside, monkeypatch):
     monkeypatch.setattr("reward.code.run.START_CPU_SECONDS", 0.5)
     task = {**FUNCTION_TASK, "test_time_limit": 0.1}
@@ -167,6 +168,7 @@ grade_code("while True: pass", {"test_list": ["assert f(1)"], "test_time_limit":
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_59_no_orphan_is_left_to_the_init_process():
     """In a container whose first process reaps nothing, each orphan would stay as a zombie."""
     program = """
@@ -201,6 +203,7 @@ def descendants(pid):
     return children + [below for child in children for below in descendants(child)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.long)])
 def test_59_many_in_parallel_leave_nothing(count, outside):
     programs = [f"def f(x): return {EXPECTED} + x - 2", "def f(x): return 0", "import os\nos._exit(0)", "def f(x:"]
@@ -208,6 +211,7 @@ def test_59_many_in_parallel_leave_nothing(count, outside):
     assert [verdict.status for verdict in verdicts] == ["passed", "wrong", "error", "error"] * (count // 4)
 
 
+@pytest.mark.slow
 def test_60_honest_numpy_solutions_pass():
     pytest.importorskip("numpy")
     program = "import numpy as np\ndef f(x):\n    return np.sum(np.array([1_733_000, 421, x - 2]))\n"

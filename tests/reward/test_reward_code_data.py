@@ -34,6 +34,7 @@ def programs(rows, body=None):
     return [(row["prefix"] + (row["canonical_solution"] if body is None else body), row) for row in rows]
 
 
+@pytest.mark.slow
 @needs_data
 @needs_sandbox
 @pytest.mark.parametrize(
@@ -45,6 +46,7 @@ def test_solutions_of_human_eval_pass(take):
     assert [row["task_id"] for row, verdict in zip(tasks, verdicts, strict=True) if not verdict.passed] == []
 
 
+@pytest.mark.slow
 @needs_data
 @needs_sandbox
 def test_wrong_programs_fail_human_eval():
@@ -70,6 +72,7 @@ def test_a_helper_of_the_prompt_cannot_be_replaced():
     assert grade_code(program, row).status == "wrong"
 
 
+@pytest.mark.slow
 @needs_data
 def test_all_of_mbpp_can_be_split():
     entries = [plan_tests(row["test_list"]).entries for row in rows("MBPP")]

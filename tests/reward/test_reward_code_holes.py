@@ -124,6 +124,7 @@ def a_key_of_the_caller():
     libc.syscall(KEYCTL, 1, None)
 
 
+@pytest.mark.slow
 @filtered_or_not
 def test_nothing_outside_is_in_reach(filtered, a_key_of_the_caller, nothing_left):
     data = Path("/usr/local/share/holes_data")
@@ -139,6 +140,7 @@ def test_nothing_outside_is_in_reach(filtered, a_key_of_the_caller, nothing_left
     )
 
 
+@pytest.mark.slow
 @filtered_or_not
 def test_no_key_goes_from_one_program_to_the_next(filtered, nothing_left, no_key_left):
     alone = grader(filtered=filtered)
@@ -254,6 +256,7 @@ PROGRAM = "import time\ndef f(x):\n    time.sleep(3)\n    return x"
 FIRST = {"its first process": lambda p: _children(p.popen.pid)[0], "bubblewrap": lambda p: p.popen.pid}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "who"),
     [

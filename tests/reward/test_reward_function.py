@@ -121,6 +121,7 @@ def test_function_with_columns_gets_all(build):
     assert call(build("sees"), a=[1, 2], b=[3, 4]) == [2.0, 2.0]
 
 
+@pytest.mark.slow
 def test_array_and_prints_are_accepted(build, capfd):
     assert call(build("numpy_values"), n=3) == [0.0, 1.0, 2.0]
     assert call(build("noisy")) == [0.0, 0.0]
@@ -178,6 +179,7 @@ def test_a_success_resets_the_count(build):
     assert seen == ([[None] * 2] * 2 + [[1.0] * 2]) * 3
 
 
+@pytest.mark.slow
 def test_a_hang_is_killed_and_the_next_call_works(build):
     reward = build("hangs", timeout_seconds=0.3)
     started = time.monotonic()
@@ -225,6 +227,7 @@ def test_missing_column_is_named(build):
         call(build("by_column"))
 
 
+@pytest.mark.slow
 def test_columns_may_have_any_name(build):
     names = {"self": [3.0], "prompts_": [1], "args": [2], "kwargs": [2], "job": [2]}
     assert build("sees")(["p"], ["c"], **names) == [5.0]

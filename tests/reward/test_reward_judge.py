@@ -35,6 +35,7 @@ def text_of(request):
 # Asking
 
 
+@pytest.mark.slow
 def test_asks_in_order_with_settings(server, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "k")
     server.reply = lambda request: text_of(request).upper()
@@ -57,6 +58,7 @@ def test_no_answer_after_all_attempts_is_none(server):
     assert api(server, attempts=2)([Question("good"), Question("bad"), Question("good", 1)]) == ["fine", None, "fine"]
 
 
+@pytest.mark.slow
 def test_a_slow_judge_times_out(server):
     server.reply = lambda request: time.sleep(1.0) or "late"
     started = time.monotonic()
@@ -188,6 +190,7 @@ def test_scores_land_where_the_chunk_was_completed():
     assert chunk_ends(9, 4) == [4, 8, 9] and chunk_ends(8, 4) == [4, 8] and chunk_ends(0, 4) == []
 
 
+@pytest.mark.slow
 def test_process_reward_over_http(server):
     server.reply = lambda request: BAD if "===== excerpt =====\nx\n" in text_of(request) else GOOD
     process = ProcessReward(build_judge(api=server.url, model="judge"), letters, chunk_tokens=2, samples=3)

@@ -79,6 +79,7 @@ STALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STALLS)
 def test_one_deadline_holds_for_the_whole_exchange(name):
     with answering(STALLS[name]) as url:
@@ -87,6 +88,7 @@ def test_one_deadline_holds_for_the_whole_exchange(name):
         assert time.monotonic() - started < SECONDS + 2.0
 
 
+@pytest.mark.slow
 def test_each_try_has_a_deadline_of_its_own_and_the_check_has_one():
     with answering(STALLS["headers dripped"]) as url:
         started = time.monotonic()

@@ -96,6 +96,7 @@ def test_what_a_true_answer_says(answer, final):
     assert answer_text(answer) == final
 
 
+@pytest.mark.slow
 def test_what_stands_for_no_answer_earns_nothing():
     assert grade_math(r"\boxed{proof}", "proof") is False
     with built(workers=1) as reward:

@@ -69,6 +69,7 @@ def unequal_to_itself(answers):
     ]
 
 
+@pytest.mark.slow
 @needs_data
 def test_true_answers_equal_themselves_when_parsed():
     answers = sorted({answer for *_, answer in true_answers() if answer and not answer.lstrip("-").isdigit()})

@@ -53,6 +53,7 @@ PLAIN = {type(None), bool, int, float, str, bytes, bytearray, complex, list, tup
 LIBRARY = {Decimal, Fraction, datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(values)
 def test_round_trip(value):
@@ -60,6 +61,7 @@ def test_round_trip(value):
     assert back == value and type(back) is type(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60), values, st.integers(0, 200))
 def test_any_bytes_are_plain_or_refused(noise, value, where):
@@ -232,6 +234,7 @@ def test_bad_bytes(data):
         loads(data)
 
 
+@pytest.mark.slow
 def test_depth():
     value = []
     for _ in range(5000):
@@ -248,6 +251,7 @@ def test_depth():
         dumps(value)
 
 
+@pytest.mark.slow
 def test_frames_that_would_take_long_or_much_are_refused():
     """Keys that all collide take quadratic time, small frames of heavy objects much memory, tuples of tuples much
     room."""

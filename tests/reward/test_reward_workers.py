@@ -64,6 +64,7 @@ def pool(target):
     made.close()
 
 
+@pytest.mark.slow
 def test_a_bad_job_costs_only_its_own_answer(pool):
     jobs = [("ok", i) for i in range(20)]
     jobs[3], jobs[9], jobs[12] = ("spin", 0), ("die", 0), ("memory", 2 << 30)
@@ -79,6 +80,7 @@ def test_waiting_costs_no_processor_time_but_has_a_wall_limit(pool):
     assert pool.run("sleep", 60.0).status == "stalled"
 
 
+@pytest.mark.slow
 def test_processor_time_counts_from_the_pick_up(pool):
     for _ in range(3):
         started = time.process_time()
@@ -93,6 +95,7 @@ def ends(pid, seconds=10.0):
     return not os.path.exists(f"/proc/{pid}")
 
 
+@pytest.mark.slow
 def test_what_a_job_started_ends_with_its_worker_even_in_a_session_of_its_own(target, tmp_path):
     pool = WorkerPool(target, workers=1, wall_seconds=5.0)
 
@@ -170,12 +173,14 @@ sys.stdin.readline()
     assert ends(worker) and ends(daemon)
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_loaded_is_an_error():
     pool = WorkerPool("reward.math.equal:no_such_name", workers=1, wall_seconds=5)
     with pytest.raises(RuntimeError, match="no_such_name"):
         pool.run(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param("stdin", marks=pytest.mark.slow), "unguarded_script"])
 def test_works_from_any_script(tmp_path, how):
     program = "from reward import grade_math\nprint(grade_math(r'\\boxed{\\frac{1}{2}}', '0.5'))\n"

@@ -62,6 +62,7 @@ def test_slurms_short_names(text, hosts):
     assert host_list(text) == hosts
 
 
+@pytest.mark.slow
 def test_a_launcher_needs_no_torch(tmp_path):
     """Importing it takes seconds, before the first rank could be started."""
     code = f"""if True:

@@ -253,6 +253,7 @@ def on_a_terminal(code, *arguments, columns=100):
     return seen.decode()
 
 
+@pytest.mark.slow
 def test_terminal_gets_a_box_and_bars_with_lines_above_them(tmp_path):
     code = """if True:
         import sys, time; from pathlib import Path; from runtime.monitor import Monitor
@@ -292,6 +293,7 @@ def test_80_columns_cut_no_number(tmp_path):
     assert any("eval low_confidence after step 12345" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_curves_draw_what_there_is(tmp_path):
     rows = [{"step": step, "reward/mean": step / 50, "kl": None, "loss": math.nan} for step in range(1, 51)]
     rows += [{"step": step, "eval/accuracy": step / 100} for step in (0, 25, 50)]
@@ -383,6 +385,7 @@ def test_unknown_tracker(tmp_path):
         Monitor(tmp_path, trackers=["wandbb"])
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_number(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is an optional package")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

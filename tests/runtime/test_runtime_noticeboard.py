@@ -42,6 +42,7 @@ def test_another_key_reads_and_writes_nothing(board):
     assert own._notes == {"claim/0": "itself here 1"}
 
 
+@pytest.mark.slow
 def test_a_store_of_torchs_without_the_key_reads_and_writes_nothing(board):
     """What could be read, and changed, when this was a TCPStore."""
     import torch.distributed as dist

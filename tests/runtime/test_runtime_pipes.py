@@ -25,6 +25,7 @@ def run_unread(arguments, stream="stdout", timeout=120):
     return done.returncode, getattr(done, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

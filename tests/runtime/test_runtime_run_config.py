@@ -48,6 +48,7 @@ def test_the_same_values_are_the_same_settings_however_they_are_given(changes, t
     assert changes(there, here) == []
 
 
+@pytest.mark.slow
 def test_another_value_of_the_same_variable_is_a_difference(changes, monkeypatch, tmp_path):
     def other():
         monkeypatch.setenv("API", URL.replace("22", "23"))
@@ -64,6 +65,7 @@ def test_another_value_of_the_same_variable_is_a_difference(changes, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_another_password_and_another_literal_are_differences(changes):
     assert changes(LITERAL, (f"judge.model={URL.replace('22', '23')}",)) == [
         'judge.model  "https://me:***@host/v1 (another value)" -> "https://me:***@host/v1"'
@@ -144,6 +146,7 @@ def test_one_start_s_own_keys_are_not_compared(tmp_path):
 MODEL, DATA = "model.pretrained_model", "dataset.train_dataset"
 
 
+@pytest.mark.slow
 def test_what_a_key_names_is_compared_by_what_it_holds(tmp_path):
     """Another content under the same name is refused, with both digests; the same one in another place is taken."""
     there = {MODEL: Source("/a", "1" * 32), DATA: Source("/t", "2" * 32)}
@@ -179,6 +182,7 @@ def test_code_that_was_edited_is_named_and_taken_but_a_rewards_is_not_even_named
     assert len(others.refused) == 2 and not others.taken
 
 
+@pytest.mark.slow
 def test_a_judge_may_move_but_not_come_or_go(tmp_path):
     at = [f"judge.api=http://{host}:8000/v1" for host in "ab"]
     assert compared(tmp_path, at[:1], at[1:]).taken and not compared(tmp_path, at[:1], at[1:]).refused

@@ -218,6 +218,7 @@ def test_forked_child_does_not_hold_the_lock(tmp_path):
         os.kill(orphan, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_holder_on_another_machine(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("runtime.lock.HEARTBEAT_SECONDS", 0.2)
     path = finished_run(tmp_path / "demo")

@@ -28,6 +28,7 @@ def answers(rollouts):
     return [(r.canvas_ids, r.canvas_step_map, r.num_response_tokens, r.finish_reason) for r in rollouts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_the_prompt_of_a_group_is_run_once(sdar, slots):
     prompts = random_prompts([22, 17, 30], seed=1)
@@ -65,6 +66,7 @@ def test_logits_are_computed_for_undecided_positions_alone(sdar):
     assert seen == want
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_answer_where_it_stands(sdar):
     """Every token of an answer as the stop id in turn: the same answer, cut after its first occurrence."""
     base = SamplingConfig(**FREE)
@@ -198,6 +200,7 @@ def test_greedy_answers_do_not_depend_on_keys(sdar):
     assert answers([first]) == answers([second])
 
 
+@pytest.mark.slow
 def test_slots_are_used_again_for_calls_of_any_size(sdar):
     config = SamplingConfig(**FREE, max_slots=4)
     sampler = Sampler(sdar, config)

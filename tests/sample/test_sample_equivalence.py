@@ -102,6 +102,7 @@ def test_any_order_of_admission_gives_the_same_answers(sdar, slots):
             same(rollout, want[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("polls", "slots"), [(2, 3), (8, 7)])
 def test_several_steps_between_two_looks_of_the_host_change_nothing(sdar, polls, slots):
     """The way of accelerators, where the host looks at the slots only now and then."""
@@ -131,6 +132,7 @@ def test_deterministic_mode_gives_the_same_bits_in_any_order(sdar):
             assert rollout == want[rollout.key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [2, 4, 8])
 def test_every_remainder_of_the_prompt(sdar, block_size):
     prompts = random_prompts(range(1, 2 * block_size + 2), seed=5)
@@ -156,6 +158,7 @@ def test_the_pad_penalty_lowers_the_rank_of_pads(sdar):
         assert sum(later) >= 2
 
 
+@pytest.mark.slow
 def test_tied_weights_and_other_seeds(sdar):
     model = tiny_model("sdar", seed=5, tie_word_embeddings=True, num_key_value_heads=4)
     config = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=1, stop_ids=[])

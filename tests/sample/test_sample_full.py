@@ -95,6 +95,7 @@ def test_batch_mates_order_and_slots_do_not_enter(models, family, cache, variant
         same(rollout, want[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_caches_are_approximations(models, family):
     """They may differ from a full recompute, and here do: otherwise the tests above would see no cache at all."""
@@ -204,6 +205,7 @@ def test_a_sequence_beyond_the_models_positions_is_refused_before_any_forward(mo
     hook.remove()
 
 
+@pytest.mark.slow
 def test_deterministic_mode_gives_the_same_bits_in_any_order(models):
     case = ("low_confidence_dynamic", "confidence", "plain", "horizon", (4, 4, 11))
     sampler = Sampler(models["dream"], make(case, max_slots=3, deterministic=True))
@@ -213,6 +215,7 @@ def test_deterministic_mode_gives_the_same_bits_in_any_order(models):
         assert rollout == want[rollout.key]
 
 
+@pytest.mark.slow
 def test_slots_are_used_again_with_other_windows(models):
     config = make(("low_confidence_static", "confidence", "plain", "dual", (4, 4, 11)), max_slots=2)
     sampler = Sampler(models["llada"], config)

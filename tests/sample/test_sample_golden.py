@@ -82,6 +82,7 @@ def test_reference_decodes_in_batches(models, name):
             agrees(rollout, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", thinned([name for name in FAMILIES if name != "sdar_moe"], 3))
 def test_in_bf16_every_token_is_as_good_as_the_best_in_fp32(models, name):
     """What a decode in bf16 is defined by: in the state that it was chosen in, a token's fp32 logit is the largest, but

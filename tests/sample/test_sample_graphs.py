@@ -51,6 +51,7 @@ def settings_of(case):
     return {"strategy": strategy, "block_size": block_size, "steps_per_block": block_size // 2} | DRAWS[draw]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", thinned(CASES, 5), ids=lambda c: "-".join(map(str, c)))
 def test_replayed_steps_give_the_bits_of_eager_ones_and_the_usual_answers(sdar, case):
     """Admissions, stops, commit budgets and a queue that runs dry: 14 responses in 5 slots, twice."""
@@ -67,6 +68,7 @@ def test_replayed_steps_give_the_bits_of_eager_ones_and_the_usual_answers(sdar, 
         same(a, b)
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_has_one_key_and_the_bits_of_one_without_captures(sdar):
     settings = {"deterministic": True, "temperature": 1.0}
     replayed = sampler_of(sdar, Emulator(), **settings)
@@ -81,6 +83,7 @@ def addresses(sampler):
     return state | weights | {"pool": held.kv.pool.data_ptr(), "offsets": held.cache.offset_b.data_ptr()}
 
 
+@pytest.mark.slow
 def test_addresses_stay_over_calls_and_updates_and_replays_see_new_weights():
     model, other = tiny_model("sdar", seed=0), tiny_model("sdar", seed=1)
     emulator = Emulator()
@@ -165,6 +168,7 @@ def test_the_longest_waiting_go_first_and_equals_go_by_slot():
     assert longest_waiting(needs, 0 * waited, 6).tolist() == [0, 2, 3, 5, 1, 4]
 
 
+@pytest.mark.slow
 def test_commits_that_wait_change_no_answer(sdar, monkeypatch):
     want = sampler_of(sdar, strategy="low_confidence_static", steps_per_block=1).generate(PROMPTS, n=2)
     for share in (0.1, 0.375, 0.625):
@@ -200,6 +204,7 @@ def large():
     return DiffusionLM(network, small.spec, {}, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 64, 256])
 @pytest.mark.parametrize("draw", [*DRAWS, "nucleus"])
 def test_a_step_of_8b_reads_nothing_on_the_host(large, draw, slots):

@@ -128,6 +128,7 @@ def test_the_guard_sees_reads(sdar, monkeypatch):
     assert {"_local_scalar_dense", "nonzero"} <= set(ops.names[False])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "bound"), [({}, 160), ({"temperature": 1.0}, 220)])
 def test_operations_outside_the_model_are_bounded_whatever_the_batch(sdar, monkeypatch, variant, bound):
     counts = set()

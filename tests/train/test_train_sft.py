@@ -53,6 +53,7 @@ def noise_of(P, R, length, b, settings, seed=0):
     return semi_ar(canvas, settings, np.random.default_rng(seed))
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     st.integers(1, 9),

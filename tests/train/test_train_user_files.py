@@ -98,6 +98,7 @@ def plain_gspo(model, rollouts, advantages):
     return sum(terms) / (len(rollouts) * 10), held / tokens
 
 
+@pytest.mark.slow
 def test_gspo_of_the_users_own_trains_as_written_down_a_second_time(shop, outside):
     """Two steps of two updates each: losses, clipped shares and weights are those of a loop over responses."""
     rows = run(shop, *gspo_arguments(outside))
@@ -123,6 +124,7 @@ def test_gspo_of_the_users_own_trains_as_written_down_a_second_time(shop, outsid
     assert "kl" not in rows[0] and "clip_ratio" not in rows[0]
 
 
+@pytest.mark.slow
 def test_an_advantage_of_the_users_own(shop, outside):
     arguments = [f"training.advantage={outside}/my_advantage.py:by_rank", "training.advantage_params.power=2"]
     run(shop, *arguments, "experiment.total_step=1")
@@ -135,6 +137,7 @@ def test_an_advantage_of_the_users_own(shop, outside):
     assert any(one["advantage"] for one in stored)
 
 
+@pytest.mark.slow
 def test_a_masking_method_of_the_users_own(shop, outside):
     """One round a response, whatever order the sampler took: no mismatch to measure, and the old log-probabilities are
     recomputed."""
@@ -168,6 +171,7 @@ def test_a_bad_door_ends_a_run_before_a_model_is_loaded(shop, outside, monkeypat
         run(shop, word)
 
 
+@pytest.mark.slow
 def test_an_objective_that_fails_in_training_names_itself_and_the_line(shop, outside):
     """It works on the made-up tokens of the check."""
     (outside / "fails.py").write_text(

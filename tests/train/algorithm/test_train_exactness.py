@@ -59,6 +59,7 @@ def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strat
         assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_rollouts_above_end_in_every_way(sdar):
     seen = set()
     for (block_size, steps), strategy, temperature in itertools.product(SHAPES, STRATEGIES, DRAWS.values()):
@@ -138,6 +139,7 @@ def moved(sdar):
     return shifted(sampled(sdar, LENGTHS, n=2), 0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["constant", "token_mean", "reference"])
 def test_the_update_does_not_depend_on_micro_batches(moved, normalization):
     whole = Step(moved, normalization=normalization)
@@ -149,6 +151,7 @@ def test_the_update_does_not_depend_on_micro_batches(moved, normalization):
             assert split.metrics[name] == pytest.approx(whole.metrics[name], rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 def test_accumulation_times_batch_is_what_counts(moved):
     steps = [
         Step(moved, gradient_accumulation_steps=ga, batch_size_lm=b) for ga, b in ((12, 1), (1, 12), (3, 4), (4, 3))
@@ -159,6 +162,7 @@ def test_accumulation_times_batch_is_what_counts(moved):
         assert step.metrics == steps[0].metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["constant", "token_mean", "reference"])
 def test_updates_equal_plain_gradients(moved, normalization):
     """Several updates, the last one smaller, against AdamW on losses written out token by token."""
@@ -219,6 +223,7 @@ def test_a_batch_doubled_is_the_same_update(moved, normalization):
     assert twice.metrics["grad_norm"] == pytest.approx(once.metrics["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_first_update_starts_at_ratio_one(sdar):
     """mismatch_kl: the sampler's log-probabilities against the trainer's, before any weight moves."""
     for logp_old in ("auto", "rollout", "recompute"):

@@ -69,6 +69,7 @@ def test_a_pad_that_nobody_decided_is_not_trained():
     assert trained_positions(rollout, PAD, None).tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 @given(rollouts(), st.integers(1, 9), st.one_of(st.none(), st.integers(0, 3)), st.booleans())
 @settings(max_examples=60)
 def test_rows_hold_what_the_sampler_held(case, shrink, post_num, per_round):
@@ -143,6 +144,7 @@ def row_of(tokens, rounds, key="row"):
     )
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 30), st.integers(0, 99))
 def test_updates_cover_every_response_once(rounds, rows_per_update, seed):
     rows = [row_of(1, r, key) for key, r in enumerate(rounds)]

@@ -139,6 +139,7 @@ def test_a_frozen_base_is_bf16_at_once_and_its_adapters_start_as_in_fp32(tmp_pat
         assert torch.equal(mine, theirs if ".lora_" in name else theirs.bfloat16()), name
 
 
+@pytest.mark.slow
 def test_adapters_learn_over_a_shared_base(tmp_path):
     folder = tiny_checkpoint(tmp_path / "base")
     settings = {"lora": {"rank": 4}, "training": {"kl_to": "reference", "beta": 0.1}}

@@ -139,6 +139,7 @@ def test_collectives(tmp_path):
     assert isinstance(main, ValueError) and isinstance(other, FailedElsewhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [False, True])
 def test_other_weights_on_a_rank_stop_the_job(tmp_path, adapters):
     for error in run_ranks(tmp_path, 2, rank_work.other_weights, adapters):

@@ -81,6 +81,7 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
     assert DeepSpeedPlugin(hf_ds_config=None).offload_optimizer_device == "cpu"
 
 
+@pytest.mark.slow
 def test_what_an_engine_cannot_do_is_reported_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
     monkeypatch.setattr(kind, "find_spec", lambda name: name)
@@ -97,6 +98,7 @@ def test_what_an_engine_cannot_do_is_reported_before_a_model_is_loaded(monkeypat
     check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}), model_folder)
 
 
+@pytest.mark.slow
 def test_a_folder_of_adapters_under_zero_is_refused(monkeypatch, tmp_path, model_folder):
     monkeypatch.setattr(kind, "find_spec", lambda name: name)
     shop, adapters = Workshop(tmp_path, model_folder), tmp_path / "adapters"

@@ -232,6 +232,7 @@ def test_the_updates_minimise_the_clipped_loss_of_the_old_values():
     assert_same_weights(*results, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_updates_bring_the_values_to_the_returns():
     critic, batch, rollouts = judged(batch_size_lm=10**6, value_learning_rate=1e-2, normalization="token_mean")
     seen = [critic.step(batch, rollouts, step)[1]["value/explained_variance"] for step in range(1, 26)]

@@ -127,6 +127,7 @@ def test_no_packing_changes_what_an_objective_gets(mine, moved, family):
     assert everything.group.unique().tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_without_the_need_a_response_of_full_attention_is_split(moved):
     """What the need is for."""
     assert len(trained("dream", "clip", moved["dream"], max_tokens_per_microbatch=1)[2]) > 6

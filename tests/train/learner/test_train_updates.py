@@ -348,6 +348,7 @@ def test_the_kl_estimator_that_a_config_names(settings, kind):
     assert policy.train(batch, 1).metrics["kl"] == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_kl_to_a_frozen_model():
     """The reference differs from the policy: the penalty is not zero where the ratio is one, and pulls towards it."""
     model, frozen = tiny_model("sdar"), tiny_model("sdar", seed=1)
@@ -369,6 +370,7 @@ def test_corrections_of_what_the_sampler_saw(kind, expected):
     assert rollout_correction(tokens, "none", 2.0) is None
 
 
+@pytest.mark.slow
 def test_adapters_are_all_that_an_update_moves(tmp_path):
     """RL on adapters: the frozen reference is the same memory without them, and sampler and trainer agree."""
     tiny_checkpoint(tmp_path, "sdar")
@@ -428,6 +430,7 @@ def trained_adapters(policy, rollouts, steps=(1, 2)):
     return weights_of(policy.updater.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdar", *(pytest.param(f, marks=pytest.mark.slow) for f in ("dream", "sdar_moe"))])
 def test_what_adapters_drop_is_the_seeds_and_not_the_packings(tmp_path, family):
     tiny_checkpoint(tmp_path, family)

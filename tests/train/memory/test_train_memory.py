@@ -140,6 +140,7 @@ def near(estimate, measured, share=SHARE):
     assert abs(estimate / measured - 1) <= share, f"estimated {estimate:,.0f}, measured {measured:,}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "checkpointing", "half"),
     [
@@ -163,6 +164,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sections"),
     [
@@ -180,6 +182,7 @@ def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
     compare(settings(folder, **sections), folder, half=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdar", slow("sdar_moe")])
 def test_adapters_over_a_bf16_base(tmp_path, family):
     """A frozen base is bf16 alone, and the sampler's too."""
@@ -189,6 +192,7 @@ def test_adapters_over_a_bf16_base(tmp_path, family):
     compare(config, folder, half=True, share=SHARE if family == "sdar" else 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "layouts").is_dir(), reason="the layouts of real checkpoints are absent")
 def test_a_4b_model_with_adapters_fits_a_card_of_24_gb(tmp_path):
     """SDAR-4B under configs/rl_sdar.yaml: weights of 8.2 GiB are all that full training would hold six times."""
@@ -267,6 +271,7 @@ def test_the_sizes_of_slots_are_those_of_all_their_tensors(tmp_path, family, dty
     assert {item.name for item in fields(state)} == set(vars(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, slow(True)])
 def test_the_value_model(tmp_path, half):
     folder = checkpoint(tmp_path)
@@ -283,6 +288,7 @@ def test_the_value_model(tmp_path, half):
     near(phase["micro-batch"], peak - gradients)
 
 
+@pytest.mark.slow
 def test_the_local_judge(tmp_path):
     folder, judge = checkpoint(tmp_path), judge_checkpoint(tmp_path / "judge")
     local = {"local": str(judge), "max_tokens": 6, "max_model_len": 64}
@@ -364,6 +370,7 @@ def test_the_machine_is_what_is_here_or_what_is_reported(tmp_path):
     assert Machine.of(config) == Machine("cuda", 80 * 2**30, True) and world_size(config) == 16
 
 
+@pytest.mark.slow
 def test_rollouts_and_rows_on_the_host(tmp_path):
     """Ids as a tokenizer with a large vocabulary has them: beyond the small integers that Python keeps."""
     folder = checkpoint(tmp_path)

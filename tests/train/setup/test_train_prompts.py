@@ -38,6 +38,7 @@ def test_the_tokenizers_chat_template(tmp_path):
     assert asked(task, model, "auto").text.startswith("<|im_start|>user")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent")
 @pytest.mark.parametrize("name", ["sdar", "dream"])
 def test_real_chat_templates_are_the_familys_conversation(name):
@@ -114,6 +115,7 @@ def test_control_tokens_of_a_conversation_are_text_in_fine_tuning(tmp_path):
     assert marks(of_pair.prompt_ids) == 1 and marks(of_pair.response_ids) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent")
 @pytest.mark.parametrize("template", ["auto", "chat"])
 def test_a_question_ends_no_turn_of_a_real_tokenizer(template):
