@@ -3,8 +3,9 @@
 What is named here is loaded when it is first used, so that `models.families` can be read without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runtime.lazy import loader
 
 if TYPE_CHECKING:
     from models.model import DiffusionLM, load_model
@@ -12,15 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DiffusionLM", "ValueModel", "load_model", "load_value_model"]
 
-_FILES = {
+_MODULES = {
     "DiffusionLM": "models.model",
     "ValueModel": "models.value",
     "load_model": "models.model",
     "load_value_model": "models.value",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _FILES:
-        raise AttributeError(f"module 'models' has no attribute {name!r}")
-    return getattr(import_module(_FILES[name]), name)
+__getattr__ = loader(__name__, _MODULES)

@@ -4,8 +4,9 @@ What is named here is loaded when it is first used: every worker process imports
 mathematical answers takes most of a second, which a worker of a user's function can do without.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runtime.lazy import loader
 
 if TYPE_CHECKING:
     from reward.base import Reward
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reward", "Verdict", "build_reward", "grade_code", "grade_math"]
 
-_FILES = {
+_MODULES = {
     "Reward": "reward.base",
     "Verdict": "reward.code.verdict",
     "build_reward": "reward.registry",
@@ -24,8 +25,4 @@ _FILES = {
     "grade_math": "reward.math.reward",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _FILES:
-        raise AttributeError(f"module 'reward' has no attribute {name!r}")
-    return getattr(import_module(_FILES[name]), name)
+__getattr__ = loader(__name__, _MODULES)

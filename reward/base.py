@@ -10,7 +10,7 @@ SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "finish_reason", 
 
 
 class RewardError(RuntimeError):
-    """A reward keeps failing: going on would train on nothing."""
+    """A reward keeps failing: further steps would train on nothing."""
 
 
 class Reward(ABC):

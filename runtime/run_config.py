@@ -26,13 +26,13 @@ _DIGEST = "# Digest of the lines below: "
 _HIDDEN = "# Hashes of values that are not written: "
 _SOURCES = "# Digests of what these keys name: "
 _COMMENTS = 3
-_CODE = (
+REWARD_KEY = "reward.function"
+"""Names code that may be edited without a word: a step that a broken reward could not grade is graded again."""
+CODE_KEYS = (
     *("training.objective", "training.advantage", "training.method"),
     *("rollout.strategy", "rollout.target", "evaluation.strategy", "evaluation.target"),
 )
-"""Keys that name a user's code: a run is resumed after it was edited, and one line says so."""
-_REWARD = "reward.function"
-"""May be edited without a word: a step that a broken reward could not grade is graded again."""
+"""Keys that name other code of a user's: a run is resumed after it was edited, and one line names it."""
 _FOLDERS = {"dataset.folder": "dataset."}
 """Keys that locate others -> how those begin."""
 
@@ -134,8 +134,8 @@ class _Pair:
     def other_contents(self) -> tuple[list[str], dict[str, tuple[str, str]]]:
         """Keys whose code is another one, a reward's apart; and of other keys with other contents both digests."""
         found = {key: pair for key in self.settings.sources if (pair := self.digests(key)) and pair[0] != pair[1]}
-        code = [key for key in found if key in _CODE]
-        return code, {key: pair for key, pair in found.items() if key not in (*_CODE, _REWARD)}
+        code = [key for key in found if key in CODE_KEYS]
+        return code, {key: pair for key, pair in found.items() if key not in (*CODE_KEYS, REWARD_KEY)}
 
     def other_code(self, key: str) -> str:
         """For people: the file of a key holds other code than at the last start."""

@@ -3,8 +3,9 @@
 What is named here is loaded when it is first used, so that the trace viewer runs without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runtime.lazy import loader
 
 if TYPE_CHECKING:
     from sample.config import SamplingConfig
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rollout", "Sampler", "SamplingConfig", "Strategy", "Target"]
 
-_FILES = {
+_MODULES = {
     "Rollout": "sample.rollout",
     "Sampler": "sample.sampler",
     "SamplingConfig": "sample.config",
@@ -23,8 +24,4 @@ _FILES = {
     "Target": "sample.targets",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _FILES:
-        raise AttributeError(f"module 'sample' has no attribute {name!r}")
-    return getattr(import_module(_FILES[name]), name)
+__getattr__ = loader(__name__, _MODULES)

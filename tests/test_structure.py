@@ -14,7 +14,7 @@ FOLDERS = ("benchmarks", "configs", "data", "examples", "models", "reward", "run
 BELOW = {
     "configs": (),
     "runtime": ("configs",),
-    "models": ("configs", "runtime.files", "runtime.pipes"),
+    "models": ("configs", "runtime.files", "runtime.lazy", "runtime.pipes"),
     "reward": ("configs", "runtime"),
     "data": ("configs", "models.families", "models.tokenizer", "runtime.files", "runtime.pipes", "runtime.text"),
     "sample": ("configs", "runtime", "models"),

@@ -15,7 +15,7 @@ from models.fingerprint import digest_of, fingerprint, require_base
 from models.folder import resolve_folder
 from models.spec import CheckpointSpec
 from runtime.doors import find_target, is_file_target
-from runtime.run_config import Settings, Source
+from runtime.run_config import CODE_KEYS, REWARD_KEY, Settings, Source
 from runtime.run_folder import MADE_HERE
 from train.learner.checkpoint import problem_of_model
 
@@ -30,12 +30,9 @@ _DATA: dict[Command, tuple[str, ...]] = {
     "eval": ("dataset.eval_dataset",),
 }
 _CODE: dict[Command, tuple[str, ...]] = {
-    "rl": (
-        *("reward.function", "training.objective", "training.advantage", "training.method"),
-        *("rollout.strategy", "rollout.target", "evaluation.strategy", "evaluation.target"),
-    ),
+    "rl": (REWARD_KEY, *CODE_KEYS),
     "sft": ("training.method",),
-    "eval": ("reward.function", "rollout.strategy", "rollout.target"),
+    "eval": (REWARD_KEY, "rollout.strategy", "rollout.target"),
 }
 
 
