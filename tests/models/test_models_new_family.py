@@ -67,8 +67,8 @@ def test_a_new_family_renders_its_own_prompts(novel):
 
 @pytest.mark.slow
 def test_the_line_is_all_that_a_family_needs_beside_its_file(tmp_path):
-    shutil.copytree(ROOT / "models", tmp_path / "models")
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for room in ("models", "configs", "runtime"):
+        shutil.copytree(ROOT / room, tmp_path / room)
     shutil.copytree(ROOT / "data", tmp_path / "data", ignore=lambda *_: ["hub"])
     (tmp_path / "models" / "families" / "novel.py").write_text(FILE)
     listed = tmp_path / "models" / "families" / "__init__.py"
