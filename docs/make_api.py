@@ -15,6 +15,8 @@ if __name__ == "__main__":
 
 PUBLIC = {
     "models": ("load_model", "DiffusionLM", "Prompt", "load_value_model"),
+    "models.vision.seeing": ("Seeing",),
+    "models.vision.images": ("open_image", "ImageFault"),
     "sample": ("SamplingConfig", "Sampler", "Rollout"),
     "reward": ("grade_math", "grade_code", "Verdict", "build_reward", "Reward"),
     "data": ("load_tasks", "load_examples", "resolve_dataset", "render_prompt"),
