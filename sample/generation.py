@@ -105,7 +105,7 @@ class Generation:
             return Bounds(capacity, n, n * self.b, capacity, mix)
         if self.steps.fixed:
             return Bounds(self.state.ids.shape[1], self.budget.spans(n, len(self.occupant)), n * self.b, mix=mix)
-        bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist(), mix=mix)
+        bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())._replace(mix=mix)
         if self.polls > 1:
             bounds = bounds._replace(commits=self.budget.spans(n, len(self.occupant)), masks=n * self.b)
         rounded = -(-bounds.view_tokens // self.cache.view_multiple) * self.cache.view_multiple

@@ -2,7 +2,7 @@
 draw tokens, and blocks are handed out as soon as they are final."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +12,12 @@ from sample.request import Request, check_prompt, hash_key
 from sample.rollout import Rollout
 
 
-class Update(NamedTuple):
+class TooLong(ValueError):
+    """A prompt and an answer that a session has no room for."""
+
+
+@dataclass(frozen=True)
+class Update:
     """What has become final of a response since its last update: token ids, the steps that decided them, their
     log-probabilities (as in `Rollout`). rollout: all of it, with the last update; else None."""
 
@@ -58,11 +63,11 @@ class Session:
         return list(range(first, first + n))
 
     def check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-        """ValueError: a prompt that `generate` refuses, prompt and response longer than the session's sequences, or a
-        response longer than the config's. Any thread may ask."""
+        """ValueError: a prompt that `generate` refuses; `TooLong`: prompt and response longer than the session's
+        sequences, or a response longer than the config's. Any thread may ask."""
         most_new, most = self._generation.config.max_new_tokens, self.sequence_tokens
         if not 1 <= max_new_tokens <= most_new or len(prompt_ids) + max_new_tokens > most:
-            raise ValueError(
+            raise TooLong(
                 f"a prompt of {len(prompt_ids)} tokens and an answer of up to {max_new_tokens}: at most {most_new} "
                 f"tokens of an answer, {most} in all."
             )
@@ -113,8 +118,8 @@ class Session:
 
     def _last(self, rollout: Rollout, index: int) -> Update:
         handed = self._handed.pop(index)
-        columns = (rollout.token_ids, rollout.step_map, rollout.logprobs)
-        return Update(index, *(column[handed:] for column in columns), rollout)  # type: ignore[arg-type]
+        new = slice(handed, None)
+        return Update(index, rollout.token_ids[new], rollout.step_map[new], rollout.logprobs[new], rollout)
 
     def _committed(self) -> list[Update]:
         """Of blocks that were decided since the last poll, in slots that go on: no step changes them."""

@@ -56,7 +56,7 @@ def drained(session):
     while session.waiting or session.running:
         for update in session.poll():
             columns = handed.setdefault(update.index, ([], [], []))
-            for column, new in zip(columns, update[1:4], strict=True):
+            for column, new in zip(columns, (update.ids, update.step_map, update.logprobs), strict=True):
                 column.extend(new)
             if update.rollout is not None:
                 found[update.index] = update.rollout
