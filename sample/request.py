@@ -5,17 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models import DiffusionLM, Prompt
+from sample.config import SamplingConfig
+from sample.draw import Drawing
 from sample.rollout import Key
 
 
 @dataclass(frozen=True)
 class Request:
-    """index: its place among those of one `generate`; group: the place of its prompt."""
+    """index: its place among those of one `generate`; group: the place of its prompt. seed: that its key is hashed
+    with. drawing: how its tokens are drawn, None = as the choices say."""
 
     index: int
     group: int
     prompt: Prompt
     key: Key
+    max_new_tokens: int
+    seed: int
+    drawing: Drawing | None = None
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -28,12 +34,17 @@ def hash_key(key: Key, seed: int = 0) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
+def prompt_key(prompt: Prompt) -> int:
+    """Names a prompt by its ids, and by the pictures of which they do not tell."""
+    return hash_key((*prompt.ids, prompt.name()) if prompt.has_rows else tuple(prompt.ids))
+
+
 def requests_of(
     prompts: Sequence[Sequence[int] | Prompt],
     n: int,
     keys: Sequence[Key] | None,
     model: DiffusionLM,
-    max_new_tokens: int,
+    config: SamplingConfig,
 ) -> list[Request]:
     """n requests a prompt, prompt-major, under their keys or (hash of the prompt's ids and pictures, index in the
     group).
@@ -48,19 +59,20 @@ def requests_of(
     requests: list[Request] = []
     for group, given in enumerate(prompts):
         ids = given.ids if isinstance(given, Prompt) else [int(i) for i in given]
-        _check_prompt(ids, f"prompt {group}", model, max_new_tokens)
+        check_prompt(ids, f"prompt {group}", model, config.max_new_tokens)
         prompt = Prompt.of(given)
-        digest = hash_key((*ids, prompt.name()) if prompt.has_rows else tuple(ids))
+        digest = prompt_key(prompt)
         for member in range(n):
             index = len(requests)
             key = keys[index] if keys is not None else (digest, member)
             parts = key if isinstance(key, (tuple, list)) else (key,)
             plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
-            requests.append(Request(index, group, prompt, plain))
+            requests.append(Request(index, group, prompt, plain, config.max_new_tokens, config.seed))
     return requests
 
 
-def _check_prompt(ids: list[int], name: str, model: DiffusionLM, max_new_tokens: int) -> None:
+def check_prompt(ids: Sequence[int], name: str, model: DiffusionLM, max_new_tokens: int) -> None:
+    """ValueError as of `requests_of`."""
     vocab_size, positions = int(model.hf_config.vocab_size), int(model.hf_config.max_position_embeddings)
     if not ids:
         raise ValueError(f"{name} is empty: give at least one token id.")
