@@ -25,6 +25,7 @@ _RL_ALONE = (
     "training.advantage",
     "training.advantage_params",
     "training.rows_per_response",
+    "training.rows_by",
     "training.eps",
     "training.eps_low",
     "training.eps_high",

@@ -266,8 +266,8 @@ class TrainingConfig:
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
-        "path/to/file.py:name",
+        "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
+        "random_masking, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -276,7 +276,12 @@ class TrainingConfig:
         low=1,
     )
     rows_per_response: int | None = opt(
-        None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
+        None, "train so many noisy copies (of a block, or of a response) of a response, unbiased; null = all", low=1
+    )
+    rows_by: str = opt(
+        "uniform",
+        "chance of a copy under rows_per_response: equal, or by the surprisal of its tokens in sampling",
+        choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
@@ -285,7 +290,9 @@ class TrainingConfig:
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)
     mask_times_per_sample: int = opt(
-        1, "random masks: noisy copies (coupled: pairs) of every sample; full attention's semi-ar has one always", low=1
+        1,
+        "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
+        low=1,
     )
     loss_weight: str = opt(
         "none",

@@ -77,6 +77,7 @@ def metrics_of(shop, run="rl"):
             ["training.objective=gspo", "model.value_base_model=${model.pretrained_model}"],
             "training.objective=gspo needs one advantage a response, and model.value_base_model=",
         ),
+        (["training.rows_by=surprisal"], "training.rows_by=surprisal draws rows: set training.rows_per_response"),
         (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),

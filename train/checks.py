@@ -48,6 +48,8 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
