@@ -153,7 +153,7 @@ def ar_order(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator)
         inside_C = canvas.unit_C == unit
         for number, place in enumerate(np.flatnonzero(inside_C & canvas.trained_C)):
             hidden_C = inside_C & ((np.arange(len(inside_C)) >= place) | ~canvas.trained_C)
-            copies.append(NoisyCopy(int(unit), number, hidden_C, _at(canvas, place)))
+            copies.append(NoisyCopy(int(unit), number, hidden_C, _at(canvas, np.array([place]))))
     return copies
 
 
@@ -284,7 +284,7 @@ def _draw(from_C: Bools, level: float, rng: np.random.Generator) -> Bools:
     return chosen_C
 
 
-def _at(canvas: Canvas, places: Ints | int) -> Bools:
+def _at(canvas: Canvas, places: Ints) -> Bools:
     chosen_C = np.zeros_like(canvas.trained_C)
     chosen_C[places] = True
     return chosen_C
