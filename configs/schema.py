@@ -322,9 +322,13 @@ class TrainingConfig:
     )
     advantage: str = opt(
         "zscore",
-        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+        "advantages of a group's rewards: zscore, centered (on their mean), leave_one_out, rank, wd1, or your own, "
+        "path/to/file.py:name",
     )
-    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
+    advantage_params: dict[str, Any] = opt({}, "parameters of the advantage: {power: 2}")
+    whiten_advantages: bool = opt(
+        False, "advantages of a step less their mean and divided by their spread, after those of the groups"
+    )
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -428,7 +432,17 @@ class RewardConfig:
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
     )
     speed_weight: float = opt(
-        0.0, "bonus of a positive reward: so many times the response's tokens per denoising step", low=0.0
+        0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0
+    )
+    speed_goal: str = opt(
+        "bonus",
+        "bonus = speed_weight times the speed is added to positive rewards; apart = speed has an advantage of its own, "
+        "and groups that are all right but unequal in speed are trained; apart_right = the same, wrong responses "
+        "counting as the slowest",
+        choices=("bonus", "apart", "apart_right"),
+    )
+    min_speed_spread: float = opt(
+        0.0, "speed apart: groups whose fastest and slowest differ by less (tokens per step) are dropped", low=0.0
     )
     workers: int = speed(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)
