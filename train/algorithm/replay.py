@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
+from models import Prompt
 from sample.rollout import Key, Rollout
-from train.algorithm.masking import Bools, Canvas, Ints, Masking, NoisyCopy, sample_copies, trace
-
-Floats = NDArray[np.float64]
+from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class TrainingSample:
     the number of the noisy block copy. index [N]: where in the sample the trained tokens are read; targets [N]: their
     ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
     block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
-    loss, before any normalisation.
+    loss, before any normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
     """
 
     key: Key
@@ -45,6 +43,7 @@ class TrainingSample:
     round_index: Ints
     num_rounds: int
     weight: Floats
+    prompt: Prompt | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -139,9 +138,11 @@ def replay(
     method: Masking = trace,
     pad_id: int | None = None,
     rng: np.random.Generator | None = None,
+    prompt: Prompt | None = None,
 ) -> list[TrainingSample]:
     """The samples that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods,
-    and which samples are kept under training.rows_per_response (a sample is one row where attention is full).
+    and which noisy copies are kept under training.rows_per_response. prompt: of a rollout with pictures, whose features
+    the samples share; ValueError where it is absent.
 
     Pads are counted within the response; under normalization `reference` within each round of a block family, as
     dLLM-RL does.
@@ -157,9 +158,15 @@ def replay(
     copies = method(canvas, training, rng)
     if per_round and training.post_num is not None:
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
-    if training.rows_per_response is not None and replayer.attention == "full":
-        copies = sample_copies(copies, training.rows_per_response, rng)
-    return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+    if training.rows_per_response is not None:
+        surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
+        copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
+    if min(rollout.prompt_ids, default=0) >= 0:
+        return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+    if prompt is None or prompt.ids != rollout.prompt_ids:
+        raise ValueError(f"rollout {rollout.key} has pictures in its prompt: replay it with that `models.Prompt`.")
+    samples = replayer.samples(rollout.key, prompt.numbered(), rollout.canvas_ids, copies)
+    return [replace(sample, prompt=prompt) for sample in samples]
 
 
 def block_sample(
