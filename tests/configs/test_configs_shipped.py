@@ -27,6 +27,7 @@ RECIPES = [f"{kind}_{family}" for family in ("sdar", "trado") for kind in ("rl",
 VALUE_RECIPES = [
     f"rl_{family}{kind}_with_value" for family in ("sdar", "trado") for kind in ("", "_process_reward_rlhf")
 ]
+KINDS = ("", "_with_value", "_process_reward_rlhf_with_value")
 SAME_KEYS = [
     *("rl_dream", "rl_llada", "rl_sdar_code", "sft_dream", *RECIPES, *VALUE_RECIPES),
     *("dream_eval", "llada_eval", "sdar_eval", "trado_eval", "trado_longcot_eval"),
@@ -34,6 +35,16 @@ SAME_KEYS = [
     *(f"multinode_{name}" for name in VALUE_RECIPES),
     *(f"{name}_multinode_eval" for name in ("dream", "llada", "sdar", "trado", "trado_longcot")),
 ]
+SEEING = [
+    *(
+        f"{nodes}rl_{family}{kind}"
+        for nodes in ("", "multinode_")
+        for family in ("lladav", "mmada_v")
+        for kind in KINDS
+    ),
+    *("lladav_eval", "mmada_v_eval", "sft_lladav", "sft_mmada_v"),
+]
+"""Recipes with pictures."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +110,7 @@ def test_what_is_shipped():
     for family in ("dream", "llada", "mmada"):
         assert {f"{family}_eval.yaml", f"rl_{family}.yaml", f"sft_{family}.yaml"} <= set(SHIPPED)
     assert "rl_sdar_code.yaml" in SHIPPED
+    assert {f"{name}.yaml" for name in SEEING} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -199,13 +211,12 @@ def write_incumbent(name, folder):
     return tree, folder / f"{name}.yaml"
 
 
-def test_every_text_config_of_dllm_rl_is_among_those_below():
+def test_every_config_of_dllm_rl_is_among_those_below():
     """But for the one that is no YAML there."""
-    text = [name for name in incumbent() if "lladav" not in name and "mmada_v" not in name]
-    assert sorted(SAME_KEYS) == sorted(set(text) - {"sft_llada"})
+    assert sorted([*SAME_KEYS, *SEEING]) == sorted(set(incumbent()) - {"sft_llada"})
 
 
-@pytest.mark.parametrize("name", SAME_KEYS)
+@pytest.mark.parametrize("name", [*SAME_KEYS, *SEEING])
 def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
     """What has no effect is warned about by name, each key once; every other value arrives."""
     tree, file = write_incumbent(name, tmp_path)
@@ -215,7 +226,13 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         config = load_config([f"config={file}"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
-    switches = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
+    if settings.pop("evaluation.if_eval", True) is False:
+        settings["evaluation.eval_dataset"] = tree.evaluation.eval_dataset = None
+    switches = {
+        "use_cache": {True: "prefix", False: "auto"},
+        "use_kl_estimator_k3": {True: "k3", False: "k1"},
+        "strict_len_check": {True: "wrong", False: "keep"},
+    }
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
         switch = switches.get(key.split(".")[-1])
