@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.vision.images import PLACEHOLDER
-
 from data.faults import Fault, short
 from data.readers import Record
+from models.vision.images import PLACEHOLDER
 
 FIELDS = ("image", "images", "image_path", "image_abs_path")
 CODES = "image_token_ids"
@@ -16,8 +15,8 @@ PictureSource = str | bytes | tuple[int, ...]
 
 
 def pictures_of(row: Record, root: Path) -> tuple[PictureSource, ...] | Fault:
-    """The row's pictures: of the first of FIELDS that holds any a path (relative to `root`), bytes, an object of both as
-    parquet files have it, or a list of these; else the ids of one picture in CODES."""
+    """The row's pictures: in the first of FIELDS that holds any a path (relative to `root`), bytes, an object of both,
+    as parquet files have it, or a list of these; else the ids of one picture in CODES."""
     for field in FIELDS:
         value = row.values.get(field)
         if value in (None, "", b"", []):

@@ -213,7 +213,8 @@ def check(config: Config) -> Path:
     check_decodings(config.rollout, config.evaluation)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
-    tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    name, data_type = config.dataset.eval_dataset, config.dataset.data_type
+    tasks = tasks_of(config, name, "dataset.eval_dataset", data_type, spec.family)
     check_prompts(config, tested_source(config), spec, tasks)
     check_folder(config, "eval")
     check_trackers(config)

@@ -48,6 +48,7 @@ from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
+from train.setup.pictures import image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 
@@ -99,7 +100,8 @@ def check(config: Config) -> list[Example]:
     checks.check_start(config, SFT)
     checks.check_trackers(config)
     with naming("dataset.optimization_data"):
-        examples = load_examples(path, columns=config.dataset.columns)
+        root = image_root(config.dataset, path, spec.family)
+        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         _print_plan(config, len(examples))

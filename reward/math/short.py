@@ -60,7 +60,7 @@ def short_verdict(answer: str, true: str, tolerance: float = 0.0) -> bool | None
 
 
 def yes_or_no(text: str) -> str | None:
-    """ "yes" or "no" of an answer that is one of them, alone or before a comma or a full stop; None of any other, and of
+    """`yes` or `no` of an answer that is one of them, alone or before a comma or a full stop; None of any other, and of
     one that has both."""
     said = unwrapped(text).strip(" *\"'").casefold()
     if said in ("y", "n"):

@@ -5,9 +5,8 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from models.vision.images import ImageFault, image_digest, open_image
-
 from models.folder import read_json
+from models.vision.images import ImageFault, image_digest, open_image
 
 LIST = "images.json"
 """In a run's folder: digest -> file, absolute or in that folder."""
@@ -15,8 +14,8 @@ MOST_PIXELS, MOST_PICTURES = 192, 100
 
 
 def picture_runs(ids: Sequence[int], text_ids: int | None) -> Iterator[tuple[int, int, bool]]:
-    """The ids cut into runs (start, end, whether they are a picture): negative ones, and those from `text_ids` on, which
-    are no text (None = not known)."""
+    """The ids cut into runs (start, end, whether they are a picture): negative ones are, and those from `text_ids` on,
+    which are no text (None = not known)."""
     start = 0
     for i in range(1, len(ids) + 1):
         if i == len(ids) or _of_picture(ids[i], text_ids) != _of_picture(ids[start], text_ids):
