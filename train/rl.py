@@ -32,6 +32,7 @@ from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
@@ -259,4 +260,5 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     if not evaluation.eval_dataset:
         return None
     prompts = load_prompts(config, evaluation_source(config), learner.model)
-    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task)
+    eyes = Eyes.of(config, learner.sampled)
+    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task, eyes)

@@ -110,7 +110,6 @@ def test_what_is_shipped():
     for family in ("dream", "llada", "mmada"):
         assert {f"{family}_eval.yaml", f"rl_{family}.yaml", f"sft_{family}.yaml"} <= set(SHIPPED)
     assert "rl_sdar_code.yaml" in SHIPPED
-    assert {f"{name}.yaml" for name in SEEING} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

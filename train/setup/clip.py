@@ -1,15 +1,16 @@
 """How near text and picture are, by a CLIP model of transformers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from models.vision.images import Source, open_image
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from configs import find, naming
 from models.folder import read_json, resolve_folder, weight_files
+from models.vision.images import Source, open_image
 
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BATCH = 32
@@ -29,11 +30,12 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         raw = read_json(self.folder / "preprocessor_config.json")
         self.mean, self.deviation = raw.get("image_mean", _MEAN), raw.get("image_std", _DEVIATION)
-        self.model: CLIPModel | None = None
+        self.model: Any = None
 
     def __call__(self, pictures: Sequence[Source], texts: Sequence[str]) -> list[float]:
         if self.model is None:
-            self.model = CLIPModel.from_pretrained(self.folder, trust_remote_code=False).to(self.device).eval()
+            model: Any = CLIPModel.from_pretrained(self.folder, trust_remote_code=False)
+            self.model = model.to(self.device).eval()
         cosines: list[float] = []
         for first in range(0, len(texts), _BATCH):
             batch = slice(first, first + _BATCH)
@@ -41,7 +43,7 @@ class Clip:
         return cosines
 
     @torch.inference_mode()
-    def _cosines(self, model: CLIPModel, pictures: Sequence[Source], texts: Sequence[str]) -> list[float]:
+    def _cosines(self, model: Any, pictures: Sequence[Source], texts: Sequence[str]) -> list[float]:
         side = model.config.vision_config.image_size
         pixels = torch.stack([self._pixels(open_image(picture), side) for picture in pictures])
         longest = model.config.text_config.max_position_embeddings

@@ -29,8 +29,8 @@ def image_root(config: DatasetConfig, file: Path, family: Family, data_type: str
     if family.vision is None:
         if data_type == "mmu":
             raise ValueError(
-                f"data_type mmu is about pictures, which {family.name} models do not take: use one of a family that does "
-                "(lladav, mmada), or another data_type."
+                f"data_type mmu is about pictures, which {family.name} models do not take: use one of a family that "
+                "does (lladav, mmada), or another data_type."
             )
         return None
     if not config.image_root:

@@ -123,8 +123,6 @@ def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> li
 def see(prompts: Sequence[Prompt], eyes: Eyes) -> list[Prompt]:
     """The prompts with their pictures encoded, without those whose pictures cannot be used (`usable`), which are the
     same on all ranks. ValueError where none is left."""
-    if not any(prompt.picture_tokens for prompt in prompts):
-        return list(prompts)
 
     def seen(prompt: Prompt) -> Prompt:
         if not prompt.picture_tokens:
