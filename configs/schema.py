@@ -129,7 +129,7 @@ class ModelConfig:
         "how a picture is brought to the model's size: auto, lladav anyres or pad, mmada pad, crop or squash",
         choices=("auto", "anyres", "pad", "crop", "squash"),
     )
-    image_resolution: int = opt(512, "mmada: side of a picture in pixels, of which 16 are a token's", low=16)
+    image_resolution: int = opt(512, "mmada: side of a picture in pixels, of which 16 are a token's", low=1)
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
 
