@@ -5,10 +5,10 @@ import io
 import json
 
 import pytest
-from models.vision.images import image_digest
 from PIL import Image
 from test_sample_trace_viewer import row, word_tokenizer, write
 
+from models.vision.images import image_digest
 from sample.viewer import pictures as viewer_pictures
 from sample.viewer.page import Origin, build_page, main, page_data
 from sample.viewer.pictures import LIST, Thumbnails, picture_runs
