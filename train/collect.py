@@ -11,6 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
+import models
 from configs.schema import Config
 from reward.base import Reward
 from runtime import ranks, stopping
@@ -40,6 +41,14 @@ class StepRollouts:
     weights: str
     seconds: float
     graded: GradedRollouts | None = None
+
+    @property
+    def shown(self) -> dict[Key, models.Prompt]:
+        """The prompts with pictures, by the key of each of their rollouts."""
+        each = len(self.rollouts) // max(1, len(self.prompts))
+        seen = [prompt.seen for prompt in self.prompts for _ in range(each)]
+        pairs = zip(self.rollouts, seen, strict=True)
+        return {rollout.key: prompt for rollout, prompt in pairs if prompt is not None}
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.replay.batch(graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards)
+                given = graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards
+                batch = policy.replay.batch(*given, rollouts.shown)
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:

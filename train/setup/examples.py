@@ -164,7 +164,7 @@ def make_samples(
     )
     rng = np.random.default_rng([training.seed, epoch, sample.index])
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
-    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng)
+    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng, prompt=sample.seen)
 
 
 def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:

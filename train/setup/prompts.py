@@ -17,6 +17,7 @@ from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import Format, Writer
 from models import DiffusionLM
 from models.families import Family
+from models.vision.images import image_digest
 from sample import Rollout
 from train.setup.pictures import Eyes, image_root, usable
 
@@ -44,18 +45,19 @@ class Prompt:
         """What the sampler takes."""
         return self.ids if self.seen is None else self.seen
 
-    @property
+    @functools.cached_property
     def images(self) -> dict[str, str | bytes]:
-        """Digest -> picture, of those that have a file or bytes."""
+        """Digest -> picture, in order, of those that have a file or bytes; none before they are seen."""
         if self.seen is None:
             return {}
         pairs = zip(self.seen.digests, self.task.images, strict=True)
-        return {digest: image for digest, image in pairs if not isinstance(image, tuple)}
+        return {given or image_digest(image): image for given, image in pairs if not isinstance(image, tuple)}
 
     def row(self, completion: str) -> dict[str, Any]:
         """A response's log columns of the task, besides what was sampled and earned."""
         task = self.task
         named = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
+        named |= {"images": [*self.images]} if self.images else {}
         return named | {"columns": self._columns}
 
     @functools.cached_property
