@@ -76,6 +76,7 @@ _TRAINING_ALONE = (
     "training.max_tokens_per_microbatch",
     "training.max_grad_norm",
     "training.max_skipped_updates",
+    "training.train_vision",
     "training.gradient_checkpointing_enable",
     "lora",
     "optimizer",

@@ -393,6 +393,12 @@ class TrainingConfig:
         choices=("auto", "bf16", "no"),
     )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
+    train_vision: str = opt(
+        "false",
+        "lladav: train what sees too, projector (and newline) or all (the tower as well); false = pictures are encoded "
+        "once a step",
+        choices=("false", "projector", "all"),
+    )
     gradient_checkpointing_enable: bool = speed(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0, high=2**63 - 1)
 

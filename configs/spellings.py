@@ -1,6 +1,7 @@
 """dLLM-RL's spellings of keys. They end here: where a YAML file, the command line or the config.yaml of an earlier run
 is read, each becomes the key that the schema has."""
 
+import copy
 import re
 import warnings
 from typing import Any
@@ -68,6 +69,7 @@ SWITCHES = {
 SIZED_BY_MACHINE = ("rollout.max_slots", "evaluation.max_slots", "training.max_tokens_per_microbatch")
 """Keys that the machine sizes where they are `auto` (null)."""
 _UNSET_WHERE_NULL = ("max_gen_length", "batch_size")
+_TRAIN_VISION = "training.train_vision"
 _REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_][\w.]*)\}")
 
 
@@ -107,6 +109,14 @@ def _switch_evaluation(tree: dict[str, Any]) -> None:
         put(tree, "evaluation.eval_dataset", None)
     elif "evaluation.eval_dataset" not in flat(tree):
         warnings.warn("evaluation.if_eval has no effect: evaluation.eval_dataset names what is evaluated", stacklevel=4)
+
+
+def name_false(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with false, a word of YAML, as the name that it is among the values of training.train_vision."""
+    if str(flat(tree).get(_TRAIN_VISION)) == "False":
+        tree = copy.deepcopy(tree)
+        put(tree, _TRAIN_VISION, "false")
+    return tree
 
 
 def drop_what_lost(tree: dict[str, Any]) -> None:

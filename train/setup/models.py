@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from configs import find, naming
+from configs.engine import TITLES
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
+from models.vision.seeing import Part
 from runtime import ranks
-from train.distributed.kind import shards_weights
+from train.distributed.kind import engine_kind, shards_weights, world_size
 from train.setup.blocks import Blocks, Kind
 from train.setup.doors import reads_reference
 from train.setup.process import pick_device
@@ -74,8 +76,10 @@ class RunModels:
 
     @staticmethod
     def of(config: Config, policy: CheckpointSpec, kind: Kind = "rl") -> "RunModels":
-        """ValueError as from `Blocks.of` and `value_spec_of`."""
+        """ValueError as from `Blocks.of`, `value_spec_of` and `trained_vision`."""
         blocks = Blocks.of(config, policy, kind)
+        if kind != "eval":
+            trained_vision(config, policy)
         return RunModels(kind, policy, blocks, value_spec_of(config, policy) if kind == "rl" else None)
 
 
@@ -116,7 +120,7 @@ def image_tokenizer_of(config: Config, spec: CheckpointSpec) -> str | None:
     """model.vq_model_path where the model's family has pictures from an image tokenizer; a warning where it has not."""
     if not (given := config.model.vq_model_path):
         return None
-    if not spec.family.image_tokenizer:
+    if spec.family.vision is None or spec.family.trains_vision:
         logger.warning(
             "model.vq_model_path=%s has no effect: a %s model needs no image tokenizer", given, spec.family.name
         )
@@ -130,7 +134,28 @@ def make_trained_model(config: Config, precision: str, checkpoint: Path | None =
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
     sharded, device = shards_weights(config), trained_model_device(config)
-    return make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
+    model = make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
+    model.train_vision(trained_vision(config, model.spec))
+    return model
+
+
+def trained_vision(config: Config, spec: CheckpointSpec) -> Part:
+    """The part of the model's vision that is trained. ValueError where it has none, where adapters alone are saved, and
+    where an engine needs the same forward passes on all ranks, which pictures are not."""
+    part = config.training.train_vision
+    if part == "false":
+        return None
+    given = f"training.train_vision={part}"
+    if not spec.family.trains_vision:
+        raise ValueError(f"{given}: {spec.family.name} has no vision in its checkpoint that could be trained.")
+    if adapters_of(config, spec) is not None:
+        raise ValueError(f"{given} beside adapters, which are all that is saved: leave one of them out.")
+    if (kind := engine_kind(config)) != "ddp" and world_size(config) > 1:
+        raise ValueError(
+            f"{given} under {TITLES[kind]}: ranks have pictures in different passes, and this engine needs the same "
+            "ones. Take a _ddp file of accelerate_configs/."
+        )
+    return "all" if part == "all" else "projector"
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
@@ -183,7 +208,9 @@ def frozen_reference(
         spec = spec_of(config)
         first = lora.weights_of(spec.folder, model.model) if spec.adapters else {}
         return _FirstAdapters(model, first, trained or model)
-    return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
+    first_model = make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    first_model.train_vision(trained_vision(config, first_model.spec))  # else it saw what the trained one sees
+    return first_model.requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:
