@@ -42,15 +42,6 @@ class StepRollouts:
     seconds: float
     graded: GradedRollouts | None = None
 
-<<<<<<< HEAD
-    @property
-    def shown(self) -> dict[Key, models.Prompt]:
-        """The prompts with pictures, by the key of each of their rollouts."""
-        each = len(self.rollouts) // max(1, len(self.prompts))
-        seen = [prompt.seen for prompt in self.prompts for _ in range(each)]
-        pairs = zip(self.rollouts, seen, strict=True)
-        return {rollout.key: prompt for rollout, prompt in pairs if prompt is not None}
-=======
     def joined(self, more: "StepRollouts") -> "StepRollouts":
         """These, then those of further prompts of the step."""
         prompts, rollouts = [*self.prompts, *more.prompts], [*self.rollouts, *more.rollouts]
@@ -69,7 +60,6 @@ class Scores:
         names = self.stats.keys() | more.stats.keys()
         stats = {name: self.stats.get(name, 0.0) + more.stats.get(name, 0.0) for name in sorted(names)}
         return Scores(self.texts + more.texts, self.rewards + more.rewards, stats)
->>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -93,6 +83,7 @@ class Collector:
         self.group_size = config.rollout.num_response_per_task
         training = config.training
         self.advantage, self.eyes = advantage_of(training), Eyes.of(config, sampler.model)
+        self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in prompts],
             training.seed,
@@ -106,6 +97,7 @@ class Collector:
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> StepRollouts:
         """The step's rollouts: from disk, or sampled. A prompt whose pictures cannot be used is left out."""
+        self._shown.clear()
         prompts = self._seen(prompts)
         with self.monitor.timed("resume"):
             weights, graded = ranks.on_main(self._left_on_disk, prompts, step)
@@ -116,11 +108,21 @@ class Collector:
         rollouts = self.sample(prompts, step)
         return StepRollouts(step, prompts, rollouts, weights, perf_counter() - started)
 
+    def shown(self, rollouts: Sequence[Rollout]) -> dict[Key, models.Prompt]:
+        """The prompts of those of the step's rollouts that have features of pictures, by their keys."""
+        with_features = [rollout for rollout in rollouts if min(rollout.prompt_ids, default=0) < 0]
+        tasks = {str(rollout.key[1]) for rollout in with_features}
+        self._seen([prompt for prompt in self.prompts if prompt.task.id in tasks - self._shown.keys()])
+        return {rollout.key: self._shown[str(rollout.key[1])] for rollout in with_features}
+
     def _seen(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The prompts with their pictures encoded, kept for the step."""
         if not any(prompt.picture_tokens for prompt in prompts):
             return prompts
         with self.monitor.timed("pictures"):
-            return see(prompts, self.eyes)
+            prompts = see(prompts, self.eyes)
+        self._shown.update({prompt.task.id: prompt.seen for prompt in prompts if prompt.seen is not None})
+        return prompts
 
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         """G rollouts of each prompt, by all ranks."""
@@ -165,7 +167,8 @@ class Collector:
         kept = len(sampled.prompts) - dropped.total()
         missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
         taken = {prompt.task.id for prompt in sampled.prompts}
-        prompts = [self.prompts[i] for i in self.curriculum.refill(sampled.step, draw, max(0, missing), taken)]
+        refill = self.curriculum.refill(sampled.step, draw, max(0, missing), taken)
+        prompts = self._seen([self.prompts[i] for i in refill])
         started = perf_counter()
         with self.monitor.timed("refill"):
             rollouts = self.sample(prompts, sampled.step) if prompts else []

@@ -119,7 +119,7 @@ class Run:
                 graded = collector.grade(rollouts)
             with timed("replay"):
                 given = graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards
-                batch = policy.replay.batch(*given, rollouts.shown)
+                batch = policy.replay.batch(*given, collector.shown(graded.rollouts))
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
