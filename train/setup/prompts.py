@@ -56,7 +56,7 @@ class Prompt:
     def row(self, completion: str) -> dict[str, Any]:
         """A response's log columns of the task, besides what was sampled and earned."""
         task = self.task
-        named = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
+        named: dict[str, Any] = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
         named |= {"images": [*self.images]} if self.images else {}
         return named | {"columns": self._columns}
 
