@@ -3,12 +3,12 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, TrainingConfig
+from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
@@ -50,6 +50,8 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -71,6 +73,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     _check_objective(config, method)
+    _check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -117,6 +120,21 @@ def _check_objective(config: Config, method: Method) -> None:
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
 
 
+def _check_credit(config: Config) -> None:
+    """ValueError where keys of speed and advantages do not go together."""
+    reward, training = config.reward, config.training
+    if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
+        raise ValueError(
+            f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
+        )
+    if reward.speed_goal == "bonus" and reward.min_speed_spread > 0.0:
+        raise ValueError("reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart.")
+    if training.whiten_advantages and config.model.value_base_model:
+        raise ValueError(
+            "training.whiten_advantages: a value model makes its advantages itself; leave one of the two out."
+        )
+
+
 def _credits_tokens(config: Config) -> dict[str, bool]:
     """What gives every token its own advantage, and whether the run has it."""
     return {
@@ -150,7 +168,8 @@ def _made_by(first: Config) -> CheckpointSpec:
 
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
-    experiment.resume names."""
+    experiment.resume names. Warns of adapters' settings that have no effect."""
+    _warn_of_idle_adapters(config)
     resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
     if resumes and not step_folders(folder.checkpoints):
@@ -158,6 +177,12 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
     given_checkpoint(resume, command, with_value)
+
+
+def _warn_of_idle_adapters(config: Config) -> None:
+    idle = [f"lora.{key}={value}" for key, value in asdict(config.lora).items() if value != getattr(LoraSection(), key)]
+    if idle and not config.lora.rank:
+        logger.warning("%s: no effect while lora.rank is 0; set it to train adapters", ", ".join(idle))
 
 
 def check_folder(config: Config, command: Command) -> bool:
