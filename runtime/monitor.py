@@ -173,11 +173,7 @@ class Monitor:
             return
         texts = [{name: str(row[name]) for name in SAMPLE if row.get(name) is not None} for row in rows[:TABLE_ROWS]]
         self._trackers.table(step, "samples", [{n: printable(text) for n, text in row.items()} for row in texts])
-        lines = [f"a response of step {step}"]
-        for name, text in texts[0].items():
-            shown = printable(_shortened(text)).replace("\n", "\n" + " " * SAMPLE_INDENT)
-            lines.append(f"  {name:<{SAMPLE_INDENT - 2}}{shown}")
-        self._print("\n".join(lines))
+        self._print("\n".join([f"a response of step {step}", *_sample_lines(texts[0])]))
 
     def evaluation_table(self, step: int, found: Mapping[str, Mapping[str, float]]) -> None:
         """The figures of all decodings of an evaluation, as a table in trackers."""
@@ -247,6 +243,13 @@ class Monitor:
         append_jsonl(self._metrics_path, [_finite({"step": step, **metrics, "time/at": round(time.time(), 3)})])
         self._trackers.log(step, metrics)
         self._report.soon()
+
+
+def _sample_lines(texts: Mapping[str, str]) -> Iterator[str]:
+    """A response's texts by name, aligned."""
+    for name, text in texts.items():
+        shown = printable(_shortened(text)).replace("\n", "\n" + " " * SAMPLE_INDENT)
+        yield f"  {name:<{SAMPLE_INDENT - 2}}{shown}"
 
 
 def _shortened(text: str) -> str:
