@@ -27,6 +27,8 @@ MADE_HERE = (
     "curve.png",
     "comparison.json",
     "evaluations.json",
+    "images.json",
+    "images",
     "curves.png",
     "scores.jsonl",
     "report.json",

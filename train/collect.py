@@ -6,11 +6,12 @@ Shapes: G responses of a prompt.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
+import models
 from configs.schema import Config
 from reward.base import Reward
 from runtime import ranks, stopping
@@ -22,7 +23,8 @@ from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.setup.doors import advantage_of
-from train.setup.prompts import Prompt, completion_text, reward_columns
+from train.setup.pictures import Eyes
+from train.setup.prompts import Prompt, completion_text, reward_columns, see
 from train.setup.step_judge import StepJudge
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,25 @@ class StepRollouts:
     weights: str
     seconds: float
     graded: GradedRollouts | None = None
+
+    def joined(self, more: "StepRollouts") -> "StepRollouts":
+        """These, then those of further prompts of the step."""
+        prompts, rollouts = [*self.prompts, *more.prompts], [*self.rollouts, *more.rollouts]
+        return replace(self, prompts=prompts, rollouts=rollouts, seconds=self.seconds + more.seconds)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Completions of a step's rollouts, their rewards, and counts of the reward's calls."""
+
+    texts: list[str]
+    rewards: list[float | None]
+    stats: dict[str, float]
+
+    def joined(self, more: "Scores") -> "Scores":
+        names = self.stats.keys() | more.stats.keys()
+        stats = {name: self.stats.get(name, 0.0) + more.stats.get(name, 0.0) for name in sorted(names)}
+        return Scores(self.texts + more.texts, self.rewards + more.rewards, stats)
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,8 @@ class Collector:
         self.grading, self.monitor = grading, monitor
         self.group_size = config.rollout.num_response_per_task
         training = config.training
-        self.advantage = advantage_of(training)
+        self.advantage, self.eyes = advantage_of(training), Eyes.of(config, sampler.model)
+        self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in prompts],
             training.seed,
@@ -74,7 +96,9 @@ class Collector:
         return [self.prompts[i] for i in self.curriculum.draw(step, self.config.rollout.num_task_per_step)]
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> StepRollouts:
-        """The step's rollouts: from disk, or sampled."""
+        """The step's rollouts: from disk, or sampled. A prompt whose pictures cannot be used is left out."""
+        self._shown.clear()
+        prompts = self._seen(prompts)
         with self.monitor.timed("resume"):
             weights, graded = ranks.on_main(self._left_on_disk, prompts, step)
         if graded is not None:
@@ -84,11 +108,27 @@ class Collector:
         rollouts = self.sample(prompts, step)
         return StepRollouts(step, prompts, rollouts, weights, perf_counter() - started)
 
+    def shown(self, rollouts: Sequence[Rollout]) -> dict[Key, models.Prompt]:
+        """The prompts of those of the step's rollouts that have features of pictures, by their keys."""
+        with_features = [rollout for rollout in rollouts if min(rollout.prompt_ids, default=0) < 0]
+        tasks = {str(rollout.key[1]) for rollout in with_features}
+        self._seen([prompt for prompt in self.prompts if prompt.task.id in tasks - self._shown.keys()])
+        return {rollout.key: self._shown[str(rollout.key[1])] for rollout in with_features}
+
+    def _seen(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The prompts with their pictures encoded, kept for the step."""
+        if not any(prompt.picture_tokens for prompt in prompts):
+            return prompts
+        with self.monitor.timed("pictures"):
+            prompts = see(prompts, self.eyes)
+        self._shown.update({prompt.task.id: prompt.seen for prompt in prompts if prompt.seen is not None})
+        return prompts
+
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         """G rollouts of each prompt, by all ranks."""
         keys = self._keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
-            rollouts = sample(self.sampler, [p.ids for p in prompts], self.group_size, keys, progress.advance)
+            rollouts = sample(self.sampler, [p.sampled for p in prompts], self.group_size, keys, progress.advance)
         if not self.sampler.keeps_slots:
             self.sampler.release()  # the updates need the memory
         return rollouts
@@ -96,12 +136,21 @@ class Collector:
     def grade(self, sampled: StepRollouts) -> GradedRollouts:
         """The step's rollouts with rewards and credit, safe on disk."""
         graded = sampled.graded or self._graded(sampled)
-        self.curriculum.record([prompt.task.id for prompt in sampled.prompts], graded.rewards, self.group_size)
+        tasks = [str(rollout.key[1]) for rollout in graded.rollouts[:: self.group_size]]
+        self.curriculum.record(tasks, graded.rewards, self.group_size)
         return graded
 
     def _graded(self, sampled: StepRollouts) -> GradedRollouts:
-        texts, rewards, stats = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
+        scores = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
         stopping.check()
+        for draw in range(1, self.config.rollout.refill_draws + 1):
+            more = self._refill(sampled, scores, draw)
+            if not more.prompts:
+                break
+            scores = scores.joined(ranks.on_main(self._rewards, more.prompts, more.rollouts))
+            sampled = sampled.joined(more)
+            stopping.check()
+        texts, rewards, stats = scores.texts, scores.rewards, scores.stats
         credit = self._credit(sampled.rollouts, rewards)
         if self.config.judge.mode == "process":
             with self.monitor.timed("judge"):
@@ -110,6 +159,20 @@ class Collector:
         with self.monitor.timed("log"):
             ranks.on_main(self._put_on_disk, sampled, graded, texts)
         return graded
+
+    def _refill(self, sampled: StepRollouts, scores: Scores, draw: int) -> StepRollouts:
+        """Rollouts of further tasks, one for each group that teaches nothing; none where all do, where no task is left,
+        or where groups have no reward at all, which no other task would cure."""
+        dropped = self._credit(sampled.rollouts, scores.rewards).dropped
+        kept = len(sampled.prompts) - dropped.total()
+        missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
+        taken = {prompt.task.id for prompt in sampled.prompts}
+        refill = self.curriculum.refill(sampled.step, draw, max(0, missing), taken)
+        prompts = self._seen([self.prompts[i] for i in refill])
+        started = perf_counter()
+        with self.monitor.timed("refill"):
+            rollouts = self.sample(prompts, sampled.step) if prompts else []
+        return StepRollouts(sampled.step, prompts, rollouts, sampled.weights, perf_counter() - started)
 
     def _keys(self, prompts: Sequence[Prompt], step: int) -> list[Key]:
         seen: Counter[str] = Counter()
@@ -125,23 +188,22 @@ class Collector:
         assert self.grading.log is not None
         weights = weights_digest(self.sampler.model)
         prompt_ids = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
-        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids)
+        refilled = self.config.rollout.refill_draws > 0
+        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
         """Writes the step's rows, and shows some of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
         rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.grading.log.pictures.add(prompt.images for prompt in sampled.prompts)
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
         if every and sampled.step % every == 0:
             shown = zip(rows, graded.rewards, strict=True)
             self.monitor.samples(sampled.step, [row | {"reward": reward} for row, reward in shown])
 
-    def _rewards(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-    ) -> tuple[list[str], list[float | None], dict[str, float]]:
-        """Completions, their rewards, and counts of the reward's call."""
+    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
         reward = self.grading.reward
         assert reward is not None
         texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
@@ -149,7 +211,7 @@ class Collector:
         rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
-        return texts, rewards, reward.stats
+        return Scores(texts, rewards, reward.stats)
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, reward = self.config.training, self.config.reward

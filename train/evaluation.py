@@ -27,14 +27,16 @@ from sample import Sampler, SamplingConfig
 from train.checks import check_dataset, check_folder, check_room, check_set, check_trackers
 from train.distributed.sharding import require_equal_weights, sample
 from train.figures import ALL, Evaluation, area_under_parallelism, figures
+from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, make_model, spec_of
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see
 from train.setup.rewards import check_tasks, sandbox_row
 from train.setup.sources import pinned, require_as_written, settings_of
 
@@ -54,6 +56,7 @@ class EvaluationSetup:
     sets: Sequence[tuple[EvalSet, Sequence[Prompt]]]
     decodings: Mapping[str, SamplingConfig]
     responses_per_task: int
+    eyes: Eyes
     source_column: str = ""
 
     @property
@@ -80,10 +83,11 @@ def evaluate(setup: EvaluationSetup, reward_of_set: OpenReward, monitor: Monitor
     (eval, task, sample): the same randomness at every call, so that changes show."""
     results = []
     for each, prompts in setup.sets:
+        seen = see(prompts, setup.eyes)
         with ExitStack() as stack:
             reward = stack.enter_context(reward_of_set(each)) if ranks.is_main() else None
             for decoding in setup.decodings:
-                results.append(_evaluate(setup, (each, prompts), decoding, reward, monitor))
+                results.append(_evaluate(setup, (each, seen), decoding, reward, monitor))
     return results
 
 
@@ -101,7 +105,7 @@ def _evaluate(
     sampler = Sampler(setup.model, config)
     with monitor.progress(len(keys), f"eval {name}") as progress:
         start = time.perf_counter()
-        rollouts = sample(sampler, [p.ids for p in prompts], n, keys, progress.advance)
+        rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)
         seconds = time.perf_counter() - start
     completions = [completion_text(rollout, setup.model) for rollout in rollouts]
     texts = [p.text for p in prompts for _ in range(n)]
@@ -215,7 +219,8 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
     sets = [(each, load_prompts(config, each.source, model)) for each in eval_sets(config, "eval")]
-    setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, config.dataset.source_column)
+    eyes, source = Eyes.of(config, model), config.dataset.source_column
+    setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, eyes, source)
     return setup, _banner_rows(config, setup, spec.folder) | fit.rows(model.device)
 
 
@@ -264,6 +269,7 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -
     samples = folder.path / "samples.jsonl"
     samples.unlink(missing_ok=True)
     for result in (*found.results, *found.other):
+        PictureLog(folder.path).add(prompt.images for prompt in result.prompts)
         append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
         append_jsonl(folder.scores, [result.scores(0)])
     metrics = found.figures

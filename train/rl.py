@@ -33,6 +33,7 @@ from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.eval_sets import eval_sets
 from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
@@ -118,7 +119,8 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.replay.batch(graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards)
+                given = graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards
+                batch = policy.replay.batch(*given, collector.shown(graded.rollouts))
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
@@ -263,5 +265,5 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     if not evaluation.eval_dataset:
         return None
     sets = [(each, load_prompts(config, each.source, learner.model)) for each in eval_sets(config, "rl")]
-    given = evaluation.num_response_per_task, config.dataset.source_column
-    return EvaluationSetup(learner.sampled, sets, decodings, *given)
+    eyes, source = Eyes.of(config, learner.sampled), config.dataset.source_column
+    return EvaluationSetup(learner.sampled, sets, decodings, evaluation.num_response_per_task, eyes, source)

@@ -16,6 +16,7 @@ from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
 from train.algorithm.advantages import Credit, CreditKind
+from train.learner.picture_log import PictureLog
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class RolloutLog:
 
     def __init__(self, folder: RunFolder, last_step: int):
         """last_step: the checkpoint's. Steps after it may be taken from disk; what is damaged up to it is named."""
-        self.folder = folder
+        self.folder, self.pictures = folder, PictureLog(folder.path)
         self._lines = _lines(folder.graded)
         self._steps: Iterator[tuple[int, list[bytes]]] | None = _steps(folder.rollouts)
         self._ahead: tuple[int, list[bytes]] | None = None
@@ -65,11 +66,12 @@ class RolloutLog:
             logger.warning("%s or %s was damaged or edited in step %s", folder.rollouts, folder.graded.name, steps)
 
     def take(
-        self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]]
+        self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]], refilled: bool = False
     ) -> GradedRollouts | None:
         """The graded rollouts of `step`, the one after that of the last call; None from the first that is not here.
 
-        weights: digest of those that would sample now. prompts: ids for each of `keys`."""
+        weights: digest of those that would sample now. prompts: ids for each of `keys`. refilled: further ones, which
+        these keys' rewards asked for, may follow."""
         if self._steps is None:
             return None
         found, rows = self._ahead or (step, [])
@@ -83,7 +85,8 @@ class RolloutLog:
                 )
             else:
                 same = [(rollout.key, rollout.prompt_ids) for rollout in graded.rollouts]
-                if same == list(zip(keys, map(list, prompts), strict=False)) and len(same) == len(keys):
+                wanted = list(zip(keys, map(list, prompts), strict=True))
+                if same[: len(wanted)] == wanted and (refilled or len(same) == len(wanted)):
                     return graded
         self._steps = None
         for path in (self.folder.rollouts, self.folder.graded):
@@ -107,7 +110,7 @@ class RolloutLog:
                 {"step": step, **described[i], "reward": graded.rewards[i], "block_size": block_size}
                 | _credit(credit.kind, credit.values[i])
                 | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
-                | vars(rollout)
+                | {name: value for name, value in vars(rollout).items() if name != "images" or value}
                 for i, rollout in enumerate(graded.rollouts)
             ),
         )
