@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models import DiffusionLM
 from sample.config import SamplingConfig
+from sample.drawing import Drawer
 from sample.slots import StepState
 from sample.spans import Bounds, CachePolicy, first_true
 from sample.strategies import Proposal
@@ -26,6 +27,7 @@ class Denoiser:
         self.model, self.config, self.decoding = model, config, model.decoding
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
+        self.drawer = Drawer(model, config, self.rules) if config.output == "image" else None
         plans = _plans(model, config, self.rules)
         longest = max(map(len, plans))
         table = [plan + [1] * (longest - len(plan)) for plan in plans]
@@ -50,6 +52,11 @@ class Denoiser:
         state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
         self._advance(state, active_n, ids_nb, position_nb)
 
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """What stands right of the response from the start."""
+        return self.drawer.drawing.suffix_ids if self.drawer is not None else ()
+
     def first_masks(self, undecided: int) -> int:
         """Positions that the first step of a block may decide, of those undecided."""
         return min(undecided, 1) if self.decoding.opens_with_first else undecided
@@ -61,8 +68,10 @@ class Denoiser:
         n, b = masked_nb.shape
         row_N = first_true(masked_nb.flatten(), most)
         slot_N = row_N // b
-        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
+        if self.drawer is not None:
+            return self.drawer.propose(hidden_nbD, row_N, coordinates, state).spread(row_N, n, b)
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
         proposal = propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
         return proposal.spread(row_N, n, b)
 
@@ -114,5 +123,5 @@ def _plans(model: DiffusionLM, config: SamplingConfig, rules: Rules) -> list[lis
         whole, rest = divmod(config.max_new_tokens, config.block_size)
         sizes = [config.block_size] * whole + [rest] * (rest > 0)
         per_block += per_block[-1:] * (len(sizes) - len(per_block))
-    make = SCHEDULES[model.decoding.schedule]
+    make = SCHEDULES["cosine" if config.output == "image" else model.decoding.schedule]
     return [make(size, steps) for size, steps in zip(sizes, per_block, strict=False)]

@@ -121,6 +121,7 @@ class Generation:
             limit=P + most,
             masks=self.denoiser.first_masks(start + self.b - P),
             key=hash_key(request.key, self.config.seed),
+            suffix_ids=self.denoiser.suffix_ids,
         )
 
     def _prefill(self, slots: Sequence[int]) -> None:
@@ -183,9 +184,10 @@ class Generation:
             canvas_step_map=step_map[canvas],
             canvas_logprobs=logp[canvas],
             num_response_tokens=longest if stop is None else stop + 1,
-            finish_reason="length" if stop is None else "stop",
+            finish_reason="length" if stop is None and self.config.output == "text" else "stop",
             num_steps=step,
             weights_version=self.weights_version,
+            suffix_ids=list(self.denoiser.suffix_ids),
         )
 
     def _compact(self) -> None:

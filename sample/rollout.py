@@ -1,7 +1,7 @@
 """The record of one response: what the sampler writes, and reward, trainer, viewer and disk read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Key = tuple[int | str, ...]
@@ -20,8 +20,9 @@ class Rollout:
         or filled.
     num_response_tokens: length of the view that counts as the response: up to the first stop id (kept) or
         max_new_tokens.
-    finish_reason: "stop" or "length". num_steps: denoising steps of this sequence.
+    finish_reason: "stop" or "length"; "stop" for a picture, which is whole. num_steps: denoising steps of this sequence.
     weights_version: of the sampler's weights.
+    suffix_ids: ids right of the canvas, there from the start and seen in every step (what ends a picture).
     """
 
     key: Key
@@ -33,6 +34,7 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     num_steps: int
     weights_version: int = 0
+    suffix_ids: list[int] = field(default_factory=list)
 
     @property
     def token_ids(self) -> list[int]:
