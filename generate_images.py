@@ -29,7 +29,7 @@ def generate_images(
     from models.vision.drawing import as_images
     from sample import Sampler
 
-    rollouts = Sampler(model, config).generate([model.drawing_prompt(text) for text in texts], n=n)
+    rollouts = Sampler(model, config).generate([model.drawing_prompt(text).ids for text in texts], n=n)
     codes_BN = torch.tensor([rollout.token_ids for rollout in rollouts]) - model.need_drawing().codes.start
     images = as_images(model.decode_images(codes_BN))
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=1.0, help="on the order of the codes, fades to 0 (1)")
     parser.add_argument("--seed", type=int, default=0, help="other pictures of the same texts (0)")
     parser.add_argument("--slots", type=int, default=8, help="pictures drawn at a time (8)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: bf16 on a GPU")
     parser.add_argument("--device", default="auto", help="auto: a GPU where there is one")
     return parser.parse_args()
 
@@ -95,12 +95,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         max_slots=options.slots,
     )
-    for path, text in zip(generate_images(model, texts, options.out, config, options.n), _repeated(texts, options.n)):
-        print(f"{path}  {text}")
-
-
-def _repeated(texts: Sequence[str], n: int) -> list[str]:
-    return [text for text in texts for _ in range(n)]
+    for i, path in enumerate(generate_images(model, texts, options.out, config, options.n)):
+        print(f"{path}  {texts[i // options.n]}")
 
 
 def main() -> None:

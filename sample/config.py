@@ -43,9 +43,9 @@ class SamplingConfig(Choices):
     further_horizon: int | None = None
     """prefix: tokens right of the block that later calls run and see; None = to the end."""
     output: Literal["text", "image"] = "text"
-    """image: a picture of max_new_tokens codes, for prompts of `model.drawing_prompt`: one block, whose steps follow the
-    cosine; codes alone are drawn, and confidence is among them; alg_temp is noise on log confidence that ends with the
-    last step."""
+    """image: a picture of max_new_tokens codes, for prompts of `model.drawing_prompt`: one block, whose steps follow
+    the cosine. Codes alone are drawn, and confidence is among them; alg_temp is noise on log confidence that fades to 0
+    with the last step."""
     guidance: float = 0.0
     """Of pictures: codes are drawn from the logits (1 + guidance) conditional - guidance unconditional, which costs a
     second forward a step."""
@@ -117,7 +117,6 @@ class SamplingConfig(Choices):
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
         )
-
 
     def _of_a_picture(self, model: DiffusionLM) -> "SamplingConfig":
         """As `for_model`, for pictures. ValueError where the model draws none, or blocks divide the picture."""

@@ -48,8 +48,7 @@ class Drawer:
             self._proposed(hidden_ND[piece], None if blank_ND is None else blank_ND[piece], at)
             for piece, at in self._pieces(coordinates)
         ]
-        columns = zip(*pieces, strict=True)
-        return Proposal(*(None if column[0] is None else torch.cat(column) for column in columns))
+        return Proposal.joined(pieces)
 
     def _pieces(self, coordinates: Coordinates) -> Iterator[tuple[slice, Coordinates]]:
         rows = max(1, PIECE_ELEMENTS // int(self.model.hf_config.vocab_size))

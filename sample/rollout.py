@@ -20,8 +20,8 @@ class Rollout:
         or filled.
     num_response_tokens: length of the view that counts as the response: up to the first stop id (kept) or
         max_new_tokens.
-    finish_reason: "stop" or "length"; "stop" for a picture, which is whole. num_steps: denoising steps of this sequence.
-    weights_version: of the sampler's weights.
+    finish_reason: "stop" or "length"; a picture is whole, which counts as "stop". num_steps: denoising steps of this
+    sequence. weights_version: of the sampler's weights.
     suffix_ids: ids right of the canvas, there from the start and seen in every step (what ends a picture).
     """
 

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from models.vision.drawing import Drawing
 from models.vision.magvit import Magvit, Sizes, load_magvit, read_sizes
 from models.vision.prompt import Picture
-from models.vision.drawing import Drawing
 from models.vision.seeing import Encode
 
 logger = logging.getLogger(__name__)
@@ -39,20 +38,25 @@ class SpecialIds(NamedTuple):
     eos: int
 
 
-_NAMES = SpecialIds(
-    begin=("<|soi|>", "<|reserved_token_0|>", 126084),
-    end=("<|eoi|>", "<|reserved_token_1|>", 126085),
-    draw=("<|t2i|>", "<|reserved_token_4|>", 126088),
-    understand=("<|mmu|>", "<|reserved_token_5|>", 126089),
-    bos=("<|startoftext|>", 126080),
-    eos=("<|endoftext|>", 126081),
-)  # type: ignore[arg-type]
+_NAMES: dict[str, tuple[tuple[str, ...], int]] = {
+    "begin": (("<|soi|>", "<|reserved_token_0|>"), 126084),
+    "end": (("<|eoi|>", "<|reserved_token_1|>"), 126085),
+    "draw": (("<|t2i|>", "<|reserved_token_4|>"), 126088),
+    "understand": (("<|mmu|>", "<|reserved_token_5|>"), 126089),
+    "bos": (("<|startoftext|>",), 126080),
+    "eos": (("<|endoftext|>",), 126081),
+}
 """Names in the tokenizer, the first that it has, and the published number for one that has none."""
 
 
 def special_ids(tokenizer: Any) -> SpecialIds:
     known = tokenizer.get_vocab()
-    return SpecialIds(*(next(i for i in (*map(known.get, names[:-1]), names[-1]) if i is not None) for names in _NAMES))
+    return SpecialIds(
+        **{
+            role: next((known[name] for name in names if name in known), published)
+            for role, (names, published) in _NAMES.items()
+        }
+    )
 
 
 def cropped(image: Image.Image, R: int) -> Image.Image:
@@ -108,6 +112,7 @@ class Codes:
             after=(special.eos, special.begin),
             suffix_ids=(special.end,),
             steps=_STEPS,
+            decode=lambda codes, shape: self._tokenizer().decode(codes, shape),
         )
 
     def outline(self, size_wh: tuple[int, int], fit: str, resolution: int) -> Picture:
@@ -128,9 +133,6 @@ class Codes:
             ids += [self.special.begin, *picture.ids, self.special.end]
         return ids + encode(first + "".join(piece.removeprefix("\n") for piece in others))
 
-    def decode(self, codes_BN: Tensor, shape: tuple[int, int] | None) -> Tensor:
-        return self._tokenizer().decode(codes_BN, shape)
-
     def _tokenizer(self) -> Magvit:
         tokenizer = _loaded(self._named(), self.device())
         if tokenizer.codebook_size != self.size:
@@ -144,14 +146,16 @@ class Codes:
         """Codes along a side of a picture of so many pixels."""
         pixels = _read_sizes(self._named()).square_pixels
         if resolution < pixels or resolution % pixels:
-            raise ValueError(f"image_resolution is {resolution}: it must be a multiple of {pixels} pixels, a code each.")
+            raise ValueError(
+                f"image_resolution is {resolution}: it must be a multiple of {pixels}, the pixels of a code."
+            )
         return resolution // pixels
 
     def _named(self) -> str:
         if self.image_tokenizer is None:
             raise ValueError(
-                "pictures need an image tokenizer: set model.vq_model_path (load_model's image_tokenizer) to the folder "
-                "or hub name of MAGVIT-v2, such as showlab/magvitv2."
+                "pictures need an image tokenizer: set model.vq_model_path (load_model's image_tokenizer) to "
+                "MAGVIT-v2's folder or hub name, showlab/magvitv2."
             )
         return self.image_tokenizer
 

@@ -1,6 +1,6 @@
 """How a model draws pictures: which ids its codes have, and what stands around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class Drawing(NamedTuple):
     """Text to image. A sequence is `before`, the text's ids, `after`, the codes, `suffix_ids`.
 
-    codes: ids of the codebook. steps: denoising steps of a picture where none are named.
+    codes: ids of the codebook. steps: denoising steps of a picture where none are named. decode: codes [B, N] and
+    the grid's (rows, columns), None = a square -> pixels [B, 3, H, W].
     """
 
     codes: range
@@ -20,6 +21,7 @@ class Drawing(NamedTuple):
     after: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     steps: int
+    decode: Callable[["Tensor", tuple[int, int] | None], "Tensor"]
 
     def prompt(self, text_ids: Sequence[int]) -> list[int]:
         """Ids before the codes; of an empty text: the prompt that guidance leads away from."""

@@ -7,7 +7,7 @@ Shapes: B pictures, H, W pixels, h, w squares, C channels, N = h * w codes of a 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,13 @@ def _half(shapes: Mapping[str, Sequence[int]], half: str, levels: str) -> Half:
 class Magvit(nn.Module):
     """encode: pixels -> codes; decode: codes -> pixels. Always in fp32, and one picture changes nothing of another."""
 
+    value_z: Tensor
+
     def __init__(self, sizes: Sizes):
         super().__init__()
         self.sizes = sizes
         self.encoder, self.decoder = _Encoder(sizes.bits, sizes.encoder), _Decoder(sizes.bits, sizes.decoder)
-        value_z = 2 ** torch.arange(sizes.bits - 1, -1, -1)
-        self.register_buffer("value_z", value_z, persistent=False)
+        self.register_buffer("value_z", 2 ** torch.arange(sizes.bits - 1, -1, -1), persistent=False)
 
     @property
     def codebook_size(self) -> int:
@@ -156,56 +157,73 @@ class _Encoder(nn.Module):
     def __init__(self, bits: int, sizes: Half):
         super().__init__()
         self.conv_in = _conv(3, sizes.first, 3)
-        self.down = nn.ModuleList()
-        inputs = sizes.first
-        for number, channels in enumerate(sizes.levels):
-            level = nn.Module()
-            level.block = _blocks(inputs, channels)
-            inputs = channels[-1]
-            if number < len(sizes.levels) - 1:
-                level.downsample = nn.Module()
-                level.downsample.conv = nn.Conv2d(inputs, inputs, 3, stride=2)
-            self.down.append(level)
-        self.mid = _Middle(inputs)
-        self.norm_out, self.conv_out = _norm(inputs), _conv(inputs, bits, 3)
+        self.down = nn.ModuleList(_Down(*level) for level in _levels(sizes))
+        last = sizes.levels[-1][-1]
+        self.mid = _Middle(last)
+        self.norm_out, self.conv_out = _norm(last), _conv(last, bits, 3)
         self.quant_conv = _conv(bits, bits, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample.conv(F.pad(x, (0, 1, 0, 1)))
+            x = level(x)
         return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
 
 
 class _Decoder(nn.Module):
+    """`up` is numbered from the last level to run."""
+
     def __init__(self, bits: int, sizes: Half):
         super().__init__()
         self.post_quant_conv = _conv(bits, bits, 1)
         self.conv_in = _conv(bits, sizes.first, 3)
         self.mid = _Middle(sizes.first)
-        inputs, levels = sizes.first, []
-        for number, channels in enumerate(sizes.levels):
-            level = nn.Module()
-            level.block = _blocks(inputs, channels)
-            inputs = channels[-1]
-            if number < len(sizes.levels) - 1:
-                level.upsample = nn.Module()
-                level.upsample.conv = _conv(inputs, inputs, 3)
-            levels.append(level)
-        self.up = nn.ModuleList(reversed(levels))
-        self.norm_out, self.conv_out = _norm(inputs), _conv(inputs, 3, 3)
+        self.up = nn.ModuleList(reversed([_Up(*level) for level in _levels(sizes)]))
+        last = sizes.levels[-1][-1]
+        self.norm_out, self.conv_out = _norm(last), _conv(last, 3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(self.post_quant_conv(x)))
         for level in reversed(self.up):
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def _levels(sizes: Half) -> Iterator[tuple[int, tuple[int, ...], bool]]:
+    """Channels that a level takes, those after its blocks, and whether it is the last to run."""
+    inputs = sizes.first
+    for number, channels in enumerate(sizes.levels, 1):
+        yield inputs, channels, number == len(sizes.levels)
+        inputs = channels[-1]
+
+
+class _Down(nn.Module):
+    """A level of the encoder, which halves both sides after its blocks; the last one does not."""
+
+    def __init__(self, inputs: int, channels: Sequence[int], is_last: bool):
+        super().__init__()
+        self.block = _blocks(inputs, channels)
+        halved = nn.Conv2d(channels[-1], channels[-1], 3, stride=2)
+        self.downsample = None if is_last else nn.ModuleDict({"conv": halved})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x if self.downsample is None else self.downsample["conv"](F.pad(x, (0, 1, 0, 1)))
+
+
+class _Up(nn.Module):
+    """A level of the decoder, which doubles both sides after its blocks; the last one does not."""
+
+    def __init__(self, inputs: int, channels: Sequence[int], is_last: bool):
+        super().__init__()
+        self.block = _blocks(inputs, channels)
+        self.upsample = None if is_last else nn.ModuleDict({"conv": _conv(channels[-1], channels[-1], 3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x if self.upsample is None else self.upsample["conv"](F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Middle(nn.Module):
