@@ -258,7 +258,11 @@ class EvaluationConfig(DecodeConfig):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
+    objective: str = opt(
+        "clip",
+        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd (docs/algorithms.md), or "
+        "your own, path/to/file.py:name",
+    )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
@@ -289,6 +293,12 @@ class TrainingConfig:
         choices=("none", "inverse_level"),
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
+    eps_low: float | None = opt(None, "clip range below 1; null = eps", low=0.0)
+    eps_high: float | None = opt(None, "clip range above 1; null = eps", low=0.0)
+    dual_clip: float | None = opt(
+        None, "negative advantages: the ratio counts as at most so much (3 in the field); null = off", low=1.0
+    )
+    nll_weight: float = opt(0.0, "weight of the likelihood of responses with a positive reward; 0 = off", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
     kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
@@ -299,7 +309,9 @@ class TrainingConfig:
     gam: float = opt(1.0, "value model, process rewards: discount a denoising step", low=0.0, high=1.0)
     lam: float = opt(1.0, "value model: lambda of generalised advantage estimation", low=0.0, high=1.0)
     normalization: str = opt(
-        "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
+        "constant",
+        "how token losses are averaged",
+        choices=("constant", "token_mean", "response_mean", "reference"),
     )
     advantage: str = opt(
         "zscore",
@@ -320,7 +332,19 @@ class TrainingConfig:
         "none",
         "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
     )
+    rollout_correction_level: str = opt(
+        "token",
+        "what such a weight is of: a token, a whole response, or a response's geometric mean",
+        choices=("token", "sequence", "geometric"),
+    )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
+    rollout_rejection: str = opt(
+        "none",
+        "leave out tokens, or whole responses, whose recomputed over sampled probability lies outside the bounds below",
+        choices=("none", "token", "sequence", "geometric"),
+    )
+    rollout_rejection_low: float = opt(0.5, "smallest such ratio that is trained", low=0.0, high=1.0)
+    rollout_rejection_high: float = opt(2.0, "largest such ratio that is trained", low=1.0)
     rows_per_update: int | None = opt(
         None,
         "rows of an update (SFT: samples) over all processes, so that their number changes nothing; null = as dLLM-RL "

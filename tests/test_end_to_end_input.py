@@ -73,6 +73,11 @@ def metrics_of(shop, run="rl"):
         (["rollout.num_response_per_task=1"], "group of one"),
         (["training.method=semi-ar"], "semi-ar"),
         (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
+        (
+            ["training.objective=gspo", "model.value_base_model=${model.pretrained_model}"],
+            "training.objective=gspo needs one advantage a response, and model.value_base_model=",
+        ),
+        (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),
         (["model.model_base=draem"], "Did you mean 'dream'?"),

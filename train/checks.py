@@ -17,6 +17,8 @@ from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
+from train.algorithm.masking import Method
+from train.algorithm.objectives import TERMS
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
@@ -24,7 +26,7 @@ from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
-from train.setup.doors import check_doors, method_of
+from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
@@ -46,11 +48,6 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rollout_correction != "none" and (not method.as_sampled or training.logp_old == "rollout"):
-        raise ValueError(
-            f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
-            "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
-        )
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -71,6 +68,7 @@ def check(config: Config, first: Config | None = None) -> None:
     spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
+    _check_objective(config, method)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -92,6 +90,37 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
+
+
+def _check_objective(config: Config, method: Method) -> None:
+    """ValueError where the objective, or the rollout correction before it, needs what the run cannot give; a warning
+    where it does not read a key of its terms that is set."""
+    training, needs = config.training, objective_of(config.training).needs
+    for name in ("rollout_correction", "rollout_rejection"):
+        if getattr(training, name) != "none" and (not method.as_sampled or training.logp_old == "rollout"):
+            raise ValueError(
+                f"training.{name}={getattr(training, name)} compares the sampler's log-probabilities with recomputed "
+                "ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
+            )
+    by_token = [key for key, on in _credits_tokens(config).items() if on]
+    if needs.one_advantage and by_token:
+        raise ValueError(
+            f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
+            "token: choose clip, reinforce, bgpo or spg, or leave that out."
+        )
+    plain = TrainingConfig()
+    for name in TERMS:
+        value = getattr(training, name)
+        if name not in needs.training and value and value != getattr(plain, name):
+            logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
+
+
+def _credits_tokens(config: Config) -> dict[str, bool]:
+    """What gives every token its own advantage, and whether the run has it."""
+    return {
+        f"model.value_base_model={config.model.value_base_model}": bool(config.model.value_base_model),
+        "judge.mode=process": config.judge.mode == "process",
+    }
 
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
