@@ -5,7 +5,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 
 import copy
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
 from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
-from models.vision.prompt import embedded, numbered, require_rows
+from models.vision.prompt import Prompt, embedded, numbered, require_rows
 from models.vision.seeing import Seeing, see
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class DiffusionLM(Seeing):
         self.hf_config = network.config
         self._carried = dict(carried)
         self.tokenizer = tokenizer
-        self.vision = None
+        self.vision = getattr(network, "vision", None)
         self.adapters: LoraConfig | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
@@ -132,10 +132,14 @@ class DiffusionLM(Seeing):
         index_N: Tensor,
         targets_N: Tensor,
         entropy: bool = False,
+        pictures: Sequence[Prompt] = (),
     ) -> Tensor:
         """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L];
-        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`)."""
-        hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
+        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`). pictures: the
+        prompts whose features the negative ids number."""
+        features = self.features_of(pictures) if pictures else None
+        hidden_BLD = self.hidden(input_ids_BL, positions_BL, layout, features)
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N)
         return self.lm_head(hidden_ND, targets_N, entropy)
 
     @torch.no_grad()
@@ -191,6 +195,7 @@ class DiffusionLM(Seeing):
         """Folds the adapters into the weights: a model like any other, all of it trainable."""
         lora.merge(self.model)
         self.requires_grad_(True)
+        self.train_vision(None)
         self.adapters = self.base_fingerprint = None
 
     def save(

@@ -28,8 +28,9 @@ STDIO = (
 class ChatFormat:
     """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
 
-    turn: header and content of a turn, with a %s for role and content; picture_turn: of one with pictures (`<image>`),
-    None = the same. end_of_turn: the token that ends a turn.
+    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content;
+    picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
+    end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
     a thought too, None where the family has none. system: the system turn of a conversation without one.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
@@ -39,6 +40,8 @@ class ChatFormat:
     turn: str
     end_of_turn: str
     assistant: str
+    opening: str = ""
+    trims: bool = False
     after_turn: str = ""
     picture_turn: str | None = None
     thinking_assistant: str | None = None
@@ -53,7 +56,7 @@ class ChatFormat:
         pairs = [(turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn for turn in turns]
         if self.system is not None and (not pairs or pairs[0][0] != "system"):
             pairs = [("system", self.system), *pairs]
-        text = "".join(self._written(role, content) for role, content in pairs)
+        text = self.opening + "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
             return text + self.assistant
         if self.thinking_assistant is None:
@@ -64,6 +67,7 @@ class ChatFormat:
         return text + self.thinking_assistant
 
     def _written(self, role: str, content: str) -> str:
+        content = content.strip() if self.trims else content
         turn = self.picture_turn if self.picture_turn is not None and PLACEHOLDER in content else self.turn
         opened = self.assistant + content if role == "assistant" else turn % (role, content)
         return opened + self.end_of_turn + self.after_turn
@@ -109,6 +113,7 @@ class Decoding:
     dynamic_at_least_one: low_confidence_dynamic decides at least one position a step, not the step's share.
     threshold_passes: a score equal to the threshold passes.
     pads_end: a block of pads alone ends the response; what is right of it becomes pads.
+    stop_narrows: once a stop id stands in a block, only positions before the first one are decided.
     block_size: for full attention, where blocks are only a schedule and no checkpoint names them.
     """
 
@@ -117,6 +122,7 @@ class Decoding:
     dynamic_at_least_one: bool = False
     threshold_passes: bool = False
     pads_end: bool = False
+    stop_narrows: bool = False
     block_size: int | None = None
 
 
@@ -130,7 +136,8 @@ class Family:
     logit_shift: the prediction of token i is read at position i - 1 (full attention only).
     model_class: name of transformers' class; config_arguments: those of its config, from the checkpoint's config.json
     (ValueError on flags that the class cannot express). adapt: changes of the network's modules that no config of the
-    class expresses.
+    class expresses. beside: name of a JSON file beside config.json, and (its content, shapes of the stored weights by
+    name) -> more entries of config.json, for what a checkpoint does not say there.
     pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
     chat: how a conversation is written, None for a family that has no format.
     mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. tokenizer_class: name of
@@ -147,6 +154,7 @@ class Family:
     model_class: str
     config_arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     adapt: Callable[[Any, Mapping[str, Any]], None] | None = None
+    beside: tuple[str, Callable[[Mapping[str, Any], Mapping[str, Sequence[int]]], dict[str, Any]]] | None = None
     pieces: Pieces = same_name
     logit_shift: bool = False
     aliases: tuple[str, ...] = ()
@@ -164,6 +172,11 @@ class Family:
             raise ValueError(
                 f"family {self.name!r} has attention='block' and logit_shift=True: the exact cache and packed rows "
                 "read token i at position i, so sampling and training would disagree. Use attention='full'."
+            )
+        if self.attention == "block" and self.vision is not None:
+            raise ValueError(
+                f"family {self.name!r} has attention='block' and vision: the exact cache reads tokens alone. Use "
+                "attention='full'."
             )
 
     @property

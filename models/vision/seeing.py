@@ -1,13 +1,13 @@
 """How a model takes pictures: the seam that a family with vision fills."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.families import Family
-from models.families.base import PLACEHOLDER
+from models.families.base import PLACEHOLDER, Family
 from models.vision.drawing import Drawing
 from models.vision.images import Source, image_digest, open_image
 from models.vision.prompt import Picture, Prompt
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[str], list[int]]
+Part = Literal["projector", "all"] | None
+"""Of a model's vision: what is trained, projector and newline or the tower too; None of it."""
 DEFAULT_RESOLUTION = 512
 
 
@@ -40,6 +42,11 @@ class Vision(Protocol):
 
     def encode(self, image: Image.Image, fit: str, resolution: int, digest: str) -> Picture:
         """The picture (RGB), alone: its ids, and its features or a function that makes them."""
+        ...
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """A picture's features in a forward pass, with gradients where vision is trained. Only where there is an image
+        id."""
         ...
 
     def place(self, pieces: Sequence[str], pictures: Sequence[Picture], encode: Encode) -> list[int]:
@@ -97,6 +104,23 @@ class Seeing(nn.Module):
                 "where each picture belongs."
             )
         return vision.place(pieces, pictures, encode)
+
+    def train_vision(self, part: Part) -> None:
+        """Lets training reach this part of what sees, and no other. ValueError where it has no such part."""
+        if isinstance(self.vision, nn.Module):
+            self.vision.train_part(part)
+        elif part is not None:
+            raise ValueError(
+                f"training.train_vision={part}: the model has no vision that is trained with it. Leave it false."
+            )
+
+    def features_of(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The rows of these prompts' pictures, one prompt after another, in a forward pass."""
+        vision = self.need_vision()
+        rows: list[Tensor | None] = []
+        for prompt in prompts:
+            rows += [vision(picture) for picture in prompt.pictures] or [prompt.features]
+        return torch.cat([row for row in rows if row is not None])
 
     def fit_of(self, fit: str, pictures: int) -> str:
         """The way to take each of so many pictures of a prompt. ValueError for one that the family does not know."""

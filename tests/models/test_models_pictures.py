@@ -22,9 +22,8 @@ def encoded(image, kind="PNG", **options):
 
 
 def picture(mode="RGB", size=(6, 4)):
-    image = Image.new(mode, size)
-    image.putdata([tuple((i * 7 + c) % 256 for c in range(len(mode))) for i in range(size[0] * size[1])])
-    return image
+    values = bytes((i * 7) % 256 for i in range(len(mode) * size[0] * size[1]))
+    return Image.frombytes(mode, size, values)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +69,13 @@ def test_grey_palette_print_and_transparent_pictures_become_rgb(monkeypatch, cap
     for mode in ("L", "RGBA", "RGBA", "LA"):
         opened = open_image(encoded(picture(mode)))
         assert opened.mode == "RGB"
-        colours = picture(mode).convert("RGBA").getdata()
-        assert list(opened.getdata()) == [pixel[:3] for pixel in colours]  # the alpha is dropped, not applied
-    assert list(open_image(encoded(picture().quantize(8))).getdata())
+        colours = picture(mode).convert("RGBA").get_flattened_data()
+        assert list(opened.get_flattened_data()) == [
+            pixel[:3] for pixel in colours
+        ]  # the alpha is dropped, not applied
+    assert list(open_image(encoded(picture().quantize(8))).get_flattened_data())
     cmyk = open_image(encoded(picture("CMYK"), "TIFF"))
-    assert list(cmyk.getdata()) == list(picture("CMYK").convert("RGB").getdata())
+    assert list(cmyk.get_flattened_data()) == list(picture("CMYK").convert("RGB").get_flattened_data())
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert open_image(gif).getpixel((0, 0)) == (255, 0, 0)
