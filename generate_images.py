@@ -61,7 +61,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=8, help="pictures drawn at a time (8)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: bf16 on a GPU")
     parser.add_argument("--device", default="auto", help="auto: a GPU where there is one")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _texts(options: argparse.Namespace) -> list[str]:

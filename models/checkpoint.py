@@ -2,24 +2,21 @@
 
 import json
 import logging
-import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from models.families import Family, Piece
-from models.folder import read_json, weight_files, writing_weights
+from models.folder import read_json, writing_weights
 from models.spec import CheckpointSpec, config_errors, hf_config, network_class
+from models.stored import stored_headers, stored_tensors
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _READ_BY_LOADING = ("config", "generation_config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
@@ -172,67 +169,6 @@ def _taken_out(part: Tensor, piece: Piece) -> Tensor:
     if (piece.scale, piece.shift) == (1.0, 0.0):
         return part
     return ((part.double() - piece.shift) / piece.scale).to(part.dtype)
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight in the folder's safetensors files, or else its PyTorch files (read as data, no
-    code runs). ValueError when there is no file, or one is absent or damaged."""
-    for path in weight_files(folder):
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                yield from _pickled(path)
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_tensor(name)
-
-
-def stored_headers(folder: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
-    """(name, shape, type) of every weight as `stored_tensors` gives them, without reading those of safetensors."""
-    for path in weight_files(folder):
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    part = file.get_slice(name)
-                    yield name, tuple(part.get_shape()), part.get_dtype()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong with a file of weights is a ValueError that names it."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError, EOFError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give another "
-            "folder."
-        ) from error
-
-
-def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """A PyTorch file's weights. TypeError where it holds anything else."""
-    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise TypeError("it holds no tensors by name")
-    yield from found.items()
-
-
-def stored_tensor(folder: Path, name: str) -> Tensor | None:
-    """One weight from the folder's safetensors files; None where they do not hold it."""
-    for path in weight_files(folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                if name in file.keys():  # noqa: SIM118
-                    return file.get_tensor(name)
-    return None
-
-
-def stored_elements(folder: Path) -> int:
-    """Elements of all weights in the folder's files, from headers alone where they are safetensors."""
-    return sum(math.prod(shape) for _, shape, _ in stored_headers(folder))
 
 
 def write_checkpoint(

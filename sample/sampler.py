@@ -92,7 +92,8 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of(prompts, n, keys, self.model, self.config.max_new_tokens)
+        window = self.config.max_new_tokens + len(self._denoiser.suffix_ids)
+        requests = requests_of(prompts, n, keys, self.model, window)
         if not requests:
             return []
         limit = limit or len(requests)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.checkpoint import stored_headers, stored_tensors
 from models.folder import resolve_folder
+from models.stored import stored_headers, stored_tensors
 
 _GROUPS, _EPS = 32, 1e-6
 _DECODED_PIXELS = 2**20

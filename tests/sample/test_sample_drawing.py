@@ -54,8 +54,9 @@ def test_pictures_are_drawn_as_by_the_original(model, place):
     assert (rollout.num_steps, rollout.finish_reason) == (case["timesteps"], "stop")
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("guidance", "temperature"), [(1.5, 1.0), *(pytest.param(g, 0.0, marks=pytest.mark.slow) for g in (0.0, 1.5))]
+)
 def test_pictures_of_a_batch_are_those_drawn_alone(model, guidance, temperature):
     config = drawing_config(5, guidance, temperature=temperature, alg_temp=temperature, max_slots=3)
     prompts = [model.drawing_prompt(text).ids for text in ("", "cat", "a red dot", "two squares")]
@@ -81,6 +82,7 @@ def test_the_trainer_computes_the_log_probabilities_of_a_drawn_picture(model, gu
     torch.testing.assert_close(logp, sampled, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_codes_are_drawn_with_the_models_probabilities_among_codes(model):
     """The first step of a picture of one step: frequencies of the first code, with and without guidance."""
     prompt = model.drawing_prompt("cat").ids
