@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from models.families import Family, Piece
-from models.folder import read_json, writing_weights
+from models.folder import read_json, weight_files, writing_weights
 from models.spec import CheckpointSpec, config_errors, hf_config, network_class
-from models.stored import stored_headers, stored_tensors
+from models.stored import file_headers, file_tensor, stored_headers, stored_tensors
+from models.unread import stand_in
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _READ_BY_LOADING = ("config", "generation_config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
@@ -87,6 +89,34 @@ def read_weights(
     for name, tensor in stored_tensors(spec.folder):
         if name in parts:
             _copy_in(tensor, weights, parts[name])
+    return network
+
+
+def unread_network(spec: CheckpointSpec, dtype: torch.dtype, besides: Collection[str] = ()) -> PreTrainedModel:
+    """The checkpoint's network, each of whose weights is read from its file when it is asked for (`models.unread`).
+    ValueErrors as `read_weights`."""
+    with config_errors(spec.folder, spec.family):
+        network = empty_network(spec.family, spec.raw)
+    _check_stored(spec, network, besides)
+    weights = dict(network.named_parameters())
+    files = {name: path for path in weight_files(spec.folder) for name, _, _ in file_headers(path)}
+    sources: dict[str, list[tuple[str, Piece]]] = {}
+    for stored, parts in stored_parts(weights, spec.family, spec.raw).items():
+        for weight, piece in parts:
+            sources.setdefault(weight, []).append((stored, piece))
+
+    def read(weight: str, shape: torch.Size) -> Tensor:
+        whole = torch.empty(shape, dtype=dtype)
+        for stored, piece in sources[weight]:
+            _copy_in(file_tensor(files[stored], stored), {weight: whole}, [(weight, piece)])
+        return whole
+
+    for prefix, module in network.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            weight = f"{prefix}.{name}" if prefix else name
+            if weight in sources:  # else it is tied to one that is
+                setattr(module, name, stand_in(parameter.shape, dtype, partial(read, weight, parameter.shape)))
+    network.tie_weights()
     return network
 
 

@@ -29,14 +29,28 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def stored_headers(folder: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
     """(name, shape, type) of every weight as `stored_tensors` gives them, without reading those of safetensors."""
     for path in weight_files(folder):
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    part = file.get_slice(name)
-                    yield name, tuple(part.get_shape()), part.get_dtype()
+        yield from file_headers(path)
+
+
+def file_headers(path: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
+    """Those of one of the files."""
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
+            return
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield name, tuple(part.get_shape()), part.get_dtype()
+
+
+def file_tensor(path: Path, name: str) -> Tensor:
+    """One weight of a file that has it. ValueError where the file cannot be read."""
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            return dict(_pickled(path))[name]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
 
 
 @contextmanager

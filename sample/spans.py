@@ -18,6 +18,7 @@ from torch import Tensor
 from models import DiffusionLM
 from models.attention import Masked, block_causal_mask, grouped_attention
 from sample.config import SamplingConfig
+from sample.draw import Mix
 from sample.slots import SlotKV, StepState
 
 PREFILL_MAX_TOKENS = 16384
@@ -30,13 +31,15 @@ class Bounds(NamedTuple):
 
     view_tokens: key positions that any slot sees. commits: slots that may have a block to commit, or with a frozen
     context a whole sequence to run. masks: positions that may be decided. window_tokens: positions that a slot with a
-    frozen context runs, 0 where every slot runs its whole sequence.
+    frozen context runs, 0 where every slot runs its whole sequence. mix: of sequences that draw their tokens each in
+    its own way, None where all do as the choices say.
     """
 
     view_tokens: int
     commits: int
     masks: int
     window_tokens: int = 0
+    mix: Mix | None = None
 
 
 class Demand(NamedTuple):
