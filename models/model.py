@@ -54,6 +54,7 @@ class DiffusionLM(Seeing):
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.vision = getattr(network, "vision", None)
+        self.train_vision(None)
         self.adapters: LoraConfig | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
@@ -235,8 +236,8 @@ def load_model(
     random_init_seed: int | None = None,
     besides: Collection[str] = (),
     adapters_dtype: torch.dtype | None = None,
-    image_tokenizer: str | None = None,
     unread: bool = False,
+    image_tokenizer: str | None = None,
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
@@ -244,9 +245,9 @@ def load_model(
     dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, where config.json alone does not name it.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
     weights of the folder that are no part of the model. adapters_dtype: of the adapters of such a folder; default the
-    base's. image_tokenizer: folder or hub name of a family's image tokenizer that is no part of the checkpoint, read
-    when pictures come. unread: on the host, weights that are not drawn stay in their files for an engine that shards
-    them (`models.unread`).
+    base's. unread: on the host, weights that are not drawn stay in their files for an engine that shards them
+    (`models.unread`). image_tokenizer: folder or hub name of a family's image tokenizer that is no part of the
+    checkpoint, read when pictures come.
     ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed, an
     image tokenizer for a family that has none.
     """
@@ -255,7 +256,7 @@ def load_model(
     else:
         require_base(spec := CheckpointSpec.read(path, model_base))
     if spec.base is not None:
-        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, image_tokenizer, unread)
+        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, unread, image_tokenizer)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
@@ -288,11 +289,11 @@ def _load_adapted(
     dtype: str | torch.dtype,
     device: str | torch.device,
     adapters_dtype: torch.dtype | None,
-    image_tokenizer: str | None,
     unread: bool,
+    image_tokenizer: str | None,
 ) -> DiffusionLM:
     """The base with the folder's adapters; the block size is the folder's."""
-    model = load_model(base, dtype, device, image_tokenizer=image_tokenizer, unread=unread)
+    model = load_model(base, dtype, device, unread=unread, image_tokenizer=image_tokenizer)
     model.adapters = lora.read(spec.folder, model.model.requires_grad_(False), adapters_dtype)
     folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
     if folder.is_dir():  # not a name on the hub

@@ -11,7 +11,8 @@ Key = tuple[int | str, ...]
 class Rollout:
     """One sampled response with the order in which it was unmasked.
 
-    key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids.
+    key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids, and the image id at positions
+        for which features of a picture stand.
     canvas_ids: every id after the prompt when decoding ended (mask ids where nothing was decided): whole blocks, or
         for full attention max_new_tokens.
     canvas_step_map: the denoising step, counted from 1 over the response, that decided each position; 0 = still masked;
@@ -23,6 +24,8 @@ class Rollout:
     finish_reason: "stop" or "length"; a picture is whole, which counts as "stop". num_steps: denoising steps of this
     sequence. weights_version: of the sampler's weights.
     suffix_ids: ids right of the canvas, there from the start and seen in every step (what ends a picture).
+    images: of each picture that stands as features in the prompt, the first 16 hexadecimal digits of its bytes' sha256;
+        "" where they are not known.
     """
 
     key: Key
@@ -34,6 +37,7 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     num_steps: int
     weights_version: int = 0
+    images: list[str] = field(default_factory=list)
     suffix_ids: list[int] = field(default_factory=list)
 
     @property
@@ -49,7 +53,11 @@ class Rollout:
         return self.canvas_logprobs[: self.num_response_tokens]
 
     def to_json(self, **more: Any) -> str:
-        return json.dumps(asdict(self) | more)
+        row = asdict(self)
+        for name in ("images", "suffix_ids"):
+            if not row[name]:
+                del row[name]
+        return json.dumps(row | more)
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> "Rollout":

@@ -41,8 +41,8 @@ class Picture:
 
 class Prompt:
     """ids: a prompt with every picture spelled out. features: rows for the positions that hold an image id, in reading
-    order; of `pictures` where none are given. digests: of the pictures. ValueError where rows and positions differ in
-    number."""
+    order; of `pictures` where none are given. rows: how many. digests: of the pictures. ValueError where rows and
+    positions differ in number."""
 
     def __init__(self, ids: Sequence[int], features: Tensor | None = None, pictures: Sequence[Picture] = ()):
         self.ids = [int(i) for i in ids]
@@ -50,6 +50,12 @@ class Prompt:
         self._features = features
         rows = len(features) if features is not None else sum(sum(i < 0 for i in p.ids) for p in self.pictures)
         require_rows(sum(i < 0 for i in self.ids), rows)
+        self.rows = rows
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of features stand for some of its positions."""
+        return self.rows > 0
 
     @staticmethod
     def of(prompt: "Prompt | Sequence[int]") -> "Prompt":
@@ -57,7 +63,7 @@ class Prompt:
 
     @property
     def features(self) -> Tensor | None:
-        if self._features is None and any(i < 0 for i in self.ids):
+        if self._features is None and self.has_rows:
             rows = [picture.features for picture in self.pictures]
             self._features = torch.cat([row for row in rows if row is not None])
         return self._features
@@ -67,11 +73,14 @@ class Prompt:
         return [picture.digest for picture in self.pictures]
 
     def name(self) -> str:
-        """Names the pictures: by their digests, else by the features' bytes; "" without pictures."""
+        """Names what the ids do not say: the pictures by their digests, else by the features' bytes; "" where there is
+        no such."""
+        if not self.has_rows:
+            return ""
         if self.pictures and all(self.digests):
             return " ".join(self.digests)
-        if (features := self.features) is None:
-            return ""
+        features = self.features
+        assert features is not None
         return hashlib.sha256(features.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
     def numbered(self) -> list[int]:
