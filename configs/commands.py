@@ -103,7 +103,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         *_TRAINING_ALONE,
         *_SFT_ALONE,
         "reward.speed_weight",
-        "reward.speed",
+        "reward.speed_goal",
         "reward.min_speed_spread",
     ),
 }

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "dllm-report": "tests/runtime/test_runtime_report.py",
     "python sample/get_trace_viewer.py": "tests/sample/test_sample_trace_viewer.py",
     "python models/merge.py": "tests/models/test_models_lora.py",
+    "python generate_images.py": "tests/test_generate_images.py",
     "python data/check.py": "tests/data/test_data_check.py",
     "python data/preprocess_sft.py": "tests/data/test_data_preprocess.py",
     "python docs/make_api.py": "test_the_api_page_is_up_to_date",
