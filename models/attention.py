@@ -10,24 +10,47 @@ Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 ATTENTION_NAME = "dllm_layout"
+
+AttentionKind = Literal["flex", "sdpa"]
 
 # torch gives masked attention on Hopper to cuDNN, which plans anew for every new shape (about 22 ms), and spans change
 # theirs all the time. Of no effect without CUDA.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def attention_name(device: torch.device) -> str:
+def attention_name(kind: AttentionKind, device: torch.device) -> str:
     """The attention in use, for people."""
+    if kind == "flex":
+        return f"FlexAttention, compiled for {device.type}"
     kernels = "efficient or math kernel, cuDNN off" if device.type == "cuda" else f"{device.type} kernel"
     return f"torch's SDPA under explicit masks ({kernels})"
+
+
+def attention_kind(requested: AttentionKind | Literal["auto"], device: torch.device, head_size: int) -> AttentionKind:
+    """`requested`, where auto is flex on a GPU and sdpa elsewhere, and sdpa where FlexAttention cannot be compiled.
+    ValueError where it is asked for and cannot."""
+    if requested == "sdpa" or (requested == "auto" and device.type != "cuda"):
+        return "sdpa"
+    from models.flex import obstacle  # brings torch's compiler
+
+    problem = obstacle(device, head_size)
+    if problem is None:
+        return "flex"
+    if requested == "auto":
+        return "sdpa"
+    raise ValueError(f"attention=flex cannot run on {device.type}: {problem}. Use attention=sdpa.")
+
+
+def head_size_of(hf_config: PretrainedConfig) -> int:
+    return getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
 
 
 class Layout(Protocol):

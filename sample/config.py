@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
+from models.attention import AttentionKind, attention_kind, head_size_of
 from models.families import Family
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
@@ -53,6 +54,9 @@ class SamplingConfig(Choices):
     """Sequences decoded at a time."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU a step is captured once a shape and replayed, with an exact cache; off: operation by operation."""
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """flex: FlexAttention, compiled, which reads a slot's own keys only; sdpa: torch's attention under masks; auto:
+    flex on a GPU, sdpa on a CPU."""
     fuse_commit: bool = True
     """A finished block is committed in the forward that denoises the next one."""
     deterministic: bool = False
@@ -71,6 +75,7 @@ class SamplingConfig(Choices):
         self.rules()
         require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
         require_name("graphs", self.graphs, ("auto", "off"))
+        require_name("attention", self.attention, ("auto", "flex", "sdpa"))
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
@@ -82,11 +87,16 @@ class SamplingConfig(Choices):
         target = Given("sampling target", self.target, self.target_params, "target_params")
         return Rules(self, open_strategy(strategy, self).of_family(threshold_passes), open_target(target))
 
+    def kind_on(self, model: DiffusionLM) -> AttentionKind:
+        """The attention that the model decodes with. ValueError where it is asked for and cannot run."""
+        return attention_kind(self.attention, model.device, head_size_of(model.hf_config))
+
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         cache = cache_of(self.cache, model.spec.family)
+        self.kind_on(model)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
                 f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."

@@ -195,7 +195,7 @@ def run(config: Config) -> dict[str, Any] | None:
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
         monitor = monitor_of(config, folder)
-        rows = _banner_rows(config, setup, folder_of_model) | fit.rows(model.device)
+        rows = _banner_rows(config, setup, folder_of_model) | fit.rows()
         monitor.banner(f"eval {config.experiment.project}", rows)
         return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
 

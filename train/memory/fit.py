@@ -3,30 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
+from configs import naming
 from configs.schema import Config
-from models.attention import attention_name
+from models.attention import attention_kind, attention_name, head_size_of
+from models.spec import hf_config
 from runtime import ranks
 from train.memory import plan
 from train.memory.inputs import Inputs
 from train.memory.plan import Size
 from train.setup.models import RunModels
+from train.setup.process import pick_device
 
 
 @dataclass(frozen=True)
 class Fit:
     """A config with every size filled in. sizes: "slots", "evaluation slots", "micro-batch" -> size, as far as the run
-    has them. keeps_slots: the rollout's slots stay in memory during the updates."""
+    has them. attention: the sampler's, for people. keeps_slots: the rollout's slots stay in memory during the
+    updates."""
 
     config: Config
     sizes: Mapping[str, Size]
+    attention: str
     keeps_slots: bool = False
 
     @staticmethod
     def of(config: Config, models: RunModels, response_tokens: int | None = None) -> "Fit":
         """All ranks call it and get rank 0's: ranks must agree on micro-batches. response_tokens: of the longest
-        response of an SFT."""
+        response of an SFT. ValueError where a config asks for an attention that cannot run here."""
+        attention = _attention(config, models)
         sizes, keeps_slots = ranks.on_main(_sizes, config, models, response_tokens)
         rollout, evaluation, training = config.rollout, config.evaluation, config.training
         if "slots" in sizes:
@@ -35,13 +39,28 @@ class Fit:
             evaluation = replace(evaluation, max_slots=sizes["evaluation slots"].number)
         if "micro-batch" in sizes:
             training = replace(training, max_tokens_per_microbatch=sizes["micro-batch"].number)
-        return Fit(replace(config, rollout=rollout, evaluation=evaluation, training=training), sizes, keeps_slots)
+        return Fit(
+            replace(config, rollout=rollout, evaluation=evaluation, training=training), sizes, attention, keeps_slots
+        )
 
-    def rows(self, device: torch.device) -> dict[str, str]:
+    def rows(self) -> dict[str, str]:
         """Of a banner: the sizes with what limits them, and the attention in use."""
         units = {"slots": "", "evaluation slots": "", "micro-batch": " tokens"}
         rows = {name: f"{size.number:,}{units[name]} ({size.limit})" for name, size in self.sizes.items()}
-        return rows | {"attention": attention_name(device)}
+        return rows | {"attention": self.attention}
+
+
+def _attention(config: Config, models: RunModels) -> str:
+    device, head_size = (
+        pick_device(config.model.device),
+        head_size_of(hf_config(models.policy.family, models.policy.raw)),
+    )
+    decodes = {"sft": (), "eval": (config.rollout,), "rl": (config.rollout, config.evaluation)}[models.kind]
+    names = []
+    for decode in decodes:
+        with naming(decode.key("attention")):
+            names.append(attention_name(attention_kind(decode.attention, device, head_size), device))
+    return next(iter(names), attention_name("sdpa", device))
 
 
 def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> tuple[dict[str, Size], bool]:

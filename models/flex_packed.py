@@ -1,0 +1,138 @@
+"""FlexAttention over packed rows, whose tokens see clean blocks before their own and their own copy of their block.
+
+Nothing grows with the square of the tokens but one small matrix: a block of 128 tokens is known by the least and the
+largest row, block and copy in it.
+
+Shapes: T tokens of a packed axis, t = T / 128 blocks of them, H query heads, G key-value heads, d head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from models.flex import BLOCK_TOKENS, require_default_scale
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_NONE = np.iinfo(np.int64).max
+
+
+class Tokens(NamedTuple):
+    """Where each token of a packed axis stands, [T] each: its row, its block of the row, and its copy of that block,
+    0 = the clean one. A token sees the clean tokens of earlier blocks of its row, and those of its own copy and
+    block."""
+
+    row: Ints
+    block: Ints
+    copy: Ints
+
+    def padded(self, tokens: int) -> "Tokens":
+        """With tokens after these, up to so many, each of which sees itself alone."""
+        place = np.arange(tokens - len(self.row))
+        return Tokens(
+            np.concatenate([self.row, np.full(len(place), -1)]),
+            np.concatenate([self.block, place]),
+            np.concatenate([self.copy, place + 1]),
+        )
+
+
+def padded_tokens(tokens: int) -> int:
+    """The next multiple of 128 and of about a sixteenth of the tokens: few lengths, at most a sixteenth of padding from
+    2,048 tokens on."""
+    step = max(BLOCK_TOKENS, 2 ** max(0, tokens.bit_length() - 5))
+    return -(-tokens // step) * step
+
+
+def blocks_seen(tokens: Tokens) -> tuple[Bools, Bools]:
+    """[t, t], query block by key block: seen in part, so that single tokens have to be looked at, and seen whole. A
+    block of which nothing is seen may count as seen in part where its least and largest numbers do not tell."""
+    low, high = zip(*((_blocks(x).min(1), _blocks(x).max(1)) for x in tokens), strict=True)
+    row, block, copy = (_Range(least[:, None], most[:, None]) for least, most in zip(low, high, strict=True))
+    clean = np.where(_blocks(tokens.copy) == 0, _blocks(tokens.block), _NONE).min(1)
+    before = clean[None, :] < block.most
+    possible = row.meets() & (before | (copy.meets() & block.meets()))
+    all_clean = copy.most.T == 0
+    whole = all_clean & (block.least > block.most.T)
+    whole |= all_clean & (copy.most == 0) & (block.least >= block.most.T)
+    whole |= copy.equals() & block.equals()
+    whole &= row.equals()
+    return possible & ~whole, whole
+
+
+class _Range(NamedTuple):
+    """Least and largest number in each block, [t, 1]; of keys when transposed."""
+
+    least: Ints
+    most: Ints
+
+    def meets(self) -> Bools:
+        return (self.most >= self.least.T) & (self.least <= self.most.T)
+
+    def equals(self) -> Bools:
+        return (self.least == self.most) & (self.least.T == self.most.T) & (self.least == self.least.T)
+
+
+def _blocks(values_T: Ints) -> Ints:
+    return values_T.reshape(-1, BLOCK_TOKENS)
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, where_3T: Tensor, counts_4t: Tensor, index_4tt: Tensor
+) -> Tensor:
+    row, block, copy = where_3T.unbind(0)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        before = (copy[key] == 0) & (block[key] < block[query])
+        own = (copy[key] == copy[query]) & (block[key] == block[query])
+        return (row[key] == row[query]) & (before | own)
+
+    counts, index = counts_4t[:, None, None].unbind(0), index_4tt[:, None, None].unbind(0)
+    mask = BlockMask(
+        seq_lengths=(query.shape[2], key.shape[2]),
+        kv_num_blocks=counts[0],
+        kv_indices=index[0],
+        full_kv_num_blocks=counts[1],
+        full_kv_indices=index[1],
+        q_num_blocks=counts[2],
+        q_indices=index[2],
+        full_q_num_blocks=counts[3],
+        full_q_indices=index[3],
+        BLOCK_SIZE=(BLOCK_TOKENS, BLOCK_TOKENS),
+        mask_mod=sees,
+    )
+    return flex_attention(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+
+
+_compiled: Callable[..., Tensor] = torch.compile(_packed, dynamic=True, fullgraph=True)
+
+
+@dataclass(frozen=True)
+class FlexPacked:
+    """Rows of `Tokens` on one packed token axis (B = 1), a multiple of 128 tokens long.
+
+    where_3T: row, block and copy; counts_4t, index_4tt: how many blocks each block sees in part, and which (these
+    first), the same of those seen whole, and both the other way, key block by query block, for gradients. int32.
+    """
+
+    where_3T: Tensor
+    counts_4t: Tensor
+    index_4tt: Tensor
+
+    @staticmethod
+    def of(tokens: Tokens, device: torch.device) -> "FlexPacked":
+        partial, whole = blocks_seen(tokens)
+        seen_4tt = np.stack([partial, whole, partial.T, whole.T])
+        index_4tt = np.argsort(~seen_4tt, axis=-1, kind="stable")
+        numbers = (np.stack(tokens), seen_4tt.sum(-1), index_4tt)
+        return FlexPacked(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in numbers))
+
+    def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
+        require_default_scale(scale, query_BHLd.shape[-1])
+        out = _compiled(query_BHLd, key_BGLd, value_BGLd, self.where_3T, self.counts_4t, self.index_4tt)
+        return out.transpose(1, 2)

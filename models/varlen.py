@@ -1,0 +1,55 @@
+"""Unmasked sequences through torch's flash attention for variable lengths, where it can take them: half precision on a
+GPU.
+
+Shapes: B sequences, L tokens, T tokens of a packed axis, H query heads, G key-value heads, d head size.
+"""
+
+import functools
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def takes_lengths(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether sequences of this kind can go through it."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def takes_key_lengths(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether it also takes lengths that only the device knows (not in torch 2.11)."""
+    return takes_lengths(device, dtype) and "seqused_k" in _parameters()
+
+
+@functools.cache
+def _parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@dataclass(frozen=True)
+class VarlenSequences:
+    """Ordinary sequences [B, L], padded right: every token sees the first end_B tokens of its own."""
+
+    start_B1: Tensor
+    end_B: Tensor
+
+    @staticmethod
+    def of(end_B: Tensor, length_tokens: int) -> "VarlenSequences":
+        start = torch.arange(len(end_B) + 1, dtype=torch.int32, device=end_B.device) * length_tokens
+        return VarlenSequences(start, end_B.int())
+
+    def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        B, H, L, d = query_BHLd.shape
+        query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query_BHLd, key_BGLd, value_BGLd))
+        out = varlen_attn(
+            *(query, key, value, self.start_B1, self.start_B1, L, L),
+            scale=scale,
+            enable_gqa=key.shape[1] != H,
+            seqused_k=self.end_B,
+        )
+        return out.view(B, L, H, d)
