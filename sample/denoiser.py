@@ -61,7 +61,7 @@ class Denoiser:
         n, b = masked_nb.shape
         row_N = first_true(masked_nb.flatten(), most)
         slot_N = row_N // b
-        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
         proposal = propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
         return proposal.spread(row_N, n, b)

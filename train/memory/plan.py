@@ -130,6 +130,7 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         rank=inputs.adapters.rank if inputs.adapters and head else 0,
         repeated_keys=inputs.machine.kind != "cpu",
         head=head,
+        fp32_logits=keeps_fp32(inputs.machine.kind),
     )
     own = _sharded(inputs, trained, from_stage=2)
     gathered = (
