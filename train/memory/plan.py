@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import DecodeConfig
+from models.log_probs import keeps_fp32
 from sample import SamplingConfig
 from sample.slots import SlotKV, StepState
 from sample.spans import CACHES, CachePolicy
