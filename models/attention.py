@@ -69,6 +69,12 @@ def _attention(
 AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
+def keep_out_of_compiled_layers() -> None:
+    """Compiled layers call attention as it is: traced, it would be another function in every layer, for its number,
+    and in every forward, for its layout."""
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(_attention))
+
+
 def grouped_attention(
     query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:

@@ -8,43 +8,28 @@ Shapes: n slots, Q queries of a slot, T keys of it, q and k blocks of 128 of the
 G key-value heads, d head size.
 """
 
-import importlib.util
 import math
-import shutil
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from models import compiled
+
 BLOCK_TOKENS = 128
 _LEAST_HEAD_SIZE_CUDA = 16
-_SHAPES = 128
-"""Shapes that a kernel is compiled for at most: buckets of slots, with and without commits, of several capacities."""
 
-torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+compiled.raise_limit()
 
 
 def obstacle(device: torch.device, head_size: int) -> str | None:
     """Why FlexAttention cannot be compiled here; None where it can."""
-    if device.type == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed (pip install triton)"
-        if head_size < _LEAST_HEAD_SIZE_CUDA:
-            return f"heads of {head_size} are smaller than its {_LEAST_HEAD_SIZE_CUDA}"
-        return None
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        return "there is no C++ compiler (apt-get install g++)"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "Python's headers are not installed (apt-get install python3-dev)"
-    if not torch.cpu._is_avx2_supported():
-        return "the processor has no AVX2"
-    return None
+    if device.type == "cuda" and head_size < _LEAST_HEAD_SIZE_CUDA:
+        return f"heads of {head_size} are smaller than its {_LEAST_HEAD_SIZE_CUDA}"
+    return compiled.obstacle(device)
 
 
 class Blocks(NamedTuple):

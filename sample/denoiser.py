@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM
+from models.compiled import compiled_on
 from sample.config import SamplingConfig
 from sample.slots import StepState
 from sample.spans import Bounds, CachePolicy, first_true
@@ -26,6 +27,7 @@ class Denoiser:
         self.model, self.config, self.decoding = model, config, model.decoding
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
+        self.propose = compiled_on(model.device, propose)
         plans = _plans(model, config, self.rules)
         longest = max(map(len, plans))
         table = [plan + [1] * (longest - len(plan)) for plan in plans]
@@ -63,7 +65,7 @@ class Denoiser:
         slot_N = row_N // b
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
-        proposal = propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
+        proposal = self.propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
         return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:

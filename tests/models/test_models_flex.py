@@ -166,8 +166,8 @@ def test_packed_rows_of_any_length_see_what_sdpa_sees_through_one_kernel():
 def test_flex_that_cannot_be_compiled_is_refused_with_the_way_out(monkeypatch):
     cpu = torch.device("cpu")
     assert attention_kind("auto", cpu, D) == "sdpa"
-    monkeypatch.setattr("models.flex.shutil.which", lambda name: None)
-    with pytest.raises(ValueError, match=r"attention=flex cannot run on cpu: there is no C\+\+ compiler .* sdpa"):
+    monkeypatch.setattr("models.compiled.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"attention=flex cannot run on cpu: there is no C compiler .* sdpa"):
         attention_kind("flex", cpu, D)
-    monkeypatch.setattr("models.flex.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("models.compiled.importlib.util.find_spec", lambda name: None)
     assert attention_kind("auto", torch.device("cuda"), 128) == "sdpa"
