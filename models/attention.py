@@ -15,7 +15,9 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface
+
+from models.compiled import obstacle, suits
 
 ATTENTION_NAME = "dllm_layout"
 
@@ -34,23 +36,16 @@ def attention_name(kind: AttentionKind, device: torch.device) -> str:
     return f"torch's SDPA under explicit masks ({kernels})"
 
 
-def attention_kind(requested: AttentionKind | Literal["auto"], device: torch.device, head_size: int) -> AttentionKind:
-    """`requested`, where auto is flex on a GPU and sdpa elsewhere, and sdpa where FlexAttention cannot be compiled.
-    ValueError where it is asked for and cannot."""
-    if requested == "sdpa" or (requested == "auto" and device.type != "cuda"):
+def attention_kind(requested: AttentionKind | Literal["auto"], device: torch.device) -> AttentionKind:
+    """`requested`, where auto is flex on a GPU that it can be compiled for, else sdpa. ValueError where flex is asked
+    for and cannot be compiled."""
+    if requested == "sdpa":
         return "sdpa"
-    from models.flex import obstacle  # brings torch's compiler
-
-    problem = obstacle(device, head_size)
-    if problem is None:
-        return "flex"
     if requested == "auto":
-        return "sdpa"
-    raise ValueError(f"attention=flex cannot run on {device.type}: {problem}. Use attention=sdpa.")
-
-
-def head_size_of(hf_config: PretrainedConfig) -> int:
-    return getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
+        return "flex" if suits(device) else "sdpa"
+    if problem := obstacle(device):
+        raise ValueError(f"attention=flex cannot run on {device.type}: {problem}. Use attention=sdpa.")
+    return "flex"
 
 
 class Layout(Protocol):

@@ -1,5 +1,4 @@
-"""What torch's compiler fuses on a GPU: the many small operations of decoder layers, around attention, which stays
-outside."""
+"""torch's compiler: whether it can be used, and what it is used on."""
 
 import functools
 import importlib.util
@@ -8,12 +7,9 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
-
-if TYPE_CHECKING:
-    from models.model import DiffusionLM
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable)
@@ -60,19 +56,3 @@ def raise_limit() -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
-
-
-def compile_layers(model: "DiffusionLM", backend: str = "inductor") -> bool:
-    """Compiles the decoder layers in place, from their next call on, so that all share one version for each kind of
-    input; False, and nothing, for a mixture of experts or with adapters, whose layers branch on data and names."""
-    layers = model.model.layers
-    if model.adapters is not None or getattr(model.hf_config, "num_experts", None):
-        return False
-    from models.attention import keep_out_of_compiled_layers
-
-    raise_limit()
-    keep_out_of_compiled_layers()
-    for layer in layers:  # type: ignore[union-attr]
-        if layer._compiled_call_impl is None:
-            layer.compile(backend=backend)
-    return True

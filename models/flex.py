@@ -1,5 +1,5 @@
-"""FlexAttention over a sampler's slots: only the blocks of keys that a query can see are read, and
-lengths are numbers on the device, so that other lengths need no other kernel.
+"""FlexAttention over a sampler's slots: only the blocks of keys that a query can see are read, and lengths are numbers
+on the device, so that other lengths need no other kernel.
 
 What is seen is said twice: for each block of 128 queries which blocks of 128 keys it sees in part and which whole, and,
 inside those seen in part, a rule on single positions. https://arxiv.org/abs/2412.05496
@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from models import compiled
 
 BLOCK_TOKENS = 128
-_LEAST_HEAD_SIZE_CUDA = 16
+LEAST_HEAD_SIZES = {"cuda": 16}
+"""Of a device's kernels."""
 
 compiled.raise_limit()
-
-
-def obstacle(device: torch.device, head_size: int) -> str | None:
-    """Why FlexAttention cannot be compiled here; None where it can."""
-    if device.type == "cuda" and head_size < _LEAST_HEAD_SIZE_CUDA:
-        return f"heads of {head_size} are smaller than its {_LEAST_HEAD_SIZE_CUDA}"
-    return compiled.obstacle(device)
 
 
 class Blocks(NamedTuple):
@@ -135,12 +130,21 @@ def slot_attention(
     """Attention output [n, H, Q, d] of queries that see the first seen_nQ (int32) keys of their slot; 0 where that is
     none. recurs: the shape will come again and again, so a kernel is compiled for it alone; else one for all shapes.
     No gradient."""
-    require_default_scale(scale, query_nHQd.shape[-1])
-    return _slot_attention(query_nHQd, key_nGTd, value_nGTd, seen_nQ, *blocks, recurs)
+    size = query_nHQd.shape[-1]
+    query, key, value = widened(query_nHQd, key_nGTd, value_nGTd, scale)
+    return _slot_attention(query, key, value, seen_nQ, *blocks, recurs)[..., :size]
 
 
-def require_default_scale(scale: float, head_size: int) -> None:
-    assert math.isclose(scale, head_size**-0.5), "every family scales scores by 1 / sqrt(head size)"
+def widened(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same attention under the default scale 1 / sqrt(d), which every family has, with zeros up to the least head
+    size of the device."""
+    size = query.shape[-1]
+    assert math.isclose(scale, size**-0.5)
+    least = LEAST_HEAD_SIZES.get(query.device.type, 1)
+    if size >= least:
+        return query, key, value
+    padding = (0, least - size)
+    return F.pad(query * (least / size) ** 0.5, padding), F.pad(key, padding), F.pad(value, padding)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from models.flex import BLOCK_TOKENS, require_default_scale
+from models.flex import BLOCK_TOKENS, widened
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -133,6 +133,7 @@ class FlexPacked:
         return FlexPacked(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in numbers))
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
-        require_default_scale(scale, query_BHLd.shape[-1])
-        out = _compiled(query_BHLd, key_BGLd, value_BGLd, self.where_3T, self.counts_4t, self.index_4tt)
-        return out.transpose(1, 2)
+        size = query_BHLd.shape[-1]
+        query, key, value = widened(query_BHLd, key_BGLd, value_BGLd, scale)
+        out = _compiled(query, key, value, self.where_3T, self.counts_4t, self.index_4tt)
+        return out[..., :size].transpose(1, 2)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
-from models.attention import AttentionKind, attention_kind, head_size_of
+from models.attention import AttentionKind, attention_kind
 from models.families import Family
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
@@ -89,7 +89,7 @@ class SamplingConfig(Choices):
 
     def kind_on(self, model: DiffusionLM) -> AttentionKind:
         """The attention that the model decodes with. ValueError where it is asked for and cannot run."""
-        return attention_kind(self.attention, model.device, head_size_of(model.hf_config))
+        return attention_kind(self.attention, model.device)
 
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do

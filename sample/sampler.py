@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import DiffusionLM, compiled
+from models import DiffusionLM
+from models.compiled import suits
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -53,8 +54,8 @@ class Sampler:
         self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._denoiser = Denoiser(model, self.config)
-        if compiled.suits(model.device):
-            compiled.compile_layers(model)
+        if suits(model.device):
+            model.compile_layers()
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
         self.keeps_slots = False
         self._reserved = (0, 0)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from models.attention import head_size_of
-
 CAPACITY_MULTIPLE = 128
 """Capacities are rounded up to a multiple of so many tokens: whole blocks of keys for attention kernels."""
 
@@ -43,7 +41,8 @@ class SlotKV:
         """Of `pool`, for sequences of so many tokens."""
         H = hf_config.num_attention_heads
         G = getattr(hf_config, "num_key_value_heads", None) or H
-        return hf_config.num_hidden_layers, 2, slots + 1, rounded_capacity(capacity_tokens), G, head_size_of(hf_config)
+        d = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // H
+        return hf_config.num_hidden_layers, 2, slots + 1, rounded_capacity(capacity_tokens), G, d
 
     @staticmethod
     def bytes(hf_config: PretrainedConfig, slots: int, capacity_tokens: int, dtype: torch.dtype) -> int:

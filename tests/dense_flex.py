@@ -35,7 +35,7 @@ def use_dense_kernels(monkeypatch):
     monkeypatch.setattr(models.flex, "_fixed", slots)
     monkeypatch.setattr(models.flex, "_dynamic", slots)
     monkeypatch.setattr(models.flex_packed, "_compiled", packed)
-    monkeypatch.setattr(models.flex, "obstacle", lambda device, head_size: None)
+    monkeypatch.setattr("models.attention.obstacle", lambda device: None)
     return shapes
 
 

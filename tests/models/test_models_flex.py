@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from models.attention import attention_kind
-from models.flex import FlexSequences, blocks_before, obstacle, slot_attention
+from models.compiled import obstacle, suits
+from models.flex import FlexSequences, blocks_before, slot_attention
 from models.flex_packed import FlexPacked, Tokens, blocks_seen, padded_tokens
 from train.algorithm.packing import replay_mask
 
 H, G, D = 4, 2, 16
-CANNOT = obstacle(torch.device("cpu"), D)
+CANNOT = obstacle(torch.device("cpu"))
 compiled = pytest.mark.skipif(CANNOT is not None, reason=f"FlexAttention cannot be compiled here: {CANNOT}")
 
 
@@ -165,9 +166,11 @@ def test_packed_rows_of_any_length_see_what_sdpa_sees_through_one_kernel():
 
 def test_flex_that_cannot_be_compiled_is_refused_with_the_way_out(monkeypatch):
     cpu = torch.device("cpu")
-    assert attention_kind("auto", cpu, D) == "sdpa"
+    assert attention_kind("auto", cpu) == "sdpa"
     monkeypatch.setattr("models.compiled.shutil.which", lambda name: None)
     with pytest.raises(ValueError, match=r"attention=flex cannot run on cpu: there is no C compiler .* sdpa"):
-        attention_kind("flex", cpu, D)
+        attention_kind("flex", cpu)
     monkeypatch.setattr("models.compiled.importlib.util.find_spec", lambda name: None)
-    assert attention_kind("auto", torch.device("cuda"), 128) == "sdpa"
+    suits.cache_clear()
+    assert attention_kind("auto", torch.device("cuda")) == "sdpa"
+    suits.cache_clear()

@@ -7,13 +7,13 @@ from dense_flex import use_dense_kernels
 from helpers import random_prompts, tiny_model
 from oracle import same
 
-from models.flex import obstacle
+from models.compiled import obstacle
 from sample import Sampler, SamplingConfig
 from sample.graphs import bucket
 
 PROMPTS = random_prompts([9, 1, 6, 23, 12, 130, 3], seed=3)
 STOPS = tuple(range(2, 64, 9))
-CANNOT = obstacle(torch.device("cpu"), 16)
+CANNOT = obstacle(torch.device("cpu"))
 
 
 def answers(model, attention, capture=None, n=2, **settings):

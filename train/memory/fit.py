@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from configs import naming
 from configs.schema import Config
-from models.attention import attention_kind, attention_name, head_size_of
-from models.spec import hf_config
+from models.attention import attention_kind, attention_name
 from runtime import ranks
 from train.memory import plan
 from train.memory.inputs import Inputs
@@ -51,16 +50,14 @@ class Fit:
 
 
 def _attention(config: Config, models: RunModels) -> str:
-    device, head_size = (
-        pick_device(config.model.device),
-        head_size_of(hf_config(models.policy.family, models.policy.raw)),
-    )
-    decodes = {"sft": (), "eval": (config.rollout,), "rl": (config.rollout, config.evaluation)}[models.kind]
-    names = []
+    """Of the rollouts; a training run's, which has none to choose, is the device's."""
+    device = pick_device(config.model.device)
+    kinds = [attention_kind("auto", device)]
+    decodes = {"sft": (), "eval": (config.rollout,), "rl": (config.evaluation, config.rollout)}[models.kind]
     for decode in decodes:
         with naming(decode.key("attention")):
-            names.append(attention_name(attention_kind(decode.attention, device, head_size), device))
-    return next(iter(names), attention_name("sdpa", device))
+            kinds.append(attention_kind(decode.attention, device))
+    return attention_name(kinds[-1], device)
 
 
 def _sizes(config: Config, models: RunModels, response_tokens: int | None) -> tuple[dict[str, Size], bool]:
