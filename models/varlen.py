@@ -6,10 +6,14 @@ Shapes: B sequences, L tokens, T tokens of a packed axis, H query heads, G key-v
 
 import functools
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from models.attention import Layout
 
 
 def takes_lengths(device: torch.device, dtype: torch.dtype) -> bool:
@@ -27,6 +31,33 @@ def _parameters() -> frozenset[str]:
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@dataclass(frozen=True)
+class VarlenRows:
+    """Rows on one packed token axis (B = 1), each of which sees all of itself. start_R1: where they start, and the end;
+    longest: of them; otherwise: the same for what flash attention does not take."""
+
+    start_R1: Tensor
+    longest: int
+    otherwise: Layout
+
+    @staticmethod
+    def of(starts: Sequence[int], device: torch.device, otherwise: Layout) -> "VarlenRows":
+        """starts: and the end."""
+        lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+        return VarlenRows(torch.tensor(starts, dtype=torch.int32, device=device), max(lengths), otherwise)
+
+    def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
+        grouped = query_BHLd.shape[1] != key_BGLd.shape[1]
+        if not takes_lengths(query_BHLd.device, query_BHLd.dtype) or (grouped and "enable_gqa" not in _parameters()):
+            return self.otherwise.attend(layer, query_BHLd, key_BGLd, value_BGLd, scale)
+        from torch.nn.attention.varlen import varlen_attn
+
+        query, key, value = (x[0].transpose(0, 1) for x in (query_BHLd, key_BGLd, value_BGLd))
+        options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+        starts = self.start_R1
+        return varlen_attn(query, key, value, starts, starts, self.longest, self.longest, scale=scale, **options)[None]
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,6 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         checkpointing=inputs.config.training.gradient_checkpointing_enable,
         adapted=inputs.adapted if head else None,
         rank=inputs.adapters.rank if inputs.adapters and head else 0,
-        repeated_keys=inputs.machine.kind != "cpu",
         head=head,
         fp32_logits=keeps_fp32(inputs.machine.kind),
     )

@@ -94,7 +94,8 @@ class Packing:
 
     @staticmethod
     def of(batch: MicroBatch) -> "Packing":
-        layout: Packed = batch.layout
+        layout = batch.layout
+        assert isinstance(layout, Packed)
         keys = masks = 0
         for row in layout.rows:
             seen = 0
@@ -115,15 +116,13 @@ class Packing:
 @dataclass(frozen=True)
 class Precision:
     """How a network is trained: half = with bf16 weights over fp32 masters; adapted: the linear layers with adapters of
-    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; repeated_keys: attention
-    takes a key head for every query head (any device but the CPU); head: log-probabilities are read, not values;
-    fp32_logits: from logits that are not rounded (`models.log_probs.keeps_fp32`)."""
+    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; head: log-probabilities are
+    read, not values; fp32_logits: from logits that are not rounded (`models.log_probs.keeps_fp32`)."""
 
     half: bool
     checkpointing: bool
     adapted: Collection[str] | None = None
     rank: int = 0
-    repeated_keys: bool = False
     head: bool = True
     fp32_logits: bool = False
 
@@ -159,8 +158,7 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     else:
         mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj")
     ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
-    key_heads = H if precision.repeated_keys and H != G else G
-    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
+    return T * (norms + attention + mlp + ranks) + a * 2 * G * d * packing.keys
 
 
 def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:
