@@ -9,12 +9,13 @@ import torch
 from configs import find, naming
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models.compiled import suits
 from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
 from runtime import ranks
-from train.distributed.kind import shards_weights
+from train.distributed.kind import engine_kind, shards_weights
 from train.setup.blocks import Blocks, Kind
 from train.setup.doors import reads_reference
 from train.setup.process import pick_device
@@ -103,10 +104,14 @@ def make_model(
 
 def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
     """The model that an engine is to train, in fp32, where the engine then makes what it computes with. Under bf16 the
-    frozen base of adapters is bf16 at once."""
+    frozen base of adapters is bf16 at once. Its layers are compiled where that suits the device, but under ZeRO-3, which
+    gathers weights inside them."""
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
-    return make_model(config, checkpoint, dtype, trained_model_device(config), adapters_dtype=torch.float32)
+    model = make_model(config, checkpoint, dtype, trained_model_device(config), adapters_dtype=torch.float32)
+    if suits(pick_device(config.model.device)) and engine_kind(config) != "zero3":
+        model.compile_layers()
+    return model
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
