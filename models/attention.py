@@ -36,9 +36,9 @@ def attention_name(kind: AttentionKind, device: torch.device) -> str:
     return f"torch's SDPA under explicit masks ({kernels})"
 
 
-def attention_kind(requested: AttentionKind | Literal["auto"], device: torch.device) -> AttentionKind:
-    """`requested`, where auto is flex on a GPU that it can be compiled for, else sdpa. ValueError where flex is asked
-    for and cannot be compiled."""
+def attention_kind(requested: str, device: torch.device) -> AttentionKind:
+    """`requested` (auto, flex, sdpa), where auto is flex on a GPU that it can be compiled for, else sdpa. ValueError
+    where flex is asked for and cannot be compiled."""
     if requested == "sdpa":
         return "sdpa"
     if requested == "auto":

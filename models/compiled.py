@@ -7,7 +7,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -48,7 +48,7 @@ def compiled_on(device: torch.device, function: F) -> F:
     if not suits(device):
         return function
     raise_limit()
-    return torch.compile(function)
+    return cast(F, torch.compile(function))
 
 
 def raise_limit() -> None:

@@ -34,12 +34,10 @@ class Tokens(NamedTuple):
 
     def padded(self, tokens: int) -> "Tokens":
         """With tokens after these, up to so many, each of which sees itself alone."""
-        place = np.arange(tokens - len(self.row))
-        return Tokens(
-            np.concatenate([self.row, np.full(len(place), -1)]),
-            np.concatenate([self.block, place]),
-            np.concatenate([self.copy, place + 1]),
-        )
+        more = np.arange(
+            1, tokens - len(self.row) + 1
+        )  # beyond all others, so that a block with both has no wide range
+        return Tokens(*(np.concatenate([column, column.max() + more]) for column in self))
 
 
 def padded_tokens(tokens: int) -> int:
@@ -52,11 +50,12 @@ def padded_tokens(tokens: int) -> int:
 def blocks_seen(tokens: Tokens) -> tuple[Bools, Bools]:
     """[t, t], query block by key block: seen in part, so that single tokens have to be looked at, and seen whole. A
     block of which nothing is seen may count as seen in part where its least and largest numbers do not tell."""
-    low, high = zip(*((_blocks(x).min(1), _blocks(x).max(1)) for x in tokens), strict=True)
-    row, block, copy = (_Range(least[:, None], most[:, None]) for least, most in zip(low, high, strict=True))
-    clean = np.where(_blocks(tokens.copy) == 0, _blocks(tokens.block), _NONE).min(1)
-    before = clean[None, :] < block.most
-    possible = row.meets() & (before | (copy.meets() & block.meets()))
+    everyone = np.ones_like(tokens.copy, dtype=np.bool_)
+    row, block, copy = (_Range.of(numbers, everyone) for numbers in tokens)
+    clean = _Range.of(tokens.block, tokens.copy == 0)
+    noisy_block, noisy_copy = (_Range.of(numbers, tokens.copy > 0) for numbers in (tokens.block, tokens.copy))
+    seen_clean = (block.most > clean.least.T) | (clean.most >= clean.least.T)
+    possible = row.meets() & (seen_clean | (noisy_block.meets() & noisy_copy.meets()))
     all_clean = copy.most.T == 0
     whole = all_clean & (block.least > block.most.T)
     whole |= all_clean & (copy.most == 0) & (block.least >= block.most.T)
@@ -66,20 +65,23 @@ def blocks_seen(tokens: Tokens) -> tuple[Bools, Bools]:
 
 
 class _Range(NamedTuple):
-    """Least and largest number in each block, [t, 1]; of keys when transposed."""
+    """Least and largest number in each block, [t, 1]; of keys when transposed. Where there is none the least is beyond
+    all numbers and the largest is below them."""
 
     least: Ints
     most: Ints
+
+    @staticmethod
+    def of(numbers_T: Ints, counted_T: Bools) -> "_Range":
+        numbers, counted = (x.reshape(-1, BLOCK_TOKENS) for x in (numbers_T, counted_T))
+        least, most = np.where(counted, numbers, _NONE).min(1), np.where(counted, numbers, -1).max(1)
+        return _Range(least[:, None], most[:, None])
 
     def meets(self) -> Bools:
         return (self.most >= self.least.T) & (self.least <= self.most.T)
 
     def equals(self) -> Bools:
         return (self.least == self.most) & (self.least.T == self.most.T) & (self.least == self.least.T)
-
-
-def _blocks(values_T: Ints) -> Ints:
-    return values_T.reshape(-1, BLOCK_TOKENS)
 
 
 def _packed(

@@ -57,7 +57,9 @@ class VarlenRows:
         query, key, value = (x[0].transpose(0, 1) for x in (query_BHLd, key_BGLd, value_BGLd))
         options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
         starts = self.start_R1
-        return varlen_attn(query, key, value, starts, starts, self.longest, self.longest, scale=scale, **options)[None]
+        out = varlen_attn(query, key, value, starts, starts, self.longest, self.longest, scale=scale, **options)
+        assert isinstance(out, Tensor)
+        return out[None]
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,5 @@ class VarlenSequences:
             enable_gqa=key.shape[1] != H,
             seqused_k=self.end_B,
         )
+        assert isinstance(out, Tensor)
         return out.view(B, L, H, d)

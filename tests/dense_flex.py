@@ -42,7 +42,7 @@ def use_dense_kernels(monkeypatch):
 def listed(count_nq, index_nqk, queries, keys):
     """Bool [n, queries, keys]: the blocks that are listed."""
     order = torch.arange(index_nqk.shape[-1]) < count_nq[..., None]
-    seen = torch.zeros(index_nqk.shape, dtype=torch.bool).scatter_(-1, index_nqk.long(), order)
+    seen = torch.zeros(index_nqk.shape, dtype=torch.long).scatter_add_(-1, index_nqk.long(), order.long()) > 0
     return seen.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :queries, :keys]
 
 

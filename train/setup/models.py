@@ -104,8 +104,8 @@ def make_model(
 
 def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
     """The model that an engine is to train, in fp32, where the engine then makes what it computes with. Under bf16 the
-    frozen base of adapters is bf16 at once. Its layers are compiled where that suits the device, but under ZeRO-3, which
-    gathers weights inside them."""
+    frozen base of adapters is bf16 at once. Its layers are compiled where that suits the device, but under ZeRO-3,
+    which gathers weights inside them."""
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
     model = make_model(config, checkpoint, dtype, trained_model_device(config), adapters_dtype=torch.float32)
