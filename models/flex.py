@@ -99,7 +99,7 @@ def _slot_attention(
     whole_index: Tensor,
     recurs: bool,
 ) -> Tensor:
-    attend = _fixed if recurs else _dynamic
+    attend = _fixed if recurs or query.device.type == "cpu" else _dynamic
     return attend(query, key, value, seen, Blocks(partial, partial_index, whole, whole_index))
 
 
@@ -128,8 +128,8 @@ def slot_attention(
     recurs: bool,
 ) -> Tensor:
     """Attention output [n, H, Q, d] of queries that see the first seen_nQ (int32) keys of their slot; 0 where that is
-    none. recurs: the shape will come again and again, so a kernel is compiled for it alone; else one for all shapes.
-    No gradient."""
+    none. recurs: the shape will come again and again, so a kernel is compiled for it alone; else one for all shapes,
+    but on a CPU (torch 2.13 writes C++ there that does not compile). No gradient."""
     size = query_nHQd.shape[-1]
     query, key, value = widened(query_nHQd, key_nGTd, value_nGTd, scale)
     return _slot_attention(query, key, value, seen_nQ, *blocks, recurs)[..., :size]

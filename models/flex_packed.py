@@ -6,7 +6,8 @@ largest row, block and copy in it.
 Shapes: T tokens of a packed axis, t = T / 128 blocks of them, H query heads, G key-value heads, d head size.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,58 +85,62 @@ class _Range(NamedTuple):
         return (self.least == self.most) & (self.least.T == self.most.T) & (self.least == self.least.T)
 
 
-def _packed(
-    query: Tensor, key: Tensor, value: Tensor, where_3T: Tensor, counts_4t: Tensor, index_4tt: Tensor
-) -> Tensor:
-    row, block, copy = where_3T.unbind(0)
+def _packed(query: Tensor, key: Tensor, value: Tensor, where: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
+    row, block, copy = where
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         before = (copy[key] == 0) & (block[key] < block[query])
         own = (copy[key] == copy[query]) & (block[key] == block[query])
         return (row[key] == row[query]) & (before | own)
 
-    counts, index = counts_4t[:, None, None].unbind(0), index_4tt[:, None, None].unbind(0)
+    by_query, all_by_query, by_key, all_by_key = zip(seen[::2], seen[1::2], strict=True)
     mask = BlockMask(
         seq_lengths=(query.shape[2], key.shape[2]),
-        kv_num_blocks=counts[0],
-        kv_indices=index[0],
-        full_kv_num_blocks=counts[1],
-        full_kv_indices=index[1],
-        q_num_blocks=counts[2],
-        q_indices=index[2],
-        full_q_num_blocks=counts[3],
-        full_q_indices=index[3],
+        kv_num_blocks=by_query[0],
+        kv_indices=by_query[1],
+        full_kv_num_blocks=all_by_query[0],
+        full_kv_indices=all_by_query[1],
+        q_num_blocks=by_key[0],
+        q_indices=by_key[1],
+        full_q_num_blocks=all_by_key[0],
+        full_q_indices=all_by_key[1],
         BLOCK_SIZE=(BLOCK_TOKENS, BLOCK_TOKENS),
         mask_mod=sees,
     )
     return flex_attention(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
 
 
-_compiled: Callable[..., Tensor] = torch.compile(_packed, dynamic=True, fullgraph=True)
+@functools.cache
+def _compiled(device_type: str) -> Callable[..., Tensor]:
+    """For all lengths; on a CPU for each (torch 2.13 writes C++ for open lengths that does not compile)."""
+    return torch.compile(_packed, dynamic=device_type != "cpu", fullgraph=True)
 
 
 @dataclass(frozen=True)
 class FlexPacked:
     """Rows of `Tokens` on one packed token axis (B = 1), a multiple of 128 tokens long.
 
-    where_3T: row, block and copy; counts_4t, index_4tt: how many blocks each block sees in part, and which (these
-    first), the same of those seen whole, and both the other way, key block by query block, for gradients. int32.
+    where: row, block and copy, [T] each. seen: how many blocks [1, 1, t] each block sees in part, and which [1, 1, t,
+    t] (these first), the same of those seen whole, and both the other way, key block by query block, for gradients. All
+    int32, each with memory of its own, which FlexAttention's C++ asks for.
     """
 
-    where_3T: Tensor
-    counts_4t: Tensor
-    index_4tt: Tensor
+    where: tuple[Tensor, ...]
+    seen: tuple[Tensor, ...]
 
     @staticmethod
     def of(tokens: Tokens, device: torch.device) -> "FlexPacked":
         partial, whole = blocks_seen(tokens)
-        seen_4tt = np.stack([partial, whole, partial.T, whole.T])
-        index_4tt = np.argsort(~seen_4tt, axis=-1, kind="stable")
-        numbers = (np.stack(tokens), seen_4tt.sum(-1), index_4tt)
-        return FlexPacked(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in numbers))
+        numbers = []
+        for seen_tt in (partial, whole, partial.T, whole.T):
+            numbers += [seen_tt.sum(-1)[None, None], np.argsort(~seen_tt, axis=-1, kind="stable")[None, None]]
+        where, seen = (
+            tuple(torch.from_numpy(x.astype(np.int32)).to(device) for x in part) for part in (tokens, numbers)
+        )
+        return FlexPacked(where, seen)
 
     def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
         size = query_BHLd.shape[-1]
         query, key, value = widened(query_BHLd, key_BGLd, value_BGLd, scale)
-        out = _compiled(query, key, value, self.where_3T, self.counts_4t, self.index_4tt)
+        out = _compiled(query.device.type)(query, key, value, self.where, self.seen)
         return out[..., :size].transpose(1, 2)

@@ -20,21 +20,21 @@ def use_dense_kernels(monkeypatch):
         whole = listed(blocks.whole[:, 0], blocks.whole_index[:, 0], Q, key.shape[2])
         return attend(query, key, value, (partial & rule | whole)[:, None])
 
-    def packed(query, key, value, where_3T, counts_4t, index_4tt):
+    def packed(query, key, value, where, seen):
         shapes.append(tuple(query.shape))
         T = query.shape[2]
-        row, block, copy = where_3T
+        row, block, copy = where
         before = (copy[None] == 0) & (block[None] < block[:, None])
         own = (copy[None] == copy[:, None]) & (block[None] == block[:, None])
         rule = (row[None] == row[:, None]) & (before | own)
-        partial, whole = (listed(counts_4t[i : i + 1], index_4tt[i : i + 1], T, T)[0] for i in (0, 1))
-        for i, seen in ((2, partial), (3, whole)):
-            assert torch.equal(listed(counts_4t[i : i + 1], index_4tt[i : i + 1], T, T)[0], seen.T)
+        lists = [listed(count[0], index[0], T, T)[0] for count, index in zip(seen[::2], seen[1::2], strict=True)]
+        partial, whole = lists[:2]
+        assert torch.equal(lists[2], partial.T) and torch.equal(lists[3], whole.T)
         return attend(query, key, value, partial & rule | whole)
 
     monkeypatch.setattr(models.flex, "_fixed", slots)
     monkeypatch.setattr(models.flex, "_dynamic", slots)
-    monkeypatch.setattr(models.flex_packed, "_compiled", packed)
+    monkeypatch.setattr(models.flex_packed, "_compiled", lambda device_type: packed)
     monkeypatch.setattr("models.attention.obstacle", lambda device: None)
     return shapes
 

