@@ -264,12 +264,16 @@ class EvaluationConfig(DecodeConfig):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    objective: str = opt("clip", "what RL minimises: clip, or your own, path/to/file.py:name")
+    objective: str = opt(
+        "clip",
+        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd (docs/algorithms.md), or "
+        "your own, path/to/file.py:name",
+    )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
-        "path/to/file.py:name",
+        "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
+        "random_masking, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -278,7 +282,12 @@ class TrainingConfig:
         low=1,
     )
     rows_per_response: int | None = opt(
-        None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
+        None, "train so many noisy copies (of a block, or of a response) of a response, unbiased; null = all", low=1
+    )
+    rows_by: str = opt(
+        "uniform",
+        "chance of a copy under rows_per_response: equal, or by the surprisal of its tokens in sampling",
+        choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
@@ -287,7 +296,9 @@ class TrainingConfig:
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)
     mask_times_per_sample: int = opt(
-        1, "random masks: noisy copies (coupled: pairs) of every sample; full attention's semi-ar has one always", low=1
+        1,
+        "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
+        low=1,
     )
     loss_weight: str = opt(
         "none",
@@ -295,6 +306,12 @@ class TrainingConfig:
         choices=("none", "inverse_level"),
     )
     eps: float = opt(0.2, "clip range of the policy ratio and of a value's move", low=0.0)
+    eps_low: float | None = opt(None, "clip range below 1; null = eps", low=0.0)
+    eps_high: float | None = opt(None, "clip range above 1; null = eps", low=0.0)
+    dual_clip: float | None = opt(
+        None, "negative advantages: the ratio counts as at most so much (3 in the field); null = off", low=1.0
+    )
+    nll_weight: float = opt(0.0, "weight of the likelihood of responses with a positive reward; 0 = off", low=0.0)
     beta: float = opt(0.01, "weight of the KL penalty; 0 = off", low=0.0)
     kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
@@ -305,13 +322,19 @@ class TrainingConfig:
     gam: float = opt(1.0, "value model, process rewards: discount a denoising step", low=0.0, high=1.0)
     lam: float = opt(1.0, "value model: lambda of generalised advantage estimation", low=0.0, high=1.0)
     normalization: str = opt(
-        "constant", "how token losses are averaged", choices=("constant", "token_mean", "reference")
+        "constant",
+        "how token losses are averaged",
+        choices=("constant", "token_mean", "response_mean", "reference"),
     )
     advantage: str = opt(
         "zscore",
-        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+        "advantages of a group's rewards: zscore, centered (on their mean), leave_one_out, rank, wd1, or your own, "
+        "path/to/file.py:name",
     )
-    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
+    advantage_params: dict[str, Any] = opt({}, "parameters of the advantage: {power: 2}")
+    whiten_advantages: bool = opt(
+        False, "advantages of a step less their mean and divided by their spread, after those of the groups"
+    )
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -326,7 +349,19 @@ class TrainingConfig:
         "none",
         "importance weights where sampler and trainer differ: none, truncated, or masked (needs recomputed logp_old)",
     )
+    rollout_correction_level: str = opt(
+        "token",
+        "what such a weight is of: a token, a whole response, or a response's geometric mean",
+        choices=("token", "sequence", "geometric"),
+    )
     rollout_correction_limit: float = opt(2.0, "largest such weight; masked: its inverse is the smallest", low=1.0)
+    rollout_rejection: str = opt(
+        "none",
+        "leave out tokens, or whole responses, whose recomputed over sampled probability lies outside the bounds below",
+        choices=("none", "token", "sequence", "geometric"),
+    )
+    rollout_rejection_low: float = opt(0.5, "smallest such ratio that is trained", low=0.0, high=1.0)
+    rollout_rejection_high: float = opt(2.0, "largest such ratio that is trained", low=1.0)
     rows_per_update: int | None = opt(
         None,
         "rows of an update (SFT: samples) over all processes, so that their number changes nothing; null = as dLLM-RL "
@@ -403,7 +438,17 @@ class RewardConfig:
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
     )
     speed_weight: float = opt(
-        0.0, "bonus of a positive reward: so many times the response's tokens per denoising step", low=0.0
+        0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0
+    )
+    speed_goal: str = opt(
+        "bonus",
+        "bonus = speed_weight times the speed is added to positive rewards; apart = speed has an advantage of its own, "
+        "and groups that are all right but unequal in speed are trained; apart_right = the same, wrong responses "
+        "counting as the slowest",
+        choices=("bonus", "apart", "apart_right"),
+    )
+    min_speed_spread: float = opt(
+        0.0, "speed apart: groups whose fastest and slowest differ by less (tokens per step) are dropped", low=0.0
     )
     workers: int = speed(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)

@@ -19,7 +19,8 @@ from sample.unmask import SCHEDULES, Rules, propose
 class Denoiser:
     """Steps under one config (after `for_model`). Works on the slots' state and a cache policy; keeps nothing of them.
 
-    schedule: positions that a step decides, [blocks, steps]; the last row and column hold for all further ones.
+    schedule: positions that a step decides, [blocks, steps]; the last row and column hold for all further ones. Under
+    full attention a row follows for each length that the last block of a shorter response may have.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
@@ -28,7 +29,9 @@ class Denoiser:
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
         self.propose = compiled_on(model.device, propose)
-        plans = _plans(model, config, self.rules)
+        plans, last = _plans(model, config, self.rules)
+        self.blocks = len(plans)
+        plans += last
         longest = max(map(len, plans))
         table = [plan + [1] * (longest - len(plan)) for plan in plans]
         self.schedule = torch.tensor(table, device=model.device).clamp_min(1)
@@ -43,7 +46,7 @@ class Denoiser:
         masked_nb = (ids_nb == self.model.mask_id) & active_n[:, None]
         if self.decoding.opens_with_first:
             masked_nb &= (state.block_step > 0)[:, None] | (self.offset_b == 0)
-        proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds.masks)
+        proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds)
         chosen_nb = self.rules.strategy(proposal, masked_nb, self._share(state), self.config)
 
         state.step += active_n
@@ -57,21 +60,28 @@ class Denoiser:
         return min(undecided, 1) if self.decoding.opens_with_first else undecided
 
     def _proposal(
-        self, hidden_nbD: Tensor, state: StepState, position_nb: Tensor, masked_nb: Tensor, most: int
+        self, hidden_nbD: Tensor, state: StepState, position_nb: Tensor, masked_nb: Tensor, bounds: Bounds
     ) -> Proposal:
-        """Candidates of the masked positions, [n, b]. The head runs on `most` positions, the masked ones first."""
+        """Candidates of the masked positions, [n, b]. The head runs on `bounds.masks` positions, the masked ones
+        first."""
         n, b = masked_nb.shape
-        row_N = first_true(masked_nb.flatten(), most)
+        row_N = first_true(masked_nb.flatten(), bounds.masks)
         slot_N = row_N // b
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
-        proposal = self.propose(logits_NV, coordinates, self.rules, self.model.mask_id, self.model.text_vocab_size)
+        drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
+        vocabulary = (self.model.mask_id, self.model.text_vocab_size)
+        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings)
         return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:
         """k [n]: the positions that the schedule gives each slot's step."""
-        blocks, steps = self.schedule.shape
-        return self.schedule[state.block_index.clamp_max(blocks - 1), state.block_step.clamp_max(steps - 1)]
+        row_n = state.block_index.clamp_max(self.blocks - 1)
+        if len(self.schedule) > self.blocks:
+            left_n = state.end - state.start
+            ends_apart = (left_n < self.b) & (state.limit - state.prompt != self.config.max_new_tokens)
+            row_n = torch.where(ends_apart, self.blocks - 1 + left_n, row_n)
+        return self.schedule[row_n, state.block_step.clamp_max(self.schedule.shape[1] - 1)]
 
     def _advance(self, state: StepState, active_n: Tensor, ids_nb: Tensor, position_nb: Tensor) -> None:
         """Ends slots whose response is complete, moves those with a decided block on."""
@@ -104,17 +114,20 @@ class Denoiser:
         state.step_map.copy_(torch.where(rest, (state.step + 1).int()[:, None], state.step_map))
 
 
-def _plans(model: DiffusionLM, config: SamplingConfig, rules: Rules) -> list[list[int]]:
-    """How many positions each step decides, a list a block; the last one holds for all further blocks."""
+def _plans(model: DiffusionLM, config: SamplingConfig, rules: Rules) -> tuple[list[list[int]], list[list[int]]]:
+    """How many positions each step decides, a list a block; the last one holds for all further blocks. Then those of a
+    last block of 1, 2, ... positions, where a response may have one that is shorter than the others."""
     assert config.block_size is not None and config.steps_per_block is not None
     if model.decoding.dynamic_at_least_one and rules.strategy.by_threshold:
-        return [[1]]
+        return [[1]], []
     steps = config.steps_per_block
     per_block = [steps] if isinstance(steps, int) else list(steps)
     sizes = [config.block_size] * len(per_block)
+    shorter = range(1, config.block_size if model.attention == "full" else 1)
     if model.attention == "full":
         whole, rest = divmod(config.max_new_tokens, config.block_size)
         sizes = [config.block_size] * whole + [rest] * (rest > 0)
         per_block += per_block[-1:] * (len(sizes) - len(per_block))
     make = SCHEDULES[model.decoding.schedule]
-    return [make(size, steps) for size, steps in zip(sizes, per_block, strict=False)]
+    plans = [make(size, steps) for size, steps in zip(sizes, per_block, strict=False)]
+    return plans, [make(size, per_block[-1]) for size in shorter]

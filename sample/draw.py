@@ -4,11 +4,57 @@ Shapes: N positions, V vocabulary.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK = 128
+
+
+class Drawing(NamedTuple):
+    """How a request's tokens are drawn: the fields of `Choices` of these names."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are drawn from another distribution than the model's."""
+        return not self.greedy and (self.temperature != 1.0 or self.top_k > 0 or self.top_p < 1.0)
+
+
+GREEDY = Drawing(temperature=0.0, top_k=0, top_p=1.0)
+
+
+class Mix(NamedTuple):
+    """What the requests at work need, each with its own `Drawing`: whether any draws, whether any draws from a filtered
+    distribution. A row's token does not depend on it."""
+
+    draws: bool
+    filters: bool
+
+
+class Drawings(NamedTuple):
+    """`Drawing` of N positions: temperature and top_p fp32, top_k int64."""
+
+    mix: Mix
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
+    @property
+    def greedy(self) -> Tensor:
+        return (self.temperature == 0.0) | (self.top_k == 1)
+
+    @property
+    def filters(self) -> Tensor:
+        return (self.temperature != 1.0) | (self.top_k > 0) | (self.top_p < 1.0)
 
 
 def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
@@ -97,3 +143,20 @@ def _ordered_bits(value_NV: Tensor) -> Tensor:
     """int32 in the order of these fp32 numbers, equal for equal ones (0 and -0 among them)."""
     bits = (value_NV + 0.0).view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def filtered_each(logits_NV: Tensor, drawings: Drawings) -> Tensor:
+    """`filtered`, each row by its own temperature, top_k and top_p; a greedy row has temperature 1 here. A row's
+    result does not depend on the others: all are sorted."""
+    V = logits_NV.shape[-1]
+    temperature_N = drawings.temperature.masked_fill(drawings.temperature == 0.0, 1.0)
+    logits_NV = logits_NV / temperature_N[:, None]
+    ordered = logits_NV.sort(dim=-1, descending=True).values
+    k_N1 = torch.where(drawings.top_k > 0, drawings.top_k, V).clamp_max(V)[:, None]
+    logits_NV = logits_NV.masked_fill(logits_NV < ordered.gather(-1, k_N1 - 1), -math.inf)
+    among_k = torch.arange(V, device=logits_NV.device) < k_N1
+    probability = (ordered - logits_NV.logsumexp(-1, keepdim=True)).exp() * among_k
+    top_p_N1 = drawings.top_p[:, None]
+    kept = ((probability.cumsum(-1) - probability < top_p_N1) & among_k).sum(-1, keepdim=True)
+    kept = torch.where(top_p_N1 < 1.0, kept, k_N1).clamp_min(1)  # slots that are not live have a top_p of 0
+    return logits_NV.masked_fill(logits_NV < ordered.gather(-1, kept - 1), -math.inf)

@@ -1,4 +1,4 @@
-"""One call of `Sampler.generate`: continuous batching over slots. Admit, step, collect."""
+"""Continuous batching over slots, of a call of `Sampler.generate` or of a `Session`: admit, step, collect."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from sample.denoiser import Denoiser
+from sample.draw import Drawing, Mix
 from sample.graphs import CommitBudget, Steps, bucket
 from sample.request import Request, hash_key
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
-from sample.slots import Seat, SlotKV, StepState
+from sample.slots import GREEDY, Seat, SlotKV, StepState
 from sample.spans import PREFILL_MAX_TOKENS, Bounds, CachePolicy
 
 _PREFILL_MAX_PADDING = 1.25
@@ -37,9 +38,19 @@ class Slots:
 class Queue:
     """The waiting requests: all of them in order, or those that `take` returns (by index) when it is called."""
 
-    def __init__(self, requests: Sequence[Request], take: Callable[[], Sequence[int]] | None):
+    def __init__(self, requests: Sequence[Request] = (), take: Callable[[], Sequence[int]] | None = None):
         self._requests, self._take = requests, take
         self._waiting = deque(requests if take is None else ())
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def remove(self, index: int) -> None:
+        """Forgets the request of this index, if it waits."""
+        self._waiting = deque(request for request in self._waiting if request.index != index)
 
     def next(self) -> Request | None:
         if not self._waiting and self._take is not None:
@@ -64,17 +75,21 @@ class Generation:
 
     def run(self, progress: Callable[[int], None]) -> list[Rollout]:
         """The rollouts of all requests that were taken, in the order of their index."""
-        self._admit()
+        self.admit()
         while self.occupant:
-            state = self.state.rows(self._slots_of_a_step())
-            self.steps.run(state, self._bounds(state), self.polls)
-            self._look_at_commits()
-            finished = self._collect()
+            finished = self.turn()
             progress(finished)
             if finished:
-                self._admit()
-                self._compact()
+                self.admit()
+                self.compact()
         return [self.rollouts[index] for index in sorted(self.rollouts)]
+
+    def turn(self) -> int:
+        """Steps up to the next look at which slots have ended; how many have."""
+        state = self.state.rows(self._slots_of_a_step())
+        self.steps.run(state, self._bounds(state), self.polls)
+        self._look_at_commits()
+        return self._collect()
 
     def _slots_of_a_step(self) -> int:
         """Those at work, and dead ones up to a bucket where shapes are fixed."""
@@ -85,18 +100,22 @@ class Generation:
     def _bounds(self, state: StepState) -> Bounds:
         """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Where
         shapes are fixed they follow the number of slots and the commit budget alone."""
-        n, capacity = len(state.start), self.capacity_tokens
+        n, capacity, mix = len(state.start), self.capacity_tokens, self._mix()
         if self.config.deterministic:
-            return Bounds(capacity, n, n * self.b, capacity)
+            return Bounds(capacity, n, n * self.b, capacity, mix)
         if self.steps.fixed:
-            return Bounds(self.state.ids.shape[1], self.budget.spans(n, len(self.occupant)), n * self.b)
-        bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())
+            return Bounds(self.state.ids.shape[1], self.budget.spans(n, len(self.occupant)), n * self.b, mix=mix)
+        bounds = Bounds(*torch.stack(self.cache.demand(state, self.polls)).tolist())._replace(mix=mix)
         if self.polls > 1:
             bounds = bounds._replace(commits=self.budget.spans(n, len(self.occupant)), masks=n * self.b)
         rounded = -(-bounds.view_tokens // self.cache.view_multiple) * self.cache.view_multiple
         return bounds._replace(view_tokens=min(capacity, rounded))
 
-    def _admit(self) -> None:
+    def _mix(self) -> Mix | None:
+        own: list[Drawing] = [request.drawing for request in self.occupant.values() if request.drawing is not None]
+        return Mix(not all(d.greedy for d in own), any(d.filters for d in own)) if own else None
+
+    def admit(self) -> None:
         """Seats requests from the queue in free slots."""
         free = [slot for slot in range(self.slots) if slot not in self.occupant][: self.limit - len(self.occupant)]
         seating = Seating(free, self.occupant, self.resident)
@@ -111,7 +130,7 @@ class Generation:
     def _seat(self, slot: int) -> Seat:
         """Where the slot's new request begins and ends."""
         request = self.occupant[slot]
-        P, most = len(request.prompt_ids), self.config.max_new_tokens
+        P, most = len(request.prompt_ids), request.max_new_tokens
         start = self.cache.first_block(P)
         return Seat(
             slot=slot,
@@ -120,7 +139,8 @@ class Generation:
             end=self.cache.end(P, most),
             limit=P + most,
             masks=self.denoiser.first_masks(start + self.b - P),
-            key=hash_key(request.key, self.config.seed),
+            key=hash_key(request.key, request.seed),
+            drawing=request.drawing or GREEDY,
         )
 
     def _prefill(self, slots: Sequence[int]) -> None:
@@ -174,7 +194,7 @@ class Generation:
         window."""
         P = len(request.prompt_ids)
         canvas = slice(P, end if self.model.attention == "full" else start + self.b)
-        longest = min(self.config.max_new_tokens, len(ids[canvas]))
+        longest = min(request.max_new_tokens, len(ids[canvas]))
         stop = next((j for j in range(longest) if ids[P + j] in (self.config.stop_ids or ())), None)
         return Rollout(
             key=request.key,
@@ -188,7 +208,15 @@ class Generation:
             weights_version=self.weights_version,
         )
 
-    def _compact(self) -> None:
+    def remove(self, index: int) -> None:
+        """Ends a request wherever it is, without a rollout: it waits no longer, or its slot is free."""
+        self.queue.remove(index)
+        slot = next((slot for slot, request in self.occupant.items() if request.index == index), None)
+        if slot is not None:
+            self.state.live[slot] = self.state.needs_commit[slot] = False
+            del self.occupant[slot]
+
+    def compact(self) -> None:
         """Moves the last slots into the holes that an empty queue leaves, so that no step computes an ended one."""
         if self.config.deterministic:
             return
@@ -200,5 +228,5 @@ class Generation:
             if self.kv is not None:
                 self.kv.copy(source, target)
             for old, new in zip(tail, holes, strict=True):
-                self.occupant[new] = self.occupant.pop(old)
+                self.occupant[new], self.resident[new] = self.occupant.pop(old), self.resident[old]
         self.width = len(self.occupant)

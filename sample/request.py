@@ -5,17 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models import DiffusionLM
+from sample.config import SamplingConfig
+from sample.draw import Drawing
 from sample.rollout import Key
 
 
 @dataclass(frozen=True)
 class Request:
-    """index: its place among those of one `generate`; group: the place of its prompt."""
+    """index: its place among those of one `generate`; group: the place of its prompt. seed: that its key is hashed
+    with. drawing: how its tokens are drawn, None = as the choices say."""
 
     index: int
     group: int
     prompt_ids: Sequence[int]
     key: Key
+    max_new_tokens: int
+    seed: int
+    drawing: Drawing | None = None
 
 
 def hash_key(key: Key, seed: int = 0) -> int:
@@ -25,7 +31,7 @@ def hash_key(key: Key, seed: int = 0) -> int:
 
 
 def requests_of(
-    prompts: Sequence[Sequence[int]], n: int, keys: Sequence[Key] | None, model: DiffusionLM, max_new_tokens: int
+    prompts: Sequence[Sequence[int]], n: int, keys: Sequence[Key] | None, model: DiffusionLM, config: SamplingConfig
 ) -> list[Request]:
     """n requests a prompt, prompt-major, under their keys or (hash of the prompt's ids, index in the group).
 
@@ -39,18 +45,19 @@ def requests_of(
     requests: list[Request] = []
     for group, prompt in enumerate(prompts):
         ids = [int(i) for i in prompt]
-        _check_prompt(ids, f"prompt {group}", model, max_new_tokens)
+        check_prompt(ids, f"prompt {group}", model, config.max_new_tokens)
         digest = hash_key(tuple(ids))
         for member in range(n):
             index = len(requests)
             key = keys[index] if keys is not None else (digest, member)
             parts = key if isinstance(key, (tuple, list)) else (key,)
             plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
-            requests.append(Request(index, group, ids, plain))
+            requests.append(Request(index, group, ids, plain, config.max_new_tokens, config.seed))
     return requests
 
 
-def _check_prompt(ids: list[int], name: str, model: DiffusionLM, max_new_tokens: int) -> None:
+def check_prompt(ids: Sequence[int], name: str, model: DiffusionLM, max_new_tokens: int) -> None:
+    """ValueError as of `requests_of`."""
     vocab_size, positions = int(model.hf_config.vocab_size), int(model.hf_config.max_position_embeddings)
     if not ids:
         raise ValueError(f"{name} is empty: give at least one token id.")

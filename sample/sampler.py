@@ -15,6 +15,7 @@ from sample.generation import Generation, Queue, Slots
 from sample.graphs import Capture, Steps, capture_of
 from sample.request import requests_of
 from sample.rollout import Key, Rollout
+from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, CachePolicy, cache_policy
 
@@ -95,7 +96,7 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of(prompts, n, keys, self.model, self.config.max_new_tokens)
+        requests = requests_of(prompts, n, keys, self.model, self.config)
         if not requests:
             return []
         limit = limit or len(requests)
@@ -106,6 +107,25 @@ class Sampler:
                 Queue(requests, take), slots, self._denoiser, limit, self.steps_between_polls, self.weights_version
             )
             return generation.run(progress or (lambda finished: None))
+
+    @torch.inference_mode()
+    def session(self, sequence_tokens: int) -> Session:
+        """Decoding that is fed and polled, of prompts and responses that have so many tokens together at most. Until it
+        is done with, `generate` must not be called: the two share the slots.
+
+        ValueError where the model has fewer positions, or the config decodes beyond a stop id.
+        """
+        positions, config = int(self.model.hf_config.max_position_embeddings), self.config
+        if not 2 <= sequence_tokens <= positions:
+            raise ValueError(f"sequences of {sequence_tokens} tokens: the model has {positions} positions.")
+        if not config.early_stop:
+            raise ValueError("early_stop=False: a session hands tokens out as they are final, and ends at a stop id.")
+        slots = self._slots(config.max_slots, sequence_tokens + self._denoiser.b - 1)
+        self.model.eval()
+        generation = Generation(
+            Queue(), slots, self._denoiser, config.max_slots, self.steps_between_polls, self.weights_version
+        )
+        return Session(generation, sequence_tokens)
 
     def keep_slots(self, slots: int, prompt_tokens: int) -> None:
         """Slots are made for so many sequences with prompts of so many tokens, so that calls up to that share them (not

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from sample.draw import GREEDY, Drawing, Drawings, Mix
+
 CAPACITY_MULTIPLE = 128
 """Capacities are rounded up to a multiple of so many tokens: whole blocks of keys for attention kernels."""
 
@@ -70,7 +72,7 @@ class SlotKV:
 
 
 class Seat(NamedTuple):
-    """Where a sequence begins: its slot and prompt, and StepState's numbers of the same names."""
+    """Where a sequence begins: its slot and prompt, and StepState's numbers of the same names (of its drawing too)."""
 
     slot: int
     prompt_ids: Sequence[int]
@@ -79,6 +81,7 @@ class Seat(NamedTuple):
     limit: int
     masks: int
     key: int
+    drawing: Drawing = GREEDY
 
 
 def _numbers(dtype: torch.dtype = torch.long, per_token: bool = False) -> Any:
@@ -98,6 +101,7 @@ class StepState:
     needs_commit: the block before `start` is decided, its final keys and values are not written yet; waited: steps in
     which it found no room to be.
     live: being decoded.
+    temperature, top_k, top_p: of a sequence that has its own `Drawing`.
     """
 
     ids: Tensor = _numbers(per_token=True)
@@ -115,6 +119,9 @@ class StepState:
     needs_commit: Tensor = _numbers(torch.bool)
     waited: Tensor = _numbers(torch.int32)
     live: Tensor = _numbers(torch.bool)
+    temperature: Tensor = _numbers(torch.float32)
+    top_k: Tensor = _numbers()
+    top_p: Tensor = _numbers(torch.float32)
 
     @staticmethod
     def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device) -> "StepState":
@@ -156,6 +163,10 @@ class StepState:
         """Views of the first `width` slots: what a step works on."""
         return StepState(**{item.name: getattr(self, item.name)[:width] for item in fields(self)})
 
+    def drawings(self, slot_N: Tensor, mix: Mix) -> Drawings:
+        """How positions of the given slots draw their tokens."""
+        return Drawings(mix, self.temperature[slot_N], self.top_k[slot_N], self.top_p[slot_N])
+
     def commit(self, chosen_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
         """Decides the chosen positions of each slot's block in the step that `step` counts."""
         step_nb = self.step.int()[:, None]
@@ -178,6 +189,7 @@ class StepState:
             "limit": [seat.limit for seat in seats],
             "masks": [seat.masks for seat in seats],
             "key": [seat.key for seat in seats],
+            **{name: [getattr(seat.drawing, name) for seat in seats] for name in Drawing._fields},
         }
         for item in fields(self):
             getattr(self, item.name)[slot] = 0

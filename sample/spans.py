@@ -18,6 +18,7 @@ from torch import Tensor
 from models import DiffusionLM
 from models.attention import AttentionKind, Layout, Masked, block_causal_mask
 from sample.config import SamplingConfig
+from sample.draw import Mix
 from sample.layouts import BiasedKeys, BlockSpans, FlexKeys, Prefill, SlotKeys, seen_by_spans, whole_sequences
 from sample.slots import SlotKV, StepState
 
@@ -31,13 +32,15 @@ class Bounds(NamedTuple):
 
     view_tokens: key positions that any slot sees. commits: slots that may have a block to commit, or with a frozen
     context a whole sequence to run. masks: positions that may be decided. window_tokens: positions that a slot with a
-    frozen context runs, 0 where every slot runs its whole sequence.
+    frozen context runs, 0 where every slot runs its whole sequence. mix: of sequences that draw their tokens each in
+    its own way, None where all do as the choices say.
     """
 
     view_tokens: int
     commits: int
     masks: int
     window_tokens: int = 0
+    mix: Mix | None = None
 
 
 class Demand(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sample.choices import Choices
-from sample.draw import CHUNK, argmax, draw, filtered
+from sample.draw import CHUNK, Drawing, Drawings, argmax, draw, filtered, filtered_each
 from sample.strategies import Proposal, Strategy
 from sample.targets import ORDER_STREAM, Candidates, Coordinates, Target
 
@@ -39,8 +39,7 @@ class Rules:
     @property
     def filters(self) -> bool:
         """Whether tokens are drawn from another distribution than the model's."""
-        choices = self.choices
-        return not choices.greedy and (choices.temperature != 1.0 or choices.top_k > 0 or choices.top_p < 1.0)
+        return Drawing(self.choices.temperature, self.choices.top_k, self.choices.top_p).filters
 
 
 def schedule(positions: int, steps: int) -> list[int]:
@@ -69,12 +68,17 @@ SCHEDULES: dict[str, Callable[[int, int], list[int]]] = {"even": schedule, "time
 
 
 def propose(
-    logits_NV: Tensor, coordinates: Coordinates, rules: Rules, mask_id: int, text_vocab_size: int | None = None
+    logits_NV: Tensor,
+    coordinates: Coordinates,
+    rules: Rules,
+    mask_id: int,
+    text_vocab_size: int | None = None,
+    drawings: Drawings | None = None,
 ) -> Proposal:
     """A candidate for each position. The mask id and ids from text_vocab_size on are never drawn but stay in the
     softmax of `logp`.
 
-    logits_NV is float32 and is overwritten.
+    logits_NV is float32 and is overwritten. drawings: how each position draws its token; None = all as the choices say.
     """
     choices, strategy, target = rules.choices, rules.strategy, rules.target
     weight_NV = logits_NV.softmax(-1)
@@ -82,18 +86,14 @@ def propose(
     entropy = lse - (weight_NV * logits_NV).sum(-1) if rules.needs_entropy else None
     margin = _margin(weight_NV) if target.needs_margin else None
     _forbid(logits_NV, mask_id, text_vocab_size, -math.inf)
-    if choices.greedy:
-        token, drawn_logp = argmax(logits_NV), None
-    else:
-        if rules.filters:
-            weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
-        else:
-            _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
-        token = draw(weight_NV, coordinates.uniform(TOKEN_STREAM))
-        tempered = choices.confidence == "tempered"
-        drawn_logp = _at(weight_NV, token).log() - weight_NV.sum(-1).log() if tempered else None
+    if drawings is not None or not (choices.greedy or rules.filters):
+        _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
+    token, drawn_NV = _drawn(logits_NV, weight_NV, coordinates, rules, drawings)
     logp = _at(logits_NV, token) - lse
-    confidence = (logp if drawn_logp is None else drawn_logp).exp()
+    confidence = logp.exp()
+    if drawn_NV is not None and choices.confidence == "tempered":
+        tempered = (_at(drawn_NV, token).log() - drawn_NV.sum(-1).log()).exp()
+        confidence = tempered if drawings is None else torch.where(drawings.greedy, confidence, tempered)
     score = target.score(Candidates(token, logp, confidence, entropy, margin, coordinates))
     compared = confidence if rules.needs_confidence else None
     if choices.pad_target_penalty != 1.0 and choices.pad_id is not None:
@@ -104,6 +104,23 @@ def propose(
         uniform = coordinates.uniform(ORDER_STREAM).clamp_min(2.0**-53)
         score = score / choices.alg_temp - (-uniform.log()).log().float()
     return Proposal(token, logp, score, entropy, compared)
+
+
+def _drawn(
+    logits_NV: Tensor, weight_NV: Tensor, coordinates: Coordinates, rules: Rules, drawings: Drawings | None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens [N], and the weights that they were drawn from, None where all are greedy. weight_NV: the model's
+    distribution, where it is drawn from without the ids that are never drawn."""
+    choices = rules.choices
+    if choices.greedy if drawings is None else not drawings.mix.draws:
+        return argmax(logits_NV), None
+    if drawings is None and rules.filters:
+        weight_NV = filtered(logits_NV, choices.temperature, choices.top_k, choices.top_p).softmax(-1)
+    elif drawings is not None and drawings.mix.filters:
+        filtered_NV = filtered_each(logits_NV, drawings).softmax(-1)
+        weight_NV = torch.where(drawings.filters[:, None], filtered_NV, weight_NV)
+    token = draw(weight_NV, coordinates.uniform(TOKEN_STREAM))
+    return (token if drawings is None else torch.where(drawings.greedy, argmax(logits_NV), token)), weight_NV
 
 
 def choice_bytes(rules: Rules, positions: float, vocab_size: int) -> float:

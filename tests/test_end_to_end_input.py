@@ -73,6 +73,21 @@ def metrics_of(shop, run="rl"):
         (["rollout.num_response_per_task=1"], "group of one"),
         (["training.method=semi-ar"], "semi-ar"),
         (["training.min_accuracy=0.9", "training.max_accuracy=0.1"], "min_accuracy"),
+        (
+            ["training.objective=gspo", "model.value_base_model=${model.pretrained_model}"],
+            "training.objective=gspo needs one advantage a response, and model.value_base_model=",
+        ),
+        (["reward.speed_goal=apart"], "reward.speed_goal=apart with reward.speed_weight=0 trains no speed"),
+        (
+            ["reward.min_speed_spread=0.1"],
+            "reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart",
+        ),
+        (
+            ["training.whiten_advantages=true", "model.value_base_model=${model.pretrained_model}"],
+            "training.whiten_advantages: a value model",
+        ),
+        (["training.rows_by=surprisal"], "training.rows_by=surprisal draws rows: set training.rows_per_response"),
+        (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),
         (["model.model_base=draem"], "Did you mean 'dream'?"),
@@ -241,6 +256,7 @@ def test_prompts_without_room_for_an_answer_are_reported_before_the_first_rollou
     ("arguments", "says"),
     [
         (["rollout.temperature=0"], "greedy responses to a prompt hardly differ"),
+        (["lora.alpha=64"], "lora.alpha=64.0: no effect while lora.rank is 0; set it"),
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
         (
             ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],

@@ -3,12 +3,12 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, TrainingConfig
+from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
@@ -17,6 +17,8 @@ from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
+from train.algorithm.masking import Method
+from train.algorithm.objectives import TERMS
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
@@ -24,7 +26,7 @@ from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
-from train.setup.doors import check_doors, method_of
+from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.models import RunModels, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
@@ -46,11 +48,8 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rollout_correction != "none" and (not method.as_sampled or training.logp_old == "rollout"):
-        raise ValueError(
-            f"training.rollout_correction={training.rollout_correction} compares the sampler's log-probabilities with "
-            "recomputed ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
-        )
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -71,6 +70,8 @@ def check(config: Config, first: Config | None = None) -> None:
     spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
+    _check_objective(config, method)
+    _check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -92,6 +93,52 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
+
+
+def _check_objective(config: Config, method: Method) -> None:
+    """ValueError where the objective, or the rollout correction before it, needs what the run cannot give; a warning
+    where it does not read a key of its terms that is set."""
+    training, needs = config.training, objective_of(config.training).needs
+    for name in ("rollout_correction", "rollout_rejection"):
+        if getattr(training, name) != "none" and (not method.as_sampled or training.logp_old == "rollout"):
+            raise ValueError(
+                f"training.{name}={getattr(training, name)} compares the sampler's log-probabilities with recomputed "
+                "ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
+            )
+    by_token = [key for key, on in _credits_tokens(config).items() if on]
+    if needs.one_advantage and by_token:
+        raise ValueError(
+            f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
+            "token: choose clip, reinforce, bgpo or spg, or leave that out."
+        )
+    plain = TrainingConfig()
+    for name in TERMS:
+        value = getattr(training, name)
+        if name not in needs.training and value and value != getattr(plain, name):
+            logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
+
+
+def _check_credit(config: Config) -> None:
+    """ValueError where keys of speed and advantages do not go together."""
+    reward, training = config.reward, config.training
+    if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
+        raise ValueError(
+            f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
+        )
+    if reward.speed_goal == "bonus" and reward.min_speed_spread > 0.0:
+        raise ValueError("reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart.")
+    if training.whiten_advantages and config.model.value_base_model:
+        raise ValueError(
+            "training.whiten_advantages: a value model makes its advantages itself; leave one of the two out."
+        )
+
+
+def _credits_tokens(config: Config) -> dict[str, bool]:
+    """What gives every token its own advantage, and whether the run has it."""
+    return {
+        f"model.value_base_model={config.model.value_base_model}": bool(config.model.value_base_model),
+        "judge.mode=process": config.judge.mode == "process",
+    }
 
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
@@ -119,7 +166,8 @@ def _made_by(first: Config) -> CheckpointSpec:
 
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
-    experiment.resume names."""
+    experiment.resume names. Warns of adapters' settings that have no effect."""
+    _warn_of_idle_adapters(config)
     resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
     if resumes and not step_folders(folder.checkpoints):
@@ -127,6 +175,12 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
     given_checkpoint(resume, command, with_value)
+
+
+def _warn_of_idle_adapters(config: Config) -> None:
+    idle = [f"lora.{key}={value}" for key, value in asdict(config.lora).items() if value != getattr(LoraSection(), key)]
+    if idle and not config.lora.rank:
+        logger.warning("%s: no effect while lora.rank is 0; set it to train adapters", ", ".join(idle))
 
 
 def check_folder(config: Config, command: Command) -> bool:

@@ -53,7 +53,7 @@ def test_every_key_can_be_given_on_the_command_line(file):
             return "sequential"
         kinds = {"list": "[end]", "dict": "{question: q}"}
         by_kind = next((text for kind, text in kinds.items() if str(item.type).startswith(kind)), "3")
-        number = str(max(0.5, item.metadata["low"] or 0.0))
+        number = str(max(0.75 if default == 0.5 else 0.5, item.metadata["low"] or 0.0))
         return {bool: str(not default).lower(), float: number}.get(type(default), by_kind)
 
     free = [key for key, item in KEYS.items() if key != "config" and len(item.metadata["choices"] or "ab") > 1]

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepBatch:
-    """A step's training samples with, for each, its credit (one number, or [N] of its trained tokens) and the sampler's
-    log-probabilities [N].
+    """A step's training samples with, for each, its credit (one number, or [N] of its trained tokens), the sampler's
+    log-probabilities [N] and the reward of its response (0 where none was given).
 
     kind: what the credit is, an advantage, or a reward that a critic turns into one. longest_response: tokens of the
     step's longest. skipped: rollouts left out for a log-probability that is not finite.
@@ -36,6 +36,7 @@ class StepBatch:
     kind: CreditKind
     longest_response: int
     skipped: int
+    rewards: list[float]
 
     def only(self, which: Sequence[int], skipped: int) -> "StepBatch":
         """The samples `which` alone, with so many more rollouts left out."""
@@ -44,6 +45,7 @@ class StepBatch:
             samples=[self.samples[i] for i in which],
             credit=[self.credit[i] for i in which],
             logp_rollout=[self.logp_rollout[i] for i in which],
+            rewards=[self.rewards[i] for i in which],
             skipped=self.skipped + skipped,
         )
 
@@ -152,12 +154,13 @@ class Replay:
         rollouts: Sequence[Rollout],
         credit: Sequence[float | Sequence[float] | Floats | None],
         kind: CreditKind = "advantage",
+        rewards: Sequence[float | None] | None = None,
     ) -> StepBatch:
         """Replays every rollout that has a credit, one number or one a response token. A rollout with a non-finite
-        log-probability is left out, counted and named."""
-        found: list[tuple[TrainingSample, float | Floats, NDArray[np.float32]]] = []
+        log-probability is left out, counted and named. rewards: of the rollouts, for objectives that read them."""
+        found: list[tuple[TrainingSample, float | Floats, NDArray[np.float32], float]] = []
         skipped = 0
-        for rollout, given in zip(rollouts, credit, strict=True):
+        for rollout, given, reward in zip(rollouts, credit, rewards or [None] * len(rollouts), strict=True):
             if given is None:
                 continue
             logprobs = np.asarray(rollout.canvas_logprobs, dtype=np.float32)
@@ -166,17 +169,18 @@ class Replay:
                 logger.warning("rollout %s left out: non-finite log-probability", rollout.key)
                 continue
             found += [
-                (sample, at_trained_tokens(given, rollout, sample), logprobs[sample.canvas_index])
+                (sample, at_trained_tokens(given, rollout, sample), logprobs[sample.canvas_index], reward or 0.0)
                 for sample in self._samples(rollout)
             ]
         longest = max((rollout.num_response_tokens for rollout in rollouts), default=0)
         return StepBatch(
-            [sample for sample, _, _ in found],
-            [given for _, given, _ in found],
-            [logp for _, _, logp in found],
+            [sample for sample, *_ in found],
+            [given for _, given, _, _ in found],
+            [logp for _, _, logp, _ in found],
             kind,
             longest,
             skipped,
+            [reward for *_, reward in found],
         )
 
     def _samples(self, rollout: Rollout) -> list[TrainingSample]:

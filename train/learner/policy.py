@@ -32,7 +32,14 @@ logger = logging.getLogger(__name__)
 LogProbs = Sequence[NDArray[np.float32]]
 REPORTED = {"kl": "kl", "clipped": "clip_ratio", "ratio": "ratio"}
 """Sums of an objective that are logged per token under a name of the trainer; others are under objective/NAME."""
-_NOT_PER_TOKEN = ("tokens", "policy_loss", "kl_loss", "mismatch_kl", "mismatch_abs", "mismatch_tokens")
+_NOT_PER_TOKEN = ("tokens", "policy_loss", "kl_loss")
+_COMPARED = {
+    "mismatch_kl": "mismatch_tokens",
+    "mismatch_abs": "mismatch_tokens",
+    "rollout_weight": "rollout_tokens",
+    "rollout_rejected": "rollout_tokens",
+}
+"""Sums of sampler against trainer, and what each is divided by."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,10 @@ class Policy:
         rollouts: Sequence[Rollout],
         credit: Sequence[float | Sequence[float] | Floats | None],
         kind: CreditKind = "advantage",
+        rewards: Sequence[float | None] | None = None,
     ) -> StepBatch:
         """As `Replay.batch`."""
-        return self.replay.batch(rollouts, credit, kind)
+        return self.replay.batch(rollouts, credit, kind, rewards)
 
     def rows_to_train(self, batch: StepBatch) -> int:
         """Rows of all updates of a step."""
@@ -163,7 +171,10 @@ class Policy:
             number_of_sample = np.array([order[name] for name in names], dtype=np.int64)
             return torch.from_numpy(number_of_sample[tokens.sample_of_N]).to(device)
 
-        rounds = np.concatenate([batch.samples[i].round_index for i in tokens.samples])
+        def taken(field: str) -> Tensor:
+            parts = [getattr(batch.samples[i], field) for i in tokens.samples]
+            return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+
         return TokenBatch(
             logp=logp,
             logp_old=spread(numbers.logp_old),
@@ -173,7 +184,10 @@ class Policy:
             weight=spread(dict(zip(numbers.which, numbers.weights.policy, strict=True))),
             kl_weight=spread(dict(zip(numbers.which, numbers.weights.kl, strict=True))),
             response=numbered(keys),
-            round=torch.from_numpy(rounds.astype(np.int64)).to(device),
+            round=taken("round_index"),
+            place=taken("canvas_index"),
+            share=spread({i: batch.samples[i].weight for i in tokens.samples}),
+            reward=spread(batch.rewards),
             group=numbered([self.replay.group_of(key) for key in keys]),
             entropy=entropy,
             sums={name: spread(values) for name, values in numbers.sums.items()} or None,
@@ -195,9 +209,11 @@ class Policy:
         return loss_of
 
     def _metrics(self, totals: StepTotals, batch: StepBatch) -> dict[str, float]:
-        compared = totals.total("mismatch_tokens")
-        mismatch = {name: totals.total(name) / compared for name in ("mismatch_kl", "mismatch_abs") if compared}
-        named = {REPORTED.get(name, f"objective/{name}"): name for name in totals.names if name not in _NOT_PER_TOKEN}
+        mismatch = {
+            name: totals.total(name) / tokens for name, other in _COMPARED.items() if (tokens := totals.total(other))
+        }
+        apart = {*_NOT_PER_TOKEN, *_COMPARED, *_COMPARED.values()}
+        named = {REPORTED.get(name, f"objective/{name}"): name for name in totals.names if name not in apart}
         policy_loss = totals.total("policy_loss") / max(1, totals.updates)
         return mismatch | {
             "loss": totals.mean_loss,

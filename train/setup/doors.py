@@ -141,6 +141,9 @@ def _made_up(objective: BoundObjective, reference: bool) -> TokenBatch:
         kl_weight=torch.full((N,), 1.0 / N),
         response=response,
         round=torch.arange(N) % 3,
+        place=torch.arange(N) // 2,
+        share=uniform(0.5, 1.5),
+        reward=(response % 2).float(),
         group=response // 3,
         entropy=uniform(0.1, 2.0).requires_grad_() if objective.needs.entropy else None,
     )

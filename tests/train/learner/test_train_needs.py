@@ -12,7 +12,7 @@ from rank_jobs import run_ranks
 from trainees import assert_same_weights, make_policy, plain_distributions, sampled, shifted, weights_of
 
 from sample import SamplingConfig
-from train.algorithm.objectives import BoundObjective, Needs, TokenBatch, objective, sum_by
+from train.algorithm.objectives import OBJECTIVES, BoundObjective, Needs, TokenBatch, objective, sum_by
 from train.learner.optimizer import UpdateSettings
 
 LENGTHS = [5, 8, 3]
@@ -63,6 +63,7 @@ def policy_of(family, target, **training):
 def trained(family, target, rollouts, **training):
     """(metrics, weights) after one step; and every record that the objective saw."""
     model, policy = policy_of(family, target, **training)
+    rewards = [max(0.0, number) for number in ADVANTAGES]
     seen, plain = [], BoundObjective.__call__
 
     def recorded(self, batch):
@@ -71,7 +72,7 @@ def trained(family, target, rollouts, **training):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BoundObjective, "__call__", recorded)
-        metrics = policy.train(policy.batch(rollouts, ADVANTAGES), 1).metrics
+        metrics = policy.train(policy.batch(rollouts, ADVANTAGES, rewards=rewards), 1).metrics
     return metrics, weights_of(model), seen
 
 
@@ -199,3 +200,18 @@ def test_no_number_of_ranks_changes_what_an_objective_gets(tmp_path, mine, famil
                 assert mine_[name] == pytest.approx(theirs[name], abs=1e-5), name
         assert_same_weights(weights, want[1], 1e-5)
     assert want[0][0]["updates"] > 2 and np.isfinite(want[0][1]["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [("sdar", "stabledrl"), *(("dream", name) for name in OBJECTIVES)])
+def test_no_packing_changes_a_built_in_objective(moved, family, name):
+    """Right traces, a correction of whole responses and a rejection of tokens among its terms."""
+    settings = {"nll_weight": 0.1, "logp_old": "recompute", "rollout_correction": "truncated", "batch_size_lm": 8}
+    settings |= {"rollout_correction_level": "geometric", "rollout_rejection": "token", "num_train_epochs": 2}
+    whole, weights, _ = trained(family, name, moved[family], **settings)
+    split, others, _ = trained(family, name, moved[family], **settings, max_tokens_per_microbatch=1)
+    assert split["micro_batches"] > whole["micro_batches"] and whole["updates"] > 2
+    assert split.keys() == whole.keys() >= {"ratio", "clip_ratio", "kl", "policy_loss", "rollout_weight"}
+    for metric, value in whole.items():
+        assert metric == "micro_batches" or split[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
+    assert_same_weights(others, weights, 1e-5)

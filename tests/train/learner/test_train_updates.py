@@ -17,7 +17,7 @@ import train.learner.policy
 from models import load_model
 from models.lora import Adapters
 from sample import Sampler, SamplingConfig
-from train.algorithm.objectives import TokenBatch, k1, k2, k3, rollout_correction
+from train.algorithm.objectives import Correction, TokenBatch, k1, k2, k3
 from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.optimizer import OptimizerSettings, Schedule, learning_rate_scale, make_optimizer
@@ -365,9 +365,10 @@ def test_kl_to_a_frozen_model():
 def test_corrections_of_what_the_sampler_saw(kind, expected):
     old = torch.log(torch.tensor([0.1, 0.5, 0.3]))
     rollout = torch.log(torch.tensor([0.2, 0.1, 0.3]))
-    tokens = TokenBatch.of(old, old, old, old, logp_rollout=rollout)
-    assert rollout_correction(tokens, kind, 1.5 if kind == "masked" else 2.0) == pytest.approx(expected)
-    assert rollout_correction(tokens, "none", 2.0) is None
+    tokens = TokenBatch.of(old, old, old, torch.ones(3), logp_rollout=rollout)
+    corrected, _ = Correction(kind, limit=1.5 if kind == "masked" else 2.0)(tokens)
+    assert corrected.weight == pytest.approx(expected) and corrected.kl_weight == pytest.approx([1.0] * 3)
+    assert Correction()(tokens)[0] is tokens
 
 
 @pytest.mark.slow

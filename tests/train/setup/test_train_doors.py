@@ -203,7 +203,10 @@ def check(mine, command="rl", attention="block", **training):
 
 OBJECTIVE = "training.objective"
 BAD = [
-    ({"objective": "clpi"}, "training.objective is 'clpi'; choose from clip, or name your own.*Did you mean 'clip'"),
+    (
+        {"objective": "clpi"},
+        "training.objective is 'clpi'; choose from clip, reinforce, .*, or name your own.*Did you mean 'clip'",
+    ),
     ({"objective": "CLIP"}, "Did you mean 'clip'"),
     ({"objective": "nowhere.py:f"}, "training.objective: no file '.*nowhere.py'"),
     ({"objective": "objectives.py"}, "training.objective must look like path/to/file.py:name"),
@@ -228,7 +231,7 @@ BAD = [
     ({"objective": "objectives.py:sequence_ratio"}, r"is not the sum .*@objective\(whole_responses=True\)"),
     ({"objective": "objectives.py:writes_into_params"}, "TypeError: 'mappingproxy' object does not support"),
     ({"objective": "objectives.py:bad_sums"}, r"sums: returned a tensor of shape \(\) as 'mean'.* 20 numbers"),
-    ({"objective_params": {"alpha": 1}}, "training.objective_params.alpha is unknown: its parameters are eps, beta"),
+    ({"objective_params": {"alpha": 1}}, "training.objective_params.alpha is unknown: its parameters are eps, eps_low"),
     (
         {"objective": "objectives.py:bare", "objective_params": {"a": 1}},
         "objective_params.a is unknown: it has no param",
@@ -239,6 +242,7 @@ BAD = [
     ),
     ({"objective": "objectives.py:good", "objective_params": {"alpha": "much"}}, "alpha is 'much'; .* a finite number"),
     ({"objective": "objectives.py:good", "objective_params": {"kind": 3}}, "kind is 3; it must be of type str"),
+    ({"objective": "gdsd", "objective_params": {"phi": 1}}, "phi is unknown: its parameters are psi, .* mean 'psi'"),
     ({"kl_estimator": "k4"}, "training.kl_estimator is 'k4'; choose from k1, k2, k3"),
     ({"rollout_correction": "maskd"}, "training.rollout_correction is 'maskd'.*Did you mean 'masked'"),
     ({"advantage": "z-score"}, "training.advantage is 'z-score'.*Did you mean 'zscore'"),
@@ -330,7 +334,7 @@ def test_parameters_are_typed_on_the_command_line(tmp_path):
     training = load_config([f"config={tmp_path}/run.yaml", *arguments]).training
     assert dict(objective_of(training).params) == {
         **{"eps": 0.1, "beta": 0.5, "kl_estimator": "k1"},
-        **{"rollout_correction": "none", "rollout_correction_limit": 2.0},
+        **{"eps_low": None, "eps_high": None, "dual_clip": None, "nll_weight": 0.0},
     }
 
 

@@ -1,0 +1,74 @@
+"""Objectives of single tokens: PPO's clip, REINFORCE, BGPO's bound.
+
+Shapes: N trained tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from train.algorithm.objectives.base import Metrics, ObjectiveParams, TokenBatch, log_ratio_of, objective
+from train.algorithm.objectives.penalties import PENALTIES, PolicyTerm, with_penalties
+
+CLIP = ("eps", "eps_low", "eps_high", "dual_clip")
+"""Keys of the training section that `clipped` reads."""
+
+
+def clipped(ratio_N: Tensor, advantage_N: Tensor, params: ObjectiveParams) -> tuple[Tensor, Tensor]:
+    """min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), and where the bound is the smaller (bool [N]).
+
+    eps_low, eps_high: training.eps where they are null; apart as in DAPO (arXiv:2503.14476). dual_clip = c also bounds
+    it from below where A < 0, by c A (arXiv:1912.09729).
+    """
+    low, high = (params["eps"] if params[name] is None else params[name] for name in ("eps_low", "eps_high"))
+    free_N = ratio_N * advantage_N
+    bounded_N = ratio_N.clamp(1.0 - low, 1.0 + high) * advantage_N
+    surrogate_N, is_clipped_N = torch.minimum(free_N, bounded_N), free_N > bounded_N
+    if params["dual_clip"] is None:
+        return surrogate_N, is_clipped_N
+    floor_N = params["dual_clip"] * advantage_N
+    below_N = (advantage_N < 0) & (surrogate_N < floor_N)
+    return torch.where(below_N, floor_N, surrogate_N), is_clipped_N | below_N
+
+
+@objective(training=(*CLIP, *PENALTIES))
+def clipped_surrogate(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
+    """TraceRL's objective over tokens replayed at their own denoising step (arXiv:2509.06949), PPO's clip
+    (arXiv:1707.06347):
+
+        surrogate_j = min(r_j A_j, clip(r_j, 1 - eps_low, 1 + eps_high) A_j),    r_j = exp(logp_j - logp_old_j)
+
+    With method=mean_field it is diffu-GRPO (d1, arXiv:2504.12216), with method=coupled coupled-GRPO (arXiv:2506.20639).
+    Log-ratios are clamped to +-10 so that exp stays finite. Loss and metrics: `with_penalties`.
+    """
+    ratio_N = log_ratio_of(batch.logp, batch.logp_old).exp()
+    surrogate_N, is_clipped_N = clipped(ratio_N, batch.advantage, params)
+    return with_penalties(batch, params, PolicyTerm(surrogate_N, ratio_N, is_clipped_N))
+
+
+@objective(training=PENALTIES)
+def reinforce(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
+    """The plain policy gradient (Williams 1992): no ratio, no clip, right for the first update of a step alone:
+
+        surrogate_j = A_j logp_j
+
+    With advantage=wd1 it is wd1 (arXiv:2507.08838). Loss and metrics: `with_penalties`.
+    """
+    ratio_N = log_ratio_of(batch.logp, batch.logp_old).exp()
+    return with_penalties(batch, params, PolicyTerm(batch.advantage * batch.logp, ratio_N))
+
+
+@objective(training=(*CLIP, *PENALTIES))
+def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
+    """BGPO (arXiv:2510.11683): the clip over a lower bound of r A that is a sum over Monte-Carlo masks, so that each
+    mask can be its own micro-batch:
+
+        surrogate_j = min(g_j A_j, clip(g_j, 1 - eps_low, 1 + eps_high) A_j)
+        g_j = 1 + d_j where A_j >= 0 (exp(d) >= 1 + d),  exp(d_j) where A_j < 0 (Jensen over the masks)
+        d_j = logp_j - logp_old_j
+
+    For method=elbo; value and gradient are those of `clip` on policy. Loss and metrics: `with_penalties`.
+    """
+    move_N = log_ratio_of(batch.logp, batch.logp_old)
+    bound_N = torch.where(batch.advantage >= 0, 1.0 + move_N, move_N.exp())
+    surrogate_N, is_clipped_N = clipped(bound_N, batch.advantage, params)
+    return with_penalties(batch, params, PolicyTerm(surrogate_N, bound_N, is_clipped_N))
