@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import checkpoint as layout_io
 from models import lora
-from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask, keep_out_of_compiled_layers
-from models.compiled import raise_limit
+from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
@@ -165,18 +164,6 @@ class DiffusionLM(Seeing):
         of_5_17 = self.model.gradient_checkpointing_enable  # transformers 5.23 has another name and warns of this one
         enable: Any = getattr(self.model, "activation_checkpointing_enable", of_5_17)
         enable({"use_reentrant": False})
-
-    def compile_layers(self, backend: str = "inductor") -> bool:
-        """Compiles the decoder layers in place, around attention, which stays outside: one version serves all layers.
-        False, and nothing, for a mixture of experts or with adapters, whose layers branch on data and on names."""
-        if self.adapters is not None or getattr(self.hf_config, "num_experts", None):
-            return False
-        raise_limit()
-        keep_out_of_compiled_layers()
-        for layer in self.model.layers:  # type: ignore[union-attr]
-            if layer._compiled_call_impl is None:
-                layer.compile(backend=backend)
-        return True
 
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the

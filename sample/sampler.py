@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models import DiffusionLM, Prompt
 from models.compiled import suits
+from models.fused import compile_layers
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -56,7 +57,7 @@ class Sampler:
         self._parameters = dict(model.named_parameters())
         self._denoiser = Denoiser(model, self.config)
         if suits(model.device):
-            model.compile_layers()
+            compile_layers(model)
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
         self.keeps_slots = False
         self._reserved = (0, 0)

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from models import DiffusionLM, compiled
 from models.attention import ATTENTION_NAME, Masked, _attention, block_causal_mask
 from models.checkpoint import random_network
+from models.fused import compile_layers
 from sample import SamplingConfig
 from sample.targets import Coordinates
 from sample.unmask import propose
@@ -42,7 +43,7 @@ def hidden(model, batch, length):
 @pytest.mark.slow
 def test_twelve_layers_at_four_sizes_are_at_most_eight_graphs():
     plain, fused = deep_model(12), deep_model(12)
-    assert fused.compile_layers(backend="eager") and fused.compile_layers()
+    assert compile_layers(fused, backend="eager") and compile_layers(fused)
     for batch, length in ((2, 4), (3, 4), (5, 4), (4, 4)):  # a step runs spans of a block
         assert torch.equal(hidden(fused, batch, length), hidden(plain, batch, length))
     assert 2 <= counters["stats"]["unique_graphs"] <= 8
@@ -51,7 +52,7 @@ def test_twelve_layers_at_four_sizes_are_at_most_eight_graphs():
 def test_mixtures_of_experts_are_left_as_they_are(monkeypatch):
     model = tiny_model("sdar")
     monkeypatch.setattr(model.hf_config, "num_experts", 4, raising=False)
-    assert not model.compile_layers()
+    assert not compile_layers(model)
     assert all(layer._compiled_call_impl is None for layer in model.model.layers)
 
 

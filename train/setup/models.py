@@ -13,6 +13,7 @@ from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.compiled import suits
 from models.fingerprint import fingerprint
 from models.folder import weight_files
+from models.fused import compile_layers
 from models.lora import Adapters
 from models.spec import CheckpointSpec
 from runtime import ranks
@@ -113,7 +114,7 @@ def make_trained_model(config: Config, precision: str, checkpoint: Path | None =
     sharded, device = shards_weights(config), trained_model_device(config)
     model = make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
     if suits(pick_device(config.model.device)) and engine_kind(config) != "zero3":
-        model.compile_layers()
+        compile_layers(model)
     return model
 
 
