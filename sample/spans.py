@@ -260,14 +260,14 @@ class FullRecompute:
 
     def demand(self, state: StepState, steps: int) -> Demand:
         none = state.start.new_zeros(())
-        return Demand((state.end * state.live).amax(), none, (state.masks * state.live).sum(), none)
+        return Demand((state.length * state.live).amax(), none, (state.masks * state.live).sum(), none)
 
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         device, L = state.ids.device, bounds.view_tokens
         if self.model.attention == "block":
             layout: Layout = Masked(block_causal_mask(L, self.block_size, device))
         else:
-            layout = whole_sequences(state.end, L, self.kind, self.model.dtype)
+            layout = whole_sequences(state.length, L, self.kind, self.model.dtype)
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
         hidden_nLD = self.model.hidden(self.ids(state, L), positions, layout, self.features)
         state.needs_commit.zero_()
@@ -331,12 +331,12 @@ class FrozenContext(FullRecompute):
         return hidden_nbD, state.live.clone()
 
     def _window_end(self, state: StepState) -> Tensor:
-        return torch.minimum(state.start + self.reach, state.end)
+        return torch.minimum(state.start + self.reach, state.length)
 
     def _whole(self, state: StepState, row_F: Tensor, granted_F: Tensor, length_tokens: int) -> Tensor:
         positions = torch.arange(length_tokens, device=row_F.device).expand(len(row_F), length_tokens)
         slot_F1 = torch.where(granted_F, row_F, self.kv.slots)[:, None]
-        inner = whole_sequences(state.end[row_F], length_tokens, self.kind, self.model.dtype)
+        inner = whole_sequences(state.length[row_F], length_tokens, self.kind, self.model.dtype)
         layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), inner)
         hidden_FLD = self.model.hidden(self.ids(state, length_tokens)[row_F], positions, layout, self.features)
         return self.predicting(hidden_FLD, state.start[row_F])
@@ -348,7 +348,7 @@ class FrozenContext(FullRecompute):
         is_own = (position < window_end[:, None]) & ~fresh[:, None]
         slot = torch.where(is_own, torch.arange(n, device=device)[:, None], self.kv.slots)
         position = position.clamp_max(self.kv.capacity_tokens - 1)
-        seen_end = (state.end if self.dual else window_end).clamp_min(1)
+        seen_end = (state.length if self.dual else window_end).clamp_min(1)
         seen_n1 = seen_by_spans(seen_end, length_tokens, commits=False)
         keys: SlotKeys = BiasedKeys(seen_n1, self.kv, view_tokens)
         if self.kind == "flex":
