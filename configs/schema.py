@@ -243,6 +243,7 @@ class RolloutConfig(DecodeConfig):
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+    tensor_parallel_size: int = speed(1, "processes of a node that sample as one, each with its share of heads", low=1)
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
     output_unmasking_history: bool = output(True, "eval.py: write step maps into the samples file")
 

@@ -19,7 +19,8 @@ from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
-from models.spec import CheckpointSpec, config_errors
+from models.parallel import Parallel, Team, check_team, plan_of, shared_heads
+from models.spec import CheckpointSpec, config_errors, network_class
 from models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class DiffusionLM(nn.Module):
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
     eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
     `save` writes; tokenizer: None for a folder without one; spec: of the checkpoint's files; base_fingerprint: of
-    the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known.
+    the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known;
+    parallel: what this rank has of a model that a team computes together, None = all of it.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class DiffusionLM(nn.Module):
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.adapters: LoraConfig | None = None
+        self.parallel: Parallel | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
         self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
@@ -108,6 +111,13 @@ class DiffusionLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, where this rank has a part of it too."""
+        if self.parallel is None:
+            return sum(parameter.numel() for parameter in self.parameters())
+        return sum(self.parallel.elements(name, parameter) for name, parameter in self.named_parameters())
+
     def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout) -> Tensor:
         """Last hidden states [B, L, D] under the attention of `layout`."""
         assert self.hf_config._attn_implementation == ATTENTION_NAME, "another attention would ignore the layout"
@@ -159,6 +169,22 @@ class DiffusionLM(nn.Module):
     def empty_copy(self, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
         """As `copy_as` of weights that are still to come, as `Sampler.update_weights` brings them."""
         return self._twin(lambda parameter: torch.empty(parameter.shape, dtype=dtype, device=device)).to(device=device)
+
+    def parallel_copy(self, team: Team, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
+        """This rank's part of a copy for inference (`models.parallel`), of weights that are still to come, whole, as
+        `Sampler.update_weights` brings them. ValueError where the team cannot share the model."""
+        check_team(self.hf_config, team.size, "tensor_parallel_size")
+        parallel = Parallel(team, plan_of(network_class(self.spec.family)._tp_plan or {}, self.hf_config))
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+
+        def part(parameter: nn.Parameter) -> Tensor:
+            shape = parallel.share(names[id(parameter)], torch.empty(parameter.shape, device="meta")).shape
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        twin = self._twin(part).to(device=device)
+        twin.parallel, twin.hf_config = parallel, shared_heads(self.hf_config, team.size)
+        parallel.connect(twin)
+        return twin
 
     def _twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
         memo: dict[int, Any] = {

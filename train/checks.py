@@ -27,7 +27,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
-from train.setup.models import RunModels, spec_of, value_spec_of
+from train.setup.models import RunModels, check_team, spec_of, value_spec_of
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
@@ -78,6 +78,7 @@ def check(config: Config, first: Config | None = None) -> None:
         check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
+    check_team(config, spec, world_size(config))
     if config.evaluation.eval_dataset:
         check_room(spec, config.evaluation)
     tasks = _check_tasks(config, spec)

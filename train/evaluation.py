@@ -22,12 +22,13 @@ from runtime.run_folder import RunFolder
 from runtime.text import print_text
 from sample import Rollout, Sampler, SamplingConfig
 from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
-from train.distributed.sharding import require_equal_weights, sample
+from train.distributed.kind import world_size
+from train.distributed.sharding import sample
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
-from train.setup.models import RunModels, make_model, spec_of
+from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
@@ -184,8 +185,7 @@ def run(config: Config) -> dict[str, Any] | None:
         return None
     config = ranks.on_main(pinned, config)
     device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
-    model = make_model(config, dtype=sampling_dtype(config, device), new_adapters=False)
-    require_equal_weights(model, "model")
+    model = make_sampled_model(config, sampling_dtype(config, device))
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
         *(fit.config.rollout, model, blocks.sampled),
@@ -213,6 +213,7 @@ def check(config: Config) -> Path:
     check_decodings(config.rollout, config.evaluation)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
+    check_team(config, spec, world_size(config))
     tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
     check_prompts(config, tested_source(config), spec, tasks)
     check_folder(config, "eval")
@@ -268,7 +269,7 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
     """What the start of an evaluation shows."""
     model = setup.model
     return {
-        "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+        "model": f"{folder_of_model} ({model.family}, {model.num_parameters:,} parameters)",
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
         "samples": f"{setup.responses_per_task} a task",
