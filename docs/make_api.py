@@ -14,7 +14,9 @@ if __name__ == "__main__":
     sys.path[0] = str(HERE.parent)
 
 PUBLIC = {
-    "models": ("load_model", "DiffusionLM", "load_value_model"),
+    "models": ("load_model", "DiffusionLM", "Prompt", "load_value_model"),
+    "models.vision.seeing": ("Seeing",),
+    "models.vision.images": ("open_image", "ImageFault"),
     "sample": ("SamplingConfig", "Sampler", "Rollout"),
     "reward": ("grade_math", "grade_code", "Verdict", "build_reward", "Reward"),
     "data": ("load_tasks", "load_examples", "resolve_dataset", "render_prompt"),
