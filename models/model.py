@@ -56,6 +56,7 @@ class DiffusionLM(Seeing):
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.vision = getattr(network, "vision", None)
+        self.train_vision(None)
         self.adapters: LoraConfig | None = None
         self.parallel: Parallel | None = None
         self.base_fingerprint: str | None = None
