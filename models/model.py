@@ -19,8 +19,8 @@ from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
-from models.parallel import Parallel, Team, check_team, plan_of, shared_heads
-from models.spec import CheckpointSpec, config_errors, network_class
+from models.parallel import Parallel
+from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
 from models.vision.prompt import Prompt, embedded, numbered, require_rows
 from models.vision.seeing import Seeing, see
@@ -115,13 +115,6 @@ class DiffusionLM(Seeing):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    @property
-    def num_parameters(self) -> int:
-        """Of the whole model, where this rank has a part of it too."""
-        if self.parallel is None:
-            return sum(parameter.numel() for parameter in self.parameters())
-        return sum(self.parallel.elements(name, parameter) for name, parameter in self.named_parameters())
-
     def hidden(
         self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, features: Tensor | None = None
     ) -> Tensor:
@@ -179,31 +172,12 @@ class DiffusionLM(Seeing):
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the
         positions). device: default the model's."""
-        return self._twin(
+        return self.twin(
             lambda parameter: parameter.detach().to(device=device or parameter.device, dtype=dtype, copy=True)
         ).to(device=device or self.device)
 
-    def empty_copy(self, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
-        """As `copy_as` of weights that are still to come, as `Sampler.update_weights` brings them."""
-        return self._twin(lambda parameter: torch.empty(parameter.shape, dtype=dtype, device=device)).to(device=device)
-
-    def parallel_copy(self, team: Team, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
-        """This rank's part of a copy for inference (`models.parallel`), of weights that are still to come, whole, as
-        `Sampler.update_weights` brings them. ValueError where the team cannot share the model."""
-        check_team(self.hf_config, team.size, "tensor_parallel_size")
-        parallel = Parallel(team, plan_of(network_class(self.spec.family)._tp_plan or {}, self.hf_config))
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-
-        def part(parameter: nn.Parameter) -> Tensor:
-            shape = parallel.share(names[id(parameter)], torch.empty(parameter.shape, device="meta")).shape
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        twin = self._twin(part).to(device=device)
-        twin.parallel, twin.hf_config = parallel, shared_heads(self.hf_config, team.size)
-        parallel.connect(twin)
-        return twin
-
-    def _twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
+    def twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
+        """A copy for inference whose parameters are what `weight_of` gives for these."""
         memo: dict[int, Any] = {
             id(parameter): nn.Parameter(weight_of(parameter), requires_grad=False) for parameter in self.parameters()
         }

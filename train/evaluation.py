@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.schema import Config
 from models import DiffusionLM
+from models.copies import num_parameters
 from reward.base import Reward
 from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text
@@ -274,7 +275,7 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
     """What the start of an evaluation shows."""
     model = setup.model
     return {
-        "model": f"{folder_of_model} ({model.family}, {model.num_parameters:,} parameters)",
+        "model": f"{folder_of_model} ({model.family}, {num_parameters(model):,} parameters)",
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
         "samples": f"{setup.responses_per_task} a task",

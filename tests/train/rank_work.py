@@ -10,6 +10,7 @@ from trainees import make_config, policy_of, sampled, shifted, updater_of
 
 from configs.schema import TrainingConfig
 from models import ValueModel
+from models.copies import num_parameters, parallel_copy
 from models.lora import Adapters, is_adapter
 from runtime import ranks
 from sample import Sampler, SamplingConfig
@@ -219,15 +220,15 @@ def team_rollouts(families):
     team, found, parts = ranks.team(ranks.world_size()), [], []
     for family in families:
         model = tiny_model(family)
-        part = model if team is None else model.parallel_copy(team, torch.float32, CPU)
+        part = model if team is None else parallel_copy(model, team, torch.float32, CPU)
         sampler = Sampler(part, SamplingConfig(max_new_tokens=12, block_size=4, temperature=1.0, threshold=0.4))
         if team is not None:
             sampler.update_weights(model.named_parameters())
         prompts = random_prompts([9, 1, 6, 3])
         rollouts = sample(sampler, prompts, 2, [(i, j) for i in range(4) for j in range(2)], lambda count: None)
         found += [(r.canvas_ids, r.canvas_step_map, list(r.canvas_logprobs)) for r in rollouts]
-        parts.append(sum(p.numel() for p in part.parameters()) / part.num_parameters)
-        assert part.num_parameters == sum(p.numel() for p in model.parameters())
+        parts.append(sum(p.numel() for p in part.parameters()) / num_parameters(part))
+        assert num_parameters(part) == sum(p.numel() for p in model.parameters())
     return found, max(parts)
 
 

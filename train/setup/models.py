@@ -12,6 +12,7 @@ from configs import find, naming
 from configs.engine import TITLES
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora, parallel
+from models.copies import empty_copy, parallel_copy
 from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
@@ -140,8 +141,8 @@ def copy_to_sample(config: Config, model: DiffusionLM, dtype: torch.dtype, devic
     sample, a whole one where trained weights are sharded; None where they can be shared or copied."""
     team = ranks.team(config.rollout.tensor_parallel_size)
     if team is not None:
-        return model.parallel_copy(team, dtype, device)
-    return model.empty_copy(dtype, device) if shards_weights(config) else None
+        return parallel_copy(model, team, dtype, device)
+    return empty_copy(model, dtype, device) if shards_weights(config) else None
 
 
 def make_sampled_model(config: Config, dtype: torch.dtype) -> DiffusionLM:
@@ -153,7 +154,7 @@ def make_sampled_model(config: Config, dtype: torch.dtype) -> DiffusionLM:
     require_equal_weights(model, "model")
     if team is None:
         return model
-    part = model.parallel_copy(team, dtype, pick_device(config.model.device))
+    part = parallel_copy(model, team, dtype, pick_device(config.model.device))
     Sampler(part).update_weights((name, weight_of(parameter)) for name, parameter in model.named_parameters())
     return part
 
