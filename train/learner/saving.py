@@ -192,6 +192,7 @@ class RunCheckpoints:
         if self.dtype is not None:
             state = {**state, WEIGHTS: {each.key: _exact_weights(each.model) for each in self.trained}}
         model_of_value = value[0].model if value else None
+        assert isinstance(policy.model, DiffusionLM)
         card = self.card.text(policy.model, self.folder.parent / "metrics.jsonl", step) if self.card else None
         contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype, card)
         point_to(save_checkpoint(self.folder, step, contents), *self._links())
