@@ -6,6 +6,7 @@ Shapes: n tiles, S pixels of a tile's side, P features of a tile, T of the tower
 model's.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from models.unread import weight_of
 from models.vision.prompt import Picture
 from models.vision.seeing import Encode, Part
 from models.vision.tiles import Plan, Size, TileGrid, plan, tiles
@@ -51,6 +53,7 @@ class LlavaVision(nn.Module):
         self.image_newline = nn.Parameter(torch.randn(D) / D**0.5)
         self.grid = tile_grid(raw_config, tower)
         self.one = "pad" if raw_config.get("image_aspect_ratio") == "pad" else "anyres"
+        self._whole: list[LlavaVision] = []
         self.train_part(None)
 
     def fit(self, pictures: int) -> str:
@@ -74,10 +77,19 @@ class LlavaVision(nn.Module):
     @torch.no_grad()
     def _encoded(self, source: Tiles) -> Tensor:
         """Features that trained models may read, whatever mode asks for them."""
-        seen = self.look(source.pixels)
+        eyes = self._whole[0] if self._whole else self
+        seen = eyes.look(source.pixels)
         if self.trained == "projector":
             source.seen = seen
-        return self.lay_out(self.projector(seen), source.plan)
+        return eyes.lay_out(eyes.projector(seen), source.plan)
+
+    def keep_whole(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Encodes pictures with a copy from now on: before an engine shards the weights, whose passes all ranks must
+        then run alike."""
+        whole = copy.deepcopy(self)
+        for own, weight in zip(whole.parameters(), self.parameters(), strict=True):
+            own.data = weight_of(weight).to(device, dtype, copy=True)
+        self._whole = [whole.to(device).eval()]  # in a list: its weights are none of the model's
 
     def forward(self, picture: Picture) -> Tensor:
         """The picture's features [tokens, D]: those that it was encoded with, or with the gradients of what is
