@@ -109,7 +109,7 @@ def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
 
 
 def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], block_size: int, slots: int) -> Parts:
-    prompt, net, dtype = inputs.config.training.max_prompt_len, inputs.net, inputs.sampling_dtype
+    prompt, net, dtype = inputs.prompt_tokens, inputs.net, inputs.sampling_dtype
     capacity = prompt + config.max_new_tokens + block_size - 1
     kept = SlotKV.bytes(inputs.hf_config, slots, capacity, dtype) if cache.keeps_keys else 0
     forwards = [
@@ -118,7 +118,29 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     ]
     positions = slots * block_size
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), positions, net.vocab)
-    return {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
+    shown = slots if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
+    parts = {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
+    return _present(parts | {"pictures": features(inputs, shown + slots)})
+
+
+def features(inputs: Inputs, prompts: int) -> float:
+    """Of the pictures of so many prompts, which a step keeps from its rollouts to its last update; an SFT of those of a
+    micro-batch at most, which are no more."""
+    if inputs.picture is None:
+        return 0.0
+    kept = 1 if inputs.models.kind == "sft" else prompts
+    return float(kept * inputs.picture.tokens * inputs.net.hidden * inputs.sampling_dtype.itemsize)
+
+
+def _tower(inputs: Inputs, head: bool, tokens: int) -> float:
+    """What autograd keeps of the vision tower for the pictures of a micro-batch, where it is trained: ten of a layer's
+    inputs and twice the inside of its MLP."""
+    picture = inputs.picture
+    if picture is None or not head or inputs.config.training.train_vision != "all":
+        return 0.0
+    pictures = max(1, tokens // max(1, inputs.unsplit_tokens))
+    kept = picture.layers * (10 * picture.hidden + 2 * picture.inner)
+    return float(pictures * picture.seen * kept * (BF16 if inputs.machine.half else FP32))
 
 
 def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int) -> dict[str, Parts]:
@@ -140,6 +162,7 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         "gradients": FP32 * own,
         "micro-batch": micro_batch_bytes(net, inputs.packing.scaled(tokens), precision),
         "between processes": bucket + gathered if several else 0,
+        "pictures": features(inputs, inputs.config.rollout.num_task_per_step) + _tower(inputs, head, tokens),
     }
     return {
         f"{whose}update": _present(passes),

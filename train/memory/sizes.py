@@ -30,7 +30,8 @@ class Network:
     """Sizes of a causal or diffusion language model.
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
-    layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
+    vision: of the body's parameters those of towers and projectors, which no language model's layer has. layers: decoder
+    layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
     of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
     """
 
@@ -49,13 +50,15 @@ class Network:
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    vision: int = 0
 
     @staticmethod
     def of(network: nn.Module, hf_config: Any) -> "Network":
         """The sizes of a network of transformers, on the meta device too."""
         sizes = {name: p.numel() for name, p in network.named_parameters()}
         outer = {name: size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name}
-        body = {name: size for name, size in sizes.items() if name not in outer}
+        seeing = {name: size for name, size in sizes.items() if name.startswith("vision.")}
+        body = {name: size for name, size in sizes.items() if name not in outer | seeing}
         heads = int(hf_config.num_attention_heads)
         experts = int(getattr(hf_config, "num_experts", 0) or 0)
         return Network(
@@ -73,6 +76,7 @@ class Network:
             tied=bool(hf_config.tie_word_embeddings),
             experts=experts,
             experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
+            vision=sum(seeing.values()),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
         )
 
