@@ -90,6 +90,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         "dataset.eval_dataset",
         "dataset.data_type",
         "dataset.template",
+        "dataset.add_think_prompt",
         "rollout",
         "reward",
         "judge",

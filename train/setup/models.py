@@ -1,5 +1,6 @@
 """The models that a config names: specs of their checkpoints, then the models themselves."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from train.distributed.kind import engine_kind, shards_weights, world_size
 from train.setup.blocks import Blocks, Kind
 from train.setup.doors import reads_reference
 from train.setup.process import pick_device
+
+logger = logging.getLogger(__name__)
 
 
 def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
@@ -94,7 +97,13 @@ def make_model(
     adapters_dtype: default that of the base. unread: as `load_model`."""
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec, device = spec_of(config, checkpoint), device or pick_device(config.model.device)
-    model = load_model(spec, dtype, device, random_init_seed=seed, adapters_dtype=adapters_dtype, unread=unread)
+    model = load_model(
+        *(spec, dtype, device),
+        random_init_seed=seed,
+        adapters_dtype=adapters_dtype,
+        image_tokenizer=image_tokenizer_of(config, spec),
+        unread=unread,
+    )
     adapters = adapters_of(config, spec) if new_adapters else None
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
@@ -105,6 +114,18 @@ def make_model(
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
+
+
+def image_tokenizer_of(config: Config, spec: CheckpointSpec) -> str | None:
+    """model.vq_model_path where the model's family has pictures from an image tokenizer; a warning where it has not."""
+    if not (given := config.model.vq_model_path):
+        return None
+    if spec.family.vision is None or spec.family.trains_vision:
+        logger.warning(
+            "model.vq_model_path=%s has no effect: a %s model needs no image tokenizer", given, spec.family.name
+        )
+        return None
+    return str(find(given))
 
 
 def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
