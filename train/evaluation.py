@@ -153,6 +153,7 @@ def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) ->
     keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
     for name, config in setup.decodings.items():
         sampler = Sampler(setup.model, config)
+        sampler.forgets_pictures = True
         with monitor.progress(len(keys), f"eval {name}") as progress:
             start = time.perf_counter()
             rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)

@@ -101,11 +101,14 @@ def _all_updates(inputs: Inputs, tokens: int) -> dict[str, Parts]:
 
 
 def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
-    """Slots, and the most that a prefill or a step takes; of several entries the largest."""
+    """Slots, and the most that a prefill or a step takes; of several entries the largest. Features of pictures: of the
+    prompts at work, and of all that a step of RL keeps for its updates."""
     entries = zip(decodings(decode), inputs.sizes_of(decode), strict=True)
     cache = CACHES[cache_mode(decode, inputs.models.policy.family)]
     found = [_entry(inputs, SamplingConfig(**chosen), cache, size, slots) for chosen, size in entries]
-    return max(found, key=lambda parts: sum(parts.values()))
+    largest = max(found, key=lambda parts: sum(parts.values()))
+    kept = 0 if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
+    return _present(largest | {"pictures": features(inputs, slots + kept)})
 
 
 def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], block_size: int, slots: int) -> Parts:
@@ -118,14 +121,11 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     ]
     positions = slots * block_size
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), positions, net.vocab)
-    shown = slots if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
-    parts = {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
-    return _present(parts | {"pictures": features(inputs, shown + slots)})
+    return {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
 
 
 def features(inputs: Inputs, prompts: int) -> float:
-    """Of the pictures of so many prompts, which a step keeps from its rollouts to its last update; an SFT of those of a
-    micro-batch at most, which are no more."""
+    """Of the pictures of so many prompts; in an SFT of one."""
     if inputs.picture is None:
         return 0.0
     kept = 1 if inputs.models.kind == "sft" else prompts

@@ -30,8 +30,7 @@ class Network:
     """Sizes of a causal or diffusion language model.
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
-    vision: of the body's parameters those of towers and projectors, which no language model's layer has. layers: decoder
-    layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
+    vision: parameters of a tower and what projects its output, which are not of the body. layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
     of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
     """
 
