@@ -123,7 +123,7 @@ class Inputs:
     @property
     def frozen(self) -> int:
         """Parameters of vision that are not trained."""
-        return self.net.vision if self.config.training.train_vision == "false" else 0
+        return {"false": self.net.vision, "projector": self.net.tower}.get(self.config.training.train_vision, 0)
 
     @property
     def adapted(self) -> frozenset[str] | None:

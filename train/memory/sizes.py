@@ -30,8 +30,9 @@ class Network:
     """Sizes of a causal or diffusion language model.
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
-    vision: parameters of a tower and what projects its output, which are not of the body. layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
-    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
+    layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
+    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding. vision:
+    parameters of a tower and of what projects its output, which are not of the body; tower: of that alone.
     """
 
     parameters: int
@@ -50,6 +51,7 @@ class Network:
     experts_per_token: int = 0
     expert_parameters: int = 0
     vision: int = 0
+    tower: int = 0
 
     @staticmethod
     def of(network: nn.Module, hf_config: Any) -> "Network":
@@ -76,6 +78,7 @@ class Network:
             experts=experts,
             experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
             vision=sum(seeing.values()),
+            tower=sum(size for name, size in seeing.items() if name.startswith("vision.tower.")),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
         )
 
