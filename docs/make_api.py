@@ -22,6 +22,7 @@ PUBLIC = {
     "data": ("load_tasks", "load_examples", "resolve_dataset", "render_prompt"),
     "data.templates": ("chat_family",),
     "generate": ("block_diffusion_generate",),
+    "generate_images": ("generate_images",),
     "configs": ("load_config", "merge"),
     "train.algorithm.advantages": ("group_advantages",),
     "train.algorithm.replay": ("Replayer", "replay", "TrainingSample"),
