@@ -1,5 +1,5 @@
-"""LLaDA-V on pictures that the tests draw, from its original layout through SFT, RL, a value model and eval; saved, read,
-resumed after a kill."""
+"""LLaDA-V on pictures that the tests draw, from its original layout through SFT, RL, a value model and eval; saved,
+read, resumed after a kill."""
 
 import numpy as np
 import pytest
