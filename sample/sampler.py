@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM, Prompt
+from models.compiled import suits
+from models.fused import compile_layers
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -55,6 +57,8 @@ class Sampler:
         self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._denoiser = Denoiser(model, self.config)
+        if suits(model.device):
+            compile_layers(model)
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
         self.keeps_slots = self.forgets_pictures = False
         self._reserved = (0, 0)
@@ -62,12 +66,15 @@ class Sampler:
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies new weights in place, by the names of `model.named_parameters()`; shared storage costs nothing.
+        """Copies new weights in place, by the names of `model.named_parameters()`; shared storage costs nothing. They
+        are whole ones, of which a rank of a team takes its part.
 
         ValueError on an unknown name or another shape.
         """
         for name, tensor in named_tensors:
             own = self._parameters.get(name)
+            if self.model.parallel is not None:
+                tensor = self.model.parallel.share(name, tensor)
             if own is None or own.shape != tensor.shape:
                 shapes = f"its shape is {tuple(own.shape)}, not {tuple(tensor.shape)}" if own is not None else ""
                 have = shapes or "no such parameter"
