@@ -120,7 +120,8 @@ def test_a_recipe_fits_the_machine_that_it_names(name, folders):
         assert fit.sizes["micro-batch"].number >= longest and sum(plan.host(inputs).values()) < machine["host"] * 1e9
         if kind == "rl":
             slots, evaluated = (fit.sizes[name].number for name in ("slots", "evaluation slots"))
-            assert slots >= min(32, inputs.responses(config.rollout)) and evaluated >= 32
+            least = 8 if inputs.picture else 32  # whole sequences of up to 5,000 tokens of text and picture
+            assert slots >= min(least, inputs.responses(config.rollout)) and evaluated >= least
 
 
 def test_every_recipe_names_its_machine_and_no_gpu_recipe_fixes_its_slots():
