@@ -1,4 +1,4 @@
-"""Console commands of `pip install -e .`: rl.py, eval.py and train/sft.py from any folder.
+"""Console commands of `pip install -e .`: rl.py, eval.py, train/sft.py and sample/get_report.py from any folder.
 
 They run this checkout. Its folder goes first on the path, so that no other package called train, data or models is
 taken for one of its own.
@@ -20,8 +20,19 @@ def sft() -> None:
     _run("train.sft", "dllm-sft")
 
 
+def report() -> None:
+    _add_checkout()
+    from sample.viewer.report import main
+
+    sys.exit(main())
+
+
 def _run(module: str, command: str) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    _add_checkout()
     from train.command import main
 
     main(module, f"{command} config=configs/NAME.yaml [a.b=c ...]")
+
+
+def _add_checkout() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))

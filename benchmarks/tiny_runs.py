@@ -114,7 +114,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def without_clock(value: Any) -> Any:
     """`value` without what a clock measures."""
     if isinstance(value, dict):
-        kept = (k for k in value if k != "seconds" and not k.startswith("time/") and "per_second" not in k)
+        kept = (k for k in value if k != "seconds" and not k.startswith(("time/", "memory/")) and "per_second" not in k)
         return {k: without_clock(value[k]) for k in kept}
     return [without_clock(inner) for inner in value] if isinstance(value, list) else value
 

@@ -7,6 +7,7 @@ Control characters in whatever is printed are shown as escapes.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from runtime import curves
 from runtime.bars import Bar, Bars
 from runtime.files import append_jsonl, read_jsonl
 from runtime.heartbeat import Heartbeat
+from runtime.report.writer import ReportWriter
 from runtime.run_config import public
 from runtime.text import NUMBER_WIDTH, format_number, format_seconds, printable
 from runtime.timing import Timing
@@ -69,6 +71,7 @@ class Monitor:
         self._timing = Timing()
         self._warned: set[str] = set()
         self._trackers = Trackers(trackers if enabled else (), self.folder, public(config or {}), self.warning)
+        self._report = ReportWriter(self.folder, self.warning)
 
     def banner(self, title: str, rows: Mapping[str, str]) -> None:
         """A title over aligned pairs."""
@@ -206,7 +209,10 @@ class Monitor:
             print(f"final {json.dumps(_finite(result))}", flush=True)
 
     def close(self) -> None:
+        """Ends the trackers and writes the report as it is at the end."""
         self._trackers.close()
+        if self.enabled:
+            self._report.close()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -231,8 +237,9 @@ class Monitor:
         console.file.flush()
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        append_jsonl(self._metrics_path, [_finite({"step": step, **metrics})])
+        append_jsonl(self._metrics_path, [_finite({"step": step, **metrics, "time/at": round(time.time(), 3)})])
         self._trackers.log(step, metrics)
+        self._report.soon()
 
 
 def _shortened(text: str) -> str:

@@ -25,6 +25,10 @@ MADE_HERE = (
     "results.json",
     "evaluations.json",
     "curves.png",
+    "scores.jsonl",
+    "report.json",
+    "report.html",
+    "trace.html",
     "final.json",
     "start.json",
     "ckpt",
@@ -155,6 +159,11 @@ class RunFolder:
         return self.path / "evaluations.json"
 
     @property
+    def scores(self) -> Path:
+        """What each task earned in each evaluation, a line for a step and decoding."""
+        return self.path / "scores.jsonl"
+
+    @property
     def logs(self) -> tuple[Path, ...]:
         """What grows with the run, line by line: a checkpoint keeps how far."""
         return self.metrics, self.graded
@@ -179,7 +188,7 @@ class RunFolder:
 
     def drop_after(self, last_step: int, evaluated: Collection[int] = ()) -> None:
         """Drops the lines of metrics.jsonl whose `step` comes after `last_step`, those of an evaluation (eval/...) of a
-        step that is not `evaluated` to its end, and, with a warning, damaged ones."""
+        step that is not `evaluated` to its end (of scores.jsonl too), and, with a warning, damaged ones."""
 
         def keep(row: Mapping[str, Any]) -> bool | None:
             step = row.get("step")
@@ -188,6 +197,7 @@ class RunFolder:
             return step <= last_step and (step in evaluated or not any(key.startswith("eval/") for key in row))
 
         truncate_jsonl(self.metrics, keep)
+        truncate_jsonl(self.scores, lambda row: row["step"] in evaluated if isinstance(row.get("step"), int) else None)
 
     def close(self) -> None:
         if self._lock is not None:

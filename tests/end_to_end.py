@@ -82,7 +82,10 @@ def read_jsonl(path):
 
 def without_clock(rows):
     """Rows of metrics without what a clock measures."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and "per_second" not in k} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and "per_second" not in k}
+        for row in rows
+    ]
 
 
 RL = """

@@ -17,7 +17,7 @@ import threading
 from multiprocessing import reduction
 
 from commands import ROOT, without_job
-from rank_jobs import CONTEXT
+from rank_jobs import CONTEXT, end_with_tests
 
 from runtime import pipes
 
@@ -103,6 +103,7 @@ class _Popen(subprocess.Popen):
 
 
 def _command(arguments, environment, out, err):
+    end_with_tests()
     for wanted, given in ((1, out.detach()), (2, err.detach())):
         os.dup2(given, wanted)
     os._exit(_run(arguments, environment))

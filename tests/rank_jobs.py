@@ -1,12 +1,15 @@
 """Jobs of several ranks in tests: real processes on this machine, gloo, one thread each, killed at a time-out."""
 
+import ctypes
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -30,7 +33,17 @@ def job_environment(rank, world, port):
     }
 
 
+def end_with_tests():
+    """In a child of the fork server: it and the server end when pytest does, however that ends. The server ends when
+    nobody holds its pipe, and each child is given an end of it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    server = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = server._forkserver_address = None
+
+
 def _rank(function, arguments, environment, log, out):
+    end_with_tests()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -51,7 +64,7 @@ def _rank(function, arguments, environment, log, out):
     ranks.leave()
 
 
-def run_ranks(folder, world, function, *arguments, timeout=90):
+def run_ranks(folder, world, function, *arguments, timeout=200):
     """function(*arguments) on every rank of a job; the results in order of rank, exceptions among them. A rank that
     ends without a result, or is not done in time, fails the test with the job's log."""
     folder = Path(folder)

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "python benchmarks/": "minutes; each says what it printed in benchmarks/RESULTS.md",
     "python data/download_data.py": "the network; tests/data/test_data_download.py",
     "cd data; python download_data.py": "the network; tests/data/test_data_download.py",
+    "python sample/get_report.py": "tests/runtime/test_runtime_report.py",
+    "dllm-report": "tests/runtime/test_runtime_report.py",
     "python sample/get_trace_viewer.py": "tests/sample/test_sample_trace_viewer.py",
     "python models/merge.py": "tests/models/test_models_lora.py",
     "python data/check.py": "tests/data/test_data_check.py",

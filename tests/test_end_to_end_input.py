@@ -246,6 +246,7 @@ def test_prompts_without_room_for_an_answer_are_reported_before_the_first_rollou
     ("arguments", "says"),
     [
         (["rollout.temperature=0"], "greedy responses to a prompt hardly differ"),
+        (["lora.alpha=64"], "lora.alpha=64.0: no effect while lora.rank is 0; set it"),
         (["rollout.block_size=8", TEST, "evaluation.block_size=4"], "evaluation in blocks of [4], of a model that"),
         (
             ["rollout.block_size=8", TEST, "rollout.denoising_steps_per_block=8"],

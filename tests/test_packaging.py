@@ -87,7 +87,7 @@ def test_every_room_is_installed():
     assert sorted(ROOMS) == sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 
-@pytest.mark.parametrize("name", PROJECT["project"]["scripts"])
+@pytest.mark.parametrize("name", ["dllm-rl", "dllm-eval", "dllm-sft"])
 def test_console_commands_run_the_checkout(name, monkeypatch):
     module, function = PROJECT["project"]["scripts"][name].split(":")
     assert module in PROJECT["tool"]["setuptools"]["py-modules"]
@@ -98,6 +98,15 @@ def test_console_commands_run_the_checkout(name, monkeypatch):
     ((target, usage),) = calls
     assert callable(importlib.import_module(target).run) and usage.startswith(f"{name} config=")
     assert sys.path[:2] == [str(Path(dllm_commands.__file__).parent), "elsewhere"] and sys.path[0] == str(ROOT)
+
+
+def test_the_report_command_runs_the_checkout(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["elsewhere", *sys.path])
+    monkeypatch.setattr(sys, "argv", ["dllm-report", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        dllm_commands.report()
+    assert ended.value.code == 2 and sys.path[0] == str(ROOT)
+    assert PROJECT["project"]["scripts"]["dllm-report"] == "dllm_commands:report"
 
 
 def test_an_installation_apart_from_the_checkout_is_refused():

@@ -3,12 +3,12 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, TrainingConfig
+from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
@@ -148,7 +148,8 @@ def _made_by(first: Config) -> CheckpointSpec:
 
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
-    experiment.resume names."""
+    experiment.resume names. Warns of adapters' settings that have no effect."""
+    _warn_of_idle_adapters(config)
     resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
     if resumes and not step_folders(folder.checkpoints):
@@ -156,6 +157,12 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
     given_checkpoint(resume, command, with_value)
+
+
+def _warn_of_idle_adapters(config: Config) -> None:
+    idle = [f"lora.{key}={value}" for key, value in asdict(config.lora).items() if value != getattr(LoraSection(), key)]
+    if idle and not config.lora.rank:
+        logger.warning("%s: no effect while lora.rank is 0; set it to train adapters", ", ".join(idle))
 
 
 def check_folder(config: Config, command: Command) -> bool:

@@ -196,8 +196,17 @@ def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]
         "reward/left_out": float(len(rewards) - len(given)),
         "completion_length": tokens / len(rollouts),
         "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        **_entropy(rollouts),
         "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
         "tokens_per_second": tokens / graded.seconds,
         "groups": float(len(rollouts) // group_size),
         **{f"groups_dropped/{why}": float(count) for why, count in credit.dropped.items()},
     }
+
+
+def _entropy(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean of -log p over the sampled tokens, nats: at temperature 1 and unfiltered, an unbiased estimate of the mean
+    entropy of the distributions that they were drawn from."""
+    logprobs = np.concatenate([np.asarray(r.logprobs, dtype=np.float64) for r in rollouts])
+    finite = logprobs[np.isfinite(logprobs)]
+    return {"entropy": -float(finite.mean())} if finite.size else {}

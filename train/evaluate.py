@@ -8,7 +8,7 @@ from typing import Any
 from configs.schema import Config
 from reward.base import Reward
 from runtime import ranks
-from runtime.files import atomic_write_text, parsed
+from runtime.files import append_jsonl, atomic_write_text, parsed
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from train.evaluation import EvaluationSetup, evaluate
@@ -61,6 +61,7 @@ class Evaluations:
         self.found[step] = {result.name: result.metrics for result in results}
         for result in results:
             self.monitor.evaluation(step, result.metrics, name=result.name, score=self._score)
+        ranks.on_main(append_jsonl, self.folder.scores, [result.scores(step) for result in results])
         ranks.on_main(self._write, self.found)
 
     @property

@@ -83,6 +83,12 @@ class Evaluation:
             **_partial([r for rewards in by_task for r in rewards]),
         }
 
+    def scores(self, step: int) -> dict[str, Any]:
+        """The line of scores.jsonl: task -> the rewards of its responses in the order of their keys."""
+        n = len(self.rollouts) // len(self.prompts)
+        by_task = {prompt.task.id: list(self.rewards[i * n : (i + 1) * n]) for i, prompt in enumerate(self.prompts)}
+        return {"step": step, "entry": self.name, "scores": by_task}
+
     def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
         """One row a sample for a JSONL file."""
         n = len(self.rollouts) // len(self.prompts)
@@ -194,7 +200,7 @@ def run(config: Config) -> dict[str, Any] | None:
         if ranks.is_main():
             folder.drop_after(-1)
             reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
-        monitor = monitor_of(config, folder)
+        monitor = monitor_of(config, folder, "eval")
         rows = _banner_rows(config, setup, folder_of_model) | fit.rows(model.device)
         monitor.banner(f"eval {config.experiment.project}", rows)
         return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
@@ -236,6 +242,7 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequen
     samples.unlink(missing_ok=True)
     for result in results:
         append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
+    append_jsonl(folder.scores, [result.scores(0) for result in results])
     metrics: dict[str, Any] = {result.name: result.metrics for result in results}
     atomic_write_text(folder.path / "results.json", json.dumps(metrics, indent=2) + "\n")
     for result in results:

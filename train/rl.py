@@ -27,6 +27,7 @@ from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
 from train.memory.fit import Fit
+from train.memory.machine import used_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
@@ -61,7 +62,7 @@ class Run:
     """Everything alive during a run; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        self.folder, self.monitor = folder, monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder, "rl")
         self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
@@ -150,7 +151,7 @@ class Run:
         """The step's line and metrics; a step whose groups all dropped reports why it was skipped."""
         group_size = self.config.rollout.num_response_per_task
         version = {"weights_version": float(self.learner.sampler.weights_version)}
-        metrics = result.metrics | rollout_metrics(graded, group_size) | version
+        metrics = result.metrics | rollout_metrics(graded, group_size) | version | used_memory()
         if result.skipped is not None:
             dropped = graded.credit.dropped.items()
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]

@@ -42,6 +42,7 @@ from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import StepTotals, Updater
 from train.memory.fit import Fit
+from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
@@ -130,7 +131,7 @@ class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
     def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
-        self.folder, self.monitor = folder, monitor_of(config, folder)
+        self.folder, self.monitor = folder, monitor_of(config, folder, "sft")
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
         spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
@@ -219,6 +220,7 @@ class FineTuning:
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
             "updates_skipped": float(totals.skipped),
+            **used_memory(),
         }
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
         self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)

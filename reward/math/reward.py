@@ -129,6 +129,16 @@ class OptionReward(Reward):
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         require_column(names_of(rows), "ground_truth_answer", needed_by="the option reward")
+        answers = [answer for row in rows if (answer := answer_text(row.get("ground_truth_answer")))]
+        others = [answer for answer in answers if chosen_option(answer) is None]
+        if others:
+            message = (
+                f"{len(others)} of {len(answers)} true answers are not the letter of one option, and their completions "
+                f"get no reward (the first: {others[0][:60]!r}): data_type=math grades several letters and values"
+            )
+            if len(others) == len(answers):
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the option reward")

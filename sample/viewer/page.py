@@ -8,10 +8,6 @@ lines of Rollout.to_json.
 """
 
 import argparse
-import base64
-import hashlib
-import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ from models.families import find_family
 from models.folder import read_json
 from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
+from runtime.pages import page
 from runtime.text import print_error, print_text
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
@@ -50,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = samples_of(options.path)
         chosen = read_traces(path, options.limit)
         origin = find_origin(path, options.tokenizer, options.block_size)
-        page = build_page(path.name, chosen, origin, forced_block_size=options.block_size)
+        text = build_page(path.name, chosen, origin, forced_block_size=options.block_size)
         try:
-            atomic_write_text(options.output, page)
+            atomic_write_text(options.output, text)
         except OSError as error:
             raise ValueError(f"{options.output} cannot be written: {error.strerror}. Choose another -o.") from error
     except (ValueError, OSError) as error:
@@ -61,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for note in (*origin.notes, *left_out(chosen)):
         print_error(note, "note: ")
     embedded = sum(map(len, chosen.groups.values()))
-    print_text(f"{options.output}: {embedded:,} samples, {len(page.encode()) / 1e6:.1f} MB")
+    print_text(f"{options.output}: {embedded:,} samples, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 
 
@@ -133,18 +130,8 @@ def left_out(chosen: Chosen) -> list[str]:
 
 
 def build_page(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> str:
-    """The page as text. Everything that comes from the file is JSON in a block that no parser takes for markup; the
-    page's policy lets no other script run and nothing be fetched."""
-    style, script = ((PARTS / part).read_text(encoding="utf-8") for part in ("style.css", "viewer.js"))
-    filled = {
-        "POLICY": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
-        "TITLE": html.escape(f"{name} · trace"),
-        "STYLE": style,
-        "DATA": as_html_json(page_data(name, chosen, origin, forced_block_size)),
-        "SCRIPT": script,
-    }
-    pieces = (PARTS / "page.html").read_text(encoding="utf-8").split("@@")
-    return "".join(filled[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+    """The page as text: see `pages.page`."""
+    return page(PARTS, f"{name} · trace", page_data(name, chosen, origin, forced_block_size), "viewer.js")
 
 
 def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> dict[str, Any]:
@@ -195,17 +182,6 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
         "advantage": trace.advantage,
         "answer": trace.answer,
     }
-
-
-def as_html_json(value: Any) -> str:
-    """JSON in ASCII without the characters that could end a script element or open a comment: it parses to the
-    same."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ import pytest
 from built_rewards import built
 
 from reward import grade_math
+from reward.math.reward import OptionReward
 from reward.math.truth import answer_text
 from reward.text import extract_boxed
 
@@ -116,6 +117,17 @@ def test_true_answers_that_are_whole_solutions_are_reported_before_a_run():
         with pytest.warns(UserWarning, match="1 of 2 true answers are whole solutions"):
             reward.check([{"ground_truth_answer": SOLUTION}, {"ground_truth_answer": "72"}])
         reward.check([{"ground_truth_answer": f"{SOLUTION} #### 72"}, {"ground_truth_answer": r"\text{Alice and Bob}"}])
+
+
+def test_true_answers_that_are_no_single_option_are_reported_before_a_run():
+    reward = OptionReward()
+    with pytest.raises(
+        ValueError, match=r"2 of 2 true answers are not the letter of one option.*'A and C'.*data_type=math"
+    ):
+        reward.check([{"ground_truth_answer": "A and C"}, {"ground_truth_answer": "12"}])
+    with pytest.warns(UserWarning, match="1 of 2 true answers are not the letter of one option"):
+        reward.check([{"ground_truth_answer": "B"}, {"ground_truth_answer": "A, C"}, {"ground_truth_answer": None}])
+    reward.check([{"ground_truth_answer": "(b)"}, {"ground_truth_answer": "D. all of them"}])
 
 
 def test_reward_of_a_batch():

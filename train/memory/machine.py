@@ -1,6 +1,7 @@
 """The device and the host that a plan is for."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,18 @@ class Machine:
             return Machine("cuda", torch.cuda.get_device_properties(device).total_memory, half)
         local = max(config.experiment.processes, ranks.local_world_size())
         return Machine("cpu", host_memory_bytes() / local, half)
+
+
+def used_memory() -> dict[str, float]:
+    """Metrics: the most that this process had of its GPU since the last call, or what it holds of the host, in GiB."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+        return {"memory/gpu_peak_gib": peak}
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return {}
+    return {"memory/process_gib": int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30}
 
 
 def host_memory_bytes() -> float:

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from configs import resolved
+from configs import find, resolved
 from configs.commands import Command
 from configs.schema import Config
 from runtime import ranks
 from runtime.monitor import Monitor
+from runtime.report.recipe import about
 from runtime.run_folder import RunFolder, run_path
 from train.setup.sources import settings_of
 
@@ -85,7 +86,9 @@ def run_folder(config: Config, command: Command) -> Iterator[RunFolder]:
         yield folder
 
 
-def monitor_of(config: Config, folder: RunFolder) -> Monitor:
+def monitor_of(config: Config, folder: RunFolder, command: Command) -> Monitor:
     """What a run prints and logs; silent on other ranks than 0."""
+    if ranks.is_main() and find(config.config).resolve() != folder.config.resolve():
+        about(config, command).write(folder.path)
     trackers, rank = config.tracking.report_to, ranks.rank()
     return Monitor(folder.path, trackers=trackers, config=resolved(config), enabled=ranks.is_main(), rank=rank)

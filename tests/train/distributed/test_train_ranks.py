@@ -20,7 +20,7 @@ from runtime.child import FailedElsewhere
 from train.distributed.sharding import deal
 
 TOLERANCE = 1e-5
-BY_RANKS = re.compile("micro_batches|^time/|per_second|^seconds$")
+BY_RANKS = re.compile("micro_batches|^time/|^memory/|per_second|^seconds$")
 
 
 def assert_same(got, want, where=""):

@@ -213,7 +213,7 @@ SHARING = [*(pytest.param(kind, marks=needs_deepspeed) for kind in ("zero2", "ze
 def test_updates_are_those_of_one_process(tmp_path, engine, case, world):
     """Ranks with fewer micro-batches, or none, take part; what is not finite is skipped by all."""
     want = one_process(tmp_path, call_rl_updates, CASES[case])
-    for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case] | {"engine": engine}, timeout=200):
+    for got in run_ranks(tmp_path / "many", world, call_rl_updates, CASES[case] | {"engine": engine}):
         assert_same(got, want)
 
 
@@ -223,7 +223,7 @@ def test_updates_are_those_of_one_process(tmp_path, engine, case, world):
 def test_bf16_is_that_of_ranks_that_hold_all(tmp_path, engine):
     """Metrics and masters, on the same two ranks, whose micro-batches are the same; with a value model."""
     exact, want, got = (
-        run_ranks(tmp_path / str(i), 2, call_rl_updates, named | {"with_value": True}, timeout=200)[0]
+        run_ranks(tmp_path / str(i), 2, call_rl_updates, named | {"with_value": True})[0]
         for i, named in enumerate(({}, {"precision": "bf16"}, {"precision": "bf16", "engine": engine}))
     )
     assert_same(got, want)
@@ -261,7 +261,7 @@ def test_ranks_hold_shares(tmp_path, engine, share):
 @pytest.mark.parametrize("what", ["layers", "logits"])
 def test_what_spares_memory_changes_nothing_under_fsdp2(tmp_path, what):
     want = one_process(tmp_path, call_rl_updates, {})
-    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, "fsdp2", timeout=200):
+    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, "fsdp2"):
         assert_same(got, want)
 
 
@@ -280,7 +280,7 @@ def test_what_spares_memory_changes_nothing_under_fsdp2(tmp_path, what):
 def test_what_spares_memory_changes_nothing(tmp_path, what, stage):
     """Also where the ranks' micro-batches have other numbers of chunks of logits."""
     want = one_process(tmp_path, call_rl_updates, {})
-    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, f"zero{stage}", timeout=200):
+    for got in run_ranks(tmp_path / "many", 2, rank_work.sparing_updates, what, f"zero{stage}"):
         assert_same(got, want)
 
 
@@ -305,7 +305,7 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder, engines):
     assert not isinstance(failure, BaseException), failure
     resumed = shop.arguments(RL, *arguments, "experiment.project=resumed")
     for last, world, *engine_arguments in ((1, 2, engines[0]), (2, 1), (3, 2, engines[1]), (4, 3, engines[2])):
-        got = run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_arguments], last, timeout=200)
+        got = run_ranks(tmp_path / "job", world, run_until, [*resumed, *engine_arguments], last)
         assert all(isinstance(result, Stop if last < 4 else dict) for result in got), got
     straight, folder = shop.runs / "straight", shop.runs / "resumed"
     assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(straight / "metrics.jsonl"))
