@@ -16,6 +16,8 @@ if __name__ == "__main__":
 PUBLIC = {
     "models": ("load_model", "DiffusionLM", "load_value_model"),
     "sample": ("SamplingConfig", "Sampler", "Rollout"),
+    "sample.session": ("Session", "Update"),
+    "sample.likelihood": ("chain", "bound"),
     "reward": ("grade_math", "grade_code", "Verdict", "build_reward", "Reward"),
     "data": ("load_tasks", "load_examples", "resolve_dataset", "render_prompt"),
     "data.templates": ("chat_family",),

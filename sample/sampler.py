@@ -17,6 +17,7 @@ from sample.rollout import Key, Rollout
 from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, CachePolicy, cache_policy
+from sample.texts import Chat, token_ids
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
 
@@ -78,14 +79,15 @@ class Sampler:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | str | Chat],
         n: int = 1,
         keys: Sequence[Key] | None = None,
         progress: Callable[[int], None] | None = None,
         take: Callable[[], Sequence[int]] | None = None,
         limit: int | None = None,
     ) -> list[Rollout]:
-        """Responses to each prompt (token ids), n a prompt, prompt-major.
+        """Responses to each prompt (token ids, a text, or a chat: [{"role": ..., "content": ...}, ...]), n a prompt,
+        prompt-major.
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
         progress is called with the number of newly finished responses, 0 included. take: called, whenever there is
@@ -93,7 +95,7 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of(prompts, n, keys, self.model, self.config)
+        requests = requests_of([token_ids(prompt, self.model) for prompt in prompts], n, keys, self.model, self.config)
         if not requests:
             return []
         limit = limit or len(requests)

@@ -64,7 +64,7 @@ class Service:
 
     def authorise(self, request: Request) -> None:
         key, given = self.settings.api_key, request.headers.get("authorization", "").removeprefix("Bearer ")
-        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
+        if key is not None and not hmac.compare_digest(given.encode("latin-1"), key.encode()):
             raise Refused(401, "the API key is missing or wrong: send Authorization: Bearer KEY", "invalid_api_key")
 
     def model(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ids to text that is never taken back: characters of several tokens, stop texts over pieces, settings of the command."""
+"""Ids to text that is never taken back: characters of several tokens, stop texts over pieces. Settings as typed."""
 
 import random
 
@@ -11,7 +11,9 @@ from sample.session import Update
 from serve.settings import ServeSettings, help_text, read_settings
 from serve.text import AnswerText, TokenTexts
 
-TEXT = "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve \N{PARTY POPPER} caf\N{LATIN SMALL LETTER E WITH ACUTE}  \u65e5\u672c"
+TEXT = (
+    "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve \N{PARTY POPPER} caf\N{LATIN SMALL LETTER E WITH ACUTE}  \u65e5\u672c"
+)
 
 
 @pytest.fixture(scope="module")
