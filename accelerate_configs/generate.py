@@ -6,7 +6,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 NODES_AND_GPUS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (4, 4), (4, 8), (8, 8), (16, 8))
 NODES_AND_CPUS = ((1, 2), (2, 2))
-ENGINES = ("ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
+ENGINES = ("ddp", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload", "fsdp2", "fsdp2_offload")
 TEMPLATE = """\
 # Made by generate.py.
 # {start}
@@ -25,13 +25,14 @@ DEEPSPEED = """\
 deepspeed_config:
   deepspeed_multinode_launcher: standard
   gradient_accumulation_steps: 1
-  offload_optimizer_device: none
+  offload_optimizer_device: {device}
   offload_param_device: none
   zero3_init_flag: false
   zero_stage: {stage}
 """
 FSDP = """\
 fsdp_config:
+  fsdp_offload_params: {offload}
   fsdp_version: 2
 """
 LAUNCH = "accelerate launch --config_file accelerate_configs/{name}.yaml train/sft.py config=..."
@@ -51,7 +52,7 @@ def configs() -> dict[str, str]:
 
 
 def _config(name: str, nodes: int, processes: int, engine: str, device: str) -> str:
-    kind = "MULTI_GPU" if processes > 1 else "'NO'"
+    kind, offload = "MULTI_GPU" if processes > 1 else "'NO'", engine.endswith("_offload")
     kind = {"deepspeed": "DEEPSPEED", "fsdp2": "FSDP"}.get(engine.split("_")[0], kind)
     start = LAUNCH.format(name=name) + (ON_EVERY_NODE if nodes > 1 else "")
     if kind == "FSDP":
@@ -63,8 +64,10 @@ def _config(name: str, nodes: int, processes: int, engine: str, device: str) -> 
         nodes=nodes,
         processes=processes,
         kind=kind,
-        deepspeed=DEEPSPEED.format(stage=engine[-1]) if kind == "DEEPSPEED" else "",
-        fsdp=FSDP if kind == "FSDP" else "",
+        deepspeed=DEEPSPEED.format(stage=engine[14], device="cpu" if offload else "none")
+        if kind == "DEEPSPEED"
+        else "",
+        fsdp=FSDP.format(offload=str(offload).lower()) if kind == "FSDP" else "",
         start=start,
         cpu=str(device == "cpus").lower(),
     )

@@ -11,8 +11,9 @@ replayed, and the sampler's log-probability of every trained token is set agains
 (d = logp_sampler - logp_trainer): mean |d|, k3(d), and the share of tokens whose ratio exp(-d) leaves [0.8, 1.2], which
 PPO's clip at 0.2 would take for a policy that has moved.
 
-Rows: gradients of the policy's loss (normalization constant, on policy) of every row of the tiny models' answers, with
-random advantages. For each count of training.rows_per_response the rows are drawn `repeats` times. "noise" is the
+Rows: gradients of the policy's loss (normalization constant, on policy) of every row (noisy copy) of the answers of
+tiny models, SDAR's among them, with random advantages. For each count of training.rows_per_response the rows are drawn
+`repeats` times, under both values of training.rows_by. "noise" is the
 variance (summed over parameters) that drawing adds to a response's gradient, as a share of the variance between the
 gradients of responses when all rows are trained: 1 means that an update is as noisy as one of half as many responses.
 "equal" is the variance of an update that spends the same rows on more responses, as a share of that with all rows of
@@ -26,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,9 +39,10 @@ from configs.schema import TrainingConfig
 from models import DiffusionLM
 from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
+from train.algorithm.masking import NoisyCopy, sample_copies, trace
 from train.algorithm.objectives import TokenBatch, clipped_surrogate, k3, params_of, token_weights
 from train.algorithm.packing import pack
-from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.algorithm.replay import Replayer, TrainingSample, trained_positions
 from train.learner.updater import outputs
 
 CPU = torch.device("cpu")
@@ -65,7 +67,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "llada": {"d_model": 128, "mlp_hidden_size": 256, "n_layers": 4},
 }
 COUNTS = (1, 2, 4, 8, 16)
-TABLE = f"{'model':14}{'rows trained':>14}{'noise':>8}{'equal':>8}{'bias':>8}"
+TABLE = f"{'model':18}{'rows trained':>14}{'noise':>8}{'equal':>8}{'bias':>8}"
 
 
 def answers(model: DiffusionLM, config: SamplingConfig, prompts: int, responses: int) -> list[Rollout]:
@@ -73,17 +75,9 @@ def answers(model: DiffusionLM, config: SamplingConfig, prompts: int, responses:
     return Sampler(model, config).generate(random_prompts(lengths.tolist()), n=responses)
 
 
-def replayed(
-    model: DiffusionLM, rollout: Rollout, training: TrainingConfig, rng: np.random.Generator | None = None
-) -> list[TrainingSample]:
-    assert CONFIG.block_size is not None
-    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, CONFIG.block_size)
-    return replay(rollout, replayer, training, rng=rng)
-
-
 def mismatch(model: DiffusionLM, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """The sampler's log-probabilities against the trainer's."""
-    pairs = [(rollout, row) for rollout in rollouts for row in replayed(model, rollout, TrainingConfig())]
+    pairs = [(rollout, row) for rollout in rollouts for row in copies_of(model, rollout)[1]]
     rows = [row for _, row in pairs]
     trained = np.concatenate(outputs(model, rows, range(len(rows)), 16384, CPU))
     sampled = np.concatenate([np.asarray(rollout.canvas_logprobs)[row.canvas_index] for rollout, row in pairs])
@@ -94,6 +88,17 @@ def mismatch(model: DiffusionLM, rollouts: Sequence[Rollout]) -> dict[str, float
         "k3": float(k3(gap).mean()),
         "outside": float(((ratio < 0.8) | (ratio > 1.2)).double().mean()),
     }
+
+
+def copies_of(model: DiffusionLM, rollout: Rollout) -> tuple[list[NoisyCopy], list[TrainingSample]]:
+    """The noisy copies that TraceRL trains, and a sample of each alone."""
+    assert CONFIG.block_size is not None
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, CONFIG.block_size)
+    steps, trained = np.asarray(rollout.canvas_step_map), trained_positions(rollout, None, 0)
+    canvas = replayer.canvas(len(rollout.prompt_ids), steps, trained)
+    copies = trace(canvas, TrainingConfig(), np.random.default_rng(0))
+    given = rollout.key, rollout.prompt_ids, rollout.canvas_ids
+    return copies, [sample for copy in copies for sample in replayer.samples(*given, [copy])]
 
 
 def row_gradients(model: DiffusionLM, rows: Sequence[TrainingSample], advantage: float) -> NDArray[np.float64]:
@@ -110,7 +115,9 @@ def row_gradients(model: DiffusionLM, rows: Sequence[TrainingSample], advantage:
     return np.stack(gradients)
 
 
-def rows_variance(model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int) -> list[dict[str, float]]:
+def rows_variance(
+    model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int, by: Literal["uniform", "surprisal"]
+) -> list[dict[str, float]]:
     """What drawing rows adds to the variance of a response's gradient, for each of COUNTS."""
     rng = np.random.default_rng(0)
     whole: list[NDArray[np.float64]] = []
@@ -118,13 +125,14 @@ def rows_variance(model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int)
     bias: dict[int, list[float]] = {count: [] for count in COUNTS}
     num_rows = []
     for rollout in rollouts:
-        rows = replayed(model, rollout, TrainingConfig())
+        copies, rows = copies_of(model, rollout)
         gradients = row_gradients(model, rows, rng.standard_normal())
         inner = gradients @ gradients.T
         whole.append(gradients.sum(0))
         num_rows.append(len(rows))
+        scores = -np.asarray(rollout.canvas_logprobs) if by == "surprisal" else None
         for count in COUNTS:
-            error = drawing_errors(model, rollout, rows, count, repeats, rng)
+            error = drawing_errors(copies, count, repeats, rng, scores)
             mean, variance = error.mean(0), float(np.einsum("si,ij,sj->", error, inner, error)) / repeats
             noise[count].append(variance)
             bias[count].append(float(mean @ inner @ mean) / (variance / repeats))
@@ -139,20 +147,15 @@ def rows_variance(model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int)
 
 
 def drawing_errors(
-    model: DiffusionLM,
-    rollout: Rollout,
-    rows: Sequence[TrainingSample],
-    count: int,
-    repeats: int,
-    rng: np.random.Generator,
+    copies: list[NoisyCopy], count: int, repeats: int, rng: np.random.Generator, scores: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """For each draw of `count` rows, the weight that each of `rows` has in the estimate, less the 1 it has in the
-    whole [repeats, rows]."""
-    place = {row.round_index[0]: i for i, row in enumerate(rows)}
-    weights = np.zeros((repeats, len(rows)))
-    for weight_R in weights:
-        for row in replayed(model, rollout, TrainingConfig(rows_per_response=count), rng):
-            weight_R[place[row.round_index[0]]] = row.weight[0]
+    """For each draw of `count` copies, the weight that each of `copies` has in the estimate, less the 1 it has in the
+    whole [repeats, copies]."""
+    place = {(copy.unit, copy.round): i for i, copy in enumerate(copies)}
+    weights = np.zeros((repeats, len(copies)))
+    for weight_K in weights:
+        for copy in sample_copies(copies, count, rng, scores):
+            weight_K[place[copy.unit, copy.round]] = copy.weight
     return weights - 1.0
 
 
@@ -181,13 +184,16 @@ def main() -> None:
             for cache, values in found.items():
                 print(f"{name:14}{cache:20}{values['mean_abs']:10.2g}{values['k3']:10.2g}{values['outside']:11.1%}")
     print("\n" + TABLE)
-    for family in SMALL:
+    for family in ("sdar", *SMALL):
         model = tiny_model(family)
-        name = f"{family} tiny"
-        result["rows"][name] = rows_variance(model, answers(model, CONFIG, args.prompts, args.responses), args.repeats)
-        for found_rows in result["rows"][name]:
-            share = f"{found_rows['count']} of {found_rows['rows']:g}"
-            print(f"{name:14}{share:>14}" + "".join(f"{found_rows[key]:8.2f}" for key in ("noise", "equal", "bias")))
+        rollouts = answers(model, CONFIG, args.prompts, args.responses)
+        for by in ("uniform", "surprisal"):
+            name = f"{family} {by}"
+            result["rows"][name] = rows_variance(model, rollouts, args.repeats, by)
+            for found_rows in result["rows"][name]:
+                share = f"{found_rows['count']} of {found_rows['rows']:g}"
+                numbers = "".join(f"{found_rows[key]:8.2f}" for key in ("noise", "equal", "bias"))
+                print(f"{name:18}{share:>14}{numbers}")
     print(json.dumps(result))
 
 

@@ -27,6 +27,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, Qwen3ForCausalLM
@@ -99,10 +100,11 @@ def random_model(dtype: torch.dtype, sharpness: float = SHARPNESS) -> DiffusionL
 
 
 def loop_network(model: DiffusionLM) -> Any:
-    """transformers' own model with the same weights and its usual attention."""
-    network = Qwen3ForCausalLM._from_config(copy.deepcopy(model.hf_config), attn_implementation="sdpa").eval()
-    network.load_state_dict(model.state_dict())
-    return network
+    """transformers' own model with its usual attention, over the same weights in memory."""
+    with init_empty_weights(include_buffers=False):
+        network = Qwen3ForCausalLM._from_config(copy.deepcopy(model.hf_config), attn_implementation="sdpa").eval()
+    network.load_state_dict(model.state_dict(), assign=True)
+    return network.to(model.device)
 
 
 @torch.inference_mode()

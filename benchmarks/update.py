@@ -76,11 +76,13 @@ class Job:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def made_up_rollout(number: int, length: int) -> Rollout:
+def made_up_rollout(
+    number: int, length: int, prompt_tokens: int = PROMPT_TOKENS, vocabulary: int = int(str(CONFIG["vocab_size"]))
+) -> Rollout:
     """A response of `length` tokens in whole blocks; what lies right of its end was never decided."""
     generator = np.random.default_rng([number, length])
     canvas = -(-length // BLOCK) * BLOCK
-    ids = generator.integers(3, int(str(CONFIG["vocab_size"])), PROMPT_TOKENS + canvas)
+    ids = generator.integers(3, vocabulary, prompt_tokens + canvas)
     steps, last = [], 0
     for _ in range(canvas // BLOCK):
         count = int(generator.choice(len(STEPS_SHARE), p=STEPS_SHARE)) + 1
@@ -89,11 +91,11 @@ def made_up_rollout(number: int, length: int) -> Rollout:
         last += count
     step_map = np.concatenate(steps)
     step_map[length:] = 0
-    ids[PROMPT_TOKENS + length :] = MASK_ID
+    ids[prompt_tokens + length :] = MASK_ID
     return Rollout(
         key=(number,),
-        prompt_ids=ids[:PROMPT_TOKENS].tolist(),
-        canvas_ids=ids[PROMPT_TOKENS:].tolist(),
+        prompt_ids=ids[:prompt_tokens].tolist(),
+        canvas_ids=ids[prompt_tokens:].tolist(),
         canvas_step_map=step_map.tolist(),
         canvas_logprobs=[0.0] * canvas,
         num_response_tokens=length,

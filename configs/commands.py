@@ -24,7 +24,9 @@ _RL_ALONE = (
     "training.objective_params",
     "training.advantage",
     "training.advantage_params",
+    "training.whiten_advantages",
     "training.rows_per_response",
+    "training.rows_by",
     "training.eps",
     "training.eps_low",
     "training.eps_high",
@@ -91,7 +93,14 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         "judge",
         "execute",
     ),
-    "eval": (*_RL_ALONE, *_TRAINING_ALONE, *_SFT_ALONE, "reward.speed_weight"),
+    "eval": (
+        *_RL_ALONE,
+        *_TRAINING_ALONE,
+        *_SFT_ALONE,
+        "reward.speed_weight",
+        "reward.speed",
+        "reward.min_speed_spread",
+    ),
 }
 """Command -> keys, or whole sections, that it does not read."""
 _MARKED_OTHERWISE: Mapping[tuple[Command, str], Effect] = {("sft", "training.num_train_epochs"): "length"}

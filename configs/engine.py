@@ -17,13 +17,16 @@ STAGES: dict[Kind, int] = {"ddp": 0, "zero2": 2, "zero3": 3, "fsdp2": 3}
 @dataclass(frozen=True)
 class EngineFile:
     """kind: "ddp" = every process holds the whole model; "zero2", "zero3" = DeepSpeed's ZeRO shards optimizer and
-    gradients, or weights too; "fsdp2" = torch's fully_shard shards all of them. cpu: its processes use no GPU."""
+    gradients, or weights too; "fsdp2" = torch's fully_shard shards all of them. cpu: its processes use no GPU. offload:
+    masters, gradients and optimizer state lie in host memory, where the optimizer's step runs (under FSDP2 the shards
+    of the weights are these masters)."""
 
     name: str
     nodes: int
     processes: int
     kind: Kind
     cpu: bool
+    offload: bool = False
 
     @property
     def processes_per_node(self) -> int:
@@ -45,17 +48,32 @@ def engine_file(name: str | None) -> EngineFile | None:
     raw: dict[str, Any] = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text(encoding="utf-8"))
     source = f"accelerate_configs/{stem}.yaml"
     deepspeed = raw.get("deepspeed_config") or {}
-    for key in ("offload_optimizer_device", "offload_param_device"):
-        if deepspeed.get(key, "none") != "none":
-            raise ValueError(f"{source}: {key}={deepspeed[key]}: offloading is not supported; use none.")
+    device = check_offload(
+        deepspeed.get("offload_optimizer_device", "none"), deepspeed.get("offload_param_device", "none"), source
+    )
+    offload = device == "cpu" or bool((raw.get("fsdp_config") or {}).get("fsdp_offload_params"))
     nodes, processes = int(raw["num_machines"]), int(raw["num_processes"])
-    return EngineFile(stem, nodes, processes, _kind(raw, source), bool(raw["use_cpu"]))
+    return EngineFile(stem, nodes, processes, _kind(raw, source), bool(raw["use_cpu"]), offload)
+
+
+def check_offload(optimizer_device: str, param_device: str, source: str) -> str:
+    """Where DeepSpeed keeps the optimizer: "none" (with the weights) or "cpu". ValueError for a disk, and for weights
+    that are offloaded too."""
+    if optimizer_device not in ("none", "cpu"):
+        raise ValueError(f"{source}: offload_optimizer_device={optimizer_device}: use cpu (host memory) or none.")
+    if param_device != "none":
+        raise ValueError(
+            f"{source}: offload_param_device={param_device}: weights stay on their device, only the optimizer is "
+            "offloaded; use none."
+        )
+    return optimizer_device
 
 
 def names_like(file: EngineFile, nodes: int) -> list[str]:
     """Files of the same engine and device for another number of nodes."""
     found = [engine_file(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
-    return [f.name for f in found if f is not None and (f.kind, f.cpu, f.nodes) == (file.kind, file.cpu, nodes)]
+    wanted = file.kind, file.cpu, file.offload, nodes
+    return [f.name for f in found if f is not None and (f.kind, f.cpu, f.offload, f.nodes) == wanted]
 
 
 def _kind(raw: Mapping[str, Any], source: str) -> Kind:

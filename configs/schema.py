@@ -266,8 +266,8 @@ class TrainingConfig:
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
-        "masks of RL: TraceRL, coupled, random_masking; of SFT: semi-ar, trace, random_masking, ar; or your own, "
-        "path/to/file.py:name",
+        "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
+        "random_masking, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -276,7 +276,12 @@ class TrainingConfig:
         low=1,
     )
     rows_per_response: int | None = opt(
-        None, "full attention: train so many rows of a response, drawn unbiased; null = all", low=1
+        None, "train so many noisy copies (of a block, or of a response) of a response, unbiased; null = all", low=1
+    )
+    rows_by: str = opt(
+        "uniform",
+        "chance of a copy under rows_per_response: equal, or by the surprisal of its tokens in sampling",
+        choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
@@ -285,7 +290,9 @@ class TrainingConfig:
     lower_p: float = opt(0.1, "random masks: lowest noise level", low=0.0, high=1.0)
     upper_p: float = opt(0.9, "random masks: highest noise level", low=0.0, high=1.0)
     mask_times_per_sample: int = opt(
-        1, "random masks: noisy copies (coupled: pairs) of every sample; full attention's semi-ar has one always", low=1
+        1,
+        "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
+        low=1,
     )
     loss_weight: str = opt(
         "none",
@@ -315,9 +322,13 @@ class TrainingConfig:
     )
     advantage: str = opt(
         "zscore",
-        "advantages of a group's rewards: zscore, centered (on their mean), or your own, path/to/file.py:name",
+        "advantages of a group's rewards: zscore, centered (on their mean), leave_one_out, rank, wd1, or your own, "
+        "path/to/file.py:name",
     )
-    advantage_params: dict[str, Any] = opt({}, "parameters of your own advantage: {power: 2}")
+    advantage_params: dict[str, Any] = opt({}, "parameters of the advantage: {power: 2}")
+    whiten_advantages: bool = opt(
+        False, "advantages of a step less their mean and divided by their spread, after those of the groups"
+    )
     min_accuracy: float = opt(0.2, "groups below this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     max_accuracy: float = opt(0.8, "groups above this accuracy are dropped (0/1 rewards)", low=0.0, high=1.0)
     truncated: str = opt(
@@ -421,7 +432,17 @@ class RewardConfig:
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
     )
     speed_weight: float = opt(
-        0.0, "bonus of a positive reward: so many times the response's tokens per denoising step", low=0.0
+        0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0
+    )
+    speed_goal: str = opt(
+        "bonus",
+        "bonus = speed_weight times the speed is added to positive rewards; apart = speed has an advantage of its own, "
+        "and groups that are all right but unequal in speed are trained; apart_right = the same, wrong responses "
+        "counting as the slowest",
+        choices=("bonus", "apart", "apart_right"),
+    )
+    min_speed_spread: float = opt(
+        0.0, "speed apart: groups whose fastest and slowest differ by less (tokens per step) are dropped", low=0.0
     )
     workers: int = speed(0, "worker processes of the math reward; 0 = by cores", low=0)
     timeout_seconds: float = opt(10.0, "processor time for one answer of the math reward", low=0.0)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.initialization import no_init_weights
 from models.families import Family, Piece
 from models.folder import read_json, weight_files, writing_weights
 from models.spec import CheckpointSpec, config_errors, hf_config, network_class
+from models.unread import stand_in
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
 _READ_BY_LOADING = ("config", "generation_config", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
@@ -90,6 +92,34 @@ def read_weights(
     for name, tensor in stored_tensors(spec.folder):
         if name in parts:
             _copy_in(tensor, weights, parts[name])
+    return network
+
+
+def unread_network(spec: CheckpointSpec, dtype: torch.dtype, besides: Collection[str] = ()) -> PreTrainedModel:
+    """The checkpoint's network, each of whose weights is read from its file when it is asked for (`models.unread`).
+    ValueErrors as `read_weights`."""
+    with config_errors(spec.folder, spec.family):
+        network = empty_network(spec.family, spec.raw)
+    _check_stored(spec, network, besides)
+    weights = dict(network.named_parameters())
+    files = {name: path for path in weight_files(spec.folder) for name, _, _ in _headers(path)}
+    sources: dict[str, list[tuple[str, Piece]]] = {}
+    for stored, parts in stored_parts(weights, spec.family, spec.raw).items():
+        for weight, piece in parts:
+            sources.setdefault(weight, []).append((stored, piece))
+
+    def read(weight: str, shape: torch.Size) -> Tensor:
+        whole = torch.empty(shape, dtype=dtype)
+        for stored, piece in sources[weight]:
+            _copy_in(_tensor(files[stored], stored), {weight: whole}, [(weight, piece)])
+        return whole
+
+    for prefix, module in network.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            weight = f"{prefix}.{name}" if prefix else name
+            if weight in sources:  # else it is tied to one that is
+                setattr(module, name, stand_in(parameter.shape, dtype, partial(read, weight, parameter.shape)))
+    network.tie_weights()
     return network
 
 
@@ -190,14 +220,27 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def stored_headers(folder: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
     """(name, shape, type) of every weight as `stored_tensors` gives them, without reading those of safetensors."""
     for path in weight_files(folder):
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    part = file.get_slice(name)
-                    yield name, tuple(part.get_shape()), part.get_dtype()
+        yield from _headers(path)
+
+
+def _headers(path: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
+            return
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield name, tuple(part.get_shape()), part.get_dtype()
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    """One weight of a file that has it. ValueError where the file cannot be read."""
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            return dict(_pickled(path))[name]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
 
 
 @contextmanager

@@ -213,8 +213,13 @@ def stored(body: nn.Module) -> dict[str, Tensor]:
     return {_stored_name(name): parameter for name, parameter in _parameters(body).items()}
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return ".lora_" in name
+
+
 def _parameters(body: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in body.named_parameters() if ".lora_" in name}
+    return {name: parameter for name, parameter in body.named_parameters() if is_adapter(name)}
 
 
 def _stored_name(name: str) -> str:

@@ -5,7 +5,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 
 import copy
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,12 +152,19 @@ class DiffusionLM(nn.Module):
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the
         positions). device: default the model's."""
-        memo: dict[int, Any] = {}
-        for parameter in self.parameters():
-            weight = parameter.detach().to(device=device or parameter.device, dtype=dtype, copy=True)
-            memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
-        twin = copy.deepcopy(self, memo)
-        return twin.to(device=device or self.device).eval()
+        return self._twin(
+            lambda parameter: parameter.detach().to(device=device or parameter.device, dtype=dtype, copy=True)
+        ).to(device=device or self.device)
+
+    def empty_copy(self, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
+        """As `copy_as` of weights that are still to come, as `Sampler.update_weights` brings them."""
+        return self._twin(lambda parameter: torch.empty(parameter.shape, dtype=dtype, device=device)).to(device=device)
+
+    def _twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
+        memo: dict[int, Any] = {
+            id(parameter): nn.Parameter(weight_of(parameter), requires_grad=False) for parameter in self.parameters()
+        }
+        return copy.deepcopy(self, memo).eval()
 
     def checkpoint_weights(self) -> dict[str, Tensor]:
         """Weights under the names of the original layout."""
@@ -211,6 +218,7 @@ def load_model(
     random_init_seed: int | None = None,
     besides: Collection[str] = (),
     adapters_dtype: torch.dtype | None = None,
+    unread: bool = False,
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
@@ -218,7 +226,8 @@ def load_model(
     dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, where config.json alone does not name it.
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
     weights of the folder that are no part of the model. adapters_dtype: of the adapters of such a folder; default the
-    base's.
+    base's. unread: on the host, weights that are not drawn stay in their files for an engine that shards them
+    (`models.unread`).
     ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed.
     """
     if isinstance(path, CheckpointSpec):
@@ -226,16 +235,18 @@ def load_model(
     else:
         require_base(spec := CheckpointSpec.read(path, model_base))
     if spec.base is not None:
-        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype)
+        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, unread)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
     tokenizer = read_tokenizer(spec.folder, spec.family)
-    if random_init_seed is None:
-        network = layout_io.read_weights(spec, torch_dtype, device, besides)
-    else:
+    if random_init_seed is not None:
         network = layout_io.random_network(spec, torch_dtype, random_init_seed)
+    elif unread:
+        network = layout_io.unread_network(spec, torch_dtype, besides)
+    else:
+        network = layout_io.read_weights(spec, torch_dtype, device, besides)
     with config_errors(spec.folder, spec.family):
         model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
     return model.to(device=device).eval()
@@ -256,9 +267,10 @@ def _load_adapted(
     dtype: str | torch.dtype,
     device: str | torch.device,
     adapters_dtype: torch.dtype | None,
+    unread: bool,
 ) -> DiffusionLM:
     """The base with the folder's adapters; the block size is the folder's."""
-    model = load_model(base, dtype, device)
+    model = load_model(base, dtype, device, unread=unread)
     model.adapters = lora.read(spec.folder, model.model.requires_grad_(False), adapters_dtype)
     folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
     if folder.is_dir():  # not a name on the hub
@@ -266,7 +278,7 @@ def _load_adapted(
     model.base_fingerprint = kept_base(spec.folder)
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
+        parameter.requires_grad_(lora.is_adapter(name))
     model.spec, model.block_size = spec, spec.block_size
     return model.to(device=device).eval()
 

@@ -61,14 +61,17 @@ def load_value_model(
     device: str | torch.device = "cpu",
     model_base: str | None = None,
     random_init_seed: int | None = None,
+    unread: bool = False,
 ) -> ValueModel:
     """A value model from any checkpoint that `load_model` reads, with the same arguments and errors. Its head is the
-    folder's where that holds one (a saved value model), else zero. Adapters are merged: all of it is trained."""
+    folder's where that holds one (a saved value model), else zero. Adapters are merged: all of it is trained, and
+    read at once."""
     if isinstance(path, CheckpointSpec):
         spec = path
     else:
         require_base(spec := CheckpointSpec.read(path, model_base))
-    base = load_model(spec, dtype, device, random_init_seed=random_init_seed, besides=(HEAD_NAME,))
+    unread = unread and spec.base is None
+    base = load_model(spec, dtype, device, random_init_seed=random_init_seed, besides=(HEAD_NAME,), unread=unread)
     stored = None
     if base.adapters is not None:
         base.merge_adapters()

@@ -30,7 +30,7 @@ class Group:
         self._counts: int | None = None
         self._store = self._open_store()
         dist.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",  # shards in host memory travel by gloo
             store=dist.PrefixStore("group", self._store),
             rank=self.rank,
             world_size=self.size,

@@ -18,7 +18,7 @@ class Meter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.device.type != "meta":
                 storage = x.untyped_storage()
                 if storage._cdata not in self.live and storage._cdata not in given:
                     self.live[storage._cdata] = storage.nbytes()

@@ -77,6 +77,16 @@ def metrics_of(shop, run="rl"):
             ["training.objective=gspo", "model.value_base_model=${model.pretrained_model}"],
             "training.objective=gspo needs one advantage a response, and model.value_base_model=",
         ),
+        (["reward.speed_goal=apart"], "reward.speed_goal=apart with reward.speed_weight=0 trains no speed"),
+        (
+            ["reward.min_speed_spread=0.1"],
+            "reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart",
+        ),
+        (
+            ["training.whiten_advantages=true", "model.value_base_model=${model.pretrained_model}"],
+            "training.whiten_advantages: a value model",
+        ),
+        (["training.rows_by=surprisal"], "training.rows_by=surprisal draws rows: set training.rows_per_response"),
         (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),

@@ -48,6 +48,8 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -69,6 +71,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     _check_objective(config, method)
+    _check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -113,6 +116,21 @@ def _check_objective(config: Config, method: Method) -> None:
         value = getattr(training, name)
         if name not in needs.training and value and value != getattr(plain, name):
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
+
+
+def _check_credit(config: Config) -> None:
+    """ValueError where keys of speed and advantages do not go together."""
+    reward, training = config.reward, config.training
+    if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
+        raise ValueError(
+            f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
+        )
+    if reward.speed_goal == "bonus" and reward.min_speed_spread > 0.0:
+        raise ValueError("reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart.")
+    if training.whiten_advantages and config.model.value_base_model:
+        raise ValueError(
+            "training.whiten_advantages: a value model makes its advantages itself; leave one of the two out."
+        )
 
 
 def _credits_tokens(config: Config) -> dict[str, bool]:

@@ -17,7 +17,7 @@ from runtime import ranks, stopping
 from runtime.monitor import Monitor
 from sample import Rollout, Sampler
 from sample.rollout import Key
-from train.algorithm.advantages import Credit, group_advantages
+from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
@@ -151,8 +151,13 @@ class Collector:
         return texts, rewards, reward.stats
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
-        training, weight = self.config.training, self.config.reward.speed_weight
+        training, reward = self.config.training, self.config.reward
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
+        bonus = [
+            reward.speed_weight * fast if given is not None and given > 0.0 else 0.0
+            for fast, given in zip(speed, rewards, strict=True)
+        ]
+        apart = Speed(speed, reward.speed_weight, reward.min_speed_spread, reward.speed_goal == "apart_right")
         return group_advantages(
             rewards,
             self.group_size,
@@ -160,10 +165,9 @@ class Collector:
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
-            bonus=[
-                weight * fast if reward is not None and reward > 0.0 else 0.0
-                for fast, reward in zip(speed, rewards, strict=True)
-            ],
+            bonus=bonus if reward.speed_goal == "bonus" else None,
+            speed=None if reward.speed_goal == "bonus" else apart,
+            whiten=training.whiten_advantages,
         )
 
     def _judged(self, sampled: StepRollouts, rewards: Sequence[float | None], credit: Credit) -> Credit:

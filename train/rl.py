@@ -15,7 +15,7 @@ from sample import Sampler, SamplingConfig
 from train import checks, prepare
 from train.collect import Collector, Grading, rollout_metrics
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import engine_kind, engine_line, shards_weights
+from train.distributed.kind import engine_kind, engine_line, offloads, shards_weights
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
 from train.learner.batch import Replay
@@ -220,15 +220,18 @@ class Learner:
         checkpoints.restore_weights(self.model, "updater")
         self.blocks = Blocks.of(config, self.model.spec)
         adopt_block_size(self.model, self.blocks.trained)
-        apart = self.model.copy_as(dtype, device) if shards_weights(config) else None
+        apart = self.model.empty_copy(dtype, device) if shards_weights(config) else None
         training, params = config.training, config.optimizer.params
-        accelerator, settings = make_accelerator(numerics, device, engine_kind(config)), UpdateSettings.of(training)
+        accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
+        settings = UpdateSettings.of(training)
         self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
         self.sampled = inference_model(self.model, dtype) if apart is None else apart
         (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
         self.sampler = Sampler(self.sampled, sampling)
+        if apart is not None:
+            self.sampler.update_weights(self.updater.engine.weights())
         self.sampler.weights_version = checkpoints.progress.step
-        reference = frozen_reference(config, self.model, numerics)
+        reference = frozen_reference(config, self.model, numerics, self.updater.model)
         method, group_size = method_of(training, "rl"), config.rollout.num_response_per_task
         one_numerics = (dtype == torch.bfloat16) == accelerator.half
         replay = Replay.of(self.model, sampling, training, method, group_size, one_numerics)

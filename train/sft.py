@@ -35,7 +35,7 @@ from train.algorithm.objectives import Metrics, negative_log_likelihood, per_tok
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import check_engine, engine_kind, engine_line
+from train.distributed.kind import check_engine, engine_kind, engine_line, offloads
 from train.distributed.sharding import rows_per_update
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
@@ -147,7 +147,7 @@ class FineTuning:
         self.config = config = replace(config, training=settings)
         adopt_block_size(self.model, blocks.trained)
         self.samples = tokenise(examples, self.model, config, self.method)
-        accelerator = make_accelerator(numerics, device, engine_kind(config))
+        accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)

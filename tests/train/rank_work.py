@@ -9,13 +9,14 @@ from helpers import tiny_model
 from trainees import make_config, policy_of, sampled, shifted, updater_of
 
 from models import ValueModel
-from models.lora import Adapters
+from models.lora import Adapters, is_adapter
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
 from train.distributed.accelerator import make_accelerator
 from train.distributed.sharding import require_equal_weights, sample
 from train.learner.critic import Critic
+from train.setup.models import frozen_reference, make_trained_model
 
 CPU = torch.device("cpu")
 
@@ -149,6 +150,64 @@ def held(kind):
     zero = engine.optimizer.optimizer
     parts = zero.single_partition_of_fp32_groups if kind == "zero2" else zero.fp32_partitioned_groups_flat
     return sum(p.numel() for p in model.parameters()), sum(map(torch.numel, parts)), total
+
+
+def read_in_shards(folder, engine, precision="bf16"):
+    """The most bytes that this rank's tensors take while it loads a model and takes its shard, those of the whole model
+    in fp32, and the weights that it ends up with."""
+    from memory_meter import Meter
+
+    join()
+    config = make_config(
+        model={"pretrained_model": str(folder)},
+        experiment={"deepspeed_file": f"1_node_2_cpus_{engine}"},
+        training={"mixed_precision": precision},
+    )
+    accelerator = make_accelerator(precision, CPU, "fsdp2" if engine == "fsdp2" else "zero3")
+    with Meter() as meter:
+        updater = updater_of(config, make_trained_model(config, precision), accelerator)
+    elements = sum(elements_of(p) for p in updater.engine.module.parameters())
+    return meter.peak, 4 * elements, whole(updater)
+
+
+def elements_of(parameter):
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def adapter_updates(folder, engine, **training):
+    """Two steps of updates of adapters on one base: metrics, and the adapters of rank 0."""
+    join()
+    training = {"kl_to": "reference", "beta": 0.1, "mixed_precision": "no", **training}
+    sharing = {"deepspeed_file": f"1_node_2_cpus_{engine}"} if engine != "ddp" else {}
+    config = make_config(
+        **sections(
+            training=training, lora={"rank": 4, "dropout": 0.1}, model={"pretrained_model": str(folder)},
+            experiment=sharing,
+        )
+    )  # fmt: skip
+    model = make_trained_model(config, "no")
+    sampling = SamplingConfig(max_new_tokens=16)
+    accelerator = make_accelerator("no", CPU, engine.replace("deepspeed_", ""))
+    rollouts = shifted(sampled(tiny_model("sdar"), (5, 8, 3, 10, 6), n=2), 0.3)
+    policy = policy_of(config, model, accelerator, sampling)
+    policy.reference = frozen_reference(config, model, "no", policy.updater.model)
+    advantages = [(-1.0) ** i * (1 + i / 7) for i in range(len(rollouts))]
+    metrics = [policy.train(policy.batch(rollouts, advantages), step).metrics for step in (1, 2)]
+    state = policy.updater.engine.state_dict()
+    policy.updater.engine.load_state_dict(state)
+    with policy.updater.engine.whole_on_main():
+        named = model.named_parameters() if ranks.is_main() else ()
+        adapters = {name: p.detach().clone() for name, p in named if is_adapter(name)}
+    moments = {str(i): s["exp_avg"].clone() for i, s in state["state"].items()} if ranks.is_main() else {}
+    return metrics, adapters, moments
+
+
+def offloaded_updates(engine, **arguments):
+    """`rl_updates` with optimizer, gradients and masters in host memory."""
+    patch = pytest.MonkeyPatch()
+    make = make_accelerator
+    patch.setitem(globals(), "make_accelerator", lambda *given: make(*given, offload=True))
+    return rl_updates(engine=engine, **arguments)
 
 
 def other_engines():

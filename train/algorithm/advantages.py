@@ -33,7 +33,33 @@ def centered(reward_G: Floats) -> Floats:
     return reward_G - reward_G.mean()
 
 
-ADVANTAGES: dict[str, Advantage] = {"zscore": zscore, "centered": centered}
+def leave_one_out(reward_G: Floats) -> Floats:
+    """A_i = r_i - mean of the others' rewards = G / (G - 1) (r_i - mean). RLOO, arXiv:2402.14740."""
+    return (reward_G - reward_G.mean()) * len(reward_G) / (len(reward_G) - 1)
+
+
+def rank(reward_G: Floats) -> Floats:
+    """A = (2 place - G - 1) / G, from (1 - G) / G to (G - 1) / G, with the place from 1 in the group's order; equal
+    rewards share the mean of their places. How far apart rewards lie does not count."""
+    below_G, upto_G = (np.searchsorted(np.sort(reward_G), reward_G, side) for side in ("left", "right"))
+    return (below_G + upto_G - len(reward_G)) / len(reward_G)
+
+
+def wd1(reward_G: Floats, psi: float = 1.0) -> Floats:
+    """A = G (softmax(psi d) - softmax(-psi d)), d = r - mean: the weights of good responses less those of bad ones.
+    wd1, arXiv:2507.08838, for objective=reinforce."""
+    move_G = psi * centered(reward_G)
+    good_G, bad_G = np.exp(move_G - move_G.max()), np.exp(move_G.min() - move_G)
+    return len(reward_G) * (good_G / good_G.sum() - bad_G / bad_G.sum())
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "zscore": zscore,
+    "centered": centered,
+    "leave_one_out": leave_one_out,
+    "rank": rank,
+    "wd1": wd1,
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +77,30 @@ class Credit:
     stats: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Speed as a goal of its own. values: tokens per forward of each response; weight: of their advantage beside the
+    reward's. Groups without a positive reward do not train it.
+
+    least_spread: groups whose fastest and slowest response differ by less are left out. of_right: a response without a
+    positive reward counts as the group's slowest.
+    """
+
+    values: Sequence[float]
+    weight: float = 1.0
+    least_spread: float = 0.0
+    of_right: bool = False
+
+    def column(self, members: Sequence[int], reward_G: Floats) -> Floats:
+        """The speeds [G] of a group's members."""
+        speed_G = np.array([self.values[i] for i in members], dtype=np.float64)
+        return np.where(reward_G > 0, speed_G, speed_G.min()) if self.of_right else speed_G
+
+
 def group_advantage(reward: Floats, advantage: Advantage = zscore) -> Floats:
     """Advantages [G] of one group's rewards [G], or of C kinds of reward [G, C]: each column goes through `advantage`,
-    then the columns are summed. ValueError where it returns another shape, or a number that is not finite."""
+    then the columns are summed (GDPO, arXiv:2601.05242). ValueError where it returns another shape, or a number that is
+    not finite."""
     columns = reward[:, None] if reward.ndim == 1 else reward
     return np.sum([_checked(advantage, column) for column in columns.T], axis=0)
 
@@ -79,14 +126,18 @@ def group_advantages(
     accuracy_band: tuple[float, float] = (0.0, 1.0),
     keep: Sequence[bool] | None = None,
     bonus: Sequence[float] | None = None,
+    speed: Speed | None = None,
+    whiten: bool = False,
 ) -> Credit:
     """Credit of prompt-major rewards, one number a response or one of each of C kinds. A reward of None (or keep False)
     leaves its response out of its group. kind: what the numbers will serve as.
 
     Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
-    ("equal"), and, where there is one kind of reward and each of the group is 0 or 1, an accuracy outside
-    `accuracy_band`, which includes its ends ("accuracy"). bonus: added to the (first kind of) rewards of the groups
-    that stay.
+    ("equal"), where there is one kind of reward and each of the group is 0 or 1, an accuracy outside `accuracy_band`,
+    which includes its ends ("accuracy"), and speeds that differ too little ("speed"). bonus: added to the (first kind
+    of) rewards of the groups that stay. speed: its advantage is computed apart and added; a group of equal positive
+    rewards then stays where speeds differ. whiten: the advantages of all groups, less their mean and divided by their
+    spread.
     """
     found: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()
@@ -96,18 +147,42 @@ def group_advantages(
         values = values[:, None] if values.ndim == 1 else values
         if all(reward is None for reward in rewards[first : first + group_size]):
             dropped["unrewarded"] += 1
-        elif len(members) < 2:
-            dropped["small"] += 1
-        elif (values.std(0) < _SMALLEST_SPREAD).all():
-            dropped["equal"] += 1
-        elif not _is_within(values, *accuracy_band):
-            dropped["accuracy"] += 1
-        else:
-            if bonus is not None:
-                values[:, 0] += [bonus[i] for i in members]
-            for i, number in zip(members, group_advantage(values, advantage), strict=True):
-                found[i] = float(number)
-    return Credit(found, dropped, kind)
+            continue
+        speed_G = speed.column(members, values[:, 0]) if speed is not None and members else None
+        if why := _why_dropped(values, speed_G, accuracy_band, speed.least_spread if speed else 0.0):
+            dropped[why] += 1
+            continue
+        if bonus is not None:
+            values[:, 0] += [bonus[i] for i in members]
+        number_G = group_advantage(values, advantage)
+        if speed is not None and speed_G is not None and (values[:, 0] > 0).any():
+            number_G = number_G + speed.weight * group_advantage(speed_G, advantage)
+        for i, number in zip(members, number_G, strict=True):
+            found[i] = float(number)
+    return Credit(whitened(found) if whiten else found, dropped, kind)
+
+
+def _why_dropped(
+    reward_GC: Floats, speed_G: Floats | None, accuracy_band: tuple[float, float], least_spread: float
+) -> str | None:
+    """Why a group with these rewards and speeds is left out; None where it stays."""
+    if len(reward_GC) < 2:
+        return "small"
+    spread = 0.0 if speed_G is None or not (reward_GC[:, 0] > 0).any() else float(np.ptp(speed_G))
+    if (reward_GC.std(0) < _SMALLEST_SPREAD).all() and spread < _SMALLEST_SPREAD:
+        return "equal"
+    if not _is_within(reward_GC, *accuracy_band):
+        return "accuracy"
+    return "speed" if spread < least_spread else None
+
+
+def whitened(credit: Sequence[float | None]) -> list[float | None]:
+    """The numbers less their mean and divided by their population std, as they are where all are equal (GDPO's and
+    LightningRL's last step, arXiv:2603.13319)."""
+    given = np.array([number for number in credit if number is not None])
+    if not len(given) or given.std() < _SMALLEST_SPREAD:
+        return list(credit)
+    return [None if number is None else float((number - given.mean()) / given.std()) for number in credit]
 
 
 def _is_within(reward_GC: Floats, low: float, high: float) -> bool:

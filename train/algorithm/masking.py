@@ -13,6 +13,7 @@ from configs.schema import TrainingConfig
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,46 @@ def coupled(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
     return copies
 
 
+def elbo(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """Monte-Carlo masks of the evidence lower bound, unbiased: the expectation of sum_j share_j logp_j is the bound of
+    the unit's L trained positions, sum_n (1 / n) E[sum of logp at n masked positions], n from 1 to L (LLaDA,
+    arXiv:2502.09992). mask_times_per_sample antithetic pairs: n positions and the L - n others, n uniform from 0 to L
+    and spread over the pairs, weights (L + 1) / 2n and (L + 1) / 2(L - n) (ESPO, arXiv:2512.03759)."""
+    copies = []
+    pairs = training.mask_times_per_sample
+    for unit in np.unique(canvas.unit_C[canvas.trained_C]):
+        inside_C = canvas.unit_C == unit
+        places = np.flatnonzero(inside_C & canvas.trained_C)
+        for number in range(pairs):
+            count = int((len(places) + 1) * (number + rng.random()) / pairs)
+            order = rng.permutation(places)
+            for half, chosen in enumerate((order[:count], order[count:])):
+                if len(chosen):
+                    chosen_C = _at(canvas, chosen)
+                    hidden_C = inside_C & (chosen_C | ~canvas.trained_C)
+                    weight = (len(places) + 1) / (2 * len(chosen) * pairs)
+                    copies.append(NoisyCopy(int(unit), 2 * number + half, hidden_C, chosen_C, weight))
+    return copies
+
+
+def ar_order(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """Each token given those to its left, its unit masked from it on: the exact log-likelihood of writing from left to
+    right, in a copy for each token (JustGRPO). Block families: from left to right inside each block."""
+    copies = []
+    for unit in np.unique(canvas.unit_C[canvas.trained_C]):
+        inside_C = canvas.unit_C == unit
+        for number, place in enumerate(np.flatnonzero(inside_C & canvas.trained_C)):
+            hidden_C = inside_C & ((np.arange(len(inside_C)) >= place) | ~canvas.trained_C)
+            copies.append(NoisyCopy(int(unit), number, hidden_C, _at(canvas, np.array([place]))))
+    return copies
+
+
+def mean_field(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """Every token given nothing of its unit: one copy, all masked (diffu-GRPO, d1, arXiv:2504.12216, without its random
+    masks of the prompt)."""
+    return _copies(canvas, canvas.trained_C, 0, 1.0)
+
+
 def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """mask_times_per_sample noisy copies of each block, all before it clean and all after it masked: a level t from
     U(lower_p, upper_p), each trained position of the block masked with probability t, at least one (Block Diffusion,
@@ -151,6 +192,9 @@ METHODS: dict[str, Method] = {
     "TraceRL": replace(TRACE, sft=False),
     "coupled": Method(coupled, sft=False),
     "random_masking": Method(random_masking),
+    "elbo": Method(elbo, sft=False),
+    "ar_order": Method(ar_order, sft=False),
+    "mean_field": Method(mean_field, sft=False),
     "semi-ar": Method(semi_ar, rl=False, one_copy=True),
     "trace": replace(TRACE, rl=False),
     "ar": Method(autoregressive, rl=False, next_token=True),
@@ -191,14 +235,43 @@ def _problem(copy: NoisyCopy, canvas: Canvas) -> str:
     return "" if np.isfinite(copy.weight) else f"has the weight {copy.weight}"
 
 
-def sample_copies(copies: list[NoisyCopy], count: int, rng: np.random.Generator) -> list[NoisyCopy]:
-    """`count` of the copies, drawn without replacement, in their order; weights grow by len(copies) / count, so that
-    the expectation of a weighted sum over copies stays what it was."""
+def sample_copies(
+    copies: list[NoisyCopy], count: int, rng: np.random.Generator, score_C: Floats | None = None
+) -> list[NoisyCopy]:
+    """`count` of the copies, in their order; each one's weight grows by 1 / (its chance to be drawn), so that the
+    expectation of a weighted sum over copies stays what it was.
+
+    Without scores all have one chance. score_C: a copy's chance grows with the sum of the scores of its trained
+    positions (AGRPO, arXiv:2510.04019, and RLDF, arXiv:2605.25638, draw steps by entropy and surprisal), mixed with an
+    equal chance, so that no weight exceeds twice that of equal chances; places are drawn systematically, at even
+    distances.
+    """
     if len(copies) <= count:
         return copies
-    chosen = np.sort(rng.choice(len(copies), count, replace=False))
-    scale = len(copies) / count
-    return [replace(copies[i], weight=copies[i].weight * scale) for i in chosen]
+    if score_C is None:
+        chosen = np.sort(rng.choice(len(copies), count, replace=False))
+        growth_K = np.full(len(copies), len(copies) / count)
+    else:
+        chance_K = inclusion_chances(np.array([score_C[copy.trained_C].sum() for copy in copies]), count)
+        chosen = np.searchsorted(np.cumsum(chance_K), rng.random() + np.arange(count)).clip(max=len(copies) - 1)
+        growth_K = 1.0 / chance_K
+    return [replace(copies[i], weight=copies[i].weight * float(growth_K[i])) for i in chosen]
+
+
+def inclusion_chances(score_K: Floats, count: int) -> Floats:
+    """Chances [K] that sum to `count`, none above 1, the rest in proportion to half the mean score and half the
+    score."""
+    score_K = np.maximum(score_K, 0.0)
+    score_K = score_K + score_K.mean() if score_K.any() else np.ones_like(score_K)
+    chance_K = np.zeros_like(score_K)
+    sure_K = np.zeros(len(score_K), dtype=bool)
+    while True:
+        left = count - int(sure_K.sum())
+        chance_K = np.where(sure_K, 1.0, left * score_K / score_K[~sure_K].sum())
+        above_K = ~sure_K & (chance_K >= 1.0)
+        if not above_K.any() or left == 0:
+            return chance_K
+        sure_K |= above_K
 
 
 def _draw(from_C: Bools, level: float, rng: np.random.Generator) -> Bools:
@@ -208,6 +281,12 @@ def _draw(from_C: Bools, level: float, rng: np.random.Generator) -> Bools:
     drawn[rng.integers(len(places))] |= not drawn.any()
     chosen_C = np.zeros_like(from_C)
     chosen_C[places[drawn]] = True
+    return chosen_C
+
+
+def _at(canvas: Canvas, places: Ints) -> Bools:
+    chosen_C = np.zeros_like(canvas.trained_C)
+    chosen_C[places] = True
     return chosen_C
 
 

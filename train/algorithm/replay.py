@@ -14,13 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
 from sample.rollout import Key, Rollout
-from train.algorithm.masking import Bools, Canvas, Ints, Masking, NoisyCopy, sample_copies, trace
-
-Floats = NDArray[np.float64]
+from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def replay(
     rng: np.random.Generator | None = None,
 ) -> list[TrainingSample]:
     """The samples that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods,
-    and which samples are kept under training.rows_per_response (a sample is one row where attention is full).
+    and which noisy copies are kept under training.rows_per_response.
 
     Pads are counted within the response; under normalization `reference` within each round of a block family, as
     dLLM-RL does.
@@ -157,8 +154,9 @@ def replay(
     copies = method(canvas, training, rng)
     if per_round and training.post_num is not None:
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
-    if training.rows_per_response is not None and replayer.attention == "full":
-        copies = sample_copies(copies, training.rows_per_response, rng)
+    if training.rows_per_response is not None:
+        surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
+        copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
     return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
 
 

@@ -13,9 +13,9 @@ from train.distributed.replicated import Replicated
 from train.distributed.zero import Zero, zero_accelerator
 
 
-def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -> RunAccelerator:
+def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp", offload: bool = False) -> RunAccelerator:
     """accelerate's Accelerator of this run, one process included (where there is nothing to shard). precision: "bf16"
-    (see `RunAccelerator.half`) or "no".
+    (see `RunAccelerator.half`) or "no". offload: ZeRO and FSDP2 keep masters, gradients and optimizer in host memory.
 
     ValueError where accelerate's launcher configures an engine that is not supported; RuntimeError where accelerate
     sees other ranks than this job has.
@@ -28,18 +28,20 @@ def make_accelerator(precision: str, device: torch.device, kind: Kind = "ddp") -
                 "experiment.deepspeed_file=1_node_8_gpus_fsdp2 or its like."
             )
     if kind.startswith("zero") and ranks.world_size() > 1:
-        accelerator = zero_accelerator(STAGES[kind], device)
+        accelerator = zero_accelerator(STAGES[kind], device, offload)
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         made = FsdpAccelerator if kind == "fsdp2" and ranks.world_size() > 1 else RunAccelerator
         accelerator = made(mixed_precision="no", cpu=device.type == "cpu")
-    accelerator.half = precision == "bf16"
+    accelerator.half, accelerator.offload = precision == "bf16", offload
     if (accelerator.num_processes, accelerator.process_index) != (ranks.world_size(), ranks.rank()):
         raise RuntimeError(
             f"accelerate is rank {accelerator.process_index} of {accelerator.num_processes}, this process "
             f"{ranks.rank()} of {ranks.world_size()}: the launcher's variables do not agree."
         )
-    engine = f"{accelerator.distributed_type}, {TITLES[kind]}, {precision}, {accelerator.device.type}"
+    engine = (
+        f"{accelerator.distributed_type}, {TITLES[kind]}, {precision}, {accelerator.device.type}, offload {offload}"
+    )
     ranks.require_alike("the engine", engine)
     return accelerator
 

@@ -14,9 +14,10 @@ from torch import Tensor
 class RunAccelerator(Accelerator):
     """accelerate's, with the precision of a run. half: models work in bf16 over fp32 masters, else in fp32. accelerate
     is not told of it: its own bf16 is autocast over fp32 weights, in which the trainer is another model than the
-    sampler."""
+    sampler. offload: where an engine shards, masters, gradients and optimizer lie in host memory."""
 
     half = False
+    offload = False
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,23 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from models.head import OutputHead
+from models.unread import read_in_place
 from runtime import ranks
 from train.distributed.engine import RunAccelerator
 from train.distributed.masters import HALF
 from train.distributed.replicated import Replicated
+from train.distributed.sharding import saved_parameters
 
 
 class FsdpAccelerator(RunAccelerator):
@@ -48,19 +51,25 @@ class Fsdp(Replicated):
         parameters = dict(model.named_parameters())
         for group, own in zip(optimizer.param_groups, trained, strict=True):
             group["params"] = [parameters[name] for name in own]
-        self.model: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+        placed = not accelerator.offload  # else the shards would leave host memory
+        self.model: torch.nn.Module = accelerator.prepare_model(model, placed, evaluation_mode=True)
 
     def _shard(self) -> None:
         half = HALF if self.accelerator.half else None
         policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
-        mesh = init_device_mesh(self.accelerator.device.type, (ranks.world_size(),))
+        device = self.accelerator.device.type
+        mesh = init_device_mesh(device, (ranks.world_size(),))
+        where = CPUOffloadPolicy(pin_memory=device == "cuda") if self.accelerator.offload else OffloadPolicy()
+        shard = partial(fully_shard, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=where)
         embedding = {id(p) for m in self.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
         for part in reversed([*self.module.modules()]):
             tied = any(id(parameter) in embedding for parameter in part.parameters())  # such a head goes with the root
             if isinstance(part, GradientCheckpointingLayer) or (isinstance(part, OutputHead) and not tied):
-                fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+                _read(part)
+                shard(part)
+        _read(self.module)
         # The root too: else it keeps the gathered weights of a forward without a backward, and uses them after a step.
-        fully_shard(self.module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        shard(self.module)
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)
@@ -85,7 +94,7 @@ class Fsdp(Replicated):
     @contextmanager
     def whole_on_main(self) -> Iterator[None]:
         whole = {}  # in rank 0's host memory
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in saved_parameters(self.module):
             weight = _gathered(parameter.detach())
             if ranks.is_main():
                 whole[name] = torch.nn.Parameter(weight.to("cpu", copy=True), requires_grad=False)
@@ -122,6 +131,12 @@ class Fsdp(Replicated):
         self.optimizer.load_state_dict(state | {"state": shards})
 
 
+def _read(part: torch.nn.Module) -> None:
+    """Puts weights that are still in their files in memory."""
+    for parameter in part.parameters():
+        read_in_place(parameter)
+
+
 def _gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; every rank calls it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -129,6 +144,8 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 def _shard_of(whole: Tensor, parameter: DTensor) -> Tensor:
     """This rank's shard of a whole tensor, placed as the parameter is, in memory of its own."""
-    shard = torch.zeros_like(parameter, requires_grad=False)
-    whole = whole.to(parameter.device)
-    return shard.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
+    shard: DTensor = torch.zeros_like(parameter, requires_grad=False)  # type: ignore[assignment]
+    parts, mine = whole.chunk(parameter.device_mesh.size()), parameter.device_mesh.get_local_rank()
+    if mine < len(parts):
+        shard.to_local().copy_(parts[mine])
+    return shard

@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from configs.engine import STAGES, TITLES, Kind, engine_file
+from configs.engine import STAGES, TITLES, Kind, check_offload, engine_file
 from configs.schema import Config
 from models import lora
 from runtime import ranks
@@ -36,16 +36,28 @@ def _launched_kind() -> Kind | None:
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is None:
         return None
-    for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE"):
-        value = os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", "none")
-        if value != "none":
-            raise ValueError(
-                f"accelerate's config sets deepspeed_{name.lower()}={value}, which is not supported: take a config "
-                "of accelerate_configs/."
-            )
+    if _launched("CONFIG_FILE") != "none":
+        raise ValueError(
+            f"accelerate's config sets deepspeed_config_file={_launched('CONFIG_FILE')}, which is not supported: take "
+            "a config of accelerate_configs/."
+        )
+    check_offload(_launched("OFFLOAD_OPTIMIZER_DEVICE"), _launched("OFFLOAD_PARAM_DEVICE"), "accelerate's config")
     if stage not in ("2", "3"):
         raise ValueError(f"accelerate's config has ZeRO stage {stage}; there are 2 and 3.")
     return "zero2" if stage == "2" else "zero3"
+
+
+def _launched(name: str) -> str:
+    """A setting of DeepSpeed that `accelerate launch` was given."""
+    return os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", "none")
+
+
+def offloads(config: Config) -> bool:
+    """Whether masters, gradients and optimizer state lie in host memory: experiment.deepspeed_file or the file of
+    `accelerate launch` says so, and there are several processes."""
+    file = engine_file(config.experiment.deepspeed_file)
+    asked = _launched("OFFLOAD_OPTIMIZER_DEVICE") == "cpu" if file is None else file.offload
+    return asked and world_size(config) > 1
 
 
 def world_size(config: Config) -> int:
@@ -69,13 +81,12 @@ def check_engine(config: Config, folder: Path | None) -> None:
             "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
             "then holds the whole model."
         )
-    adapters = f"lora.rank={config.lora.rank}" if config.lora.rank else ""
-    if folder is not None and (folder / lora.CONFIG).is_file():
-        adapters = f"model.pretrained_model={config.model.pretrained_model} (a folder of adapters)"
-    if kind != "ddp" and adapters:
+    adapted = folder is not None and (folder / lora.CONFIG).is_file()
+    if STAGES[kind] == 3 and adapted and config.training.kl_to == "reference":
         raise ValueError(
-            f"{adapters} under {TITLES[kind]}: adapters are trained with the whole base on every rank; leave "
-            "experiment.deepspeed_file out, or take a _ddp file."
+            f"training.kl_to=reference under {TITLES[kind]}, and model.pretrained_model="
+            f"{config.model.pretrained_model} holds adapters: the reference is those on a whole base, which no rank "
+            "has. Merge them first (python models/merge.py), or take a _ddp or _zero2 file."
         )
 
 
@@ -89,4 +100,5 @@ def engine_line(config: Config) -> str:
     kind, world = engine_kind(config), ranks.world_size()
     if world == 1:
         return "one process" + (f" ({TITLES[kind]} has nothing to shard)" if kind != "ddp" else "")
-    return f"{TITLES[kind]} over {world} processes" if kind != "ddp" else f"DDP, {world} processes"
+    offloaded = ", optimizer in host memory" if offloads(config) else ""
+    return f"{TITLES[kind]} over {world} processes{offloaded}" if kind != "ddp" else f"DDP, {world} processes"

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from configs.schema import TrainingConfig
+from models import lora
+from models.unread import weight_of
 from runtime import ranks, stopping
 from sample import Rollout, Sampler
 from sample.rollout import Key
@@ -132,6 +134,13 @@ def buckets(items: Iterable[T], elements_of: Callable[[T], int]) -> list[list[T]
     return found
 
 
+def saved_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Those that a checkpoint of the model holds, by name: all, or the adapters alone."""
+    named = list(model.named_parameters())
+    adapters = [(name, parameter) for name, parameter in named if lora.is_adapter(name)]
+    yield from adapters or named
+
+
 def require_equal_weights(model: torch.nn.Module, what: str) -> None:
     """RuntimeError where a rank's weights are not rank 0's, compared by sums of their bits, tensor by tensor."""
     if ranks.world_size() > 1:
@@ -141,13 +150,13 @@ def require_equal_weights(model: torch.nn.Module, what: str) -> None:
 @torch.no_grad()
 def weights_digest(model: torch.nn.Module) -> str:
     """A hash that changes when an update changes the weights: of the sums of bits of each tensor, in pieces that take
-    little memory. Sharded weights are left out: no rank has them to compare."""
+    little memory. Sharded weights are left out: no rank has them to compare. Unread ones are read one by one."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         piece.view(integers[tensor.element_size()]).sum(dtype=torch.int64)
-        for tensor in model.state_dict().values()
+        for tensor in model.state_dict(keep_vars=True).values()
         if tensor.dim() and not isinstance(tensor, DTensor)
-        for piece in tensor.detach().flatten().split(BUCKET_ELEMENTS)
+        for piece in weight_of(tensor).flatten().split(BUCKET_ELEMENTS)
     ]
     numbers = torch.stack(sums).tolist() if sums else []
     return hashlib.blake2b(repr(numbers).encode(), digest_size=16).hexdigest()

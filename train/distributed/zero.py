@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,18 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupK
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from models.unread import read_in_place
 from runtime import ranks
 from train.distributed.engine import Engine, RunAccelerator, StepResult
 from train.distributed.masters import HALF
-from train.distributed.sharding import buckets, elements
+from train.distributed.sharding import buckets, elements, saved_parameters
 
 REDUCE_BUCKET_ELEMENTS = 2**26
 
 
-def zero_accelerator(stage: int, device: torch.device) -> RunAccelerator:
-    """accelerate's Accelerator under DeepSpeed, on the process group that this job has."""
+def zero_accelerator(stage: int, device: torch.device, offload: bool = False) -> RunAccelerator:
+    """accelerate's Accelerator under DeepSpeed, on the process group that this job has. offload: the optimizer works in
+    host memory."""
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -34,8 +36,14 @@ def zero_accelerator(stage: int, device: torch.device) -> RunAccelerator:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     plugin = None
     if AcceleratorState._shared_state == {} or AcceleratorState().distributed_type != DistributedType.DEEPSPEED:
-        plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=1, zero3_init_flag=False)
+        plugin = DeepSpeedPlugin(
+            zero_stage=stage,
+            gradient_accumulation_steps=1,
+            zero3_init_flag=False,
+            offload_optimizer_device="cpu" if offload else "none",
+        )
         plugin.deepspeed_config |= {
+            "zero_force_ds_cpu_optimizer": False,  # its own would be compiled, and step otherwise than torch's
             "train_batch_size": ranks.world_size(),
             "train_micro_batch_size_per_gpu": 1,
             "communication_data_type": "fp32",
@@ -53,13 +61,31 @@ def zero_accelerator(stage: int, device: torch.device) -> RunAccelerator:
     return accelerator
 
 
-def _shard(model: torch.nn.Module, settings: dict[str, Any], device: torch.device) -> None:
-    """Leaves each rank its shard of a model that may be on the host, one parameter at a time: `prepare` would move the
-    whole model to the device first."""
+class _OneByOne(torch.nn.Module):
+    """Shows DeepSpeed a model whose parameters get their weights, `ready`, as it asks for one after another."""
+
+    def __init__(self, model: torch.nn.Module, ready: Callable[[torch.nn.Parameter], None]):
+        super().__init__()
+        self.whole, self.ready = [model], ready  # in a list: not a submodule
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        for parameter in self.whole[0].parameters(recurse):
+            self.ready(parameter)
+            yield parameter
+
+
+def _shard(
+    model: torch.nn.Module,
+    settings: dict[str, Any],
+    device: torch.device,
+    ready: Callable[[torch.nn.Parameter], None],
+) -> None:
+    """Leaves each rank its shard of a model that may be on the host or unread, one parameter at a time: `prepare` would
+    move the whole model to the device first. ready: puts a parameter's weight in place."""
     import deepspeed
 
     dtype = HALF if settings["bf16"]["enabled"] else torch.float32
-    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=dtype)
+    deepspeed.zero.Init(module=_OneByOne(model, ready), config_dict_or_path=settings, dtype=dtype)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
@@ -87,11 +113,11 @@ class Zero(Engine):
         settings["bf16"] = {"enabled": accelerator.half, "check_grad_overflow": True}
         vectors = (parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = max(vectors, default=0)
-        masters = self._masters() if accelerator.half else []
-        for parameter in model.parameters() if accelerator.half else ():
-            parameter.data = parameter.data.to(HALF)
+        masters: dict[torch.nn.Parameter, Tensor] = {}
         if self.stage == 3:
-            _shard(model, settings, accelerator.device)
+            _shard(model, settings, accelerator.device, lambda parameter: self._ready(parameter, masters))
+        for parameter in model.parameters() if self.stage < 3 else ():
+            self._ready(parameter, masters)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._fill_masters(masters)
         accelerator.deepspeed_engine_wrapped = None  # accelerate's own backward, which serves one model, is not used
@@ -145,32 +171,36 @@ class Zero(Engine):
 
     def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         """What `whole_on_main` puts in place of what the ranks have: under bf16 the masters, else sharded weights."""
-        if not self.accelerator.half:
-            yield from self.weights() if self.stage == 3 else ()
+        if not self.accelerator.half and self.stage < 3:
             return
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
         trained = set(self.trained)
-        for name, parameter in self.module.named_parameters():
-            if parameter in trained:
+        for name, parameter in saved_parameters(self.module):
+            if self.accelerator.half and parameter in trained:
                 yield name, safe_get_full_fp32_param(parameter)
             elif self.stage == 3:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield name, parameter.data
 
-    def _masters(self) -> list[Tensor]:
-        """The trained weights in fp32, before they are rounded: whole ones (stage 2), or this rank's shards."""
-        if self.stage < 3:
-            return [parameter.data for parameter in self.trained]
-        return [self._shard_of(parameter.data, -(-parameter.numel() // self.world)) for parameter in self.trained]
+    def _ready(self, parameter: torch.nn.Parameter, masters: dict[torch.nn.Parameter, Tensor]) -> None:
+        """Reads the parameter's weight where it is unread. Under bf16 rounds it, and keeps of a trained one the fp32
+        master in `masters`: whole (stage 2), or this rank's shard."""
+        read_in_place(parameter)
+        if not self.accelerator.half:
+            return
+        if parameter.requires_grad:
+            whole = parameter.data
+            masters[parameter] = whole if self.stage < 3 else self._shard_of(whole, -(-whole.numel() // self.world))
+        parameter.data = parameter.data.to(HALF)
 
-    def _fill_masters(self, masters: Sequence[Tensor]) -> None:
+    def _fill_masters(self, masters: Mapping[torch.nn.Parameter, Tensor]) -> None:
         """DeepSpeed has made its masters of rounded weights; puts the weights of before there."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         fill = safe_set_full_fp32_param if self.stage < 3 else safe_set_local_fp32_param
-        for parameter, master in zip(self.trained, masters, strict=bool(masters)):
+        for parameter, master in masters.items():
             fill(parameter, master)
 
     def _shard_of(self, whole: Tensor, size: int) -> Tensor:

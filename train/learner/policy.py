@@ -130,7 +130,8 @@ class Policy:
         reference = None
         if self.reference is not None:
             limit = self.updater.settings.max_tokens
-            reference = outputs(self.reference, batch.samples, every, limit, self.updater.accelerator.device)
+            lockstep = self.updater.engine.lockstep  # it may run on the trained model's base
+            reference = outputs(self.reference, batch.samples, every, limit, self.updater.accelerator.device, lockstep)
         non_finite = dict.fromkeys(
             batch.samples[i].key for logp in (old, reference or old) for i in every if not np.isfinite(logp[i]).all()
         )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from configs.schema import Config
 from models import DiffusionLM, ValueModel
 from models.fingerprint import require_base
 from models.spec import CheckpointSpec
+from models.unread import is_unread, leave_unread
 from runtime import ranks
 from runtime.files import file_digest
 from runtime.run_folder import RunFolder
@@ -136,7 +138,9 @@ class RunCheckpoints:
         key: of its updater."""
         exact = self.saved.get(WEIGHTS, {}).get(key, {})
         for name, parameter in model.named_parameters():
-            if name in exact:
+            if name in exact and is_unread(parameter):
+                leave_unread(parameter, partial(exact[name].to, parameter.dtype))
+            elif name in exact:
                 parameter.copy_(exact[name])
 
     def restore(self, *trained: Trained) -> None:

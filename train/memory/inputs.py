@@ -16,7 +16,7 @@ from models.lora import Adapters
 from sample import Rollout
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
-from train.distributed.kind import engine_kind, world_size, zero_stage
+from train.distributed.kind import engine_kind, offloads, world_size, zero_stage
 from train.memory.machine import Machine
 from train.memory.sizes import ADAPTED, Network, Packing
 from train.setup.decodings import decodings
@@ -54,7 +54,8 @@ class Inputs:
     """Of a run, for rank 0, which holds the most.
 
     stage: of ZeRO; 0 = every process holds the whole model, 2 = gradients and optimizer are sharded, 3 = weights too,
-    and the sampler has a whole copy (FSDP2 is alike). engine: its name. net, value: sizes of the policy's and the value
+    and the sampler has a whole copy (FSDP2 is alike). engine: its name. offload: masters, gradients and optimizer are
+    in host memory, under FSDP2 so are the shards of the weights. net, value: sizes of the policy's and the value
     model's network; hf_config: of the policy's. adapter_parameters: 0 without adapters. samples: training samples of
     the longest response; whole_responses: a micro-batch holds all samples of a response.
     """
@@ -64,6 +65,7 @@ class Inputs:
     machine: Machine
     stage: int
     engine: str
+    offload: bool
     processes: int
     net: Network
     hf_config: PretrainedConfig
@@ -95,6 +97,7 @@ class Inputs:
             machine=machine or Machine.of(config),
             stage=zero_stage(config) if stage is None else stage,
             engine=TITLES[engine_kind(config)] if stage is None else f"ZeRO-{stage}",
+            offload=stage is None and offloads(config),
             processes=processes or world_size(config),
             net=Network.of(network, network.config),
             hf_config=network.config,

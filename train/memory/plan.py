@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from configs.engine import TITLES
 from configs.schema import DecodeConfig
 from sample import SamplingConfig
 from sample.slots import SlotKV, StepState
@@ -51,7 +52,7 @@ def always(inputs: Inputs) -> Parts:
     if inputs.models.kind == "eval":
         return {"weights": width * inputs.weights}
     parts: Parts = {
-        "weights": _sharded(inputs, trained_width * inputs.weights, from_stage=3),
+        "weights": _shards(inputs, trained_width * inputs.weights),
         "optimizer": _optimizer(inputs, inputs.trained),
     }
     if inputs.models.kind == "rl":
@@ -60,7 +61,7 @@ def always(inputs: Inputs) -> Parts:
         parts |= {
             "sampler weights": width * inputs.weights if copied else 0,
             "frozen reference": reference,
-            "value model": _sharded(inputs, trained_width * inputs.value_parameters, from_stage=3),
+            "value model": _shards(inputs, trained_width * inputs.value_parameters),
             "value optimizer": _optimizer(inputs, inputs.value_trained),
             "judge": _judge_width(inputs) * inputs.judge.elements if inputs.judge else 0,
         }
@@ -131,12 +132,8 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         repeated_keys=inputs.machine.kind != "cpu",
         head=head,
     )
-    own = _sharded(inputs, trained, from_stage=2)
-    gathered = (
-        (BF16 if inputs.machine.half else FP32) * max(net.vocab * net.hidden, net.body / net.layers)
-        if inputs.stage == 3
-        else 0
-    )
+    own = 0 if inputs.offload else _sharded(inputs, trained, from_stage=2)
+    gathered = (BF16 if inputs.machine.half else FP32) * net.largest_part if inputs.stage == 3 else 0
     bucket = FP32 * min(REDUCE_BUCKET_ELEMENTS if inputs.stage else BUCKET_ELEMENTS, trained)
     step = FP32 * (own if inputs.machine.kind == "cuda" else min(own, 2 * net.largest))
     passes = {
@@ -159,10 +156,15 @@ def host(inputs: Inputs) -> Parts:
     if inputs.models.kind != "eval":
         whole = inputs.net.parameters + inputs.value_parameters
         saved = inputs.trained + inputs.value_parameters
-        # ZeRO-3 and FSDP2 take the ranks' shards from whole weights on the host
-        loading = local * FP32 * whole if sharded and inputs.stage == 3 else 0
+        # Each process reads a part at a time and keeps its shard of it; DeepSpeed's masters are filled last
+        loading = local * FP32 * inputs.net.largest_part if sharded and inputs.stage == 3 else 0
+        if loading and inputs.machine.half and inputs.engine.startswith("ZeRO"):
+            loading += local * FP32 * whole / inputs.processes
         saving = FP32 * saved if inputs.machine.kind == "cuda" or sharded else 0
         saving += ADAM_BYTES * (inputs.trained + inputs.value_trained) if sharded else 0
+        if inputs.offload:
+            held = ADAM_BYTES + 2 * FP32  # moments, masters and gradients
+            parts["optimizer"] = local * held * (inputs.trained + inputs.value_trained) / inputs.processes
         parts["weights being loaded" if loading > saving else "checkpoint being written"] = max(loading, saving)
     if inputs.models.kind == "rl":
         rollout = inputs.config.rollout
@@ -271,8 +273,15 @@ def _sharded(inputs: Inputs, size: float, from_stage: int) -> float:
     return size / inputs.processes if inputs.stage >= from_stage else size
 
 
+def _shards(inputs: Inputs, size: float) -> float:
+    """Trained weights on this process's device; FSDP2 offloads them with the optimizer."""
+    return 0 if inputs.offload and inputs.engine == TITLES["fsdp2"] else _sharded(inputs, size, from_stage=3)
+
+
 def _optimizer(inputs: Inputs, trained: int) -> float:
     """Two moments; under bf16 the fp32 masters, under ZeRO the fp32 copy that its optimizer steps on."""
+    if inputs.offload:
+        return 0
     copy = FP32 if inputs.machine.half or (inputs.stage and inputs.processes > 1) else 0
     return _sharded(inputs, (ADAM_BYTES + copy) * trained, from_stage=2)
 

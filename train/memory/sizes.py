@@ -77,6 +77,11 @@ class Network:
         )
 
     @property
+    def largest_part(self) -> float:
+        """Elements of the most that ZeRO-3 and FSDP2 read or gather at a time: a layer, or the head."""
+        return max(self.vocab * self.hidden, self.body / self.layers)
+
+    @property
     def key_value_elements(self) -> int:
         """Of one token in a cache of all layers."""
         return 2 * self.layers * self.key_heads * self.head_size

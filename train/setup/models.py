@@ -82,13 +82,14 @@ def make_model(
     device: torch.device | None = None,
     new_adapters: bool = True,
     adapters_dtype: torch.dtype | None = None,
+    unread: bool = False,
 ) -> DiffusionLM:
     """The model to train or evaluate, from `checkpoint` (one of the run's) or model.pretrained_model, on the run's
     device where no other is given; with the lora section's adapters where it has none and new_adapters is set.
-    adapters_dtype: default that of the base."""
+    adapters_dtype: default that of the base. unread: as `load_model`."""
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec, device = spec_of(config, checkpoint), device or pick_device(config.model.device)
-    model = load_model(spec, dtype, device, random_init_seed=seed, adapters_dtype=adapters_dtype)
+    model = load_model(spec, dtype, device, random_init_seed=seed, adapters_dtype=adapters_dtype, unread=unread)
     adapters = adapters_of(config, spec) if new_adapters else None
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
@@ -106,7 +107,8 @@ def make_trained_model(config: Config, precision: str, checkpoint: Path | None =
     frozen base of adapters is bf16 at once."""
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
-    return make_model(config, checkpoint, dtype, trained_model_device(config), adapters_dtype=torch.float32)
+    sharded, device = shards_weights(config), trained_model_device(config)
+    return make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
@@ -128,38 +130,43 @@ class _FirstAdapters(torch.nn.Module):
     """The model that a run began with, in the memory of the trained one: its base, with a copy of the adapters that the
     run began from, {parameter of the body: weight}; empty where it began without any."""
 
-    def __init__(self, model: DiffusionLM, first: Mapping[str, torch.Tensor]):
+    def __init__(self, model: DiffusionLM, first: Mapping[str, torch.Tensor], trained: torch.nn.Module):
         super().__init__()
-        self.adapted = [model]  # in a list: not a submodule, whose weights would be this one's too
+        self.adapted = [model, trained]  # in a list: not submodules, whose weights would be this one's too
         own = dict(model.model.named_parameters())
         self.first = {f"model.{name}": weight.to(own[name]) for name, weight in first.items()}
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        (model,) = self.adapted
+        model, trained = self.adapted
         training = model.training
         model.eval()  # no dropout
         try:
             if self.first:
                 return torch.func.functional_call(model, self.first, inputs)
-            with lora.without(model.model):
-                return model(*inputs)
+            with lora.without(model.get_submodule("model")):
+                return trained(*inputs)
         finally:
             model.train(training)
 
 
-def frozen_reference(config: Config, model: DiffusionLM, precision: str) -> torch.nn.Module | None:
+def frozen_reference(
+    config: Config, model: DiffusionLM, precision: str, trained: torch.nn.Module | None = None
+) -> torch.nn.Module | None:
     """What gives the log-probabilities of the model that the run began with, where the objective reads them. With
-    adapters that is the base and, where model.pretrained_model has some, a copy of those."""
+    adapters that is the base and, where model.pretrained_model has some, a copy of those. trained: what an engine made
+    of the model, default the model itself."""
     if not reads_reference(config.training):
         return None
     if model.adapters is not None:
         spec = spec_of(config)
-        return _FirstAdapters(model, lora.weights_of(spec.folder, model.model) if spec.adapters else {})
+        first = lora.weights_of(spec.folder, model.model) if spec.adapters else {}
+        return _FirstAdapters(model, first, trained or model)
     return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:
-    """Where a model to be trained is loaded: the host, where ZeRO-3 or FSDP2 then takes the ranks' shards from it."""
+    """Where a model to be trained is loaded: the host, where its weights stay unread until ZeRO-3 or FSDP2 takes the
+    ranks' shards of them, one after another."""
     return torch.device("cpu") if shards_weights(config) else pick_device(config.model.device)
 
 
@@ -171,7 +178,8 @@ def make_value_model(config: Config, policy: CheckpointSpec, checkpoint: Path | 
         return None
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec = base if checkpoint is None else CheckpointSpec.read(checkpoint, config.model.model_base)
-    model = load_value_model(spec, "float32", trained_model_device(config), random_init_seed=seed)
+    sharded, device = shards_weights(config), trained_model_device(config)
+    model = load_value_model(spec, "float32", device, random_init_seed=seed, unread=sharded)
     if config.training.gradient_checkpointing_enable:
         model.base.enable_gradient_checkpointing()
     return model

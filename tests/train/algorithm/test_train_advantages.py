@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.algorithm.advantages import centered, group_advantage, group_advantages, zscore
+from train.algorithm.advantages import (
+    ADVANTAGES,
+    Speed,
+    centered,
+    group_advantage,
+    group_advantages,
+    leave_one_out,
+    rank,
+    wd1,
+    zscore,
+)
 
 rewards_of_a_group = st.lists(st.floats(-5, 5), min_size=2, max_size=12)
 
@@ -144,3 +154,78 @@ def test_an_advantage_may_write_into_what_it_is_given():
 
     rewards = np.array([[1.0, 2.0], [0.0, 4.0]])
     assert group_advantage(rewards, in_place).tolist() == [-0.5, 0.5] and rewards.tolist() == [[1.0, 2.0], [0.0, 4.0]]
+
+
+@given(rewards_of_a_group)
+def test_leave_one_out_is_against_the_mean_of_the_others(rewards):
+    others = [np.mean(rewards[:i] + rewards[i + 1 :]) for i in range(len(rewards))]
+    assert leave_one_out(np.array(rewards)) == pytest.approx([r - m for r, m in zip(rewards, others, strict=True)])
+
+
+@given(rewards_of_a_group)
+def test_rank_counts_order_alone(rewards):
+    places = [sum(other < r for other in rewards) + sum(other <= r for other in rewards) + 1 for r in rewards]
+    want = [(place - len(rewards) - 1) / len(rewards) for place in places]  # twice the mean place, from 1
+    assert rank(np.array(rewards)) == pytest.approx(want)
+    assert rank(1024.0 * np.array(rewards)) == pytest.approx(want) and sum(want) == pytest.approx(0.0)
+
+
+@given(rewards_of_a_group, st.floats(0.0, 20.0))
+def test_wd1_weighs_good_responses_against_bad_ones(rewards, psi):
+    good = [np.exp(psi * (r - np.mean(rewards))) for r in rewards]
+    bad = [np.exp(-psi * (r - np.mean(rewards))) for r in rewards]
+    want = [len(rewards) * (g / sum(good) - b / sum(bad)) for g, b in zip(good, bad, strict=True)]
+    assert wd1(np.array(rewards), psi=psi) == pytest.approx(want, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_equal_rewards_have_no_advantage(name):
+    assert ADVANTAGES[name](np.full(5, 0.3)).tolist() == [0.0] * 5
+
+
+# ---- speed as a goal of its own
+
+
+def test_reward_and_speed_are_normalised_apart_and_a_group_that_is_all_right_trains_its_speed():
+    speeds = [1.0, 2.0, 3.0, 4.0] * 3
+    rewards = [1.0, 0.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 4
+    credit = group_advantages(rewards, 4, speed=Speed(speeds, weight=0.5))
+    fast = 0.5 * zscore(np.array(speeds[:4]))
+    assert credit.values[:4] == pytest.approx((np.array([1.0, -1.0, -1.0, 1.0]) + fast).tolist())
+    assert credit.values[4:8] == pytest.approx(fast.tolist())
+    assert credit.values[8:] == [None] * 4 and credit.dropped == {"equal": 1}  # all wrong: haste is no goal
+
+
+def test_without_an_advantage_of_its_own_a_group_that_is_all_right_teaches_nothing():
+    credit = group_advantages([1.0] * 4, 4, bonus=[0.1, 0.2, 0.3, 0.4])
+    assert credit.dropped == {"equal": 1}
+
+
+def test_a_wrong_response_may_count_as_the_slowest():
+    rewards, speeds = [1.0, 1.0, 0.0], [2.0, 3.0, 9.0]
+    credit = group_advantages(rewards, 3, advantage=centered, speed=Speed(speeds, 1.0, of_right=True))
+    want = np.array([1.0, 1.0, 0.0]) - 2 / 3 + np.array([2.0, 3.0, 2.0]) - 7 / 3
+    assert credit.values == pytest.approx(want.tolist())
+
+
+def test_groups_are_filtered_by_the_spread_of_speed_and_by_accuracy():
+    rewards = [1.0, 0.0] * 2 + [0.0, 0.0] + [1.0, 1.0]
+    speeds = [2.0, 2.005] + [2.0, 2.5] + [1.0, 3.0] + [4.0, 4.0]
+    credit = group_advantages(rewards, 2, accuracy_band=(0.01, 1.0), speed=Speed(speeds, least_spread=0.01))
+    assert credit.dropped == {"speed": 1, "equal": 2}
+    assert [value is None for value in credit.values] == [True, True, False, False, True, True, True, True]
+
+
+def test_speed_leaves_responses_without_a_reward_out():
+    credit = group_advantages([1.0, None, 1.0], 3, advantage=centered, speed=Speed([1.0, 9.0, 3.0]))
+    assert credit.values == pytest.approx([-1.0, None, 1.0])
+    assert group_advantages([None, None], 2, speed=Speed([1.0, 2.0])).dropped == {"unrewarded": 1}
+
+
+def test_whitened_advantages_have_mean_0_and_spread_1_over_the_step():
+    rewards = [1.0, 0.0, 0.25, 0.5, None, 3.0]
+    plain, white = (group_advantages(rewards, 3, advantage=centered, whiten=flag) for flag in (False, True))
+    given = np.array([value for value in plain.values if value is not None])
+    want = ((given - given.mean()) / given.std()).tolist()
+    assert [value for value in white.values if value is not None] == pytest.approx(want)
+    assert white.values[4] is None and group_advantages([None, None], 2, whiten=True).values == [None, None]

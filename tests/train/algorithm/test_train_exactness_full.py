@@ -200,6 +200,9 @@ class Step:
         ("llada", {"method": "coupled"}),
         ("mmada", {"method": "random_masking", "mask_times_per_sample": 4}),
         ("mmada", {"rows_per_response": 3}),
+        ("mmada", {"rows_per_response": 3, "rows_by": "surprisal"}),
+        ("llada", {"method": "elbo", "objective": "espo", "mask_times_per_sample": 2}),
+        ("dream", {"method": "ar_order", "rows_per_response": 3}),
     ],
 )
 def test_the_update_does_not_depend_on_micro_batches(moved, family, settings):

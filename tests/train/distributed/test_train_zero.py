@@ -10,21 +10,22 @@ import rank_work
 import torch
 from accelerate.utils import DeepSpeedPlugin
 from end_to_end import RL, SFT, Workshop, read_jsonl, text_checkpoint
+from helpers import tiny_checkpoint
 from rank_jobs import run_ranks
 from test_train_ranks import SMOOTH, Stop, assert_same, call_rl_updates, one_process, run_until
 from trainees import make_config
 
 from configs import load_config, merge
 from configs.engine import FOLDER, engine_file
-from models import load_model
-from models.lora import Adapters
+from models import load_model, lora
 from runtime.child import STORE_VARIABLE
 from train import checks, prepare, sft
 from train.command import placement
 from train.distributed import kind
-from train.distributed.kind import check_engine, zero_stage
+from train.distributed.kind import check_engine, offloads, zero_stage
 
 ZERO_2, ZERO_3 = (f"experiment.deepspeed_file=1_node_2_cpus_deepspeed_zero{stage}" for stage in (2, 3))
+EIGHT = {"processes": 8}
 FSDP_2 = "experiment.deepspeed_file=1_node_2_cpus_fsdp2"
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
@@ -56,6 +57,7 @@ def test_a_file_says_nodes_processes_and_engine():
     [
         ("zero_stage: 3", "zero_stage: 1", "zero_stage 1"),
         ("offload_param_device: none", "offload_param_device: cpu", "offload_param_device=cpu"),
+        ("offload_optimizer_device: none", "offload_optimizer_device: nvme", "offload_optimizer_device=nvme"),
         ("type: DEEPSPEED", "type: FSDP\nfsdp_config: {fsdp_version: 1}", "FSDP with fsdp_version 1"),
     ],
 )
@@ -75,42 +77,31 @@ def test_the_stage_is_the_configs_or_the_launchers(monkeypatch):
     for name, engine_name in (("deepspeed_zero3", "ZeRO-3"), ("fsdp2", "FSDP2")):
         with pytest.raises(ValueError, match=f"{engine_name}, but accelerate launch was given ZeRO-2"):
             zero_stage(with_file(f"1_node_8_gpus_{name}"))
+
+
+def test_the_optimizer_lies_in_host_memory_where_a_file_or_the_launcher_says_so(monkeypatch):
+    for engine in ("deepspeed_zero3", "fsdp2"):
+        assert offloads(with_file(f"1_node_8_gpus_{engine}_offload", model={"device": "cpu"}, experiment=EIGHT))
+        assert not offloads(with_file(f"1_node_8_gpus_{engine}", model={"device": "cpu"}, experiment=EIGHT))
+    assert not offloads(with_file("1_node_8_gpus_fsdp2_offload", model={"device": "cpu"}, experiment={"processes": 1}))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
-    with pytest.raises(ValueError, match="deepspeed_offload_optimizer_device=cpu"):
-        zero_stage(with_file(None))
+    assert offloads(with_file(None, experiment=EIGHT))
     assert DeepSpeedPlugin(hf_ds_config=None).offload_optimizer_device == "cpu"
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu")
+    with pytest.raises(ValueError, match="accelerate's config: offload_param_device=cpu"):
+        zero_stage(with_file(None))
 
 
 @pytest.mark.slow
 def test_what_an_engine_cannot_do_is_reported_before_a_model_is_loaded(monkeypatch, tmp_path, model_folder):
     shop = Workshop(tmp_path, model_folder)
-    monkeypatch.setattr(kind, "find_spec", lambda name: name)
-    for check, text in ((checks.check, RL), (sft.check, SFT)):
-        with pytest.raises(ValueError, match="lora.rank=4 under ZeRO-2"):
-            check(load_config(shop.arguments(text, ZERO_2, "lora.rank=4", "dry_run=true")))
-        with pytest.raises(ValueError, match="lora.rank=4 under FSDP2"):
-            check(load_config(shop.arguments(text, FSDP_2, "lora.rank=4", "dry_run=true")))
     monkeypatch.setattr(kind, "find_spec", lambda name: None)
     for check, text in ((checks.check, RL), (sft.check, SFT)):
         with pytest.raises(ValueError, match="pip install -c requirements-extras.txt deepspeed"):
             check(load_config(shop.arguments(text, ZERO_3, "dry_run=true")))
         check(load_config(shop.arguments(text, FSDP_2, "dry_run=true")))
     check_engine(with_file("1_node_8_gpus_ddp", lora={"rank": 4}), model_folder)
-
-
-@pytest.mark.slow
-def test_a_folder_of_adapters_under_zero_is_refused(monkeypatch, tmp_path, model_folder):
-    monkeypatch.setattr(kind, "find_spec", lambda name: name)
-    shop, adapters = Workshop(tmp_path, model_folder), tmp_path / "adapters"
-    model = load_model(model_folder)
-    model.add_adapters(Adapters(4, 8.0), model_folder, seed=0)
-    model.save(adapters)
-    for check, text in ((checks.check, RL), (sft.check, SFT)):
-        arguments = shop.arguments(text, f"model.pretrained_model={adapters}", "dry_run=true")
-        with pytest.raises(ValueError, match=r"adapters \(a folder of adapters\) under ZeRO-2"):
-            check(load_config([*arguments, ZERO_2]))
-        check(load_config([*arguments, ZERO_2, "experiment.processes=1"]))
-        check(load_config(arguments))
 
 
 @pytest.mark.parametrize("word", [None, ZERO_2])
@@ -314,6 +305,76 @@ def test_a_run_goes_from_one_engine_to_another(tmp_path, model_folder, engines):
         assert_same(dict(load_model(path).state_dict()), dict(load_model(other).state_dict()))
         mine, theirs = (torch.load(p / "trainer" / "state.pt")["updater"]["optimizer"] for p in (path, other))
         assert_same(mine, theirs)
+
+
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory):
+    """A model of twelve layers, of which one is a small part."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("deep"), num_hidden_layers=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", pytest.param("deepspeed_zero3", marks=[needs_deepspeed, pytest.mark.long])]
+)
+def test_no_rank_reads_a_whole_model_into_memory(tmp_path, deep_folder, engine):
+    """Each takes its shard of one part after another: at no time more than half of the model and a few layers."""
+    want = dict(load_model(deep_folder).named_parameters())
+    (*_, masters), _ = found = run_ranks(tmp_path, 2, rank_work.read_in_shards, deep_folder, engine)
+    for peak, size, _ in found:
+        assert peak < 0.75 * size
+    assert_same(masters, {name: weight.detach() for name, weight in want.items()})
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine",
+    [*(pytest.param(kind, marks=needs_deepspeed) for kind in ("deepspeed_zero2", "deepspeed_zero3")), "fsdp2"],
+)
+def test_adapters_learn_under_every_engine_as_in_one_process(tmp_path, engine):
+    """With dropout, and a KL to the base that the adapters stand on."""
+    folder = tiny_checkpoint(tmp_path / "base")
+    (want,) = run_ranks(tmp_path / "one", 1, rank_work.adapter_updates, folder, "ddp")
+    metrics, adapters, moments = run_ranks(tmp_path / "many", 2, rank_work.adapter_updates, folder, engine)[0]
+    assert_same((metrics, adapters), want[:2])
+    assert moments.keys() == want[2].keys() and adapters and want[0][1]["kl"] > 0
+    for name, moment in want[2].items():
+        assert float((moments[name] - moment).abs().max()) < 1e-5
+
+
+def test_adapters_on_adapters_have_no_reference_where_no_rank_has_the_base(monkeypatch, tmp_path):
+    monkeypatch.setattr(kind, "find_spec", lambda name: name)
+    (tmp_path / lora.CONFIG).write_text("{}")
+    sections = {"model": {"pretrained_model": str(tmp_path)}, "training": {"kl_to": "reference"}}
+    for name in ("1_node_2_cpus_fsdp2", "1_node_2_cpus_deepspeed_zero3"):
+        with pytest.raises(ValueError, match="training.kl_to=reference under .* holds adapters"):
+            check_engine(with_file(name, **sections), tmp_path)
+        check_engine(with_file(name), tmp_path)
+    check_engine(with_file("1_node_2_cpus_deepspeed_zero2", **sections), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        *(pytest.param("zero3", precision, marks=needs_deepspeed) for precision in ("no", "bf16")),
+        ("fsdp2", "no"),
+        ("fsdp2", "bf16"),
+    ],
+)
+def test_an_optimizer_in_host_memory_changes_nothing(tmp_path, engine, precision):
+    given = {"engine": engine, "precision": precision}
+    want, got = (
+        run_ranks(tmp_path / str(i), 2, call, given, timeout=200)[0]
+        for i, call in enumerate((call_rl_updates, call_offloaded_updates))
+    )
+    assert_same(got, want)
+
+
+def call_offloaded_updates(arguments):
+    return rank_work.offloaded_updates(**arguments)
 
 
 @needs_deepspeed

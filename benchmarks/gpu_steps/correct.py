@@ -1,0 +1,148 @@
+"""What must be right on a device before its speed counts, against the reference, the CPU or the eager path."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.counters import off_share, sampler_less_trainer
+from benchmarks.gpu_steps.record import Figure, Found, Setup, Step
+from benchmarks.sampler import random_model
+from models import load_model
+from models.tiny import random_prompts, tiny_model
+from sample import Rollout, Sampler, SamplingConfig
+from train.distributed.accelerator import make_accelerator
+from train.learner.batch import Replay
+from train.learner.updater import Updater
+
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+FAMILIES = ("sdar", "dream", "llada")
+STRATEGIES: dict[str, dict[str, str]] = {
+    "low_confidence_static": {},
+    "low_confidence_dynamic": {},
+    "sequential": {},
+    "entropy_bounded": {"target": "neg_entropy"},
+    "random order": {"strategy": "low_confidence_static", "target": "random"},
+}
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of fp32 are products of fp32, whatever ran before in this process."""
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
+
+
+def checks(setup: Setup) -> Found:
+    """All checks of the step."""
+    with exact_products():
+        for name in ("sdar", "sdar_tied"):
+            yield f"reference_{name}", float(decodes_as_the_reference(setup, name))
+        for family in FAMILIES:
+            equal, gap = cpu_and_trainer(setup, family)
+            yield f"cpu_tokens_{family}", float(equal)
+            yield f"trainer_gap_{family}", gap
+        for name in STRATEGIES:
+            yield f"graph_{name}", float(graph_is_eager(setup, name))
+    gap_N = _bf16_gap(setup)
+    yield "bf16_mean_abs", float(np.abs(gap_N).mean())
+    yield "bf16_off_share", off_share(gap_N)
+
+
+def decodes_as_the_reference(setup: Setup, name: str) -> bool:
+    """Whether the checkpoint tests/golden/`name` gives the tokens and step maps that the original code gave."""
+    model, equal = load_model(GOLDEN / name, device=setup.device), True
+    for case in json.loads((GOLDEN / name / "decode.json").read_text())["cases"]:
+        config = SamplingConfig(
+            max_new_tokens=case["gen_length"],
+            block_size=case["block_size"],
+            steps_per_block=case["steps_per_block"],
+            strategy=case["strategy"],
+            threshold=case["threshold"] if case["threshold"] is not None else 0.9,
+            stop_ids=tuple(case.get("stop_ids") or ()),
+        )
+        (rollout,) = Sampler(model, config).generate([case["prompt_ids"]])
+        R = rollout.num_response_tokens
+        equal &= rollout.token_ids == case["token_ids"][:R] and rollout.step_map == case["step_map"][:R]
+    return equal
+
+
+def cpu_and_trainer(setup: Setup, family: str) -> tuple[bool, float]:
+    """A tiny model in fp32: whether the device samples the CPU's tokens, and the largest difference between the
+    sampler's log-probabilities and the trainer's there."""
+    settings = SamplingConfig(max_new_tokens=12, block_size=4, steps_per_block=4, temperature=1.0, threshold=0.4)
+    prompts = random_prompts([9, 1, 6, 3, 12, 7, 10])
+    tokens = []
+    for device in (torch.device("cpu"), setup.device):
+        model = tiny_model(family).to(device)
+        rollouts = Sampler(model, settings).generate(prompts, n=2)
+        tokens.append([rollout.token_ids for rollout in rollouts])
+    batch = Replay.of(model, settings.for_model(model)).batch(rollouts, [1.0] * len(rollouts))
+    updater = Updater(model, make_accelerator("no", setup.device))
+    trained = np.concatenate(updater.outputs(batch.samples, range(len(batch.samples))))
+    return tokens[0] == tokens[1], float(np.abs(trained - np.concatenate(batch.logp_rollout)).max())
+
+
+def graph_is_eager(setup: Setup, name: str) -> bool:
+    """Whether captured steps give the bits of the same steps run operation by operation."""
+    config = SamplingConfig(
+        **{"strategy": name} | STRATEGIES[name],  # type: ignore[arg-type]
+        **{"max_new_tokens": 24, "block_size": 4, "steps_per_block": 2, "temperature": 1.0, "max_slots": 4},  # type: ignore[arg-type]
+    )
+    answers = []
+    for captured in (False, True):
+        sampler = Sampler(tiny_model("sdar").to(setup.device), config)
+        if not captured or setup.device.type == "cpu":
+            sampler.capture = _uncaptured
+        sampler.steps_between_polls = 8
+        answers.append([_bits(r) for r in sampler.generate(random_prompts([9, 1, 6, 3, 12, 7]), n=2)])
+    return answers[0] == answers[1]
+
+
+def _uncaptured(step: Callable[[], None]) -> Callable[[], None]:
+    """A step's fixed shapes without a capture."""
+    return step
+
+
+def _bits(rollout: Rollout) -> tuple[list[int], list[int], list[float]]:
+    return rollout.canvas_ids, rollout.canvas_step_map, list(rollout.canvas_logprobs)
+
+
+def _bf16_gap(setup: Setup) -> np.ndarray:
+    if setup.tiny:
+        model, prompts = tiny_model("sdar", dtype="bfloat16"), random_prompts([9] * 4)
+    else:
+        model = random_model(torch.bfloat16, sharpness=16.0)
+        prompts = random_prompts([64] * 8, vocab_size=model.text_vocab_size, seed=1)
+    return sampler_less_trainer(model.to(setup.device), prompts)
+
+
+def _passed(name: str) -> Figure:
+    return Figure(name, "passed", "1", least=1.0)
+
+
+STEP = Step(
+    "correct",
+    "right on this device",
+    60,
+    checks,
+    (
+        *(_passed(f"reference_{name}") for name in ("sdar", "sdar_tied")),
+        *(_passed(f"cpu_tokens_{family}") for family in FAMILIES),
+        *(Figure(f"trainer_gap_{family}", "nats", "1e-5", most=1e-4) for family in FAMILIES),
+        *(_passed(f"graph_{name}") for name in STRATEGIES),
+        Figure("bf16_mean_abs", "nats", "2.5e-3", most=4e-3),
+        Figure("bf16_off_share", "share", "0", most=0.0),
+    ),
+)
