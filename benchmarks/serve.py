@@ -37,13 +37,13 @@ from models.tiny import random_prompts
 from sample import Sampler, SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-THRESHOLD = 0.9
+THRESHOLD, VOCABULARY = 0.9, 32000  # CONFIG's
 
 
 def write_model(folder: Path) -> Path:
     """The random checkpoint, with a tokenizer that names its ids and has none that ends an answer."""
     (folder / "config.json").write_text(json.dumps(CONFIG | {"eos_token_id": None}))
-    tokenizer = Tokenizer(WordLevel({f"{i} ": i for i in range(CONFIG["vocab_size"])}, unk_token="0 "))
+    tokenizer = Tokenizer(WordLevel({f"{i} ": i for i in range(VOCABULARY)}, unk_token="0 "))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -105,7 +105,7 @@ async def load(url: str, clients: int, requests: int, tokens: int) -> dict[str, 
 
 def prompts_of(count: int) -> list[list[int]]:
     """48 to 80 tokens, none of them special."""
-    return random_prompts([48 + i * 7 % 33 for i in range(count)], vocab_size=32000, seed=1, avoid=range(4))
+    return random_prompts([48 + i * 7 % 33 for i in range(count)], vocab_size=VOCABULARY, seed=1, avoid=range(4))
 
 
 def alone(model: DiffusionLM, slots: int, count: int, tokens: int) -> dict[str, Any]:

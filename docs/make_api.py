@@ -21,6 +21,7 @@ PUBLIC = {
     "reward": ("grade_math", "grade_code", "Verdict", "build_reward", "Reward"),
     "data": ("load_tasks", "load_examples", "resolve_dataset", "render_prompt"),
     "data.templates": ("chat_family",),
+    "train.start": ("rl", "Trained"),
     "generate": ("block_diffusion_generate",),
     "configs": ("load_config", "merge"),
     "train.algorithm.advantages": ("group_advantages",),

@@ -139,7 +139,9 @@ def converse(chat: Chat, console: Console) -> None:
                 return
             if question.strip() == "/reset":
                 chat.reset()
-            console.print("the conversation begins anew" if question.strip() == "/reset" else _HELP, style="dim")
+            console.print(
+                "the conversation begins anew" if question.strip() == "/reset" else _HELP, style="dim", highlight=False
+            )
             continue
         try:
             _show_answer(chat, console, question)
@@ -156,7 +158,7 @@ def _show_answer(chat: Chat, console: Console, question: str) -> None:
         return
     with Live(console=console, refresh_per_second=30, vertical_overflow="visible") as view:
         rollout = chat.answer(question, lambda cells: view.update(drawn(cells)))
-    console.print(statistics(rollout, time.monotonic() - begun), style="dim")
+    console.print(statistics(rollout, time.monotonic() - begun), style="dim", highlight=False)
 
 
 def main(usage: str = "dllm-chat model=PATH [key=value ...]") -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _OWN = ("pretrained", "max_slots", "mc_num", "batch_size", "max_batch_size", "seed")
 
 
-class DiffusionHarness(TemplateLM):  # type: ignore[misc]
+class DiffusionHarness(TemplateLM):
     """pretrained: the checkpoint. settings: `ModelSettings`, as `serve.py` has them (block_size, steps_per_block,
     strategy, threshold, cache, dtype, ...), but temperature 0. max_slots: answers decoded at a time. mc_num: samples of
     the bound. batch_size: rows of a forward of loglikelihood. seed: of sampled answers. ValueError: an unknown name."""
