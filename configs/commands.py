@@ -20,6 +20,7 @@ _RL_ALONE = (
     "dataset.train_dataset",
     "dataset.curriculum",
     "rollout.num_task_per_step",
+    "rollout.refill_draws",
     "training.objective",
     "training.objective_params",
     "training.advantage",

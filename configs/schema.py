@@ -244,6 +244,9 @@ class RolloutConfig(DecodeConfig):
         choices=("auto", "fp32", "bf16"),
     )
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
+    refill_draws: int = opt(
+        0, "so often at most a step draws further tasks in place of groups that teach nothing (DAPO); 0 = never", low=0
+    )
     output_unmasking_history: bool = output(True, "eval.py: write step maps into the samples file")
 
 

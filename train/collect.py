@@ -6,7 +6,7 @@ Shapes: G responses of a prompt.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -39,6 +39,25 @@ class StepRollouts:
     weights: str
     seconds: float
     graded: GradedRollouts | None = None
+
+    def joined(self, more: "StepRollouts") -> "StepRollouts":
+        """These, then those of further prompts of the step."""
+        prompts, rollouts = [*self.prompts, *more.prompts], [*self.rollouts, *more.rollouts]
+        return replace(self, prompts=prompts, rollouts=rollouts, seconds=self.seconds + more.seconds)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Completions of a step's rollouts, their rewards, and counts of the reward's calls."""
+
+    texts: list[str]
+    rewards: list[float | None]
+    stats: dict[str, float]
+
+    def joined(self, more: "Scores") -> "Scores":
+        names = self.stats.keys() | more.stats.keys()
+        stats = {name: self.stats.get(name, 0.0) + more.stats.get(name, 0.0) for name in sorted(names)}
+        return Scores(self.texts + more.texts, self.rewards + more.rewards, stats)
 
 
 @dataclass(frozen=True)
@@ -96,12 +115,21 @@ class Collector:
     def grade(self, sampled: StepRollouts) -> GradedRollouts:
         """The step's rollouts with rewards and credit, safe on disk."""
         graded = sampled.graded or self._graded(sampled)
-        self.curriculum.record([prompt.task.id for prompt in sampled.prompts], graded.rewards, self.group_size)
+        tasks = [str(rollout.key[1]) for rollout in graded.rollouts[:: self.group_size]]
+        self.curriculum.record(tasks, graded.rewards, self.group_size)
         return graded
 
     def _graded(self, sampled: StepRollouts) -> GradedRollouts:
-        texts, rewards, stats = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
+        scores = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
         stopping.check()
+        for draw in range(1, self.config.rollout.refill_draws + 1):
+            more = self._refill(sampled, scores, draw)
+            if not more.prompts:
+                break
+            scores = scores.joined(ranks.on_main(self._rewards, more.prompts, more.rollouts))
+            sampled = sampled.joined(more)
+            stopping.check()
+        texts, rewards, stats = scores.texts, scores.rewards, scores.stats
         credit = self._credit(sampled.rollouts, rewards)
         if self.config.judge.mode == "process":
             with self.monitor.timed("judge"):
@@ -110,6 +138,19 @@ class Collector:
         with self.monitor.timed("log"):
             ranks.on_main(self._put_on_disk, sampled, graded, texts)
         return graded
+
+    def _refill(self, sampled: StepRollouts, scores: Scores, draw: int) -> StepRollouts:
+        """Rollouts of further tasks, one for each group that teaches nothing; none where all do, where no task is left,
+        or where groups have no reward at all, which no other task would cure."""
+        dropped = self._credit(sampled.rollouts, scores.rewards).dropped
+        kept = len(sampled.prompts) - dropped.total()
+        missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
+        taken = {prompt.task.id for prompt in sampled.prompts}
+        prompts = [self.prompts[i] for i in self.curriculum.refill(sampled.step, draw, max(0, missing), taken)]
+        started = perf_counter()
+        with self.monitor.timed("refill"):
+            rollouts = self.sample(prompts, sampled.step) if prompts else []
+        return StepRollouts(sampled.step, prompts, rollouts, sampled.weights, perf_counter() - started)
 
     def _keys(self, prompts: Sequence[Prompt], step: int) -> list[Key]:
         seen: Counter[str] = Counter()
@@ -125,7 +166,8 @@ class Collector:
         assert self.grading.log is not None
         weights = weights_digest(self.sampler.model)
         prompt_ids = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
-        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids)
+        refilled = self.config.rollout.refill_draws > 0
+        return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
         """Writes the step's rows, and shows the first of them now and then."""
@@ -137,10 +179,7 @@ class Collector:
         if every and sampled.step % every == 0:
             self.monitor.sample(sampled.step, rows[0] | {"reward": graded.rewards[0]})
 
-    def _rewards(
-        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-    ) -> tuple[list[str], list[float | None], dict[str, float]]:
-        """Completions, their rewards, and counts of the reward's call."""
+    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
         reward = self.grading.reward
         assert reward is not None
         texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
@@ -148,7 +187,7 @@ class Collector:
         rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
-        return texts, rewards, reward.stats
+        return Scores(texts, rewards, reward.stats)
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, reward = self.config.training, self.config.reward

@@ -1,6 +1,6 @@
 """Which tasks an RL step draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,13 +24,23 @@ class Curriculum:
             orders = {p: np.random.default_rng([self.seed, p]).permutation(total) for p in {i // total for i in places}}
             return [int(orders[place // total][place % total]) for place in places]
         rng = np.random.default_rng([self.seed, step])
-        chances = np.array([self._chance(name) for name in self.ids])
         drawn: list[int] = []
         while len(drawn) < count:
-            # The smallest of exponential waiting times: drawing without replacement in proportion to the chances.
-            waiting = rng.exponential(size=total) / chances
-            drawn += np.argsort(waiting)[: count - len(drawn)].tolist()
+            drawn += self._ordered(rng)[: count - len(drawn)]
         return drawn
+
+    def refill(self, step: int, draw: int, count: int, taken: Collection[str]) -> list[int]:
+        """Up to `count` further numbers for step `step`, of tasks that it has not taken; draw: the how-manieth, from
+        1."""
+        order = self._ordered(np.random.default_rng([self.seed, step, draw]))
+        return [i for i in order if self.ids[i] not in taken][:count]
+
+    def _ordered(self, rng: np.random.Generator) -> list[int]:
+        """All numbers, as they come when they are drawn without replacement in proportion to their chances: by the
+        smallest of exponential waiting times."""
+        chances = np.array([self._chance(name) for name in self.ids])
+        order: list[int] = np.argsort(rng.exponential(size=len(self.ids)) / chances).tolist()
+        return order
 
     def record(self, ids: Sequence[str], rewards: Sequence[float | None], group_size: int) -> None:
         """The mean reward of each task's group (prompt-major rewards; None is left out)."""

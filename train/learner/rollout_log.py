@@ -65,11 +65,12 @@ class RolloutLog:
             logger.warning("%s or %s was damaged or edited in step %s", folder.rollouts, folder.graded.name, steps)
 
     def take(
-        self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]]
+        self, step: int, weights: str, keys: Sequence[Key], prompts: Sequence[Sequence[int]], refilled: bool = False
     ) -> GradedRollouts | None:
         """The graded rollouts of `step`, the one after that of the last call; None from the first that is not here.
 
-        weights: digest of those that would sample now. prompts: ids for each of `keys`."""
+        weights: digest of those that would sample now. prompts: ids for each of `keys`. refilled: further ones, which
+        these keys' rewards asked for, may follow."""
         if self._steps is None:
             return None
         found, rows = self._ahead or (step, [])
@@ -83,7 +84,8 @@ class RolloutLog:
                 )
             else:
                 same = [(rollout.key, rollout.prompt_ids) for rollout in graded.rollouts]
-                if same == list(zip(keys, map(list, prompts), strict=False)) and len(same) == len(keys):
+                wanted = list(zip(keys, map(list, prompts), strict=True))
+                if same[: len(wanted)] == wanted and (refilled or len(same) == len(wanted)):
                     return graded
         self._steps = None
         for path in (self.folder.rollouts, self.folder.graded):

@@ -65,3 +65,17 @@ def test_a_bonus_moves_advantages_and_not_what_is_dropped():
     credit = group_advantages(rewards, 4, advantage=centered, accuracy_band=(0.2, 0.8), bonus=bonus)
     assert credit.dropped == {"equal": 1}
     assert credit.values[:4] == pytest.approx([0.85, 0.45, -0.65, -0.65])
+
+
+@given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 5), st.sampled_from([1.0, 0.1]))
+def test_a_step_is_refilled_with_tasks_that_it_has_not_taken(total, count, first, chance):
+    one = curriculum(total, chance=chance)
+    taken = [f"t{i}" for i in range(min(first, total))]
+    drawn = one.refill(3, 1, count, taken)
+    assert len(drawn) == len(set(drawn)) == min(count, total - len(taken))
+    assert not {f"t{i}" for i in drawn} & set(taken) and one.refill(3, 1, count, taken) == drawn
+
+
+def test_every_refill_of_a_step_is_another_draw():
+    one = curriculum(50)
+    assert len({tuple(one.refill(step, draw, 9, ())) for step in (1, 2) for draw in (1, 2)}) == 4

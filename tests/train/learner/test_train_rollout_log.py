@@ -246,3 +246,11 @@ def test_a_row_says_whether_its_credit_is_an_advantage_or_a_reward(tmp_path, kin
     assert all({"advantage", "credit", "credit_kind"} & row.keys() == names for row in rows)
     assert [row["advantage" if kind == "advantage" else "credit"] for row in rows] == [0.1, -0.1, None, None]
     assert RolloutLog(folder, 0).take(1, "w", keys_of(1), PROMPTS) == given
+
+
+def test_a_step_that_was_refilled_is_taken_with_what_followed(folder):
+    """The keys of its first draw are known; the rest follows from their rewards."""
+    steps = RolloutLog(folder, 0)
+    first = steps.take(1, "w1", keys_of(1)[:2], PROMPTS[:2], refilled=True)
+    assert first is not None and [rollout.key for rollout in first.rollouts] == keys_of(1)
+    assert steps.take(2, "w2", keys_of(2)[:2], PROMPTS[:2]) is None
