@@ -14,7 +14,9 @@ if __name__ == "__main__":
     sys.path[0] = str(HERE.parent)
 
 PUBLIC = {
-    "models": ("load_model", "DiffusionLM", "load_value_model"),
+    "models": ("load_model", "DiffusionLM", "Prompt", "load_value_model"),
+    "models.vision.seeing": ("Seeing",),
+    "models.vision.images": ("open_image", "ImageFault"),
     "sample": ("SamplingConfig", "Sampler", "Rollout"),
     "sample.session": ("Session", "Update"),
     "sample.likelihood": ("chain", "bound"),

@@ -10,11 +10,14 @@ from runtime.lazy import loader
 if TYPE_CHECKING:
     from models.model import DiffusionLM, load_model
     from models.value import ValueModel, load_value_model
+    from models.vision.prompt import Picture, Prompt
 
-__all__ = ["DiffusionLM", "ValueModel", "load_model", "load_value_model"]
+__all__ = ["DiffusionLM", "Picture", "Prompt", "ValueModel", "load_model", "load_value_model"]
 
 _MODULES = {
     "DiffusionLM": "models.model",
+    "Picture": "models.vision.prompt",
+    "Prompt": "models.vision.prompt",
     "ValueModel": "models.value",
     "load_model": "models.model",
     "load_value_model": "models.value",

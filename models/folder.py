@@ -106,3 +106,14 @@ def weight_names(folder: Path) -> set[str]:
     with suppress(OSError, SafetensorError), safe_open(whole, "pt") as file:
         names.update(file.keys())
     return names
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the folder's weights by name, from the headers of safetensors files; empty where it has none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with suppress(OSError, SafetensorError, ValueError):
+        for path in weight_files(folder):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes

@@ -5,7 +5,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +21,14 @@ from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
 from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
+from models.vision.prompt import Prompt, embedded, numbered, require_rows
+from models.vision.seeing import Seeing, see
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class DiffusionLM(nn.Module):
+class DiffusionLM(Seeing):
     """Body and head of one family's model. Parameters carry transformers' names; `save` writes the checkpoint's own.
 
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
@@ -51,6 +53,7 @@ class DiffusionLM(nn.Module):
         self.hf_config = network.config
         self._carried = dict(carried)
         self.tokenizer = tokenizer
+        self.vision = getattr(network, "vision", None)
         self.adapters: LoraConfig | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
@@ -108,10 +111,17 @@ class DiffusionLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states [B, L, D] under the attention of `layout`."""
+    def hidden(
+        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, features: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states [B, L, D] under the attention of `layout`. features: [rows, D], of which an id -1 - row
+        stands for one (`models.vision.prompt`)."""
         assert self.hf_config._attn_implementation == ATTENTION_NAME, "another attention would ignore the layout"
-        output = self.model(input_ids=input_ids_BL, position_ids=positions_BL, use_cache=False, layout=layout)
+        given = {"input_ids": input_ids_BL}
+        if features is not None:
+            tokens_BLD = self.model.embed_tokens(input_ids_BL.clamp_min(0))  # type: ignore[operator]
+            given = {"inputs_embeds": embedded(tokens_BLD, input_ids_BL, features)}
+        output = self.model(**given, position_ids=positions_BL, use_cache=False, layout=layout)
         return output.last_hidden_state
 
     def forward(
@@ -122,27 +132,33 @@ class DiffusionLM(nn.Module):
         index_N: Tensor,
         targets_N: Tensor,
         entropy: bool = False,
+        pictures: Sequence[Prompt] = (),
     ) -> Tensor:
         """Log-probabilities [N] (fp32, temperature 1) of `targets_N` read at the flat positions `index_N` of [B * L];
-        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`)."""
-        hidden_ND = self.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
+        entropy: [2, N], the entropies there second. Logits exist only for these positions (`OutputHead`). pictures: the
+        prompts whose features the negative ids number."""
+        features = self.features_of(pictures) if pictures else None
+        hidden_BLD = self.hidden(input_ids_BL, positions_BL, layout, features)
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N)
         return self.lm_head(hidden_ND, targets_N, entropy)
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor, block_size: int | None = None) -> Tensor:
+    def logits(self, input_ids: Tensor, block_size: int | None = None, features: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] under the family's own attention: no shift applied, no mask id removed.
 
-        block_size: block families only; default the checkpoint's. ValueError for full attention.
+        block_size: block families only; default the checkpoint's. ValueError for full attention. features: rows [rows,
+        D] for all positions that hold the image id, in reading order; ValueError for another number of them.
         """
         if self.attention == "full" and block_size is not None:
             raise ValueError(f"block_size={block_size}: {self.family} has full attention, leave block_size out.")
         B, L = input_ids.shape
-        input_ids = input_ids.to(self.device)
+        input_ids = numbered(input_ids.to(self.device))
+        require_rows(int((input_ids < 0).sum()), 0 if features is None else len(features))
         mask = None
         if self.attention == "block":
             mask = block_causal_mask(L, block_size or self.block_size, self.device)
         positions = torch.arange(L, device=self.device).expand(B, L)
-        return self.lm_head(self.hidden(input_ids, positions, Masked(mask)))
+        return self.lm_head(self.hidden(input_ids, positions, Masked(mask), features))
 
     def enable_gradient_checkpointing(self) -> None:
         of_5_17 = self.model.gradient_checkpointing_enable  # transformers 5.23 has another name and warns of this one
@@ -186,6 +202,7 @@ class DiffusionLM(nn.Module):
         """Folds the adapters into the weights: a model like any other, all of it trainable."""
         lora.merge(self.model)
         self.requires_grad_(True)
+        self.train_vision(None)
         self.adapters = self.base_fingerprint = None
 
     def save(
@@ -219,6 +236,7 @@ def load_model(
     besides: Collection[str] = (),
     adapters_dtype: torch.dtype | None = None,
     unread: bool = False,
+    image_tokenizer: str | None = None,
 ) -> DiffusionLM:
     """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
 
@@ -227,15 +245,17 @@ def load_model(
     random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
     weights of the folder that are no part of the model. adapters_dtype: of the adapters of such a folder; default the
     base's. unread: on the host, weights that are not drawn stay in their files for an engine that shards them
-    (`models.unread`).
-    ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed.
+    (`models.unread`). image_tokenizer: folder or hub name of a family's image tokenizer that is no part of the
+    checkpoint, read when pictures come.
+    ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed, an
+    image tokenizer for a family that has none.
     """
     if isinstance(path, CheckpointSpec):
         spec = path
     else:
         require_base(spec := CheckpointSpec.read(path, model_base))
     if spec.base is not None:
-        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, unread)
+        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, unread, image_tokenizer)
     _check_device(device)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
@@ -249,6 +269,7 @@ def load_model(
         network = layout_io.read_weights(spec, torch_dtype, device, besides)
     with config_errors(spec.folder, spec.family):
         model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
+    see(model, spec.family, image_tokenizer)
     return model.to(device=device).eval()
 
 
@@ -268,9 +289,10 @@ def _load_adapted(
     device: str | torch.device,
     adapters_dtype: torch.dtype | None,
     unread: bool,
+    image_tokenizer: str | None,
 ) -> DiffusionLM:
     """The base with the folder's adapters; the block size is the folder's."""
-    model = load_model(base, dtype, device, unread=unread)
+    model = load_model(base, dtype, device, unread=unread, image_tokenizer=image_tokenizer)
     model.adapters = lora.read(spec.folder, model.model.requires_grad_(False), adapters_dtype)
     folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
     if folder.is_dir():  # not a name on the hub

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from models import lora
 from models.attention import ATTENTION_NAME
 from models.families import Family, find_family
-from models.folder import read_json, resolve_folder, weight_names
+from models.folder import read_json, resolve_folder, weight_names, weight_shapes
 from models.lora import Adapters
 
 _MOST_LAYERS = 10_000
@@ -22,7 +22,8 @@ _MOST_LAYERS = 10_000
 class CheckpointSpec:
     """A checkpoint without its weights.
 
-    folder: where it lies. raw, generation: its config.json and generation_config.json. family: of its architecture.
+    folder: where it lies. raw, generation: its config.json (completed as the family says) and generation_config.json.
+    family: of its architecture.
     positions: the most tokens of a sequence. block_size: tokens of a block that it was trained in, 1 for full
     attention. adapters, base: of a folder of adapters, their settings and the checkpoint that they were trained on,
     whose config, tokenizer and weights they share; None otherwise.
@@ -54,6 +55,9 @@ class CheckpointSpec:
                 "give the checkpoint in bf16, fp16 or fp32."
             )
         with config_errors(folder, family):
+            if family.beside is not None:
+                name, complete = family.beside
+                raw = raw | complete(read_json(folder / name), weight_shapes(folder))
             layers = family.config_arguments(raw).get("num_hidden_layers", 1)  # before a list is made of so many
             if isinstance(layers, int) and layers > (most := len(names) or _MOST_LAYERS):
                 raise ValueError(f"{layers} layers, which the {most} weights of its files are too few for")

@@ -99,6 +99,29 @@ TINY_CONFIGS["mmada"] = TINY_CONFIGS["llada"] | {
     "num_new_special_tokens": 0,
     "vocab_size": 80,
 }
+TINY_CONFIGS["lladav"] = {name: value for name, value in _QWEN.items() if "sliding" not in name} | {
+    "architectures": ["LlavaLLaDAModelLM"],
+    "attention_bias": False,
+    "image_aspect_ratio": "anyres_max_4",
+    "image_grid_pinpoints": [[16, 16], [16, 32], [32, 16], [32, 32]],
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_type": "mlp2x_gelu",
+    "model_type": "llava_llada",
+    "num_key_value_heads": 4,
+}
+TINY_FILES = {
+    "lladav": {
+        "vision_tower_config.json": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 5,
+        }
+    }
+}
+"""What folders hold beside config.json."""
 
 
 def tiny_checkpoint(
@@ -112,7 +135,8 @@ def tiny_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     raw = {**TINY_CONFIGS[family], **config}
-    (folder / "config.json").write_text(json.dumps(raw))
+    for name, content in {"config.json": raw, **TINY_FILES.get(family, {})}.items():
+        (folder / name).write_text(json.dumps(content))
     model = load_model(folder, random_init_seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

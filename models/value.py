@@ -3,6 +3,7 @@
 Shapes: B sequences, L tokens, N selected positions, D hidden size.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from models.attention import Layout
 from models.fingerprint import require_base
 from models.model import DiffusionLM, load_model
 from models.spec import CheckpointSpec
+from models.vision.prompt import Prompt
 
 HEAD_NAME = "value_head.weight"
 
@@ -42,11 +44,20 @@ class ValueModel(nn.Module):
             parameter.requires_grad_(id(parameter) in body)
 
     def forward(
-        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, index_N: Tensor, targets_N: Tensor
+        self,
+        input_ids_BL: Tensor,
+        positions_BL: Tensor,
+        layout: Layout,
+        index_N: Tensor,
+        targets_N: Tensor,
+        pictures: Sequence[Prompt] = (),
     ) -> Tensor:
         """Values [N] (fp32) read at the flat positions `index_N` of [B * L]. The targets are those of
-        `DiffusionLM.forward`; a value is that of the state before the choice and does not see them."""
-        hidden_ND = self.base.hidden(input_ids_BL, positions_BL, layout).flatten(0, 1).index_select(0, index_N)
+        `DiffusionLM.forward`; a value is that of the state before the choice and does not see them. Pictures are seen
+        through the features that the policy encoded."""
+        features = self.base.features_of(pictures) if pictures else None
+        hidden_BLD = self.base.hidden(input_ids_BL, positions_BL, layout, features)
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N)
         return self.value_head(hidden_ND)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -44,6 +44,8 @@ class Denoiser:
         masked_nb = (ids_nb == self.model.mask_id) & active_n[:, None]
         if self.decoding.opens_with_first:
             masked_nb &= (state.block_step > 0)[:, None] | (self.offset_b == 0)
+        if self.decoding.stop_narrows and len(self.stop_ids):
+            masked_nb &= self.offset_b < self._first_stop(state, ids_nb, position_nb)[:, None]
         proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds)
         chosen_nb = self.rules.strategy(proposal, masked_nb, self._share(state), self.config)
 
@@ -87,9 +89,7 @@ class Denoiser:
         undecided = torch.where(is_mask, self.offset_b, b).amin(1)
         ended = state.start + undecided >= state.limit
         if len(self.stop_ids):
-            is_stop = (ids_nb[..., None] == self.stop_ids).any(-1)
-            is_stop &= (position_nb >= state.prompt[:, None]) & (position_nb < state.limit[:, None])
-            ended |= torch.where(is_stop, self.offset_b, b).amin(1) < undecided
+            ended |= self._first_stop(state, ids_nb, position_nb) < undecided
         if self.decoding.pads_end and self.config.early_stop and self.config.pad_id is not None:
             only_pads = ((ids_nb == self.config.pad_id) | (position_nb >= state.end[:, None])).all(1)
             self._fill_pads(state, active_n & only_pads & ~ended)
@@ -101,6 +101,12 @@ class Denoiser:
         state.block_step *= ~advance
         state.needs_commit |= advance
         state.masks.copy_(torch.where(advance, self.first_masks(b), is_mask.sum(1)))
+
+    def _first_stop(self, state: StepState, ids_nb: Tensor, position_nb: Tensor) -> Tensor:
+        """Place [n] in the block of the first stop id of the response, b where there is none."""
+        is_stop = (ids_nb[..., None] == self.stop_ids).any(-1)
+        is_stop &= (position_nb >= state.prompt[:, None]) & (position_nb < state.limit[:, None])
+        return torch.where(is_stop, self.offset_b, self.b).amin(1)
 
     def _fill_pads(self, state: StepState, filled_n: Tensor) -> None:
         """Pads all positions right of the current block, as one more step that costs no forward."""

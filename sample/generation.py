@@ -9,6 +9,7 @@ import torch
 from sample.denoiser import Denoiser
 from sample.draw import Drawing, Mix
 from sample.graphs import CommitBudget, Steps, bucket
+from sample.pictures import PictureTable
 from sample.request import Request, hash_key
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
@@ -68,6 +69,7 @@ class Generation:
         self.capacity_tokens, self.steps, self.budget = slots.capacity_tokens, slots.steps, CommitBudget()
         self.polls = 1 if self.cache.polls_every_step else polls
         self.model, self.config, self.b = denoiser.model, denoiser.config, denoiser.b
+        self.pictures = PictureTable()
         self.rollouts: dict[int, Rollout] = {}
         self.occupant: dict[int, Request] = {}
         self.resident: dict[int, int] = {}
@@ -123,9 +125,18 @@ class Generation:
             seating.take(request)
         if seating.taken:
             self.state.place([self._seat(slot) for slot in seating.taken], self.model.mask_id)
+            self._show_pictures()
         self._prefill(seating.fresh)
         self._copy_prompts(seating.copies)
         self.width = self.slots if self.config.deterministic else max(self.occupant, default=-1) + 1
+
+    def _show_pictures(self) -> None:
+        """Hands the features of the prompts at work to what runs them."""
+        if self.pictures.hold(self.occupant) or self.pictures.rows is not None:
+            slots, requests = list(self.occupant), self.occupant.values()
+            first = [self.pictures.first_row(request) for request in requests]
+            self.state.first_row[slots] = torch.tensor(first, device=self.model.device)
+        self.cache.features = self.pictures.rows
 
     def _seat(self, slot: int) -> Seat:
         """Where the slot's new request begins and ends."""
@@ -134,7 +145,7 @@ class Generation:
         start = self.cache.first_block(P)
         return Seat(
             slot=slot,
-            prompt_ids=request.prompt_ids,
+            prompt_ids=request.prompt.numbered(),
             start=start,
             end=self.cache.end(P, most),
             limit=P + most,
@@ -206,6 +217,7 @@ class Generation:
             finish_reason="length" if stop is None else "stop",
             num_steps=step,
             weights_version=self.weights_version,
+            images=request.prompt.digests if request.prompt.has_rows else [],
         )
 
     def remove(self, index: int) -> None:

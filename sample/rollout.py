@@ -1,7 +1,7 @@
 """The record of one response: what the sampler writes, and reward, trainer, viewer and disk read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Key = tuple[int | str, ...]
@@ -11,7 +11,8 @@ Key = tuple[int | str, ...]
 class Rollout:
     """One sampled response with the order in which it was unmasked.
 
-    key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids.
+    key: names the sample, and with the seed fixes its randomness. prompt_ids: token ids, and the image id at positions
+        for which features of a picture stand.
     canvas_ids: every id after the prompt when decoding ended (mask ids where nothing was decided): whole blocks, or
         for full attention max_new_tokens.
     canvas_step_map: the denoising step, counted from 1 over the response, that decided each position; 0 = still masked;
@@ -22,6 +23,8 @@ class Rollout:
         max_new_tokens.
     finish_reason: "stop" or "length". num_steps: denoising steps of this sequence.
     weights_version: of the sampler's weights.
+    images: of each picture that stands as features in the prompt, the first 16 hexadecimal digits of its bytes' sha256;
+        "" where they are not known.
     """
 
     key: Key
@@ -33,6 +36,7 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     num_steps: int
     weights_version: int = 0
+    images: list[str] = field(default_factory=list)
 
     @property
     def token_ids(self) -> list[int]:
@@ -47,7 +51,10 @@ class Rollout:
         return self.canvas_logprobs[: self.num_response_tokens]
 
     def to_json(self, **more: Any) -> str:
-        return json.dumps(asdict(self) | more)
+        row = asdict(self)
+        if not self.images:
+            del row["images"]
+        return json.dumps(row | more)
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> "Rollout":

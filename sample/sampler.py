@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import DiffusionLM
+from models import DiffusionLM, Prompt
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -79,17 +79,18 @@ class Sampler:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Sequence[int] | str | Chat],
+        prompts: Sequence[Sequence[int] | str | Chat | Prompt],
         n: int = 1,
         keys: Sequence[Key] | None = None,
         progress: Callable[[int], None] | None = None,
         take: Callable[[], Sequence[int]] | None = None,
         limit: int | None = None,
     ) -> list[Rollout]:
-        """Responses to each prompt (token ids, a text, or a chat: [{"role": ..., "content": ...}, ...]), n a prompt,
-        prompt-major.
+        """Responses to each prompt (token ids, a text, a chat: [{"role": ..., "content": ...}, ...], or a `Prompt` with
+        pictures), n a prompt, prompt-major.
 
-        keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids, index in the group).
+        keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids and pictures, index in
+        the group).
         progress is called with the number of newly finished responses, 0 included. take: called, whenever there is
         room, for which samples (places, prompt-major) to decode next; none = no more. Only these are decoded, at most
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from models import Prompt
 from sample.draw import Drawing
 from sample.generation import Generation
-from sample.request import Request, check_prompt, hash_key
+from sample.request import Request, check_prompt, prompt_key
 from sample.rollout import Rollout
 
 
@@ -42,7 +43,7 @@ class Session:
 
     def add(
         self,
-        prompt_ids: Sequence[int],
+        prompt: Sequence[int] | Prompt,
         n: int = 1,
         max_new_tokens: int | None = None,
         seed: int | None = None,
@@ -52,14 +53,15 @@ class Session:
         config's. ValueError as of `check`."""
         config = self._generation.config
         most = config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        self.check(prompt_ids, most)
+        self.check(prompt.ids if isinstance(prompt, Prompt) else prompt, most)
         own = drawing or Drawing(config.temperature, config.top_k, config.top_p)
-        digest, first = hash_key(tuple(prompt_ids)), self._indices
+        prompt = Prompt.of(prompt)
+        digest, first = prompt_key(prompt), self._indices
         self._indices += n
         for member in range(n):
             key, hashed = (digest, member), config.seed if seed is None else seed
             self._handed[first + member] = 0
-            self._generation.queue.add(Request(first + member, first, prompt_ids, key, most, hashed, own))
+            self._generation.queue.add(Request(first + member, first, prompt, key, most, hashed, own))
         return list(range(first, first + n))
 
     def check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:

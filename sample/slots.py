@@ -98,6 +98,8 @@ class StepState:
     prompt: prompt length; limit: prompt + max_new_tokens; masks: positions that the next step may decide.
     block_index: blocks begun before this one; block_step: steps taken in the block; step: steps taken in all.
     key: hash of the sample's name and the seed.
+    first_row: where the features of its prompt's pictures begin in the call's table (`sample.pictures`), to which its
+    ids -1 - row are relative.
     needs_commit: the block before `start` is decided, its final keys and values are not written yet; waited: steps in
     which it found no room to be.
     live: being decoded.
@@ -116,6 +118,7 @@ class StepState:
     block_step: Tensor = _numbers()
     step: Tensor = _numbers()
     key: Tensor = _numbers()
+    first_row: Tensor = _numbers()
     needs_commit: Tensor = _numbers(torch.bool)
     waited: Tensor = _numbers(torch.int32)
     live: Tensor = _numbers(torch.bool)
@@ -181,7 +184,7 @@ class StepState:
         ids = np.full((len(seats), T), mask_id)
         for row, seat in zip(ids, seats, strict=True):
             row[: len(seat.prompt_ids)] = seat.prompt_ids
-            row[seat.end :] = seat.prompt_ids[0]
+            row[seat.end :] = max(0, seat.prompt_ids[0])
         numbers = {
             "start": [seat.start for seat in seats],
             "end": [seat.end for seat in seats],

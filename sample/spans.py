@@ -130,7 +130,8 @@ class CachePolicy(Protocol):
 
     keeps_keys: keys and values of slots are kept (`SlotKV`). view_multiple: the bounds' view is rounded up to a
     multiple of so many tokens, so that shapes recur. polls_every_step: the host looks at every step which slots have
-    ended. fixed_shapes: a step may compute all slots under the largest bounds at little more cost, so that it can be
+    ended. features: rows that stand for the negative ids of the slots at work, None where there are none.
+    fixed_shapes: a step may compute all slots under the largest bounds at little more cost, so that it can be
     captured (`sample.graphs`).
     """
 
@@ -138,6 +139,7 @@ class CachePolicy(Protocol):
     keeps_keys: bool
     view_multiple: int
     polls_every_step: bool
+    features: Tensor | None
 
     @staticmethod
     def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> "list[Forward]":
@@ -182,6 +184,7 @@ class ExactBlockCache:
     keeps_keys = True
     view_multiple = 32
     polls_every_step = False
+    features: Tensor | None = None
 
     @staticmethod
     def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> list[Forward]:
@@ -259,6 +262,7 @@ class FullRecompute:
     keeps_keys = False
     view_multiple = 1
     polls_every_step = False
+    features: Tensor | None = None
 
     @staticmethod
     def forwards(slots: int, block_size: int, prompt_tokens: int, capacity_tokens: int) -> list[Forward]:
@@ -291,9 +295,19 @@ class FullRecompute:
         block = self.model.attention == "block"
         mask = block_causal_mask(L, self.block_size, device) if block else _before(state.end, L)
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
-        hidden_nLD = self.model.hidden(state.ids[:, :L], positions, Masked(mask))
+        hidden_nLD = self.model.hidden(self.ids(state, L), positions, Masked(mask), self.features)
         state.needs_commit.zero_()
         return self.predicting(hidden_nLD, state.start), state.live.clone()
+
+    def ids(self, state: StepState, length_tokens: int) -> Tensor:
+        """The slots' first ids [n, length], negative ones as -1 - row of `features`; what slots that have ended hold
+        stands for nothing."""
+        ids_nL = state.ids[:, :length_tokens]
+        if self.model.image_id is None:
+            return ids_nL
+        if self.features is None:
+            return ids_nL.clamp_min(0)
+        return torch.where(ids_nL < 0, ids_nL - state.first_row[:, None], ids_nL).clamp_min(-len(self.features))
 
     def predicting(self, hidden_nLD: Tensor, block_n: Tensor) -> Tensor:
         """Hidden states [n, b, D] that predict the b tokens from index block_n on. An index without one gets
@@ -349,7 +363,7 @@ class FrozenContext(FullRecompute):
         positions = torch.arange(length_tokens, device=row_F.device).expand(len(row_F), length_tokens)
         slot_F1 = torch.where(granted_F, row_F, self.kv.slots)[:, None]
         layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), _before(state.end[row_F], length_tokens))
-        hidden_FLD = self.model.hidden(state.ids[:, :length_tokens][row_F], positions, layout)
+        hidden_FLD = self.model.hidden(self.ids(state, length_tokens)[row_F], positions, layout, self.features)
         return self.predicting(hidden_FLD, state.start[row_F])
 
     def _window(self, state: StepState, fresh: Tensor, length_tokens: int, view_tokens: int) -> Tensor:

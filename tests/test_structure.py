@@ -16,7 +16,10 @@ BELOW = {
     "runtime": ("configs",),
     "models": ("configs", "runtime.files", "runtime.lazy", "runtime.pipes"),
     "reward": ("configs", "runtime"),
-    "data": ("configs", "models.families", "models.tokenizer", "runtime.files", "runtime.pipes", "runtime.text"),
+    "data": (
+        *("configs", "models.families", "models.tokenizer", "models.vision.images"),
+        *("runtime.files", "runtime.pipes", "runtime.text"),
+    ),
     "sample": ("configs", "runtime", "models", "data.control", "data.templates"),
     "train": ("configs", "runtime", "models", "reward", "data", "sample"),
     "serve": ("configs", "runtime", "models", "reward", "data", "sample"),

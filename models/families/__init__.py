@@ -9,6 +9,7 @@ from typing import Any
 from models.families.base import ChatFormat, Decoding, Family, Piece
 from models.families.dream import DREAM
 from models.families.llada import LLADA, MMADA
+from models.families.lladav import LLADAV
 from models.families.sdar import SDAR
 from models.families.sdar_moe import SDAR_MOE
 
@@ -18,7 +19,6 @@ FAMILIES: tuple[Family, ...] = tuple(value for value in [*globals().values()] if
 _WITHOUT_FAMILY = {
     "llada2_moe": "LLaDA2.x has a sigmoid router over groups with an expert bias, shared experts, partial rotary "
     "embeddings and one query_key_value projection",
-    "llava_llada": "LLaDA-V reads images",
 }
 
 
@@ -36,7 +36,8 @@ def find_family(
     known = families()
     model_type = raw_config.get("model_type")
     vision = next((name for name in weight_names if "vision_tower" in name or "mm_projector" in name), None)
-    if str(model_type) in _WITHOUT_FAMILY or vision is not None:
+    sees = any(f.vision is not None for f in FAMILIES if model_type in f.model_types)
+    if str(model_type) in _WITHOUT_FAMILY or (vision is not None and not sees):
         reason = _WITHOUT_FAMILY.get(str(model_type)) or f"its weights hold {vision}, the part that reads images"
         raise ValueError(
             f"{where} is a {model_type} checkpoint, which no family here runs yet: {reason}. "

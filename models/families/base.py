@@ -26,7 +26,8 @@ STDIO = (
 class ChatFormat:
     """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
 
-    turn: header and content of a turn, with a %s for role and content. end_of_turn: the token that ends a turn.
+    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content; trims:
+    without the content's outer whitespace. end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
     a thought too, None where the family has none. system: the system turn of a conversation without one.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
@@ -36,6 +37,8 @@ class ChatFormat:
     turn: str
     end_of_turn: str
     assistant: str
+    opening: str = ""
+    trims: bool = False
     after_turn: str = ""
     thinking_assistant: str | None = None
     system: str | None = None
@@ -49,7 +52,7 @@ class ChatFormat:
         pairs = [(turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn for turn in turns]
         if self.system is not None and (not pairs or pairs[0][0] != "system"):
             pairs = [("system", self.system), *pairs]
-        text = "".join(self._written(role, content) for role, content in pairs)
+        text = self.opening + "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
             return text + self.assistant
         if self.thinking_assistant is None:
@@ -60,6 +63,7 @@ class ChatFormat:
         return text + self.thinking_assistant
 
     def _written(self, role: str, content: str) -> str:
+        content = content.strip() if self.trims else content
         opened = self.assistant + content if role == "assistant" else self.turn % (role, content)
         return opened + self.end_of_turn + self.after_turn
 
@@ -104,6 +108,7 @@ class Decoding:
     dynamic_at_least_one: low_confidence_dynamic decides at least one position a step, not the step's share.
     threshold_passes: a score equal to the threshold passes.
     pads_end: a block of pads alone ends the response; what is right of it becomes pads.
+    stop_narrows: once a stop id stands in a block, only positions before the first one are decided.
     block_size: for full attention, where blocks are only a schedule and no checkpoint names them.
     """
 
@@ -112,6 +117,7 @@ class Decoding:
     dynamic_at_least_one: bool = False
     threshold_passes: bool = False
     pads_end: bool = False
+    stop_narrows: bool = False
     block_size: int | None = None
 
 
@@ -125,13 +131,16 @@ class Family:
     logit_shift: the prediction of token i is read at position i - 1 (full attention only).
     model_class: name of transformers' class; config_arguments: those of its config, from the checkpoint's config.json
     (ValueError on flags that the class cannot express). adapt: changes of the network's modules that no config of the
-    class expresses.
+    class expresses. beside: name of a JSON file beside config.json, and (its content, shapes of the stored weights by
+    name) -> more entries of config.json, for what a checkpoint does not say there.
     pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
     chat: how a conversation is written, None for a family that has no format.
     mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. tokenizer_class: name of
     transformers' class that replaces the remote code that the tokenizer's files ask for.
     text_vocab_size: config.json -> ids from here on are never sampled; None = those that the tokenizer has no name for.
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
+    vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
+    pictures (`models.vision.seeing.Vision`); None for a family that takes none.
     """
 
     name: str
@@ -140,6 +149,7 @@ class Family:
     model_class: str
     config_arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     adapt: Callable[[Any, Mapping[str, Any]], None] | None = None
+    beside: tuple[str, Callable[[Mapping[str, Any], Mapping[str, Sequence[int]]], dict[str, Any]]] | None = None
     pieces: Pieces = same_name
     logit_shift: bool = False
     aliases: tuple[str, ...] = ()
@@ -150,12 +160,18 @@ class Family:
     text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
     decoding: Decoding = Decoding()
+    vision: Callable[[Any, str | None], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.attention == "block" and self.logit_shift:
             raise ValueError(
                 f"family {self.name!r} has attention='block' and logit_shift=True: the exact cache and packed rows "
                 "read token i at position i, so sampling and training would disagree. Use attention='full'."
+            )
+        if self.attention == "block" and self.vision is not None:
+            raise ValueError(
+                f"family {self.name!r} has attention='block' and vision: the exact cache reads tokens alone. Use "
+                "attention='full'."
             )
 
     @property

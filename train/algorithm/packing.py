@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import Prompt
 from models.attention import Packed, Span
 from train.algorithm.masking import Ints
 from train.algorithm.replay import TrainingSample, by_response
@@ -31,13 +32,15 @@ class TrainedTokens:
 @dataclass(frozen=True)
 class MicroBatch(TrainedTokens):
     """Samples packed for one forward: ids and positions [1, T], the attention layout, and flat index [N] and targets
-    [N] of the trained tokens."""
+    [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another, negative ids
+    number."""
 
     ids: Tensor
     positions: Tensor
     layout: Packed
     index: Tensor
     targets: Tensor
+    pictures: tuple[Prompt, ...] = ()
 
 
 def trained_tokens(samples: Sequence[TrainingSample], which: Sequence[int]) -> TrainedTokens:
@@ -79,13 +82,14 @@ def pack(
     length = tokens_a_span or span_tokens(device.type)
     orders, spans = zip(*(_spans(sample, device, length) for sample in chosen), strict=True)
     starts = np.cumsum([0] + [sample.num_tokens for sample in chosen])
+    pictures, ids = _with_one_table(chosen)
 
     def joined(arrays: Iterable[Ints]) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays))).to(device)
 
     return MicroBatch(
         **vars(trained_tokens(samples, which)),
-        ids=joined(sample.ids[order] for sample, order in zip(chosen, orders, strict=True))[None],
+        ids=joined(of_sample[order] for of_sample, order in zip(ids, orders, strict=True))[None],
         positions=joined(sample.positions[order] for sample, order in zip(chosen, orders, strict=True))[None],
         layout=Packed(_side_by_side(spans)),
         index=joined(
@@ -93,7 +97,22 @@ def pack(
             for sample, order, start in zip(chosen, orders, starts, strict=False)
         ),
         targets=joined(sample.targets for sample in chosen),
+        pictures=pictures,
     )
+
+
+def _with_one_table(samples: Sequence[TrainingSample]) -> tuple[tuple[Prompt, ...], list[Ints]]:
+    """The samples' prompts with pictures, each once, and every sample's ids, whose negative ones number the rows of all
+    these prompts."""
+    first: dict[Prompt, int] = {}
+    rows, ids = 0, []
+    for sample in samples:
+        prompt = sample.prompt
+        if prompt is not None and prompt not in first:
+            first[prompt] = rows
+            rows += prompt.rows
+        ids.append(sample.ids if prompt is None else np.where(sample.ids < 0, sample.ids - first[prompt], sample.ids))
+    return tuple(first), ids
 
 
 def _spans(sample: TrainingSample, device: torch.device, tokens_a_span: int) -> tuple[Ints, list[Span]]:

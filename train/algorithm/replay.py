@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from configs.schema import TrainingConfig
+from models import Prompt
 from sample.rollout import Key, Rollout
 from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
 
@@ -28,7 +29,7 @@ class TrainingSample:
     the number of the noisy block copy. index [N]: where in the sample the trained tokens are read; targets [N]: their
     ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
     block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
-    loss, before any normalisation.
+    loss, before any normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
     """
 
     key: Key
@@ -42,6 +43,7 @@ class TrainingSample:
     round_index: Ints
     num_rounds: int
     weight: Floats
+    prompt: Prompt | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -136,9 +138,11 @@ def replay(
     method: Masking = trace,
     pad_id: int | None = None,
     rng: np.random.Generator | None = None,
+    prompt: Prompt | None = None,
 ) -> list[TrainingSample]:
     """The samples that train a rollout; none when nothing of it is trained. rng draws the masks of the random methods,
-    and which noisy copies are kept under training.rows_per_response.
+    and which noisy copies are kept under training.rows_per_response. prompt: of a rollout with pictures, whose features
+    the samples share; ValueError where it is absent.
 
     Pads are counted within the response; under normalization `reference` within each round of a block family, as
     dLLM-RL does.
@@ -157,7 +161,12 @@ def replay(
     if training.rows_per_response is not None:
         surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
         copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
-    return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+    if min(rollout.prompt_ids, default=0) >= 0:
+        return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+    if prompt is None or prompt.ids != rollout.prompt_ids:
+        raise ValueError(f"rollout {rollout.key} has pictures in its prompt: replay it with that `models.Prompt`.")
+    samples = replayer.samples(rollout.key, prompt.numbered(), rollout.canvas_ids, copies)
+    return [replace(sample, prompt=prompt) for sample in samples]
 
 
 def block_sample(

@@ -1,14 +1,14 @@
 """A step's rollouts as training samples: what policy and critic train on, and how it is cut into updates."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
-from models import DiffusionLM
+from models import DiffusionLM, Prompt
 from sample import Rollout, SamplingConfig
 from sample.request import hash_key
 from sample.rollout import Key
@@ -155,9 +155,11 @@ class Replay:
         credit: Sequence[float | Sequence[float] | Floats | None],
         kind: CreditKind = "advantage",
         rewards: Sequence[float | None] | None = None,
+        shown: Mapping[Key, Prompt] | None = None,
     ) -> StepBatch:
         """Replays every rollout that has a credit, one number or one a response token. A rollout with a non-finite
-        log-probability is left out, counted and named. rewards: of the rollouts, for objectives that read them."""
+        log-probability is left out, counted and named. rewards: of the rollouts, for objectives that read them. shown:
+        the prompts of rollouts with pictures, by key."""
         found: list[tuple[TrainingSample, float | Floats, NDArray[np.float32], float]] = []
         skipped = 0
         for rollout, given, reward in zip(rollouts, credit, rewards or [None] * len(rollouts), strict=True):
@@ -170,7 +172,7 @@ class Replay:
                 continue
             found += [
                 (sample, at_trained_tokens(given, rollout, sample), logprobs[sample.canvas_index], reward or 0.0)
-                for sample in self._samples(rollout)
+                for sample in self._samples(rollout, (shown or {}).get(rollout.key))
             ]
         longest = max((rollout.num_response_tokens for rollout in rollouts), default=0)
         return StepBatch(
@@ -183,9 +185,10 @@ class Replay:
             [reward for *_, reward in found],
         )
 
-    def _samples(self, rollout: Rollout) -> list[TrainingSample]:
+    def _samples(self, rollout: Rollout, prompt: Prompt | None) -> list[TrainingSample]:
         rng = np.random.default_rng([self.training.seed, hash_key(rollout.key) % 2**63])
-        return replay(rollout, self.replayer, self.training, method=self.method, pad_id=self.pad_id, rng=rng)
+        given = rollout, self.replayer, self.training
+        return replay(*given, method=self.method, pad_id=self.pad_id, rng=rng, prompt=prompt)
 
     def updates(self, batch: StepBatch, step: int, whole_groups: bool = False) -> Iterator[list[int]]:
         """The updates of RL step `step`, epoch after epoch, made of whole responses, or of whole groups."""

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import Prompt
 from sample import Rollout
+from sample.rollout import Key
 from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.objectives import (
     BoundObjective,
@@ -92,9 +94,10 @@ class Policy:
         credit: Sequence[float | Sequence[float] | Floats | None],
         kind: CreditKind = "advantage",
         rewards: Sequence[float | None] | None = None,
+        shown: Mapping[Key, Prompt] | None = None,
     ) -> StepBatch:
         """As `Replay.batch`."""
-        return self.replay.batch(rollouts, credit, kind, rewards)
+        return self.replay.batch(rollouts, credit, kind, rewards, shown)
 
     def rows_to_train(self, batch: StepBatch) -> int:
         """Rows of all updates of a step."""

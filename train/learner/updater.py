@@ -149,7 +149,8 @@ def _sharded_groups(
 def _forward(model: torch.nn.Module, batch: MicroBatch, entropy: bool = False) -> Tensor:
     """The model's numbers of a micro-batch's trained tokens [N]; with entropy [2, N], the entropies second."""
     given = batch.ids, batch.positions, batch.layout, batch.index, batch.targets
-    return model(*given, entropy=True) if entropy else model(*given)
+    more = {"entropy": True} if entropy else {}
+    return model(*given, **more, **({"pictures": batch.pictures} if batch.pictures else {}))
 
 
 def count_rows(samples: Sequence[TrainingSample], which: Iterable[int]) -> int:
@@ -158,8 +159,8 @@ def count_rows(samples: Sequence[TrainingSample], which: Iterable[int]) -> int:
 
 
 class Updater:
-    """Owns a model's optimizer state for a whole run. The model maps a micro-batch's ids, positions, layout, index
-    and targets to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
+    """Owns a model's optimizer state for a whole run. The model maps a micro-batch's ids, positions, layout, index,
+    targets and pictures to one number a trained token [N]: a log-probability (DiffusionLM) or a value (ValueModel).
 
     A non-finite loss or gradient never reaches the weights: the update is skipped, counted and named; `max_skipped`
     in a row stop the run (NotFinite). Ranks shard the samples of an update and sum their gradients, so that weights

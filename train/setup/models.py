@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -136,15 +137,15 @@ class _FirstAdapters(torch.nn.Module):
         own = dict(model.model.named_parameters())
         self.first = {f"model.{name}": weight.to(own[name]) for name, weight in first.items()}
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor, **more: Any) -> torch.Tensor:
         model, trained = self.adapted
         training = model.training
         model.eval()  # no dropout
         try:
             if self.first:
-                return torch.func.functional_call(model, self.first, inputs)
+                return torch.func.functional_call(model, self.first, inputs, more)
             with lora.without(model.get_submodule("model")):
-                return trained(*inputs)
+                return trained(*inputs, **more)
         finally:
             model.train(training)
 

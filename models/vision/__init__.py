@@ -1,0 +1,1 @@
+"""Pictures: opened, encoded, and placed in prompts."""
