@@ -128,6 +128,7 @@ def test_answers_without_a_seed_differ_and_those_with_one_repeat(server):
     assert ask(temperature=0) == ask(temperature=0, seed=9) == ask(temperature=0.7, extra_body={"top_k": 1})
 
 
+@pytest.mark.slow
 def test_several_prompts_as_texts_or_ids(server, model):
     texts = server.client.completions.create(model="m", prompt=["31=", "4="], n=2, seed=1, max_tokens=8)
     ids = [model.tokenizer(text)["input_ids"] for text in ("31=", "4=")]
@@ -220,6 +221,7 @@ def test_a_form_is_no_request(server):
     assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_body_that_is_too_large_is_refused_whatever_it_says_of_its_length(model_folder):
     def pieces():
         yield b'{"prompt": "'
@@ -233,6 +235,7 @@ def test_a_body_that_is_too_large_is_refused_whatever_it_says_of_its_length(mode
         assert server.post(prompt="1=").status_code == 200
 
 
+@pytest.mark.slow
 def test_an_api_key_is_asked_for_under_v1_alone(model_folder):
     with serving(model_folder, api_key="s\N{LATIN SMALL LETTER SHARP S}cret") as server:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": b"Bearer \xff"}):
