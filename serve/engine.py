@@ -68,7 +68,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[Session], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._outstanding = 0
-        self._stopping = False
+        self._open: set[Job] = set()
+        self._stopping = self._ended = False
         self._jobs: dict[int, Job] = {}
         self.sampler: Sampler | None = None
         self.session: Session | None = None
@@ -79,10 +80,12 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after its current step; open jobs get an error."""
+        """Ends the thread after its current step; open jobs get an error. A model that is being loaded is not waited
+        for."""
         self._stopping = True
         self._inbox.put(None)
-        self._thread.join()
+        if self.session is not None:
+            self._thread.join()
 
     @property
     def ready(self) -> bool:
@@ -120,9 +123,12 @@ class Engine:
         if job.choices > self._limit:
             raise ValueError(f"{job.choices} answers in one request: the server takes {self._limit} at a time")
         with self._lock:
+            if self._ended:
+                raise Unavailable("the server stops")
             if self._outstanding + job.choices > self._limit:
                 raise Overloaded(f"{self._outstanding} answers are being written or wait; {self._limit} may")
             self._outstanding += job.choices
+            self._open.add(job)
         self._inbox.put(lambda session: self._add(session, job))
 
     def cancel(self, job: Job, choice: int | None = None) -> None:
@@ -141,7 +147,9 @@ class Engine:
         except BaseException as error:  # whatever it is, nobody may wait for an answer that does not come
             self.error = error
             self._on_error()
-        for job in set(self._jobs.values()):
+        with self._lock:
+            self._ended = True
+        for job in self._open:
             job.deliver(Event(0, None, Unavailable("the server stops")))
 
     def _take(self, session: Session) -> None:
@@ -165,9 +173,12 @@ class Engine:
 
     def _close(self, job: Job, index: int) -> int:
         del self._jobs[index]
+        choice = job.open.pop(index)
         with self._lock:
             self._outstanding -= 1
-        return job.open.pop(index)
+            if not job.open:
+                self._open.discard(job)
+        return choice
 
     def _deliver(self, update: Update) -> None:
         job = self._jobs[update.index]
