@@ -73,7 +73,7 @@ def _target(function: Reward, inputs: Path) -> str:
     if module is not None and module.__name__ != "__main__" and getattr(module, name, None) is function:
         return f"{inspect.getsourcefile(function)}:{name}"
     around = inspect.getclosurevars(function)
-    names = around.globals | around.nonlocals
+    names = {**around.globals, **around.nonlocals}
     imports = [f"import {value.__name__} as {n}" for n, value in names.items() if isinstance(value, ModuleType)]
     others = [n for n, value in names.items() if not isinstance(value, ModuleType)]
     if others:
