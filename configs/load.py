@@ -27,7 +27,7 @@ from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.hints import keys_for, note_for
 from configs.schema import Config, Section
-from configs.spellings import RENAMED, RETIRED, drop_what_lost, rename
+from configs.spellings import RENAMED, RETIRED, drop_what_lost, name_false, rename
 from configs.tree import flat, get, pop, put
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _overlaid(sources: Sequence[_Source], typed: Mapping[str, str]) -> Config:
     merged = copy.deepcopy(_defaults())
     for source in sources:
         try:
-            merged.merge_with(source.tree)
+            merged.merge_with(name_false(source.tree))
         except OmegaConfBaseException as error:
             raise ValueError(_wrong_type(error, source)) from error
         except TypeError as error:

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-DATA_TYPES = ("math", "code", "option", "general")
+DATA_TYPES = ("math", "code", "option", "general", "mmu")
 Effect = Literal["result", "speed", "output", "length"]
 
 
@@ -121,6 +121,15 @@ class ModelConfig:
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
     )
     prepare_with: str | None = output(None, "SFT config that makes pretrained_model when that folder is absent")
+    vq_model_path: str | None = opt(
+        None, "mmada: folder or hub name of MAGVIT-v2 (showlab/magvitv2), which makes tokens of pictures"
+    )
+    image_fit: str = opt(
+        "auto",
+        "how a picture is brought to the model's size: auto, lladav anyres or pad, mmada pad, crop or squash",
+        choices=("auto", "anyres", "pad", "crop", "squash"),
+    )
+    image_resolution: int = opt(512, "mmada: side of a picture in pixels, of which 16 are a token's", low=1)
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
 
 
@@ -129,7 +138,9 @@ class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
     eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
     optimization_data: str = opt("", "SFT examples: a name or a path")
-    data_type: str = opt("math", "kind of task: decides prompt and reward", choices=DATA_TYPES)
+    data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
+    image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
+    add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
     folder: str = opt("data", "where names of data sets are looked up")
     seed: int = opt(0, "seed of the built-in tiny task's data", low=0, high=2**63 - 1)
     template: str = opt(
@@ -385,6 +396,12 @@ class TrainingConfig:
         choices=("auto", "bf16", "no"),
     )
     enable_tf32: bool = opt(True, "TF32 matrix products on GPUs: with mixed_precision no, sampler and trainer differ")
+    train_vision: str = opt(
+        "false",
+        "lladav: train what sees too, projector (and newline) or all (the tower as well); false = pictures are encoded "
+        "once a step",
+        choices=("false", "projector", "all"),
+    )
     gradient_checkpointing_enable: bool = speed(False, "recompute activations in the backward pass")
     seed: int = opt(10086, "seed of weights, data order, rollouts and noise", low=0, high=2**63 - 1)
 
@@ -434,6 +451,17 @@ class RewardConfig:
         False,
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
     )
+    answer_must_in_box: bool = opt(
+        True,
+        "an answer is what stands in \\boxed{}, and prompts of mmu say so; false: without a box, what comes after "
+        '</think> or "the answer is", or all of it',
+    )
+    number_tolerance: float = opt(
+        0.0, "mmu: a number is right within this share of the true one (charts: 0.05)", low=0.0, high=1.0
+    )
+    clip_model: str | None = opt(
+        None, "mmu: folder or hub name of a CLIP model, which scores captions (tasks with is_caption)"
+    )
     speed_weight: float = opt(
         0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0
     )
@@ -462,6 +490,9 @@ class JudgeConfig(Section):
     model: str = opt("", "name of the judge at that endpoint")
     api_key_variable: str = speed("", "environment variable that holds the endpoint's key")
     local: str | None = opt(None, "the judge as a transformers model, a folder or hub name")
+    pictures: bool = opt(
+        True, "the endpoint is sent the pictures of a task (image_url); false: for a judge that reads text alone"
+    )
     mode: str = opt(
         "score",
         "marks or comparisons in place of the verifier, or process: chunks scored after the verifier",

@@ -1,7 +1,9 @@
 """dLLM-RL's spellings of keys. They end here: where a YAML file, the command line or the config.yaml of an earlier run
 is read, each becomes the key that the schema has."""
 
+import copy
 import re
+import warnings
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -31,6 +33,11 @@ RENAMED: dict[str, str] = {
     "rollout.reward_model.max_generation_token": "judge.max_tokens",
     "rollout.reward_model.temperature": "judge.temperature",
     "optimizer.params.policy_learning_rate": "optimizer.params.learning_rate",
+    "reward.strict_len_check": "training.truncated",
+    "model.clip_model_path": "reward.clip_model",
+    "vq_model_path": "model.vq_model_path",
+    "image_resolution": "model.image_resolution",
+    "answer_must_in_box": "reward.answer_must_in_box",
 }
 """dLLM-RL's key -> the key here."""
 
@@ -43,6 +50,7 @@ RETIRED: dict[str, str] = {
     "experiment.start_from_scratch": "a folder with the same config is resumed; experiment.overwrite deletes another's",
     "system.HTTP_PROXY": "set HTTP_PROXY in the environment",
     "system.HF_HOME": "set HF_HOME in the environment",
+    "system.reward_env_name": "the Python that the command runs in is used",
     "system.env_name": "the Python that the command runs in is used",
     "system.envs_dir": "the Python that the command runs in is used",
     "system.base_dir": "paths are looked up from where the command is typed, then in this repository",
@@ -53,10 +61,15 @@ RETIRED: dict[str, str] = {
 }
 """dLLM-RL's keys that have no effect here -> what takes their place. They load, with a warning that names them."""
 
-SWITCHES = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
+SWITCHES = {
+    "use_cache": {True: "prefix", False: "auto"},
+    "use_kl_estimator_k3": {True: "k3", False: "k1"},
+    "strict_len_check": {True: "wrong", False: "keep"},
+}
 SIZED_BY_MACHINE = ("rollout.max_slots", "evaluation.max_slots", "training.max_tokens_per_microbatch")
 """Keys that the machine sizes where they are `auto` (null)."""
 _UNSET_WHERE_NULL = ("max_gen_length", "batch_size")
+_TRAIN_VISION = "training.train_vision"
 _REFERENCE = re.compile(r"\$\{(\.*)([A-Za-z_][\w.]*)\}")
 
 
@@ -64,6 +77,7 @@ def rename(tree: dict[str, Any], where: str) -> dict[str, str]:
     """Moves dLLM-RL's keys of one source to their names here, and references to them (`${rollout.max_token}`). Returns
     new key -> the key that was typed. ValueError where both spellings of a key are in the source (`where`)."""
     _rename_references(tree, ())
+    _switch_evaluation(tree)
     names = set(flat(tree))
     typed: dict[str, str] = {}
     for old in [name for name in RENAMED if name in names]:
@@ -84,6 +98,25 @@ def rename(tree: dict[str, Any], where: str) -> dict[str, str]:
         if tree["judge"]["local"]:
             tree["judge"].setdefault("mode", "process")
     return typed
+
+
+def _switch_evaluation(tree: dict[str, Any]) -> None:
+    """Takes out evaluation.if_eval, in whose place evaluation.eval_dataset is null where there is no evaluation."""
+    if (wanted := flat(tree).get("evaluation.if_eval")) is None:
+        return
+    pop(tree, "evaluation.if_eval")
+    if not _is_true("evaluation.if_eval", wanted):
+        put(tree, "evaluation.eval_dataset", None)
+    elif "evaluation.eval_dataset" not in flat(tree):
+        warnings.warn("evaluation.if_eval has no effect: evaluation.eval_dataset names what is evaluated", stacklevel=4)
+
+
+def name_false(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with false, a word of YAML, as the name that it is among the values of training.train_vision."""
+    if str(flat(tree).get(_TRAIN_VISION)) == "False":
+        tree = copy.deepcopy(tree)
+        put(tree, _TRAIN_VISION, "false")
+    return tree
 
 
 def drop_what_lost(tree: dict[str, Any]) -> None:
@@ -109,10 +142,14 @@ def _switched(old: str, value: Any) -> Any:
             value = OmegaConf.create({"value": value}).value  # ${oc.env:...}
         except OmegaConfBaseException:
             return value
+    return SWITCHES[old.rpartition(".")[2]][_is_true(old, value, given)]
+
+
+def _is_true(key: str, value: Any, given: Any = None) -> bool:
     known = {True: True, False: False, "true": True, "false": False}
     if not isinstance(value, bool | str) or value not in known:
-        raise ValueError(f"{old} is {given!r}; it must be of type bool.")
-    return SWITCHES[old.rpartition(".")[2]][known[value]]
+        raise ValueError(f"{key} is {value if given is None else given!r}; it must be of type bool.")
+    return known[value]
 
 
 def _rename_references(node: Any, path: tuple[str, ...]) -> Any:

@@ -4,6 +4,7 @@
     python data/check.py own.jsonl --data-type math --columns question=problem,ground_truth_answer=answer
     python data/check.py MATH500 --data-type math --tokenizer path/to/SDAR-4B-Chat --max-prompt-tokens 784
     python data/check.py sft.json --data-type sft
+    python data/check.py SEEDBench_IMG_32 --data-type mmu --image-root data/images
 
 Exit status 0: training can use the file. 1: it would stop at the line that is named.
 """
@@ -22,8 +23,10 @@ from configs.schema import DATA_TYPES
 from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
 from data.control import encode_all, uncut
 from data.faults import Fault
+from data.pictures import PictureSource
 from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import Format, Writer, chat_formats
+from models.vision.images import ImageFault, open_image
 from runtime.pipes import quiet_pipes
 from runtime.text import print_error, print_text
 
@@ -43,6 +46,8 @@ class Findings:
         self.broken: str | None = None
         self.num_repeated = 0
         self.rows = array("q")
+        self.num_pictures = 0
+        self.bad_pictures: list[ImageFault] = []
         self.lengths: dict[str, array[int]] = {}
 
     @property
@@ -68,17 +73,30 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            item_hash = hash(item.question if isinstance(item, Task) else (item.prompt, item.turns, item.response))
+            said = (item.question,) if isinstance(item, Task) else (item.prompt, item.turns, item.response)
+            item_hash = hash((*said, item.images))
             found.num_repeated += item_hash in seen
             seen.add(item_hash)
             found.rows.append(found.num_rows)
             batch.append(texts_of(item))
+            _look_at(item.images, found)
             if len(batch) == _BATCH_TEXTS:
                 _add_lengths(found, batch, measure)
     except ValueError as error:
         found.broken = str(error)
     _add_lengths(found, batch, measure)
     return found
+
+
+def _look_at(images: Iterable[PictureSource], found: Findings) -> None:
+    """Opens an item's pictures, each to its last pixel."""
+    for image in images:
+        found.num_pictures += 1
+        if not isinstance(image, tuple):
+            try:
+                open_image(image)
+            except ImageFault as fault:
+                found.bad_pictures.append(fault)
 
 
 def percentiles(lengths: Iterable[int]) -> list[int]:
@@ -99,10 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print_error(str(error))
             return 1
+        root = options.image_root or (path.parent if options.data_type == "mmu" else None)
         if options.data_type == "sft":
-            items: Iterable[Any] = scan_examples(path, columns=options.columns)
+            items: Iterable[Any] = scan_examples(path, columns=options.columns, image_root=root)
         else:
-            items = scan_tasks(path, data_type=options.data_type, columns=options.columns)
+            items = scan_tasks(path, data_type=options.data_type, columns=options.columns, image_root=root)
         found = examine(items, texts_of, _measure_with(tokenizer))
     print_text(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
     return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
@@ -113,6 +132,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("path", help="a file, or a name as in dataset.train_dataset")
     parser.add_argument("--data-type", required=True, choices=[*DATA_TYPES, "sft"])
     parser.add_argument("--columns", type=columns_option, help="WANTED=IN_THE_FILE,... as in dataset.columns")
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="open the rows' pictures, which lie in this folder (mmu: default that of the file)",
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="count tokens with this checkpoint's tokenizer")
     parser.add_argument("--max-prompt-tokens", type=int, help="count the prompts that are longer (needs --tokenizer)")
     parser.add_argument(
@@ -123,6 +148,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--start-with-think", action="store_true")
     options = parser.parse_args(arguments)
+    if options.image_root is not None and not options.image_root.is_dir():
+        parser.error(f"--image-root {options.image_root}: no such folder")
     if options.max_prompt_tokens is not None and not options.tokenizer:
         parser.error("--max-prompt-tokens counts tokens: give --tokenizer DIR too")
     return options
@@ -178,8 +205,14 @@ def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -
             print_text(f"{name:<10} {unit}, percentiles: {shown}")
     if max_prompt_tokens is not None and found.rows:
         _print_over_long(found, max_prompt_tokens)
+    if found.num_pictures:
+        bad = [Fault(fault.path, "picture", fault.what) for fault in found.bad_pictures]
+        print_text(f"pictures   {found.num_pictures}, unusable {len(bad)}{': ' + summary(bad) if bad else ''}")
     if found.stopping:
         print_text(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
+    if found.num_pictures and len(found.bad_pictures) == found.num_pictures:
+        print_text("first bad line: no picture can be used: give their folder with --image-root (dataset.image_root)")
+        return 1
     if found.first_bad_line or not found.rows:
         print_text(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
         return 1

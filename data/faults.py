@@ -51,7 +51,7 @@ def example_fault(row: Record, columns: Mapping[str, str]) -> Fault | None:
 
 def _task_faults(row: Record, data_type: str, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from text_faults(row, "question", columns)
-    if data_type in ("math", "option"):
+    if data_type in ("math", "option") or (data_type == "mmu" and not row.values.get("is_caption")):
         yield from text_faults(row, "ground_truth_answer", columns, numbers=True)
         if data_type == "option":
             yield from _letter_faults(row)

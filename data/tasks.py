@@ -4,7 +4,7 @@ import difflib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,8 @@ from data.catalog import CATALOG
 from data.conversations import chat_field, conversation_of, unused_columns
 from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
-from data.readers import SUFFIXES, iter_rows
+from data.pictures import CODES, FIELDS, PictureSource, pictures_of, with_places
+from data.readers import SUFFIXES, Record, iter_rows
 
 _SHOWN_PLACES = 5
 Item = TypeVar("Item")
@@ -23,50 +24,65 @@ Item = TypeVar("Item")
 class Task:
     """One question. `columns` is its whole row after column mapping; `answer` is None where the row has none.
 
-    `id` is the row's task_id or id, else its number in the file, and differs between the tasks of a file.
+    `id` is the row's task_id or id, else its number in the file, and differs between the tasks of a file. `images`: its
+    pictures, in the order of the question's placeholders; it has one for each of them, or none at all.
     """
 
     id: str
     question: str
     answer: str | None
     columns: dict[str, Any]
+    images: tuple[PictureSource, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[str | bytes, ...]:
+        """Those of its pictures that people and judges can look at: files, or their bytes."""
+        return tuple(image for image in self.images if not isinstance(image, tuple))
 
 
 @dataclass(frozen=True)
 class Example:
     """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
-    of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty."""
+    of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty.
+    `images`: the pictures of prompt or turns, in the order of their placeholders."""
 
     prompt: str
     response: str
     step_map: list[int] | None
     turns: tuple[tuple[str, str], ...] = ()
+    images: tuple[PictureSource, ...] = ()
 
 
-def load_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> list[Task]:
-    """The tasks of a file. `data_type`: math | code | option | general. `columns` maps wanted names to the file's.
+def load_tasks(
+    path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None, image_root: Path | None = None
+) -> list[Task]:
+    """The tasks of a file. `data_type`: one of `DATA_TYPES`. `columns` maps wanted names to the file's. image_root: the
+    folder of the pictures; None: rows are read without theirs.
 
     A row with a null, empty or unusable value is left out; one warning counts and places all of them.
     ValueError naming file, line or row, and field for a missing field, a wrong type, malformed text, or
     where no task is left.
     """
-    tasks, dropped = read_tasks(path, data_type=data_type, columns=columns)
+    tasks, dropped = read_tasks(path, data_type=data_type, columns=columns, image_root=image_root)
     _report(Path(path), len(tasks), dropped)
     return tasks
 
 
 def read_tasks(
-    path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None
+    path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None, image_root: Path | None = None
 ) -> tuple[list[Task], list[Fault]]:
     """As `load_tasks`, but returns the faults of the rows left out instead of warning of them."""
-    return _split(Path(path), scan_tasks(path, data_type=data_type, columns=columns))
+    return _split(Path(path), scan_tasks(path, data_type=data_type, columns=columns, image_root=image_root))
 
 
-def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
+def load_examples(
+    path: Path | str, *, columns: Mapping[str, str] | None = None, image_root: Path | None = None
+) -> list[Example]:
     """The SFT pairs of a file with `prompt` and `response`, or `messages` or `conversations`, and maybe `step_map`;
-    drops and errors as in `load_tasks`."""
+    pictures, drops and errors as in `load_tasks`."""
     unused: Counter[str] = Counter()
-    examples, dropped = _split(Path(path), scan_examples(path, columns=columns, unused=unused))
+    scanned = scan_examples(path, columns=columns, unused=unused, image_root=image_root)
+    examples, dropped = _split(Path(path), scanned)
     _report(Path(path), len(examples), dropped)
     if unused:
         counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
@@ -74,11 +90,15 @@ def load_examples(path: Path | str, *, columns: Mapping[str, str] | None = None)
     return examples
 
 
-def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None) -> Iterator[Task | Fault]:
+def scan_tasks(
+    path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None, image_root: Path | None = None
+) -> Iterator[Task | Fault]:
     """Every row of the file in order, as a task or a fault, read one at a time."""
     check_data_type(data_type)
     seen: set[str] = set()
     for row in iter_rows(Path(path), columns):
+        if data_type == "mmu" and "prompt" in row.values:
+            row.values.setdefault("question", row.values["prompt"])
         fault = task_fault(row, data_type, columns or {})
         if fault is not None:
             yield fault
@@ -92,24 +112,66 @@ def scan_tasks(path: Path | str, *, data_type: str, columns: Mapping[str, str] |
         while name in seen:
             name = f"{name}#{row.number}"
         seen.add(name)
-        yield Task(name, values["question"], values.get("ground_truth_answer"), values)
+        task = Task(name, values["question"], values.get("ground_truth_answer"), values)
+        yield task if image_root is None else _with_pictures(task, row, data_type, image_root)
+
+
+def _with_pictures(task: Task, row: Record, data_type: str, root: Path) -> Task | Fault:
+    images = pictures_of(row, root)
+    if isinstance(images, Fault):
+        return images
+    if not images and data_type == "mmu":
+        return Fault(row.place, "image", "is absent or empty", blank=True)
+    if images and isinstance(wrong := with_places([task.question], len(images)), str):
+        return Fault(row.place, "question", wrong, blank=True)
+    return replace(task, images=images)
 
 
 def scan_examples(
-    path: Path | str, *, columns: Mapping[str, str] | None = None, unused: Counter[str] | None = None
+    path: Path | str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    unused: Counter[str] | None = None,
+    image_root: Path | None = None,
 ) -> Iterator[Example | Fault]:
     """Every row of an SFT file in order, as an example or as its fault. unused: counts the columns beside conversations
     that hold something and that no example shows."""
     for row in iter_rows(Path(path), columns):
-        steps = row.values.get("step_map")
-        if (field := chat_field(row)) is not None:
-            chat = steps_fault(row) or conversation_of(row, field)
-            if unused is not None and not isinstance(chat, Fault):
-                unused.update(set(unused_columns(row, field)) - {"step_map"})
-            yield chat if isinstance(chat, Fault) else Example("", chat.response, steps, chat.turns)
-            continue
-        fault = example_fault(row, columns or {})
-        yield fault or Example(row.values["prompt"], row.values["response"], steps)
+        example, shown = _example(row, columns or {})
+        if image_root is not None and not isinstance(example, Fault):
+            example = _seeing(example, row, image_root)
+            shown |= {*FIELDS, CODES}
+        if unused is not None and not isinstance(example, Fault) and (field := chat_field(row)) is not None:
+            unused.update(set(unused_columns(row, field)) - shown)
+        yield example
+
+
+def _example(row: Record, columns: Mapping[str, str]) -> tuple[Example | Fault, set[str]]:
+    """The row's example without pictures, and the columns beside a conversation that it uses."""
+    steps = row.values.get("step_map")
+    if (field := chat_field(row)) is not None:
+        chat = steps_fault(row) or conversation_of(row, field)
+        if isinstance(chat, Fault):
+            return chat, set()
+        return Example("", chat.response, steps, chat.turns), {"step_map"}
+    fault = example_fault(row, columns)
+    return fault or Example(row.values["prompt"], row.values["response"], steps), set()
+
+
+def _seeing(example: Example, row: Record, root: Path) -> Example | Fault:
+    """The example with its pictures, placed in the turns of the user."""
+    images = pictures_of(row, root)
+    if isinstance(images, Fault) or not images:
+        return images if isinstance(images, Fault) else example
+    asked = [content for role, content in example.turns if role == "user"] or [example.prompt]
+    placed = with_places(asked, len(images))
+    if isinstance(placed, str):
+        return Fault(row.place, "messages" if example.turns else "prompt", placed, blank=True)
+    if not example.turns:
+        return replace(example, prompt=placed[0], images=images)
+    said = iter(placed)
+    turns = tuple((role, next(said) if role == "user" else content) for role, content in example.turns)
+    return replace(example, turns=turns, images=images)
 
 
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:

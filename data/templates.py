@@ -17,6 +17,7 @@ from data.faults import check_data_type
 from data.tasks import Example, Task
 from models.families import families
 from models.families.base import ChatFormat
+from models.vision.images import PLACEHOLDER
 
 _PLACEHOLDER = re.compile(r"\{\{\s*problem\s*\}\}")
 _PLAIN = "{{problem}}"
@@ -31,14 +32,24 @@ _OPTION = (
 )
 
 
+_THINK_FIRST = (
+    "You should first think about the reasoning process in the mind and then provide the user with the answer. The "
+    "reasoning process is enclosed within <think> </think> tags, i.e. <think> reasoning process here </think> answer "
+    "here\n{{problem}}"
+)
+
+
 @dataclass(frozen=True)
 class Format:
-    """How texts are written: for which family, and how a single question becomes a prompt (see `render_prompt`)."""
+    """How texts are written: for which family, and how a single question becomes a prompt (see `render_prompt`). Of mmu
+    tasks in_box: the answer is asked for in a box; think_first: after a thought."""
 
     family: str
     data_type: str = "math"
     template: str = "auto"
     start_with_think: bool = False
+    in_box: bool = True
+    think_first: bool = False
 
 
 class Writer:
@@ -65,32 +76,42 @@ class Writer:
         if how.template != "plain":
             prefix = task.columns.get("prefix")
             columns = task.columns | {"prefix": guard(prefix)} if isinstance(prefix, str) else task.columns
-            task = replace(task, question=guard(task.question), columns=columns)
+            task = replace(task, question=self._guarded(task.question, task.images), columns=columns)
         return render_prompt(
             task,
-            family=how.family,
-            data_type=how.data_type,
-            template=how.template,
-            start_with_think=how.start_with_think,
+            **vars(how),
             chat=None if chat is None else lambda turn: chat([*first, ("user", turn)]),
             system=None if system is None else guard(system),
         )
 
-    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+    def _guarded(self, text: str, images: Sequence[object]) -> str:
+        """A question or a user's turn, guarded but for the placeholders of its pictures."""
+        pieces = text.split(PLACEHOLDER) if images else [text]
+        return PLACEHOLDER.join(map(self.control.guard, pieces))
+
+    def conversation(self, turns: Sequence[tuple[str, str]], images: Sequence[object] = ()) -> str:
         """A conversation that the answer continues: in the tokenizer's chat template under the template "chat", else as
         the family writes it. ValueError for a family without a chat format."""
-        turns = [(role, self.control.guard_turn(role, content)) for role, content in turns]
+        turns = [
+            (role, self._guarded(content, images) if role == "user" else self.control.guard_turn(role, content))
+            for role, content in turns
+        ]
         if self.chat is None:
             return chat_family(self.how.family).conversation(turns, start_with_think=self.how.start_with_think)
         text = self.chat(turns)
         return text + (_THINK if self.how.start_with_think and not text.endswith(_THINK) else "")
 
     def example(self, example: Example) -> tuple[str, str]:
-        """Prompt and response of an SFT example. Those of a pair are as they stand: what they hold counts."""
-        if not example.turns:
+        """Prompt and response of an SFT example. Those of a pair are as they stand: what they hold counts; but a prompt
+        with pictures that holds no control token is one turn of the user, as dLLM-RL's files have it."""
+        turns, is_raw = example.turns, not self.control.in_responses.search(example.prompt)
+        if not turns and example.images and is_raw and self.own is not None:
+            turns = (("user", example.prompt),)
+        if not turns:
             return example.prompt, example.response
         end = None if self.own is None else self.own.end_of_turn
-        return self.conversation(example.turns), self.control.guard_response(example.response.rstrip(), end)
+        response = self.control.guard_response(example.response.rstrip(), end)
+        return self.conversation(turns, example.images), response
 
 
 def render_prompt(
@@ -100,10 +121,13 @@ def render_prompt(
     data_type: str,
     template: str = "auto",
     start_with_think: bool = False,
+    in_box: bool = True,
+    think_first: bool = False,
     chat: Callable[[str], str] | None = None,
     system: str | None = None,
 ) -> str:
-    """The prompt's text for one task.
+    """The prompt's text for one task. Pictures for which the question has no placeholders stand first in the user's
+    turn.
 
     `template`: "auto" is the family's own for this type of task, "plain" the question as it is, "chat" the family's
     words in the checkpoint's own chat template, and a text that holds `{{problem}}` is used with the question in its
@@ -114,12 +138,13 @@ def render_prompt(
     where a family has no such prompt.
     """
     check_data_type(data_type)
+    places = "" if PLACEHOLDER in task.question else f"{PLACEHOLDER}\n" * len(task.images)
     if template == "plain":
-        return task.question
+        return places + task.question
     is_function = data_type == "code" and task.columns.get("test_method") != "stdio"
     prefix = (task.columns.get("prefix") or "") if is_function else ""
     if _PLACEHOLDER.search(template):
-        return insert_question(template, task.question) + prefix
+        return insert_question(template, places + task.question) + prefix
     if template not in ("auto", "chat"):
         raise ValueError(
             f"unknown template {template!r}: use 'auto', 'plain', 'chat', or a text with {{{{problem}}}} for the "
@@ -133,7 +158,8 @@ def render_prompt(
         warnings.warn("start_with_think is ignored for function tasks: their prompt ends with code", stacklevel=2)
         start_with_think = False
     own = chat_family(family)
-    turn = insert_question(instruction(own, task, data_type, start_with_think), task.question)
+    how = Format(family, data_type, template, start_with_think, in_box, think_first)
+    turn = places + insert_question(instruction(own, task, how), task.question)
     if template == "auto" or chat is None:
         first = [] if system is None else [("system", system)]
         return own.conversation([*first, ("user", turn)], start_with_think=start_with_think) + prefix
@@ -141,13 +167,19 @@ def render_prompt(
     return text + (_THINK if start_with_think and not text.endswith(_THINK) else "") + prefix
 
 
-def instruction(chat: ChatFormat, task: Task, data_type: str, start_with_think: bool = False) -> str:
-    """The user's turn for this type of task, with `{{problem}}` where the question goes."""
-    if data_type == "math":
-        return chat.thinking_math if start_with_think else chat.math
-    if data_type == "code":
+def instruction(chat: ChatFormat, task: Task, how: Format) -> str:
+    """The user's turn for this type of task, with `{{problem}}` where the question goes. A caption has none."""
+    if how.data_type == "math":
+        return chat.thinking_math if how.start_with_think else chat.math
+    if how.data_type == "code":
         return chat.stdio if task.columns.get("test_method") == "stdio" else _FUNCTION
-    return _OPTION if data_type == "option" else _PLAIN
+    if how.data_type == "option":
+        return _OPTION
+    if how.data_type != "mmu" or task.columns.get("is_caption"):
+        return _PLAIN
+    if how.think_first:
+        return _THINK_FIRST
+    return chat.math if how.in_box else _PLAIN
 
 
 def insert_question(template: str, question: str) -> str:

@@ -54,6 +54,7 @@ class DiffusionLM(Seeing):
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.vision = getattr(network, "vision", None)
+        self.train_vision(None)
         self.adapters: LoraConfig | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)

@@ -1,27 +1,32 @@
 """Which reward a configuration means."""
 
-from configs.schema import ExecuteConfig, RewardConfig
+from typing import Any
+
+from configs.schema import DATA_TYPES, ExecuteConfig, RewardConfig
 from reward.base import Reward
+from reward.captions import CaptionReward, Similarity
 from reward.code.reward import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
 from reward.judge.preference import JudgeReward
 from reward.workers.pool import default_workers
 
-DATA_TYPES = ("math", "general", "option", "code")
-
 
 def build_reward(
-    reward: RewardConfig, execute: ExecuteConfig, data_type: str, judge: JudgeReward | None = None
+    reward: RewardConfig,
+    execute: ExecuteConfig,
+    data_type: str,
+    judge: JudgeReward | None = None,
+    similarity: Similarity | None = None,
 ) -> Reward:
     """The reward of a run. ValueError, naming the key, before any expensive work, for what cannot work.
 
     reward.function replaces the verifier of `data_type`, or is added to it (reward.beside_verifier). judge: marks or
-    comparisons in place of that verifier.
+    comparisons in place of that verifier. similarity: what scores captions (`reward.captions`).
     """
     _check(reward, data_type, judge)
     if reward.function and not reward.beside_verifier:
         return _function(reward.function, reward)
-    verifier = judge or _verifier(reward, execute, data_type)
+    verifier = judge or _verifier(reward, execute, data_type, similarity)
     if not reward.function:
         return verifier
     return SumReward({"verifier": verifier, "function": _function(reward.function, reward)})
@@ -49,7 +54,7 @@ def _function(target: str, reward: RewardConfig) -> FunctionReward:
     return FunctionReward(target, timeout_seconds=reward.function_timeout_seconds)
 
 
-def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str) -> Reward:
+def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str, similarity: Similarity | None) -> Reward:
     if data_type == "code":
         grader = CodeGrader(
             workers=min(execute.num_chunk, default_workers()),
@@ -59,7 +64,13 @@ def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str) -> R
         )
         return CodeReward(grader, all_or_nothing=execute.all_or_nothing)
     from reward.math.reward import MathReward, OptionReward  # its parser takes half a second to import
+    from reward.math.short import ShortReward
 
+    in_box = reward.answer_must_in_box
+    limits: dict[str, Any] = {"workers": reward.workers, "timeout_seconds": reward.timeout_seconds}
     if data_type == "option":
-        return OptionReward()
-    return MathReward(workers=reward.workers, timeout_seconds=reward.timeout_seconds)
+        return OptionReward(in_box)
+    if data_type == "mmu":
+        short = ShortReward(**limits, in_box=in_box, tolerance=reward.number_tolerance)
+        return CaptionReward(short, similarity)
+    return MathReward(**limits, in_box=in_box)

@@ -12,6 +12,7 @@ _WITHOUT_BRACES = "|".join(
         r"\([^()\n]{1,80}\)",
     )
 )
+_ANNOUNCES = re.compile(r"\b(?:answer|result|verdict|prediction)\s*(?:is\b|are\b|:|=)[\s:*]*", re.IGNORECASE)
 _BOX = r"\\{1,2}(?:boxed|fbox)(?![a-zA-Z])\s*"
 _BRACES = re.compile(rf"(?P<box>{_BOX}\{{)|{_BOX}(?P<bare>{_WITHOUT_BRACES})|\\[\s\S]|[{{}}]")
 
@@ -37,3 +38,15 @@ def extract_boxed(text: str) -> str | None:
         elif token.group() == "{":
             opened.append(None)
     return None if start < 0 else text[start:end].strip()
+
+
+def stated_answer(completion: str, in_box: bool) -> str | None:
+    """What a completion gives as its answer: the content of its last box; without a box nothing where it must be
+    `in_box`, else what it says behind its last "answer is" (result, verdict, prediction), or all of it after a thought
+    (</think>)."""
+    boxed = extract_boxed(completion)
+    if boxed is not None or in_box:
+        return boxed
+    said = completion.rpartition("</think>")[2]
+    ends = [match.end() for match in _ANNOUNCES.finditer(said)]
+    return (said[ends[-1] :].partition("\n")[0] if ends else said).strip() or None

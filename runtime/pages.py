@@ -16,7 +16,7 @@ def page(folder: Path, title: str, data: Any, script: str) -> str:
     """
     style, code = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", script))
     filled = {
-        "POLICY": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(code)}",
+        "POLICY": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(code)}; img-src data:",
         "TITLE": html.escape(title),
         "STYLE": style,
         "DATA": as_html_json(data),

@@ -24,6 +24,8 @@ MADE_HERE = (
     "samples.jsonl",
     "results.json",
     "evaluations.json",
+    "images.json",
+    "images",
     "curves.png",
     "scores.jsonl",
     "report.json",

@@ -45,6 +45,7 @@ SIZES = {
     "sdar": {"vocab_size": 40, "max_position_embeddings": 256},
     "sdar_moe": {"vocab_size": 40, "max_position_embeddings": 256},
     "dream": {"vocab_size": 40, "max_position_embeddings": 256},
+    "lladav": {"vocab_size": 40, "max_position_embeddings": 256},
     "llada": {"vocab_size": 40, "embedding_size": 40, "max_sequence_length": 256},
     "mmada": {
         **{"vocab_size": 56, "embedding_size": 56, "new_vocab_size": 56, "llm_vocab_size": 40},

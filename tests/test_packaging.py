@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -142,3 +143,24 @@ def test_an_installation_apart_from_the_checkout_is_refused():
     with pytest.raises(SystemExit, match="pip install -e"):
         backend.build_wheel("wheels", config_settings=None)
     assert callable(backend.build_editable)
+
+
+LINKS = {
+    **{"rl_v.py": "rl.py", "eval_v.py": "eval.py"},
+    **{f"multinode_{name}_v.py": f"multinode_{name}.py" for name in ("rl", "eval")},
+    **{f"train/sft_{name}.py": "sft.py" for name in ("trado", "sdar", "dream", "llada", "mmada", "lladav", "mmada_v")},
+}
+"""dLLM-RL's commands -> the file that each is a link to."""
+
+
+def test_commands_of_dllm_rl_are_links_without_code_of_their_own():
+    found = {str(path.relative_to(ROOT)): path for path in (*ROOT.glob("*.py"), *(ROOT / "train").glob("*.py"))}
+    assert {name: str(path.readlink()) for name, path in found.items() if path.is_symlink()} == LINKS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rl_v.py", "train/sft_mmada_v.py"])
+def test_a_link_is_the_command(name):
+    script = ROOT / name
+    ran = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert "model.vq_model_path" in ran.stdout and ("rollout.steps" in ran.stdout) == (name == "rl_v.py")

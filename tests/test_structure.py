@@ -38,7 +38,7 @@ def modules() -> dict[str, Path]:
     """Dotted name -> file, of everything outside tests/."""
     paths = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
     found = {}
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if not path.is_symlink()):
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

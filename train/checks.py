@@ -12,6 +12,7 @@ from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
+from models.families import Family
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
@@ -28,6 +29,7 @@ from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.models import RunModels, spec_of, value_spec_of
+from train.setup.pictures import image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
@@ -217,11 +219,12 @@ def check_dataset(config: Config, name: str, key: str) -> Path:
         return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
-def tasks_of(config: Config, name: str, key: str, data_type: str) -> list[Task]:
+def tasks_of(config: Config, name: str, key: str, data_type: str, family: Family) -> list[Task]:
     """The tasks of a data set, read as the run will read it: malformed rows are reported before any model is loaded."""
     path = check_dataset(config, name, key)
+    root = image_root(config.dataset, path, family, data_type)
     with naming(key):
-        return read_tasks(path, data_type=data_type, columns=config.dataset.columns)[0]
+        return read_tasks(path, data_type=data_type, columns=config.dataset.columns, image_root=root)[0]
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
@@ -245,13 +248,13 @@ def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, ta
 def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
     dataset, evaluation = config.dataset, config.evaluation
-    tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type)
+    tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type, spec.family)
     check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
         check_tasks(reward, tasks, "dataset.train_dataset")
         if not evaluation.eval_dataset:
             return len(tasks)
-        tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type)
+        tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type, spec.family)
         check_prompts(config, evaluation_source(config), spec, tests)
         if evaluates_as_it_trains(config):
             check_tasks(reward, tests, "evaluation.eval_dataset")

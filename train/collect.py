@@ -11,6 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
+import models
 from configs.schema import Config
 from reward.base import Reward
 from runtime import ranks, stopping
@@ -22,7 +23,8 @@ from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.setup.doors import advantage_of
-from train.setup.prompts import Prompt, completion_text, reward_columns
+from train.setup.pictures import Eyes
+from train.setup.prompts import Prompt, completion_text, reward_columns, see
 from train.setup.step_judge import StepJudge
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ class Collector:
         self.grading, self.monitor = grading, monitor
         self.group_size = config.rollout.num_response_per_task
         training = config.training
-        self.advantage = advantage_of(training)
+        self.advantage, self.eyes = advantage_of(training), Eyes.of(config, sampler.model)
+        self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in prompts],
             training.seed,
@@ -93,7 +96,9 @@ class Collector:
         return [self.prompts[i] for i in self.curriculum.draw(step, self.config.rollout.num_task_per_step)]
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> StepRollouts:
-        """The step's rollouts: from disk, or sampled."""
+        """The step's rollouts: from disk, or sampled. A prompt whose pictures cannot be used is left out."""
+        self._shown.clear()
+        prompts = self._seen(prompts)
         with self.monitor.timed("resume"):
             weights, graded = ranks.on_main(self._left_on_disk, prompts, step)
         if graded is not None:
@@ -103,11 +108,27 @@ class Collector:
         rollouts = self.sample(prompts, step)
         return StepRollouts(step, prompts, rollouts, weights, perf_counter() - started)
 
+    def shown(self, rollouts: Sequence[Rollout]) -> dict[Key, models.Prompt]:
+        """The prompts of those of the step's rollouts that have features of pictures, by their keys."""
+        with_features = [rollout for rollout in rollouts if min(rollout.prompt_ids, default=0) < 0]
+        tasks = {str(rollout.key[1]) for rollout in with_features}
+        self._seen([prompt for prompt in self.prompts if prompt.task.id in tasks - self._shown.keys()])
+        return {rollout.key: self._shown[str(rollout.key[1])] for rollout in with_features}
+
+    def _seen(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The prompts with their pictures encoded, kept for the step."""
+        if not any(prompt.picture_tokens for prompt in prompts):
+            return prompts
+        with self.monitor.timed("pictures"):
+            prompts = see(prompts, self.eyes)
+        self._shown.update({prompt.task.id: prompt.seen for prompt in prompts if prompt.seen is not None})
+        return prompts
+
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         """G rollouts of each prompt, by all ranks."""
         keys = self._keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
-            rollouts = sample(self.sampler, [p.ids for p in prompts], self.group_size, keys, progress.advance)
+            rollouts = sample(self.sampler, [p.sampled for p in prompts], self.group_size, keys, progress.advance)
         if not self.sampler.keeps_slots:
             self.sampler.release()  # the updates need the memory
         return rollouts
@@ -146,7 +167,8 @@ class Collector:
         kept = len(sampled.prompts) - dropped.total()
         missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
         taken = {prompt.task.id for prompt in sampled.prompts}
-        prompts = [self.prompts[i] for i in self.curriculum.refill(sampled.step, draw, max(0, missing), taken)]
+        refill = self.curriculum.refill(sampled.step, draw, max(0, missing), taken)
+        prompts = self._seen([self.prompts[i] for i in refill])
         started = perf_counter()
         with self.monitor.timed("refill"):
             rollouts = self.sample(prompts, sampled.step) if prompts else []
@@ -174,6 +196,7 @@ class Collector:
         assert self.grading.log is not None and self.sampler.config.block_size is not None
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
         rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.grading.log.pictures.add(prompt.images for prompt in sampled.prompts)
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
         if every and sampled.step % every == 0:

@@ -23,13 +23,15 @@ from runtime.text import print_text
 from sample import Rollout, Sampler, SamplingConfig
 from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
 from train.distributed.sharding import require_equal_weights, sample
+from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.models import RunModels, make_model, spec_of
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, tested_source
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
 from train.setup.sources import pinned, require_as_written
 
@@ -140,19 +142,20 @@ class EvaluationSetup:
     prompts: Sequence[Prompt]
     decodings: Mapping[str, SamplingConfig]
     responses_per_task: int
+    eyes: Eyes
 
 
 def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) -> list[Evaluation]:
     """Samples under every decoding over all ranks and grades on rank 0, which has the reward. Keys are (eval, task,
     sample): the same randomness at every call, so that changes show."""
     results = []
-    prompts, n = setup.prompts, setup.responses_per_task
+    prompts, n = see(setup.prompts, setup.eyes), setup.responses_per_task
     keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
     for name, config in setup.decodings.items():
         sampler = Sampler(setup.model, config)
         with monitor.progress(len(keys), f"eval {name}") as progress:
             start = time.perf_counter()
-            rollouts = sample(sampler, [p.ids for p in prompts], n, keys, progress.advance)
+            rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)
             seconds = time.perf_counter() - start
         completions = [completion_text(rollout, setup.model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(n)]
@@ -195,7 +198,7 @@ def run(config: Config) -> dict[str, Any] | None:
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
     prompts = load_prompts(config, tested_source(config), model)
-    setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task)
+    setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task, Eyes.of(config, model))
     with run_folder(config, "eval") as folder, ExitStack() as stack:
         if ranks.is_main():
             folder.drop_after(-1)
@@ -213,7 +216,8 @@ def check(config: Config) -> Path:
     check_decodings(config.rollout, config.evaluation)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
-    tasks = tasks_of(config, config.dataset.eval_dataset, "dataset.eval_dataset", config.dataset.data_type)
+    name, data_type = config.dataset.eval_dataset, config.dataset.data_type
+    tasks = tasks_of(config, name, "dataset.eval_dataset", data_type, spec.family)
     check_prompts(config, tested_source(config), spec, tasks)
     check_folder(config, "eval")
     check_trackers(config)
@@ -241,6 +245,7 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequen
     samples = folder.path / "samples.jsonl"
     samples.unlink(missing_ok=True)
     for result in results:
+        PictureLog(folder.path).add(prompt.images for prompt in result.prompts)
         append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
     append_jsonl(folder.scores, [result.scores(0) for result in results])
     metrics: dict[str, Any] = {result.name: result.metrics for result in results}

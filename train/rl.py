@@ -32,6 +32,7 @@ from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import evaluation_source, load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
@@ -117,7 +118,8 @@ class Run:
             with timed("reward"):
                 graded = collector.grade(rollouts)
             with timed("replay"):
-                batch = policy.replay.batch(graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards)
+                given = graded.rollouts, graded.credit.values, graded.credit.kind, graded.rewards
+                batch = policy.replay.batch(*given, collector.shown(graded.rollouts))
             with timed("value"):
                 batch, value_metrics = critic.step(batch, graded.rollouts, step)
             with timed("update"), self.monitor.progress(policy.rows_to_train(batch), "update") as progress:
@@ -262,4 +264,5 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     if not evaluation.eval_dataset:
         return None
     prompts = load_prompts(config, evaluation_source(config), learner.model)
-    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task)
+    eyes = Eyes.of(config, learner.sampled)
+    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task, eyes)

@@ -46,8 +46,9 @@ from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import for_model, make_samples, tokenise
+from train.setup.examples import for_model, make_samples, see, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
+from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 
@@ -99,7 +100,8 @@ def check(config: Config) -> list[Example]:
     checks.check_start(config, SFT)
     checks.check_trackers(config)
     with naming("dataset.optimization_data"):
-        examples = load_examples(path, columns=config.dataset.columns)
+        root = image_root(config.dataset, path, spec.family)
+        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
     examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         _print_plan(config, len(examples))
@@ -146,7 +148,7 @@ class FineTuning:
         settings = for_model(config.training, self.model, self.method, blocks.trained)
         self.config = config = replace(config, training=settings)
         adopt_block_size(self.model, blocks.trained)
-        self.samples = tokenise(examples, self.model, config, self.method)
+        self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
         self.updater = Updater(self.model, accelerator, optimizer, updates)
@@ -191,6 +193,7 @@ class FineTuning:
         epoch, place = divmod(step - 1, self.plan.per_epoch)
         order = epoch_order(self.config.training.seed, epoch, len(self.samples))
         chosen = [self.samples[i] for i in order[place * self.plan.examples : (place + 1) * self.plan.examples]]
+        chosen = see(chosen, self.eyes)
         given = self.model, self.config.training, self.method, epoch, self.longest
         return [sample for example in chosen for sample in make_samples(example, *given)]
 

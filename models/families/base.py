@@ -140,7 +140,8 @@ class Family:
     text_vocab_size: config.json -> ids from here on are never sampled; None = those that the tokenizer has no name for.
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
-    pictures (`models.vision.seeing.Vision`); None for a family that takes none.
+    pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
+    part of the checkpoint and may be trained.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Family:
     default_block_size: int = 1
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None
+    trains_vision: bool = False
 
     def __post_init__(self) -> None:
         if self.attention == "block" and self.logit_shift:

@@ -91,5 +91,6 @@ LLADAV = Family(
         trims=True,
     ),
     vision=lambda model, image_tokenizer: model.vision,
+    trains_vision=True,
     decoding=Decoding(threshold_passes=True, stop_narrows=True, block_size=32),
 )

@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
+from PIL import Image
 
 from reward.base import RewardError
 from reward.judge.judge import Question
+from reward.judge.pictures import content_of
 from runtime.text import printable
 
 if TYPE_CHECKING:
@@ -104,7 +106,11 @@ class ApiJudge:
     async def _ask(self, client: httpx2.AsyncClient, question: Question) -> str | None | Refusal:
         config = self.config
         body = {name: getattr(config, name) for name in ("model", "temperature", "top_p", "max_tokens")}
-        body |= {"messages": [{"role": "user", "content": question.text}], "seed": question.sample}
+        try:
+            content = content_of(question.text, question.pictures if config.pictures else ())
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return Refusal(f"judge.api: a picture cannot be sent: {error}")
+        body |= {"messages": [{"role": "user", "content": content}], "seed": question.sample}
         for attempt in range(config.attempts):
             pause = PAUSE_SECONDS * 2**attempt
             try:

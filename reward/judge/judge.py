@@ -16,10 +16,12 @@ from reward.text import extract_boxed
 
 
 class Question(NamedTuple):
-    """What a judge is asked. `sample` tells apart several answers to the same text; it is the seed of that answer."""
+    """What a judge is asked. `sample` tells apart several answers to the same text; it is the seed of that answer.
+    `pictures`: files or their bytes, which the text is about."""
 
     text: str
     sample: int = 0
+    pictures: tuple[str | bytes, ...] = ()
 
 
 Judge = Callable[[Sequence[Question]], list[str | None]]
@@ -92,9 +94,13 @@ class Panel:
         self._judge, self._samples = judge, samples
         self._max_block_characters = max(MIN_CHARACTERS, max_prompt_tokens * CHARACTERS_A_TOKEN) // BLOCKS
 
-    def ask(self, texts: Sequence[str]) -> list[list[str | None]]:
-        """The answers to each text."""
-        answers = self._judge([Question(text, sample) for text in texts for sample in range(self._samples)])
+    def ask(
+        self, texts: Sequence[str], pictures: Sequence[tuple[str | bytes, ...]] | None = None
+    ) -> list[list[str | None]]:
+        """The answers to each text, with its pictures where there are any."""
+        seen = pictures or [()] * len(texts)
+        asked = zip(texts, seen, strict=True)
+        answers = self._judge([Question(text, sample, each) for text, each in asked for sample in range(self._samples)])
         return [answers[first : first + self._samples] for first in range(0, len(answers), self._samples)]
 
     def block(self, title: str, text: str, *, keep_end: bool = False) -> str:

@@ -2,11 +2,14 @@
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 from reward.base import Reward
 from reward.judge.judge import Judge, Panel, boxed_number
+from reward.judge.pictures import Source, pictures_of
+
+Pictures = tuple[Source, ...]
 
 MARKS = tuple(float(mark) for mark in range(1, 11))
 
@@ -57,21 +60,24 @@ class JudgeReward(Reward):
         self.mode, self.opponents = mode, opponents
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
-        return self._marks(prompts, completions) if self.mode == "score" else self._wins(prompts, completions)
+        pictures = pictures_of(columns, len(completions))
+        made = self._marks if self.mode == "score" else self._wins
+        return made(prompts, completions, pictures)
 
-    def _marks(self, prompts: list[str], completions: list[str]) -> list[float | None]:
+    def _marks(self, prompts: list[str], completions: list[str], pictures: Sequence[Pictures]) -> list[float | None]:
         texts = [
             _MARK.format(prompt=self.panel.block("request", prompt), response=self.panel.block("response", completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         rewards: list[float | None] = []
-        for answers in self.panel.ask(texts):
+        for answers in self.panel.ask(texts, pictures):
             marks = self._read(answers, MARKS)
             rewards.append((statistics.fmean(marks) - MARKS[0]) / (MARKS[-1] - MARKS[0]) if marks else None)
         return rewards
 
-    def _wins(self, prompts: list[str], completions: list[str]) -> list[float | None]:
-        duels = [duel for group in _groups(prompts) for duel in _duels(group, self.opponents)]
+    def _wins(self, prompts: list[str], completions: list[str], pictures: Sequence[Pictures]) -> list[float | None]:
+        groups = _groups(list(zip(prompts, pictures, strict=True)))
+        duels = [duel for group in groups for duel in _duels(group, self.opponents)]
         open_duels = [(a, b) for a, b in duels if completions[a].strip() != completions[b].strip()]
         texts = [
             _COMPARE.format(
@@ -82,7 +88,7 @@ class JudgeReward(Reward):
             for a, b in open_duels
             for first, second in ((a, b), (b, a))
         ]
-        answers = self.panel.ask(texts)
+        answers = self.panel.ask(texts, [pictures[a] for a, _ in open_duels for _ in range(2)])
         points: list[list[float]] = [[] for _ in completions]
         for number, (a, b) in enumerate(open_duels):
             forward, backward = (self._read(answers[2 * number + order], (0.0, 1.0, 2.0)) for order in (0, 1))
@@ -105,9 +111,9 @@ class JudgeReward(Reward):
 _POINTS = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}
 
 
-def _groups(prompts: Sequence[str]) -> list[list[int]]:
+def _groups(prompts: Sequence[Hashable]) -> list[list[int]]:
     """The positions of each prompt's responses."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(index)
     return list(groups.values())

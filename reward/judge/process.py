@@ -26,13 +26,14 @@ from the answer."""
 @dataclass(frozen=True)
 class Response:
     """One response to be judged. step_map: when each token was unmasked, counted from 1. correct: by the outcome's
-    reward."""
+    reward. pictures: of the question."""
 
     question: str
     token_ids: Sequence[int]
     step_map: Sequence[int]
     correct: bool | None = None
     answer: str | None = None
+    pictures: tuple[str | bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class ProcessReward:
         for response in responses:
             if len(response.step_map) != len(response.token_ids):
                 raise ValueError(f"a step map of {len(response.step_map)} for {len(response.token_ids)} tokens")
-        texts = [text for response in responses for text in self.excerpts(response)]
-        judged = iter(self.panel.ask(texts))
+        asked = [(text, response.pictures) for response in responses for text in self.excerpts(response)]
+        texts, pictures = [text for text, _ in asked], [seen for _, seen in asked]
+        judged = iter(self.panel.ask(texts, pictures))
         counts = {"chunks": len(texts), "unanswered_count": 0, "unclear_count": 0}
         votes = [
             [

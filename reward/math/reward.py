@@ -13,7 +13,7 @@ from reward.base import Reward, column, names_of, require_column
 from reward.math.numbers import decimals_agree, plain_number
 from reward.math.options import chosen_option
 from reward.math.truth import answer_text, final_answer, is_solution
-from reward.text import extract_boxed
+from reward.text import stated_answer
 from reward.workers.pool import Reply, WorkerPool
 
 CPU_SECONDS = 10.0
@@ -45,12 +45,15 @@ class MathGrader:
         )
         self._verdicts: dict[Key, bool] = {}
 
-    def grade(self, pairs: Sequence[tuple[str, str]], counts: Counter[str] | None = None) -> list[bool | None]:
-        """One verdict for each (completion, answer); None where workers were stopped from outside twice.
+    def grade(
+        self, pairs: Sequence[tuple[str, str]], counts: Counter[str] | None = None, in_box: bool = True
+    ) -> list[bool | None]:
+        """One verdict for each (completion, answer); None where workers were stopped from outside twice. in_box: an
+        answer without a box is none (`stated_answer`).
 
         `counts` gains `timeout` (and `error`, `stalled`, `died`) for the answers that ended so.
         """
-        keys: list[Key] = [(extract_boxed(completion), final_answer(answer)) for completion, answer in pairs]
+        keys: list[Key] = [(stated_answer(completion, in_box), final_answer(answer)) for completion, answer in pairs]
         verdicts: dict[Key, bool | None] = {
             key: quick_verdict(*key) if key not in self._verdicts else self._verdicts[key]
             for key in dict.fromkeys(keys)
@@ -125,7 +128,12 @@ def grade_math(completion: str, answer: str) -> bool:
 
 
 class OptionReward(Reward):
-    """1.0 where the last box holds the letter of the task's `ground_truth_answer` (A, (A), a, A. and its text)."""
+    """1.0 where the answer (`stated_answer`) is the letter of the task's `ground_truth_answer` (A, (A), a, A. and its
+    text)."""
+
+    def __init__(self, in_box: bool = True) -> None:
+        super().__init__()
+        self.in_box = in_box
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         require_column(names_of(rows), "ground_truth_answer", needed_by="the option reward")
@@ -145,17 +153,19 @@ class OptionReward(Reward):
         rewards: list[float | None] = []
         for completion, answer in zip(completions, answers, strict=True):
             true = chosen_option(answer_text(answer))
-            given = chosen_option(extract_boxed(completion) or "")
+            given = chosen_option(stated_answer(completion, self.in_box) or "")
             self.counts["no_answer"] += true is None
             rewards.append(None if true is None else float(given == true))
         return rewards
 
 
 class MathReward(Reward):
-    """1.0 where the last box equals the task's `ground_truth_answer`, else 0.0; None where the task has no answer."""
+    """1.0 where the answer (`stated_answer`) equals the task's `ground_truth_answer`, else 0.0; None where the task has
+    no answer."""
 
-    def __init__(self, *, workers: int, timeout_seconds: float) -> None:
+    def __init__(self, *, workers: int, timeout_seconds: float, in_box: bool = True) -> None:
         super().__init__()
+        self.in_box = in_box
         self.grader = MathGrader(workers=workers, cpu_seconds=timeout_seconds)
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -175,12 +185,16 @@ class MathReward(Reward):
         answers = column(columns, "ground_truth_answer", len(completions), needed_by="the math reward")
         texts = [answer_text(answer) for answer in answers]
         graded = [i for i, text in enumerate(texts) if text]
-        verdicts = self.grader.grade([(completions[i], texts[i]) for i in graded], self.counts)
+        verdicts = self.verdicts([(completions[i], texts[i]) for i in graded])
         rewards: list[float | None] = [None] * len(completions)
         for i, verdict in zip(graded, verdicts, strict=True):
             rewards[i] = None if verdict is None else float(verdict)
         self.counts["no_answer"] += len(completions) - len(graded)
         return rewards
+
+    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """One for each (completion, true answer), as of `MathGrader.grade`."""
+        return self.grader.grade(pairs, self.counts, self.in_box)
 
     def close(self) -> None:
         self.grader.close()

@@ -23,6 +23,7 @@ from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
 from runtime.pages import page
 from runtime.text import print_error, print_text
+from sample.viewer.pictures import Thumbnails, picture_runs
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = samples_of(options.path)
         chosen = read_traces(path, options.limit)
         origin = find_origin(path, options.tokenizer, options.block_size)
-        text = build_page(path.name, chosen, origin, forced_block_size=options.block_size)
+        text = build_page(path.name, chosen, origin, options.block_size, Thumbnails(path.parent))
         try:
             atomic_write_text(options.output, text)
         except OSError as error:
@@ -129,18 +130,48 @@ def left_out(chosen: Chosen) -> list[str]:
     return notes
 
 
-def build_page(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> str:
+def build_page(
+    name: str,
+    chosen: Chosen,
+    origin: Origin,
+    forced_block_size: int | None = None,
+    thumbnails: Thumbnails | None = None,
+) -> str:
     """The page as text: see `pages.page`."""
-    return page(PARTS, f"{name} · trace", page_data(name, chosen, origin, forced_block_size), "viewer.js")
+    data = page_data(name, chosen, origin, forced_block_size, thumbnails)
+    return page(PARTS, f"{name} · trace", data, "viewer.js")
 
 
-def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int | None = None) -> dict[str, Any]:
-    """What viewer.js reads. Ids stand as indices into `vocabulary`, rows of [id, text, kind]."""
+def page_data(
+    name: str,
+    chosen: Chosen,
+    origin: Origin,
+    forced_block_size: int | None = None,
+    thumbnails: Thumbnails | None = None,
+) -> dict[str, Any]:
+    """What viewer.js reads. Ids stand as indices into `vocabulary`, rows of [id, text, kind]; in a prompt -1 - i stands
+    for picture i of `pictures`, rows of [positions, thumbnail or null]."""
     text_of = token_texts(origin.tokenizer)
     index: dict[int, int] = {}
+    pictures: dict[tuple[int, str | None], int] = {}
+    text_ids = None if origin.tokenizer is None else max(origin.tokenizer.get_vocab().values(), default=-1) + 1
 
     def indices(ids: Sequence[int]) -> list[int]:
         return [index.setdefault(token_id, len(index)) for token_id in ids]
+
+    def shown(trace: Trace) -> list[int] | str:
+        if isinstance(trace.prompt, str):
+            return trace.prompt
+        made: list[int] = []
+        digests = iter(trace.images)
+        for start, end, is_picture in picture_runs(trace.prompt, text_ids):
+            if is_picture:
+                digest = next(digests, "")
+                picture = end - start, None if thumbnails is None else thumbnails[digest]
+                made.append(-1 - pictures.setdefault(picture, len(pictures)))
+            else:
+                made += indices(trace.prompt[start:end])
+        return made
 
     notes = [*origin.notes, *left_out(chosen)]
     groups: list[dict[str, Any]] = []
@@ -148,18 +179,17 @@ def page_data(name: str, chosen: Chosen, origin: Origin, forced_block_size: int 
         prompts: list[list[int] | str] = []
         samples: list[dict[str, Any]] = []
         for trace in traces:
-            if trace.prompt not in prompts:
-                prompts.append(trace.prompt)
+            if (prompt := shown(trace)) not in prompts:
+                prompts.append(prompt)
             size = forced_block_size or trace.block_size or origin.block_size
             first = trace.first_block_tokens(size, origin.attention) if size else None
-            samples.append(_sample(trace, indices(trace.ids), prompts.index(trace.prompt), size, first))
-        shown = [prompt if isinstance(prompt, str) else indices(prompt) for prompt in prompts]
-        groups.append({"title": title, "prompts": shown, "samples": samples})
+            samples.append(_sample(trace, indices(trace.ids), prompts.index(prompt), size, first))
+        groups.append({"title": title, "prompts": prompts, "samples": samples})
     unplaced = any(sample["block"] is None for group in groups for sample in group["samples"])
     if unplaced and origin.attention != "full":
         notes.append("Where blocks begin is not known from the file: --block-size and --tokenizer say it.")
     vocabulary = [[token_id, *_text_and_kind(text_of(token_id))] for token_id in index]
-    return {"name": name, "notes": notes, "vocabulary": vocabulary, "groups": groups}
+    return {"name": name, "notes": notes, "vocabulary": vocabulary, "pictures": [*pictures], "groups": groups}
 
 
 def _text_and_kind(token: tuple[str, str]) -> tuple[str, int]:

@@ -20,7 +20,8 @@ class Trace:
     group: the task and the pass that sampled it; name: the sample inside its group. prompt: token ids, or the text
     where the file has no ids. ids, steps, logprobs: those of the canvas, or of the response where the file has no
     canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_response_tokens: so many
-    from the first are the response. block_size: None where the row has none.
+    from the first are the response. block_size: None where the row has none. images: digests of the prompt's pictures,
+    in order.
     """
 
     group: str
@@ -36,6 +37,7 @@ class Trace:
     advantage: float | None
     answer: str | None
     block_size: int | None
+    images: tuple[str, ...] = ()
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Trace":
@@ -55,7 +57,8 @@ class Trace:
             raise ValueError(f"has a {logprobs_name} that is no list of {len(ids)} numbers, one for each token")
         key = row.get("key")
         key = key if isinstance(key, list) and key else [None]
-        prompt = _whole_numbers(row, "prompt_ids", MOST_IDS) if "prompt_ids" in row else str(row.get("prompt", ""))
+        ids_of_prompt = _whole_numbers(row, "prompt_ids", MOST_IDS, -MOST_IDS) if "prompt_ids" in row else None
+        prompt = str(row.get("prompt", "")) if ids_of_prompt is None else ids_of_prompt
         num_response_tokens = row.get("num_response_tokens", len(ids))
         if not isinstance(num_response_tokens, int) or not 0 <= num_response_tokens <= len(ids):
             raise ValueError(
@@ -78,6 +81,7 @@ class Trace:
             advantage=_finite(row.get("advantage")),
             answer=row["answer"] if isinstance(row.get("answer"), str) else None,
             block_size=as_block_size(row.get("block_size")),
+            images=tuple(map(str, row["images"])) if isinstance(row.get("images"), list) else (),
         )
 
     def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:
@@ -194,13 +198,13 @@ def _group(row: Mapping[str, Any], key: Sequence[Any]) -> str:
     return f"RL step {row['step']} · {row['task']}" if "step" in row else str(row["task"])
 
 
-def _whole_numbers(row: Mapping[str, Any], name: str, most: int) -> list[int]:
+def _whole_numbers(row: Mapping[str, Any], name: str, most: int, least: int = 0) -> list[int]:
     values = row.get(name)
     if not isinstance(values, list):
         raise ValueError(f"has {'no ' if values is None else ''}{name}{'' if values is None else ' that is no list'}")
     for value in values:
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"has {_short(value)} in {name}; whole numbers from 0 to {most:,} belong there")
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"has {_short(value)} in {name}; whole numbers from {least:,} to {most:,} belong there")
     return values
 
 

@@ -48,7 +48,7 @@ function joinedBytes(tokens) {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   for (let start = 0; start < tokens.length; start++) {
     let hex = "";
-    for (let end = start; end < tokens.length && end < start + 4; end++) {
+    for (let end = start; end < tokens.length && end < start + 4 && tokens[end] >= 0; end++) {
       const [, text, kind] = data.vocabulary[tokens[end]];
       if (kind !== KIND.bytes) break;
       hex += text;
@@ -77,6 +77,16 @@ function tokenElement(index, joined) {
     made.append(text, element("wbr"));
   } else if (text === "") made.append(element("i", "mark", "∅"));
   else addText(made, text);
+  return made;
+}
+
+/** A picture of a prompt: its thumbnail, or a box where there is none. */
+function pictureElement([positions, thumbnail]) {
+  const title = `picture · ${plural(positions, "position")}`;
+  if (thumbnail === null) return element("span", "picture", title);
+  const made = element("img", "picture");
+  made.setAttribute("src", thumbnail);
+  made.alt = made.title = title;
   return made;
 }
 
@@ -134,12 +144,14 @@ function drawPrompt(chosen) {
   else {
     const joined = joinedBytes(prompt);
     prompt.forEach((index, i) => {
+      if (index < 0) return parent.append(pictureElement(data.pictures[-1 - index]));
       const token = tokenElement(index, joined[i]);
       token.dataset.p = i;
       parent.append(token);
     });
   }
-  const count = typeof prompt === "string" ? "" : ` · ${plural(prompt.length, "token")}`;
+  const size = typeof prompt === "string" ? 0 : prompt.reduce((sum, index) => sum + (index < 0 ? data.pictures[-1 - index][0] : 1), 0);
+  const count = typeof prompt === "string" ? "" : ` · ${plural(size, "token")}`;
   at("prompt").querySelector("summary").textContent = `Prompt${count}`;
   at("prompt").hidden = !prompt.length;
 }

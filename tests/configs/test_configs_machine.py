@@ -30,7 +30,7 @@ MACHINE = re.compile(
     r"(?: \(8B: GPUs of 141 GB\))?\.$",
     re.MULTILINE,
 )
-CARD_GIB = {80: 79.0}
+CARD_GIB = {80: 79.0, 141: 140.0}
 """What torch finds on a card that is sold with so many GB: an H100's 79.1, an A100's 79.3."""
 
 
@@ -50,17 +50,22 @@ def networks_made_once():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Checkpoint folders of a recipe's family; MMaDA has the shapes of LLaDA."""
-    mmada = tmp_path_factory.mktemp("mmada")
-    shutil.copytree(REAL / "layouts" / "LLaDA-8B-Instruct", mmada, dirs_exist_ok=True)
-    raw = json.loads((mmada / "config.json").read_text()) | {"model_type": "mmada"}
-    (mmada / "config.json").write_text(json.dumps(raw))
+    """Checkpoint folders of a recipe's family; MMaDA has the shapes of LLaDA, LLaDA-V's layout those of its language
+    model."""
+    made = {}
+    for family, layout, model_type in (("mmada", "LLaDA-8B-Instruct", "mmada"), ("lladav", "LLaDA-V", "llava_llada")):
+        made[family] = tmp_path_factory.mktemp(family)
+        shutil.copytree(REAL / "layouts" / layout, made[family], dirs_exist_ok=True)
+        raw = json.loads((made[family] / "config.json").read_text()) | {"model_type": model_type}
+        (made[family] / "config.json").write_text(json.dumps(raw))
 
     def folders_of(name):
         family = next(
-            family for family in ("dream", "llada", "mmada", "sdar") if family in name.replace("trado", "sdar")
+            family
+            for family in ("dream", "lladav", "llada", "mmada", "sdar")
+            if family in name.replace("trado", "sdar")
         )
-        return [mmada] if family == "mmada" else [REAL / "layouts" / layout for layout in LAYOUTS[family]]
+        return [made[family]] if family in made else [REAL / "layouts" / layout for layout in LAYOUTS[family]]
 
     return folders_of
 

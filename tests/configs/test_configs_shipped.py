@@ -27,6 +27,7 @@ RECIPES = [f"{kind}_{family}" for family in ("sdar", "trado") for kind in ("rl",
 VALUE_RECIPES = [
     f"rl_{family}{kind}_with_value" for family in ("sdar", "trado") for kind in ("", "_process_reward_rlhf")
 ]
+KINDS = ("", "_with_value", "_process_reward_rlhf_with_value")
 SAME_KEYS = [
     *("rl_dream", "rl_llada", "rl_sdar_code", "sft_dream", *RECIPES, *VALUE_RECIPES),
     *("dream_eval", "llada_eval", "sdar_eval", "trado_eval", "trado_longcot_eval"),
@@ -34,13 +35,23 @@ SAME_KEYS = [
     *(f"multinode_{name}" for name in VALUE_RECIPES),
     *(f"{name}_multinode_eval" for name in ("dream", "llada", "sdar", "trado", "trado_longcot")),
 ]
+SEEING = [
+    *(
+        f"{nodes}rl_{family}{kind}"
+        for nodes in ("", "multinode_")
+        for family in ("lladav", "mmada_v")
+        for kind in KINDS
+    ),
+    *("lladav_eval", "mmada_v_eval", "sft_lladav", "sft_mmada_v"),
+]
+"""Recipes with pictures."""
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """A folder with a checkpoint of each family, with room for the longest answers that are asked for."""
     folder = tmp_path_factory.mktemp("model")
-    for family in ("sdar", "dream", "llada", "mmada"):
+    for family in ("sdar", "dream", "llada", "mmada", "lladav"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
     return folder
@@ -67,7 +78,7 @@ def command(name):
 
 
 def family_of(name):
-    return next((family for family in ("dream", "llada", "mmada") if family in name), "sdar")
+    return next((family for family in ("dream", "lladav", "llada", "mmada") if family in name), "sdar")
 
 
 def arguments(name, model_folder, tmp_path):
@@ -76,9 +87,13 @@ def arguments(name, model_folder, tmp_path):
     if name.removesuffix(".yaml") in CODE:
         row = {"question": "12=", "test_method": "function", "test_list": ["assert f(1) == 2"], "test_time_limit": 1}
         tasks = write_json(tmp_path / "code.json", [row])
-    family = family_of(name)
-    pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21"}])
+    family, picture = family_of(name), {}
+    if sees := name.removesuffix(".yaml") in SEEING:
+        picture = {"image": "a.png"}
+        tasks = write_json(tmp_path / "seen.json", [{"question": "12=", "ground_truth_answer": "21", **picture}] * 9)
+    pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21", **picture}])
     return [
+        *([f"dataset.image_root={tmp_path}"] if sees else []),
         f"model.pretrained_model={model_folder / family}",
         f"dataset.train_dataset={tasks}",
         f"dataset.eval_dataset={tasks}",
@@ -99,6 +114,7 @@ def test_what_is_shipped():
     for family in ("dream", "llada", "mmada"):
         assert {f"{family}_eval.yaml", f"rl_{family}.yaml", f"sft_{family}.yaml"} <= set(SHIPPED)
     assert "rl_sdar_code.yaml" in SHIPPED
+    assert {f"{name}.yaml" for name in SEEING} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -199,13 +215,12 @@ def write_incumbent(name, folder):
     return tree, folder / f"{name}.yaml"
 
 
-def test_every_text_config_of_dllm_rl_is_among_those_below():
+def test_every_config_of_dllm_rl_is_among_those_below():
     """But for the one that is no YAML there."""
-    text = [name for name in incumbent() if "lladav" not in name and "mmada_v" not in name]
-    assert sorted(SAME_KEYS) == sorted(set(text) - {"sft_llada"})
+    assert sorted([*SAME_KEYS, *SEEING]) == sorted(set(incumbent()) - {"sft_llada"})
 
 
-@pytest.mark.parametrize("name", SAME_KEYS)
+@pytest.mark.parametrize("name", [*SAME_KEYS, *SEEING])
 def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
     """What has no effect is warned about by name, each key once; every other value arrives."""
     tree, file = write_incumbent(name, tmp_path)
@@ -215,7 +230,15 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         config = load_config([f"config={file}"])
     assert sorted(str(w.message).split()[0] for w in caught) == sorted(set(settings) & set(RETIRED))
     moved = RENAMED | {"model": "model.pretrained_model", "model_base": "model.model_base"}
-    switches = {"use_cache": {True: "prefix", False: "auto"}, "use_kl_estimator_k3": {True: "k3", False: "k1"}}
+    if settings.pop("evaluation.if_eval", True) is False:
+        settings["evaluation.eval_dataset"] = tree.evaluation.eval_dataset = None
+    if settings.get("model.process_reward_model") == "":
+        settings["model.process_reward_model"] = tree.model.process_reward_model = None
+    switches = {
+        "use_cache": {True: "prefix", False: "auto"},
+        "use_kl_estimator_k3": {True: "k3", False: "k1"},
+        "strict_len_check": {True: "wrong", False: "keep"},
+    }
     for key in set(settings) - set(RETIRED):
         value = OmegaConf.select(tree, key)
         switch = switches.get(key.split(".")[-1])
@@ -224,7 +247,7 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
         assert got == (type(got)(value) if isinstance(got, float) else value), key
 
 
-@pytest.mark.parametrize("name", thinned(SAME_KEYS, 5))
+@pytest.mark.parametrize("name", thinned([*SAME_KEYS, *SEEING], 5))
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_path, no_model_work, capsys):
     _, file = write_incumbent(name, tmp_path)
@@ -233,7 +256,7 @@ def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_
     assert name in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", thinned([name for name in SAME_KEYS if "sft" not in name], 3))
+@pytest.mark.parametrize("name", thinned([name for name in [*SAME_KEYS, *SEEING] if "sft" not in name], 3))
 @pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_a_config_of_dllm_rl_samples_as_it_did(name, models, tmp_path):
     """The first of its entries, and of its evaluation's: window, blocks, steps, cache, filters, slots."""

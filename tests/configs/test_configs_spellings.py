@@ -18,10 +18,12 @@ DEFAULTS = flat(resolved(Config()))
 SWITCHES = {
     "use_cache": ("cache", True, "prefix", False, "auto"),
     "use_kl_estimator_k3": ("kl_estimator", True, "k3", False, "k1"),
+    "strict_len_check": ("truncated", True, "wrong", False, "keep"),
 }
 VALUES = {"steps_per_block": 3, "max_new_tokens": 7, "max_slots": 5, "strategy": "sequential", "threshold": 0.25}
 VALUES |= {"local": "/judge", "chunk_tokens": 9, "samples": 4, "max_model_len": 900, "max_tokens": 90}
 VALUES |= {"temperature": 0.5, "learning_rate": 0.125}
+VALUES |= {"vq_model_path": "/vq", "image_resolution": 64, "answer_must_in_box": False, "clip_model": "/clip"}
 
 
 @pytest.fixture
@@ -240,3 +242,14 @@ def test_no_other_config_does(tmp_path, caplog, text, arguments, command):
     file.write_text(text)
     assert load_config([f"config={file}", *arguments], command=command).training.truncated == "keep"
     assert "count as wrong" not in caplog.text
+
+
+def test_an_evaluation_that_is_switched_off_has_no_tasks(load):
+    yaml = "evaluation: {eval_dataset: MATH500, if_eval: %s}"
+    assert load(yaml % "false").evaluation.eval_dataset is None
+    assert load(yaml % "true").evaluation.eval_dataset == "MATH500"
+    assert load(yaml % "false", "evaluation.eval_dataset=AIME2024").evaluation.eval_dataset == "AIME2024"
+    with pytest.warns(UserWarning, match="evaluation.if_eval has no effect: evaluation.eval_dataset names"):
+        assert load(yaml % "false", "evaluation.if_eval=true").evaluation.eval_dataset is None
+    with pytest.raises(ValueError, match="evaluation.if_eval is 3; it must be of type bool"):
+        load("evaluation: {if_eval: 3}")

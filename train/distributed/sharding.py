@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from configs.schema import TrainingConfig
-from models import lora
+from models import Prompt, lora
 from models.unread import weight_of
 from runtime import ranks, stopping
 from sample import Rollout, Sampler
@@ -31,7 +31,7 @@ class _Break(Exception):
 
 def sample(
     sampler: Sampler,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Prompt],
     n: int,
     keys: Sequence[Key],
     progress: Callable[[int], None],

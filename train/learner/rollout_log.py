@@ -16,6 +16,7 @@ from runtime.run_folder import RunFolder
 from sample import Rollout
 from sample.rollout import Key
 from train.algorithm.advantages import Credit, CreditKind
+from train.learner.picture_log import PictureLog
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class RolloutLog:
 
     def __init__(self, folder: RunFolder, last_step: int):
         """last_step: the checkpoint's. Steps after it may be taken from disk; what is damaged up to it is named."""
-        self.folder = folder
+        self.folder, self.pictures = folder, PictureLog(folder.path)
         self._lines = _lines(folder.graded)
         self._steps: Iterator[tuple[int, list[bytes]]] | None = _steps(folder.rollouts)
         self._ahead: tuple[int, list[bytes]] | None = None
@@ -109,7 +110,7 @@ class RolloutLog:
                 {"step": step, **described[i], "reward": graded.rewards[i], "block_size": block_size}
                 | _credit(credit.kind, credit.values[i])
                 | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
-                | vars(rollout)
+                | {name: value for name, value in vars(rollout).items() if name != "images" or value}
                 for i, rollout in enumerate(graded.rollouts)
             ),
         )

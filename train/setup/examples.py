@@ -1,6 +1,7 @@
 """Examples of fine-tuning -> ids -> training samples: the same packed samples as RL, from masks that noise or a given
 trace draw."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,15 @@ import numpy as np
 
 from configs.schema import Config, TrainingConfig
 from data.control import ControlTokens, encode
+from data.pictures import PictureSource
 from data.tasks import Example
 from data.templates import Format, Writer
-from models import DiffusionLM
+from models import DiffusionLM, Prompt
 from models.families import Family
 from sample import Rollout
 from train.algorithm.masking import Method
 from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.setup.pictures import Eyes, usable
 from train.setup.prompts import drop_over_long, require_known, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -24,12 +27,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example as ids: prompt, response with its end id, and for `trace` the step of each response id."""
+    """One example as ids: prompt, response with its end id, and for `trace` the step of each response id. Ids of
+    pictures (`picture_tokens`) are such in length alone, until they are `seen`; guarded: the prompt as it is tokenised,
+    where it has pictures."""
 
     index: int
     prompt_ids: list[int]
     response_ids: list[int]
     step_map: list[int] | None
+    guarded: str = ""
+    images: tuple[PictureSource, ...] = ()
+    picture_tokens: int = 0
+    seen: Prompt | None = None
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
@@ -37,19 +46,19 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
     responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
-    writer = Writer(Format(model.family), tokenizer)
+    writer, eyes = Writer(Format(model.family), tokenizer), Eyes.of(config, model)
     _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
     samples, long_prompts, cut, masked = [], 0, 0, 0
-    for i, example in enumerate(examples):
-        prompt, response = (encode(tokenizer, text) for text in writer.example(example))
-        steps = example.step_map
+    as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
+    for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
+        i, prompt, response, steps = sample.index, sample.prompt_ids, sample.response_ids, sample.step_map
         if method.as_sampled:
             steps = _checked_steps(steps, len(response), i, training.method)
         if not response or response[-1] not in model.eos_ids:
             response = [*response, model.end_of_response_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
         require_known(model, prompt + response, f"SFT data: example {i}")
-        if not prompt or len(prompt) > training.max_prompt_len:
+        if not prompt or len(prompt) - sample.picture_tokens > training.max_prompt_len:
             long_prompts += 1
             continue
         if model.mask_id in prompt or model.mask_id in response:
@@ -58,7 +67,8 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
         if training.max_gen_length and len(response) > training.max_gen_length:
             cut += 1
             response = response[: training.max_gen_length]
-        samples.append(TokenizedExample(i, prompt, response, steps[: len(response)] if steps is not None else None))
+        steps = steps[: len(response)] if steps is not None else None
+        samples.append(replace(sample, response_ids=response, step_map=steps))
     if long_prompts:
         drop_over_long(
             f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
@@ -78,10 +88,32 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     return samples
 
 
+def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> TokenizedExample:
+    i, example = numbered
+    prompt, response = writer.example(example)
+    ids_of_response = encode(eyes.model.tokenizer, response)
+    if not example.images:
+        return TokenizedExample(i, encode(eyes.model.tokenizer, prompt), ids_of_response, example.step_map)
+    ids, picture_tokens = eyes.outline(prompt, example.images)
+    return TokenizedExample(i, ids, ids_of_response, example.step_map, prompt, example.images, picture_tokens)
+
+
+def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExample]:
+    """The examples with their pictures encoded, without those whose pictures cannot be used (`usable`)."""
+
+    def seen(sample: TokenizedExample) -> TokenizedExample:
+        if not sample.images:
+            return sample
+        made = eyes.see(sample.guarded, sample.images)
+        return replace(sample, prompt_ids=made.ids, seen=made)
+
+    return usable(samples, seen, lambda sample: f"example {sample.index}", "SFT data")
+
+
 def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
     """Where the tokenizer has a chat template and no prompt is a turn of a chat: evaluation and RL then have other
     prompts than training."""
-    if not tokenizer.chat_template or any(example.turns for example in examples):
+    if not tokenizer.chat_template or any(example.turns or example.images for example in examples):
         return
     control = ControlTokens.of_tokenizer(tokenizer)
     if not any(control.in_responses.search(example.prompt) for example in examples):
@@ -132,7 +164,7 @@ def make_samples(
     )
     rng = np.random.default_rng([training.seed, epoch, sample.index])
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
-    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng)
+    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng, prompt=sample.seen)
 
 
 def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:

@@ -1,6 +1,7 @@
 """A judge loaded here: a causal language model of transformers."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ from configs.schema import JudgeConfig
 from data.chat import chat_of
 from models.folder import resolve_folder, weight_files
 from reward.judge.judge import Question
+
+logger = logging.getLogger(__name__)
 
 
 def prompt_tokens(judge: JudgeConfig) -> int:
@@ -70,6 +73,10 @@ class LocalJudge:
     def __call__(self, questions: Sequence[Question]) -> list[str | None]:
         if not self._loaded:
             self._load()
+        if any(question.pictures for question in questions):
+            logger.warning(
+                "%s=%s reads text alone: it judges without the pictures", self.config.key("local"), self.folder
+            )
         ids = [self._ids(question.text) for question in questions]
         answers: list[str | None] = [None] * len(questions)
         fitting = [i for i, tokens in enumerate(ids) if 0 < len(tokens) < self.config.max_model_len]

@@ -1,5 +1,6 @@
 """The models that a config names: specs of their checkpoints, then the models themselves."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,17 +9,21 @@ from typing import Any
 import torch
 
 from configs import find, naming
+from configs.engine import TITLES
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
 from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.lora import Adapters
 from models.spec import CheckpointSpec
+from models.vision.seeing import Part
 from runtime import ranks
-from train.distributed.kind import shards_weights
+from train.distributed.kind import engine_kind, shards_weights, world_size
 from train.setup.blocks import Blocks, Kind
 from train.setup.doors import reads_reference
 from train.setup.process import pick_device
+
+logger = logging.getLogger(__name__)
 
 
 def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
@@ -71,8 +76,10 @@ class RunModels:
 
     @staticmethod
     def of(config: Config, policy: CheckpointSpec, kind: Kind = "rl") -> "RunModels":
-        """ValueError as from `Blocks.of` and `value_spec_of`."""
+        """ValueError as from `Blocks.of`, `value_spec_of` and `trained_vision`."""
         blocks = Blocks.of(config, policy, kind)
+        if kind != "eval":
+            trained_vision(config, policy)
         return RunModels(kind, policy, blocks, value_spec_of(config, policy) if kind == "rl" else None)
 
 
@@ -90,7 +97,13 @@ def make_model(
     adapters_dtype: default that of the base. unread: as `load_model`."""
     seed = config.training.seed if config.model.random_init and checkpoint is None else None
     spec, device = spec_of(config, checkpoint), device or pick_device(config.model.device)
-    model = load_model(spec, dtype, device, random_init_seed=seed, adapters_dtype=adapters_dtype, unread=unread)
+    model = load_model(
+        *(spec, dtype, device),
+        random_init_seed=seed,
+        adapters_dtype=adapters_dtype,
+        image_tokenizer=image_tokenizer_of(config, spec),
+        unread=unread,
+    )
     adapters = adapters_of(config, spec) if new_adapters else None
     if adapters is not None and model.adapters is None:
         if config.model.random_init:
@@ -103,13 +116,46 @@ def make_model(
     return model
 
 
+def image_tokenizer_of(config: Config, spec: CheckpointSpec) -> str | None:
+    """model.vq_model_path where the model's family has pictures from an image tokenizer; a warning where it has not."""
+    if not (given := config.model.vq_model_path):
+        return None
+    if spec.family.vision is None or spec.family.trains_vision:
+        logger.warning(
+            "model.vq_model_path=%s has no effect: a %s model needs no image tokenizer", given, spec.family.name
+        )
+        return None
+    return str(find(given))
+
+
 def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
     """The model that an engine is to train, in fp32, where the engine then makes what it computes with. Under bf16 the
     frozen base of adapters is bf16 at once."""
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
     sharded, device = shards_weights(config), trained_model_device(config)
-    return make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
+    model = make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
+    model.train_vision(trained_vision(config, model.spec))
+    return model
+
+
+def trained_vision(config: Config, spec: CheckpointSpec) -> Part:
+    """The part of the model's vision that is trained. ValueError where it has none, where adapters alone are saved, and
+    where an engine needs the same forward passes on all ranks, which pictures are not."""
+    part = config.training.train_vision
+    if part == "false":
+        return None
+    given = f"training.train_vision={part}"
+    if not spec.family.trains_vision:
+        raise ValueError(f"{given}: {spec.family.name} has no vision in its checkpoint that could be trained.")
+    if adapters_of(config, spec) is not None:
+        raise ValueError(f"{given} beside adapters, which are all that is saved: leave one of them out.")
+    if (kind := engine_kind(config)) != "ddp" and world_size(config) > 1:
+        raise ValueError(
+            f"{given} under {TITLES[kind]}: ranks have pictures in different passes, and this engine needs the same "
+            "ones. Take a _ddp file of accelerate_configs/."
+        )
+    return "all" if part == "all" else "projector"
 
 
 def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
@@ -162,7 +208,9 @@ def frozen_reference(
         spec = spec_of(config)
         first = lora.weights_of(spec.folder, model.model) if spec.adapters else {}
         return _FirstAdapters(model, first, trained or model)
-    return make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32).requires_grad_(False)
+    first_model = make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    first_model.train_vision(trained_vision(config, first_model.spec))  # else it saw what the trained one sees
+    return first_model.requires_grad_(False)
 
 
 def trained_model_device(config: Config) -> torch.device:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import models
 from configs import find
 from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode, uncut
@@ -16,7 +17,9 @@ from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import Format, Writer
 from models import DiffusionLM
 from models.families import Family
+from models.vision.images import image_digest
 from sample import Rollout
+from train.setup.pictures import Eyes, image_root, usable
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +28,36 @@ LONGEST_COLUMN = 2000
 
 @dataclass(frozen=True)
 class Prompt:
-    """A task ready to sample: its text and token ids."""
+    """A task ready to sample: its text and token ids; of pictures in length alone, until they are `seen`.
+
+    guarded: the text as it is tokenised (`data.control`), where it has pictures. picture_tokens: ids of pictures.
+    """
 
     task: Task
     text: str
     ids: list[int]
+    guarded: str = ""
+    picture_tokens: int = 0
+    seen: models.Prompt | None = None
+
+    @property
+    def sampled(self) -> models.Prompt | list[int]:
+        """What the sampler takes."""
+        return self.ids if self.seen is None else self.seen
+
+    @functools.cached_property
+    def images(self) -> dict[str, str | bytes]:
+        """Digest -> picture, in order, of those that have a file or bytes; none before they are seen."""
+        if self.seen is None:
+            return {}
+        pairs = zip(self.seen.digests, self.task.images, strict=True)
+        return {given or image_digest(image): image for given, image in pairs if not isinstance(image, tuple)}
 
     def row(self, completion: str) -> dict[str, Any]:
         """A response's log columns of the task, besides what was sampled and earned."""
         task = self.task
-        named = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
+        named: dict[str, Any] = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
+        named |= {"images": [*self.images]} if self.images else {}
         return named | {"columns": self._columns}
 
     @functools.cached_property
@@ -86,19 +109,35 @@ def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> li
     ValueError where a prompt and its response exceed the model's positions.
     """
     path = resolve_dataset(source.name, folder=find(config.dataset.folder), seed=config.dataset.seed)
-    tasks = _tasks(path, source, config.dataset)
-    writer = Writer(format_of(config, source, model.spec.family), tokenizer_of(model))
-    prompts = [tokenise(task, model, writer) for task in tasks]
+    tasks = _tasks(path, source, config.dataset, model.spec.family)
+    writer, eyes = Writer(format_of(config, source, model.spec.family), tokenizer_of(model)), Eyes.of(config, model)
+    prompts = usable(tasks, lambda task: tokenise(task, model, writer, eyes), lambda task: task.id, f"{path}: tasks")
     prompts = _without_masks(prompts, model.mask_id, path)
     prompts = _within(prompts, config.training.max_prompt_len, path, config.dataset)
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     described = f"the {len(longest.ids)} tokens of {path}'s prompt {longest.task.id}"
+    if longest.picture_tokens:
+        described += f" ({longest.picture_tokens} of its pictures)"
     require_room(model.hf_config.max_position_embeddings, len(longest.ids), described, source.decode)
     return prompts
 
 
-def _tasks(path: Path, source: PromptSource, config: DatasetConfig) -> list[Task]:
-    tasks = load_tasks(path, data_type=source.data_type, columns=config.columns)
+def see(prompts: Sequence[Prompt], eyes: Eyes) -> list[Prompt]:
+    """The prompts with their pictures encoded, without those whose pictures cannot be used (`usable`), which are the
+    same on all ranks. ValueError where none is left."""
+
+    def seen(prompt: Prompt) -> Prompt:
+        if not prompt.picture_tokens:
+            return prompt
+        made = eyes.see(prompt.guarded, prompt.task.images)
+        return replace(prompt, ids=made.ids, seen=made)
+
+    return usable(prompts, seen, lambda prompt: prompt.task.id, "tasks")
+
+
+def _tasks(path: Path, source: PromptSource, config: DatasetConfig, family: Family) -> list[Task]:
+    root = image_root(config, path, family, source.data_type)
+    tasks = load_tasks(path, data_type=source.data_type, columns=config.columns, image_root=root)
     tasks = tasks[: source.max_tasks] if source.max_tasks else tasks
     columns = dict.fromkeys(name for task in tasks for name in task.columns)
     return [replace(task, columns=columns | task.columns) for task in tasks]
@@ -115,11 +154,12 @@ def _without_masks(prompts: list[Prompt], mask_id: int, path: Path) -> list[Prom
 
 
 def _within(prompts: list[Prompt], most_tokens: int, path: Path, config: DatasetConfig) -> list[Prompt]:
-    """ValueError where none is left."""
-    kept = [prompt for prompt in prompts if len(prompt.ids) <= most_tokens]
+    """The prompts of at most so many tokens of text: those of pictures do not count. ValueError where none is left."""
+    tokens = [len(prompt.ids) - prompt.picture_tokens for prompt in prompts]
+    kept = [prompt for prompt, length in zip(prompts, tokens, strict=True) if length <= most_tokens]
     if len(kept) < len(prompts):
-        longest = max(len(prompt.ids) for prompt in prompts)
-        first = next(prompt.task.id for prompt in prompts if len(prompt.ids) > most_tokens)
+        longest = max(tokens)
+        first = next(p.task.id for p, length in zip(prompts, tokens, strict=True) if length > most_tokens)
         drop_over_long(
             f"{path}: {len(prompts) - len(kept)} of {len(prompts)} prompts exceed training.max_prompt_len="
             f"{most_tokens} tokens (longest {longest}, first {first})",
@@ -148,18 +188,28 @@ def drop_over_long(text: str, config: DatasetConfig) -> None:
     logger.warning("%s: dropped", text)
 
 
-def tokenise(task: Task, model: DiffusionLM, writer: Writer) -> Prompt:
+def tokenise(task: Task, model: DiffusionLM, writer: Writer, eyes: Eyes | None = None) -> Prompt:
     """The task's prompt as token ids. Control tokens of the template count as such; those of the question are text, but
-    under the template "plain"."""
+    under the template "plain". ImageFault for a picture that cannot be used; eyes: default the model's own way."""
     text = writer.prompt(task)
-    ids = encode(tokenizer_of(model), text)
-    require_known(model, ids, f"the prompt of task {task.id}")
-    return Prompt(task, uncut(text), ids)
+    if not task.images:
+        ids = encode(tokenizer_of(model), text)
+        require_known(model, ids, f"the prompt of task {task.id}")
+        return Prompt(task, uncut(text), ids)
+    ids, picture_tokens = (eyes or Eyes(model)).outline(text, task.images)
+    return Prompt(task, uncut(text), ids, text, picture_tokens)
 
 
 def format_of(config: Config, source: PromptSource, family: Family) -> Format:
     """The prompt format of a source's tasks."""
-    return Format(family.name, source.data_type, config.dataset.template, source.decode.start_with_think)
+    return Format(
+        family.name,
+        source.data_type,
+        config.dataset.template,
+        source.decode.start_with_think,
+        config.reward.answer_must_in_box,
+        config.dataset.add_think_prompt,
+    )
 
 
 def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:
@@ -197,4 +247,6 @@ def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> di
     columns["completion_ids"] = [r.token_ids for r in rollouts]
     columns["finish_reason"] = [r.finish_reason for r in rollouts]
     columns["num_steps"] = [r.num_steps for r in rollouts]
+    if any(task.pictures for task in tasks):
+        columns["pictures"] = [task.pictures for task in tasks]
     return columns

@@ -13,6 +13,7 @@ from reward.judge.api import ApiJudge
 from reward.judge.build import build_judge
 from reward.judge.judge import CachedJudge
 from reward.judge.preference import JudgeReward
+from train.setup.clip import Clip
 from train.setup.local_judge import LocalJudge, prompt_tokens
 from train.setup.process import pick_device
 
@@ -26,7 +27,8 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
     if reward.function and ":" in reward.function:
         path, name = reward.function.rsplit(":", 1)
         reward = replace(reward, function=f"{find(path)}:{name}")
-    return build_reward(reward, config.execute, data_type, _marks_of(config))
+    similarity = Clip(reward.clip_model, pick_device(config.model.device)) if reward.clip_model else None
+    return build_reward(reward, config.execute, data_type, _marks_of(config), similarity)
 
 
 def _marks_of(config: Config) -> JudgeReward | None:
@@ -60,7 +62,7 @@ def sandbox_row(config: Config, data_type: str) -> dict[str, str]:
 def check_tasks(reward: Reward, tasks: Sequence[Task], key: str) -> None:
     """ValueError, with the key of their data set, where the reward cannot grade these tasks."""
     try:
-        reward.check([task.columns for task in tasks])
+        reward.check([task.columns | ({"pictures": task.pictures} if task.pictures else {}) for task in tasks])
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 

@@ -52,7 +52,7 @@ class StepJudge:
             task, rollout, reward = prompts[i // self.group_size].task, rollouts[i], rewards[i]
             correct = None if reward is None else reward >= 1.0
             ids, steps = (rollout.token_ids, rollout.step_map) if kept[i] else ([], [])
-            responses.append(Response(task.question, ids, steps, correct, task.answer))
+            responses.append(Response(task.question, ids, steps, correct, task.answer, task.pictures))
         scores = self.process(responses, group_size=self.group_size)
         token_rewards: list[list[float] | None] = [None] * len(rollouts)
         for i, given, votes in zip(members, scores.token_rewards, scores.chunk_scores, strict=True):

@@ -1,0 +1,1 @@
+multinode_eval.py

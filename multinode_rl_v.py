@@ -1,0 +1,1 @@
+multinode_rl.py
