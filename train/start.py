@@ -1,12 +1,13 @@
 """RL from Python in a few lines: a checkpoint, tasks, a reward. Everything else is a key of the configuration."""
 
+import dis
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from configs import merge
@@ -72,8 +73,8 @@ def _target(function: Reward, inputs: Path) -> str:
     module = inspect.getmodule(function)
     if module is not None and module.__name__ != "__main__" and getattr(module, name, None) is function:
         return f"{inspect.getsourcefile(function)}:{name}"
-    around = inspect.getclosurevars(function)
-    names = {**around.globals, **around.nonlocals}
+    used = {name: function.__globals__[name] for name in _globals(function.__code__) if name in function.__globals__}
+    names = {**used, **inspect.getclosurevars(function).nonlocals}
     imports = [f"import {value.__name__} as {n}" for n, value in names.items() if isinstance(value, ModuleType)]
     others = [n for n, value in names.items() if not isinstance(value, ModuleType)]
     if others:
@@ -86,6 +87,14 @@ def _target(function: Reward, inputs: Path) -> str:
     except OSError:
         raise ValueError(f"reward {name} has no source that can be read: give path/to/file.py:name.") from None
     return f"{_write(inputs / 'reward.py', chr(10).join([*imports, '', source]))}:{name}"
+
+
+def _globals(code: CodeType) -> Iterator[str]:
+    """Names that a function, and those inside it, look for in their module."""
+    yield from (str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _globals(inner)
 
 
 def _write(path: Path, text: str) -> Path:
