@@ -25,6 +25,7 @@ PUBLIC = {
     "data.templates": ("chat_family",),
     "train.start": ("rl", "Trained"),
     "generate": ("block_diffusion_generate",),
+    "generate_images": ("generate_images",),
     "configs": ("load_config", "merge"),
     "train.algorithm.advantages": ("group_advantages",),
     "train.algorithm.replay": ("Replayer", "replay", "TrainingSample"),

@@ -42,6 +42,13 @@ class SamplingConfig(Choices):
     and values of the rest (prefix: the left only). auto = exact, or none under full attention."""
     further_horizon: int | None = None
     """prefix: tokens right of the block that later calls run and see; None = to the end."""
+    output: Literal["text", "image"] = "text"
+    """image: a picture of max_new_tokens codes, for prompts of `model.drawing_prompt`: one block, whose steps follow
+    the cosine. Codes alone are drawn, and confidence is among them; alg_temp is noise on log confidence that fades to 0
+    with the last step."""
+    guidance: float = 0.0
+    """Of pictures: codes are drawn from the logits (1 + guidance) conditional - guidance unconditional, which costs a
+    second forward a step."""
     stop_ids: Sequence[int] | None = None
     """Ids that end a response; None = model.eos_ids, empty = never stop."""
     early_stop: bool = True
@@ -71,6 +78,11 @@ class SamplingConfig(Choices):
         self.rules()
         require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
         require_name("graphs", self.graphs, ("auto", "off"))
+        require_name("output", self.output, ("text", "image"))
+        require(self.guidance >= 0.0, "guidance", self.guidance, "at least 0")
+        require(self.output == "image" or not self.guidance, "guidance", self.guidance, "0 for text: it is of pictures")
+        ranked = not self.alg_temp or self.output == "text" or self.target == "confidence"
+        require(ranked, "alg_temp", self.alg_temp, "0 for pictures that are ranked by another target than confidence")
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
@@ -85,6 +97,8 @@ class SamplingConfig(Choices):
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
+        if self.output == "image":
+            return self._of_a_picture(model)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         cache = cache_of(self.cache, model.spec.family)
         if self.further_horizon is not None and self.cache != "prefix":
@@ -102,6 +116,23 @@ class SamplingConfig(Choices):
             cache=cache,
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
+        )
+
+    def _of_a_picture(self, model: DiffusionLM) -> "SamplingConfig":
+        """As `for_model`, for pictures. ValueError where the model draws none, or blocks divide the picture."""
+        size, steps = self.max_new_tokens, self.steps_per_block
+        default_steps = model.need_drawing().steps
+        if self.block_size not in (None, size):
+            raise ValueError(
+                f"block_size={self.block_size} divides a picture of {size} codes, which is one block: leave it out."
+            )
+        steps = list(steps)[0] if isinstance(steps, Sequence) else steps
+        return replace(
+            self,
+            block_size=size,
+            steps_per_block=min(size, steps or default_steps),
+            cache=cache_of(self.cache, model.spec.family),
+            stop_ids=(),
         )
 
 

@@ -152,6 +152,7 @@ class Generation:
             masks=self.denoiser.first_masks(start + self.b - P),
             key=hash_key(request.key, request.seed),
             drawing=request.drawing or GREEDY,
+            suffix_ids=self.denoiser.suffix_ids,
         )
 
     def _prefill(self, slots: Sequence[int]) -> None:
@@ -214,10 +215,11 @@ class Generation:
             canvas_step_map=step_map[canvas],
             canvas_logprobs=logp[canvas],
             num_response_tokens=longest if stop is None else stop + 1,
-            finish_reason="length" if stop is None else "stop",
+            finish_reason="length" if stop is None and self.config.output == "text" else "stop",
             num_steps=step,
             weights_version=self.weights_version,
             images=request.prompt.digests if request.prompt.has_rows else [],
+            suffix_ids=list(self.denoiser.suffix_ids),
         )
 
     def remove(self, index: int) -> None:

@@ -96,7 +96,8 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of([token_ids(prompt, self.model) for prompt in prompts], n, keys, self.model, self.config)
+        prompts = [token_ids(prompt, self.model) for prompt in prompts]
+        requests = requests_of(prompts, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
         if not requests:
             return []
         limit = limit or len(requests)
@@ -142,7 +143,7 @@ class Sampler:
         return len(self._held.steps.keys) if self._held is not None else 0
 
     def _capacity(self, prompt_tokens: int) -> int:
-        return prompt_tokens + self.config.max_new_tokens + self._denoiser.b - 1
+        return prompt_tokens + self.config.max_new_tokens + self._denoiser.b - 1 + len(self._denoiser.suffix_ids)
 
     def _slots(self, count: int, capacity_tokens: int) -> Slots:
         """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:

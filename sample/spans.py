@@ -288,12 +288,12 @@ class FullRecompute:
 
     def demand(self, state: StepState, steps: int) -> Demand:
         none = state.start.new_zeros(())
-        return Demand((state.end * state.live).amax(), none, (state.masks * state.live).sum(), none)
+        return Demand((state.length * state.live).amax(), none, (state.masks * state.live).sum(), none)
 
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         device, L = state.ids.device, bounds.view_tokens
         block = self.model.attention == "block"
-        mask = block_causal_mask(L, self.block_size, device) if block else _before(state.end, L)
+        mask = block_causal_mask(L, self.block_size, device) if block else _before(state.length, L)
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
         hidden_nLD = self.model.hidden(self.ids(state, L), positions, Masked(mask), self.features)
         state.needs_commit.zero_()
@@ -357,12 +357,12 @@ class FrozenContext(FullRecompute):
         return hidden_nbD, state.live.clone()
 
     def _window_end(self, state: StepState) -> Tensor:
-        return torch.minimum(state.start + self.reach, state.end)
+        return torch.minimum(state.start + self.reach, state.length)
 
     def _whole(self, state: StepState, row_F: Tensor, granted_F: Tensor, length_tokens: int) -> Tensor:
         positions = torch.arange(length_tokens, device=row_F.device).expand(len(row_F), length_tokens)
         slot_F1 = torch.where(granted_F, row_F, self.kv.slots)[:, None]
-        layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), _before(state.end[row_F], length_tokens))
+        layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), _before(state.length[row_F], length_tokens))
         hidden_FLD = self.model.hidden(self.ids(state, length_tokens)[row_F], positions, layout, self.features)
         return self.predicting(hidden_FLD, state.start[row_F])
 
@@ -373,7 +373,7 @@ class FrozenContext(FullRecompute):
         is_own = (position < window_end[:, None]) & ~fresh[:, None]
         slot = torch.where(is_own, torch.arange(n, device=device)[:, None], self.kv.slots)
         position = position.clamp_max(self.kv.capacity_tokens - 1)
-        seen_end = (state.end if self.dual else window_end).clamp_min(1)
+        seen_end = (state.length if self.dual else window_end).clamp_min(1)
         layout = BlockSpans(self.kv, slot, position, seen_end, row_C=slot.new_empty(0), view_tokens=view_tokens)
         hidden_nQD = self.model.hidden(state.ids.gather(1, position), position, layout)
         return self.predicting(hidden_nQD, torch.zeros_like(state.start))

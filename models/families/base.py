@@ -15,6 +15,8 @@ CONFIG_KEYS = (
 )
 """Of config.json: what the configs of transformers' Llama and Qwen classes share."""
 
+PLACEHOLDER = "<image>"
+"""Where a picture stands in a text."""
 BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
 STDIO = (
     "This is the problem:\n{{problem}}\nYou should put your code in ```python ```. "
@@ -26,8 +28,9 @@ STDIO = (
 class ChatFormat:
     """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
 
-    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content; trims:
-    without the content's outer whitespace. end_of_turn: the token that ends a turn.
+    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content;
+    picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
+    end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
     a thought too, None where the family has none. system: the system turn of a conversation without one.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
@@ -40,6 +43,7 @@ class ChatFormat:
     opening: str = ""
     trims: bool = False
     after_turn: str = ""
+    picture_turn: str | None = None
     thinking_assistant: str | None = None
     system: str | None = None
     math: str = BOXED
@@ -64,7 +68,8 @@ class ChatFormat:
 
     def _written(self, role: str, content: str) -> str:
         content = content.strip() if self.trims else content
-        opened = self.assistant + content if role == "assistant" else self.turn % (role, content)
+        turn = self.picture_turn if self.picture_turn is not None and PLACEHOLDER in content else self.turn
+        opened = self.assistant + content if role == "assistant" else turn % (role, content)
         return opened + self.end_of_turn + self.after_turn
 
 

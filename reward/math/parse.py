@@ -7,7 +7,7 @@ from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import latex2sympy
 from math_verify.grader import should_treat_as_complex
-from sympy import Expr, I, MatrixBase, Symbol
+from sympy import Expr, I, MatrixBase, Symbol, nan, zoo
 
 from reward.math.structure import closing
 
@@ -36,7 +36,7 @@ _COMBINATIONS = [
 @lru_cache(maxsize=8192)
 def parsed(text: str) -> Any:
     """The sympy object (expression, matrix, set, relation) of tidied LaTeX without units and words; None where it is
-    none. `i` is the imaginary unit."""
+    none, or a division by zero. `i` is the imaginary unit."""
     if not text or _SEPARATED.search(text):
         return None
     text = text.replace(r"\$", "").replace("$", "")
@@ -53,7 +53,7 @@ def parsed(text: str) -> Any:
         made = latex2sympy(text, is_real=not should_treat_as_complex(text), normalization_config=None)
     except Exception:  # what the grammar does not know ends in exceptions of any class
         return None
-    return _with_imaginary_unit(made)
+    return None if made in (nan, zoo) else _with_imaginary_unit(made)
 
 
 def _mixed(match: re.Match[str]) -> str:

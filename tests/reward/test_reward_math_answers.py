@@ -97,6 +97,11 @@ def test_bombs_cost_their_own_answer_only():
         assert time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize("text", [r"\frac{5}{0}", "05:00", r"\frac{0}{0}"])
+def test_a_division_by_zero_is_no_expression(text):
+    assert parsed(text) is None
+
+
 def test_options():
     with built(data_type="option") as reward:
         boxes = ["A", "(A)", r"\text{A}", "a", "A. 42", "B", "A or B", "ABCD", ""]

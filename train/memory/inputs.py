@@ -10,9 +10,10 @@ from transformers import PretrainedConfig
 from configs import find
 from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
-from models.checkpoint import empty_network, stored_elements
+from models.checkpoint import empty_network
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
+from models.stored import stored_elements
 from sample import Rollout
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
