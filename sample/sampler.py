@@ -96,8 +96,8 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        prompts = [token_ids(prompt, self.model) for prompt in prompts]
-        requests = requests_of(prompts, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
+        read = [token_ids(prompt, self.model) for prompt in prompts]
+        requests = requests_of(read, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
         if not requests:
             return []
         limit = limit or len(requests)
