@@ -239,6 +239,12 @@ class DecodeConfig(Section):
         "auto = on a GPU a step with an exact cache is captured as a CUDA graph; off = operation by operation",
         choices=("auto", "off"),
     )
+    attention: str = speed(
+        "auto",
+        "flex = FlexAttention, compiled, which reads only the keys that a response has; sdpa = torch's attention under "
+        "masks; auto = flex on a GPU, sdpa on a CPU",
+        choices=("auto", "flex", "sdpa"),
+    )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end a response, besides the model's own")
 

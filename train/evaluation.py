@@ -221,7 +221,7 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     sets = [(each, load_prompts(config, each.source, model)) for each in eval_sets(config, "eval")]
     eyes, source = Eyes.of(config, model), config.dataset.source_column
     setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, eyes, source)
-    return setup, _banner_rows(config, setup, spec.folder) | fit.rows(model.device)
+    return setup, _banner_rows(config, setup, spec.folder) | fit.rows()
 
 
 def check(config: Config) -> Path:

@@ -92,9 +92,7 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(
-            f"RL {config.experiment.project}", self._banner_rows() | fit.rows(self.learner.sampled.device)
-        )
+        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
