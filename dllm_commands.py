@@ -59,6 +59,13 @@ def environment() -> None:
     main()
 
 
+def export() -> None:
+    _add_checkout()
+    from models.export import main
+
+    main()
+
+
 def _run(module: str, command: str) -> None:
     _add_checkout()
     from train.command import main
