@@ -29,7 +29,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.models import RunModels, make_model, spec_of
-from train.setup.pictures import Eyes
+from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see, tested_source
 from train.setup.rewards import check_tasks, reward_of, sandbox_row
@@ -159,7 +159,8 @@ def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) ->
             seconds = time.perf_counter() - start
         completions = [completion_text(rollout, setup.model) for rollout in rollouts]
         texts = [p.text for p in prompts for _ in range(n)]
-        rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
+        columns = reward_columns(prompts, rollouts, setup.model)
+        rewards = ranks.on_main(_grade, reward, texts, completions, columns)
         if all(reward is None for reward in rewards):
             logger.warning(
                 "eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards)
@@ -214,6 +215,7 @@ def check(config: Config) -> Path:
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
+    check_drawing(config, config.rollout, spec.family)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
     name, data_type = config.dataset.eval_dataset, config.dataset.data_type
