@@ -84,10 +84,12 @@ _TRAINING_ALONE = (
     "lr_scheduler",
 )
 NOT_READ: dict[Command, tuple[str, ...]] = {
-    "rl": (*_SFT_ALONE, "dataset.eval_dataset", "rollout.output_unmasking_history"),
+    "rl": (*_SFT_ALONE, "model.compared_with", "dataset.eval_dataset", "rollout.output_unmasking_history"),
     "sft": (
         *_RL_ALONE,
+        "model.compared_with",
         "dataset.eval_dataset",
+        "dataset.source_column",
         "dataset.data_type",
         "dataset.template",
         "dataset.add_think_prompt",

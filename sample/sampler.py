@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM, Prompt
+from models.compiled import suits
+from models.fused import compile_layers
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -54,6 +56,8 @@ class Sampler:
         self.steps_between_polls = _CUDA_STEPS_BETWEEN_POLLS if model.device.type == "cuda" else 1
         self._parameters = dict(model.named_parameters())
         self._denoiser = Denoiser(model, self.config)
+        if suits(model.device):
+            compile_layers(model)
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
         self.keeps_slots = False
         self._reserved = (0, 0)

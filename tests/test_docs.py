@@ -119,7 +119,13 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
         filled[data] = "my_sft" if name == "sft" else "tasks"
     if name == "rl" and "tiny" not in command:
         filled["evaluation.eval_dataset"] = "tasks"
-    replaced = ("model.pretrained_model", "experiment.deepspeed_file", "experiment.processes", "model.value_base_model")
+    replaced = (
+        "model",
+        "model.pretrained_model",
+        "experiment.deepspeed_file",
+        "experiment.processes",
+        "model.value_base_model",
+    )
     own = [argument for argument in given if argument.partition("=")[0] not in replaced]
     added = [*(f"{key}={value}" for key, value in filled.items()), "model.random_init=false", "dry_run=true"]
     config = load_config([*own, *added], command=name)

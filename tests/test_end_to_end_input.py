@@ -144,7 +144,7 @@ def test_a_folder_without_weights_is_reported_in_a_dry_run(shop, no_model_work, 
 
 @pytest.mark.slow
 def test_a_dry_run_goes_through_beside_a_run_of_another_configuration(shop, no_model_work, capsys):
-    for text, run in ((RL, rl.run), (EVAL, evaluation.run), (SFT, sft.run)):
+    for text, run in ((RL, rl.run), (SFT, sft.run)):
         config = load_config(shop.arguments(text, "dry_run=true"))
         run(config)
         assert "holds a run of another configuration" not in capsys.readouterr().out

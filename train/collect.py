@@ -192,7 +192,7 @@ class Collector:
         return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
-        """Writes the step's rows, and shows the first of them now and then."""
+        """Writes the step's rows, and shows some of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
         rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
@@ -200,7 +200,8 @@ class Collector:
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
         if every and sampled.step % every == 0:
-            self.monitor.sample(sampled.step, rows[0] | {"reward": graded.rewards[0]})
+            shown = zip(rows, graded.rewards, strict=True)
+            self.monitor.samples(sampled.step, [row | {"reward": reward} for row, reward in shown])
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
         reward = self.grading.reward

@@ -31,10 +31,11 @@ from train.memory.machine import used_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
+from train.setup.eval_sets import eval_sets
 from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
 from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import evaluation_source, load_prompts, training_source
+from train.setup.prompts import load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
 from train.setup.sources import pinned
 from train.setup.step_judge import StepJudge
@@ -91,9 +92,7 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(
-            f"RL {config.experiment.project}", self._banner_rows() | fit.rows(self.learner.sampled.device)
-        )
+        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
@@ -263,6 +262,6 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     decodings = _decodings(config, evaluation, learner.model, learner.blocks.evaluated)
     if not evaluation.eval_dataset:
         return None
-    prompts = load_prompts(config, evaluation_source(config), learner.model)
-    eyes = Eyes.of(config, learner.sampled)
-    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task, eyes)
+    sets = [(each, load_prompts(config, each.source, learner.model)) for each in eval_sets(config, "rl")]
+    eyes, source = Eyes.of(config, learner.sampled), config.dataset.source_column
+    return EvaluationSetup(learner.sampled, sets, decodings, evaluation.num_response_per_task, eyes, source)

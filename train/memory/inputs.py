@@ -158,6 +158,8 @@ class Inputs:
     def packing(self) -> Packing:
         """Of a micro-batch of the longest sample."""
         longest = max(self.samples, key=lambda sample: (sample.num_tokens, sample.num_trained))
+        if self.machine.kind == "cuda":  # FlexAttention: each key once
+            return Packing(longest.num_tokens, longest.num_trained, longest.num_tokens, 0)
         return Packing.of(pack([longest], [0], torch.device("meta"), span_tokens(self.machine.kind)))
 
     def sizes_of(self, decode: DecodeConfig) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.engine import TITLES
 from configs.schema import DecodeConfig
+from models.log_probs import keeps_fp32
 from sample import SamplingConfig
 from sample.drawing import positions_at_once
 from sample.slots import SlotKV, StepState
@@ -131,8 +132,8 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         checkpointing=inputs.config.training.gradient_checkpointing_enable,
         adapted=inputs.adapted if head else None,
         rank=inputs.adapters.rank if inputs.adapters and head else 0,
-        repeated_keys=inputs.machine.kind != "cpu",
         head=head,
+        fp32_logits=keeps_fp32(inputs.machine.kind),
     )
     own = 0 if inputs.offload else _sharded(inputs, trained, from_stage=2)
     gathered = (BF16 if inputs.machine.half else FP32) * net.largest_part if inputs.stage == 3 else 0

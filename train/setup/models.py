@@ -12,8 +12,10 @@ from configs import find, naming
 from configs.engine import TITLES
 from configs.schema import Config
 from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models.compiled import suits
 from models.fingerprint import fingerprint
 from models.folder import weight_files
+from models.fused import compile_layers
 from models.lora import Adapters
 from models.spec import CheckpointSpec
 from models.vision.seeing import Part
@@ -130,12 +132,15 @@ def image_tokenizer_of(config: Config, spec: CheckpointSpec) -> str | None:
 
 def make_trained_model(config: Config, precision: str, checkpoint: Path | None = None) -> DiffusionLM:
     """The model that an engine is to train, in fp32, where the engine then makes what it computes with. Under bf16 the
-    frozen base of adapters is bf16 at once."""
+    frozen base of adapters is bf16 at once. Its layers are compiled where that suits the device, but under ZeRO-3,
+    which gathers weights inside them."""
     frozen = precision == "bf16" and adapters_of(config, spec_of(config, checkpoint)) is not None
     dtype = torch.bfloat16 if frozen else torch.float32
     sharded, device = shards_weights(config), trained_model_device(config)
     model = make_model(config, checkpoint, dtype, device, adapters_dtype=torch.float32, unread=sharded)
     model.train_vision(trained_vision(config, model.spec))
+    if suits(pick_device(config.model.device)) and engine_kind(config) != "zero3":
+        compile_layers(model)
     return model
 
 

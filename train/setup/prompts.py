@@ -92,19 +92,6 @@ def training_source(config: Config) -> PromptSource:
     return PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
 
 
-def evaluation_source(config: Config) -> PromptSource:
-    """The tasks that RL evaluates on."""
-    evaluation = config.evaluation
-    assert evaluation.eval_dataset is not None
-    return PromptSource(evaluation.eval_dataset, evaluation.data_type, evaluation.max_tasks, evaluation)
-
-
-def tested_source(config: Config) -> PromptSource:
-    """The tasks of eval.py."""
-    dataset = config.dataset
-    return PromptSource(dataset.eval_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
-
-
 def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> list[Prompt]:
     """The tasks of a source as token ids. A column that some of the tasks have is None in the others.
 

@@ -45,9 +45,9 @@ def _marks_of(config: Config) -> JudgeReward | None:
     )
 
 
-def evaluates_as_it_trains(config: Config) -> bool:
-    """Whether one reward serves training and the evaluations in between."""
-    return config.evaluation.data_type == config.dataset.data_type and not config.reward.beside_verifier
+def evaluates_as_it_trains(config: Config, data_type: str) -> bool:
+    """Whether the reward of training serves for evaluations on tasks of a type too."""
+    return data_type == config.dataset.data_type and not config.reward.beside_verifier
 
 
 def sandbox_row(config: Config, data_type: str) -> dict[str, str]:
