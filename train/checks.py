@@ -118,10 +118,10 @@ def _check_objective(config: Config, method: Method) -> None:
             f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
             "token: choose clip, reinforce, bgpo or spg, or leave that out."
         )
-    plain = TrainingConfig()
+    plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
     for name in TERMS:
         value = getattr(training, name)
-        if name not in needs.training and value and value != getattr(plain, name):
+        if name not in {*needs.training, *by_critic} and value and value != getattr(plain, name):
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
 
 
