@@ -4,6 +4,7 @@ import json
 
 import pytest
 from end_to_end import text_checkpoint, write_json
+from helpers import GOLDEN
 from PIL import Image, ImageDraw
 
 from configs import load_config
@@ -119,3 +120,50 @@ def test_fine_tuning_about_pictures(shop):
     }
     summary = sft.run(load_config(arguments(shop, "sft_lladav", **given), command="sft"))
     assert summary["steps"] > 0 and summary["nll"] > 0
+
+
+def mmada(shop):
+    """MMaDA's checkpoint with the image tokenizer that is no part of it."""
+    return {
+        "model.pretrained_model": GOLDEN / "mmada_mmu",
+        "model.vq_model_path": GOLDEN / "magvit",
+        "model.image_resolution": 32,
+        "dataset.template": "plain",
+    }
+
+
+def test_an_evaluation_about_pictures_that_are_codes(shop):
+    given = decoding("rollout") | mmada(shop) | {"dataset.eval_dataset": shop / "tasks.json"}
+    given["rollout.strategy"] = "low_confidence_static"
+    evaluation.run(load_config(arguments(shop, "mmada_v_eval", **given), command="eval"))
+    folder = shop / "runs" / "mmada_v_eval"
+    samples = rows(folder / "samples.jsonl")
+    assert len(samples) == 6 and all(min(row["prompt_ids"]) >= 0 and len(row["images"]) == 1 for row in samples)
+    assert samples[0]["prompt_ids"] != samples[2]["prompt_ids"]
+    assert set(json.loads((folder / "images.json").read_text())) == {row["images"][0] for row in samples}
+    assert write_trace([str(folder), "-o", str(shop / "trace.html")]) == 0
+    assert (shop / "trace.html").read_text().count("data:image/jpeg") == 3
+
+
+def test_an_rl_step_about_pictures_that_are_codes(shop):
+    given = (
+        decoding("rollout")
+        | mmada(shop)
+        | {
+            "dataset.train_dataset": shop / "tasks.json",
+            "evaluation.eval_dataset": "null",
+            "experiment.deepspeed_file": "null",
+            "experiment.total_step": 1,
+            "rollout.num_task_per_step": 3,
+            "training.method": "TraceRL",
+            "training.shrink": 1,
+            "training.gradient_checkpointing_enable": "false",
+            "training.min_accuracy": 0.0,
+            "training.max_accuracy": 1.0,
+            "reward.function": f"{shop / 'reward.py'}:letters",
+        }
+    )
+    (shop / "reward.py").write_text(REWARD)
+    rl.run(load_config(arguments(shop, "rl_mmada_v", **given), command="rl"))
+    (step,) = [row for row in rows(shop / "runs" / "rl_mmada_v" / "metrics.jsonl") if "loss" in row]
+    assert step["updates_skipped"] == 0 and abs(step["mismatch_kl"]) < 1e-5
