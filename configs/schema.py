@@ -230,6 +230,14 @@ class DecodeConfig(Section):
     further_horizon: int | None = opt(
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
+    output: str = opt(
+        "text",
+        "image: the question is a description, the response a picture of max_new_tokens codes (mmada)",
+        choices=("text", "image"),
+    )
+    guidance: float = opt(
+        0.0, "of output=image: codes from (1 + guidance) conditional - guidance unconditional logits", low=0.0
+    )
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
     max_slots: int | None = speed(
         None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1
@@ -238,6 +246,12 @@ class DecodeConfig(Section):
         "auto",
         "auto = on a GPU a step with an exact cache is captured as a CUDA graph; off = operation by operation",
         choices=("auto", "off"),
+    )
+    attention: str = speed(
+        "auto",
+        "flex = FlexAttention, compiled, which reads only the keys that a response has; sdpa = torch's attention under "
+        "masks; auto = flex on a GPU, sdpa on a CPU",
+        choices=("auto", "flex", "sdpa"),
     )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end a response, besides the model's own")
@@ -271,6 +285,7 @@ class RolloutConfig(DecodeConfig):
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+    tensor_parallel_size: int = speed(1, "processes of a node that sample as one, each with its share of heads", low=1)
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
     refill_draws: int = opt(
         0, "so often at most a step draws further tasks in place of groups that teach nothing (DAPO); 0 = never", low=0

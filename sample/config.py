@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
+from models.attention import AttentionKind, attention_kind
 from models.families import Family
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
@@ -60,6 +61,9 @@ class SamplingConfig(Choices):
     """Sequences decoded at a time."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU a step is captured once a shape and replayed, with an exact cache; off: operation by operation."""
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """flex: FlexAttention, compiled, which reads a slot's own keys only; sdpa: torch's attention under masks; auto:
+    flex on a GPU, sdpa on a CPU."""
     fuse_commit: bool = True
     """A finished block is committed in the forward that denoises the next one."""
     deterministic: bool = False
@@ -78,6 +82,7 @@ class SamplingConfig(Choices):
         self.rules()
         require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
         require_name("graphs", self.graphs, ("auto", "off"))
+        require_name("attention", self.attention, ("auto", "flex", "sdpa"))
         require_name("output", self.output, ("text", "image"))
         require(self.guidance >= 0.0, "guidance", self.guidance, "at least 0")
         require(self.output == "image" or not self.guidance, "guidance", self.guidance, "0 for text: it is of pictures")
@@ -94,6 +99,10 @@ class SamplingConfig(Choices):
         target = Given("sampling target", self.target, self.target_params, "target_params")
         return Rules(self, open_strategy(strategy, self).of_family(threshold_passes), open_target(target))
 
+    def kind_on(self, model: DiffusionLM) -> AttentionKind:
+        """The attention that the model decodes with. ValueError where it is asked for and cannot run."""
+        return attention_kind(self.attention, model.device)
+
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
@@ -101,6 +110,7 @@ class SamplingConfig(Choices):
             return self._of_a_picture(model)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         cache = cache_of(self.cache, model.spec.family)
+        self.kind_on(model)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
                 f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM
+from models.compiled import compiled_on
 from sample.config import SamplingConfig
 from sample.drawing import Drawer
 from sample.slots import StepState
@@ -28,6 +29,7 @@ class Denoiser:
         self.model, self.config, self.decoding = model, config, model.decoding
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
+        self.propose = compiled_on(model.device, propose)
         self.drawer = Drawer(model, config, self.rules) if config.output == "image" else None
         plans, last = _plans(model, config, self.rules)
         self.blocks = len(plans)
@@ -77,10 +79,11 @@ class Denoiser:
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
         if self.drawer is not None:
             return self.drawer.propose(hidden_nbD, row_N, coordinates, state).spread(row_N, n, b)
-        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
         vocabulary = (self.model.mask_id, self.model.text_vocab_size)
-        return propose(logits_NV, coordinates, self.rules, *vocabulary, drawings).spread(row_N, n, b)
+        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings)
+        return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:
         """k [n]: the positions that the schedule gives each slot's step."""

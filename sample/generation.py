@@ -94,14 +94,14 @@ class Generation:
         return self._collect()
 
     def _slots_of_a_step(self) -> int:
-        """Those at work, and dead ones up to a bucket where steps are captured."""
+        """Those at work, and dead ones up to a bucket where shapes are fixed."""
         if not self.steps.fixed or self.config.deterministic:
             return self.width
         return bucket(self.width, len(self.state.live))
 
     def _bounds(self, state: StepState) -> Bounds:
-        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Those of
-        captured steps follow the number of slots and the commit budget alone."""
+        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Where
+        shapes are fixed they follow the number of slots and the commit budget alone."""
         n, capacity, mix = len(state.start), self.capacity_tokens, self._mix()
         if self.config.deterministic:
             return Bounds(capacity, n, n * self.b, capacity, mix)
@@ -179,7 +179,7 @@ class Generation:
 
     def _look_at_commits(self) -> None:
         """What the steps since the last look needed of commit spans, where the host does not count before each."""
-        if self.polls == 1:
+        if self.polls == 1 and not self.steps.fixed:
             return
         waits = self.state.needs_commit & self.state.live
         begun, waiting = torch.stack([self.state.block_index, waits]).tolist()

@@ -15,6 +15,7 @@ from configs.schema import Config
 from configs.sets import described
 from data.tasks import Task
 from models import DiffusionLM
+from models.copies import num_parameters
 from models.spec import CheckpointSpec
 from reward.base import Reward
 from runtime import curves, ranks, run_config
@@ -25,7 +26,8 @@ from runtime.run_folder import RunFolder, run_path
 from runtime.text import print_text
 from sample import Sampler, SamplingConfig
 from train.checks import check_dataset, check_folder, check_room, check_set, check_trackers
-from train.distributed.sharding import require_equal_weights, sample
+from train.distributed.kind import world_size
+from train.distributed.sharding import sample
 from train.figures import ALL, Evaluation, area_under_parallelism, figures
 from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
@@ -33,8 +35,8 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
-from train.setup.models import RunModels, make_model, spec_of
-from train.setup.pictures import Eyes
+from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
+from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see
 from train.setup.rewards import check_tasks, sandbox_row
@@ -109,7 +111,8 @@ def _evaluate(
         seconds = time.perf_counter() - start
     completions = [completion_text(rollout, setup.model) for rollout in rollouts]
     texts = [p.text for p in prompts for _ in range(n)]
-    rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
+    columns = reward_columns(prompts, rollouts, setup.model)
+    rewards = ranks.on_main(_grade, reward, texts, completions, columns)
     if all(reward is None for reward in rewards):
         logger.warning("eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards))
     return Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size, setup.source_column)
@@ -208,8 +211,7 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     """The model with its prompts and decodings, and what the start shows of them."""
     device, spec = pick_device(config.model.device), spec_of(config)
     fit = Fit.of(config, RunModels.of(config, spec, "eval"))
-    model = make_model(config, dtype=sampling_dtype(config, device), new_adapters=False)
-    require_equal_weights(model, "model")
+    model = make_sampled_model(config, sampling_dtype(config, device))
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
         *(fit.config.rollout, model, blocks.sampled),
@@ -221,7 +223,7 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     sets = [(each, load_prompts(config, each.source, model)) for each in eval_sets(config, "eval")]
     eyes, source = Eyes.of(config, model), config.dataset.source_column
     setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, eyes, source)
-    return setup, _banner_rows(config, setup, spec.folder) | fit.rows(model.device)
+    return setup, _banner_rows(config, setup, spec.folder) | fit.rows()
 
 
 def check(config: Config) -> Path:
@@ -245,8 +247,10 @@ def check(config: Config) -> Path:
 def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, list[Task]]]]:
     """The model's spec, and the tasks of each set."""
     require_as_written(spec := spec_of(config))
+    check_drawing(config, config.rollout, spec.family)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
+    check_team(config, spec, world_size(config))
     sets = eval_sets(config, "eval")
     if not sets:
         check_dataset(config, "", KEYS["eval"])
@@ -337,7 +341,7 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
     """What the start of an evaluation shows."""
     model = setup.model
     return {
-        "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+        "model": f"{folder_of_model} ({model.family}, {num_parameters(model):,} parameters)",
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "tasks": ", ".join(f"{each.source.name}: {len(prompts):,}" for each, prompts in setup.sets),
         "samples": f"{setup.responses_per_task} a task",

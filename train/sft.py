@@ -161,7 +161,7 @@ class FineTuning:
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
-        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows(device))
+        self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. On a signal it finishes the update at hand and saves."""

@@ -146,7 +146,26 @@ class Inputs:
         rollout = self.config.rollout
         if self.models.kind == "eval" or decode is self.config.evaluation:
             return None
-        return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
+        samplers = self.processes // self.team
+        return -(-rollout.num_task_per_step * rollout.num_response_per_task // samplers)
+
+    @property
+    def team(self) -> int:
+        """Processes that sample as one."""
+        return 1 if self.models.kind == "sft" else self.config.rollout.tensor_parallel_size
+
+    @property
+    def sampled_weights(self) -> float:
+        """Elements of the model that this process samples with: all, or its part of one that a team shares, the
+        embedding whole."""
+        whole = self.net.vocab * self.net.hidden
+        return self.weights if self.team == 1 else whole + (self.weights - whole) / self.team
+
+    @property
+    def sampled_net(self) -> Network:
+        """Sizes of that model."""
+        net, size = self.net, self.team
+        return replace(net, heads=net.heads // size, key_heads=net.key_heads // size, inner=net.inner // size)
 
     @property
     def unsplit_tokens(self) -> int:
@@ -158,6 +177,8 @@ class Inputs:
     def packing(self) -> Packing:
         """Of a micro-batch of the longest sample."""
         longest = max(self.samples, key=lambda sample: (sample.num_tokens, sample.num_trained))
+        if self.machine.kind == "cuda":  # FlexAttention: each key once
+            return Packing(longest.num_tokens, longest.num_trained, longest.num_tokens, 0)
         return Packing.of(pack([longest], [0], torch.device("meta"), span_tokens(self.machine.kind)))
 
     def sizes_of(self, decode: DecodeConfig) -> tuple[int, ...]:

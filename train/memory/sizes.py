@@ -99,7 +99,8 @@ class Packing:
 
     @staticmethod
     def of(batch: MicroBatch) -> "Packing":
-        layout: Packed = batch.layout
+        layout = batch.layout
+        assert isinstance(layout, Packed)
         keys = masks = 0
         for row in layout.rows:
             seen = 0
@@ -120,15 +121,15 @@ class Packing:
 @dataclass(frozen=True)
 class Precision:
     """How a network is trained: half = with bf16 weights over fp32 masters; adapted: the linear layers with adapters of
-    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; repeated_keys: attention
-    takes a key head for every query head (any device but the CPU); head: log-probabilities are read, not values."""
+    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; head: log-probabilities are
+    read, not values; fp32_logits: from logits that are not rounded (`models.log_probs.keeps_fp32`)."""
 
     half: bool
     checkpointing: bool
     adapted: Collection[str] | None = None
     rank: int = 0
-    repeated_keys: bool = False
     head: bool = True
+    fp32_logits: bool = False
 
     @property
     def width(self) -> int:
@@ -162,8 +163,7 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     else:
         mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj")
     ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
-    key_heads = H if precision.repeated_keys and H != G else G
-    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
+    return T * (norms + attention + mlp + ranks) + a * 2 * G * d * packing.keys
 
 
 def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:
@@ -206,13 +206,15 @@ def _head_bytes(net: Network, packing: Packing, precision: Precision) -> tuple[f
         return hidden, hidden
     chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
     rows, several = min(N, chunk), chunk < N
-    logits = a * rows * V
+    rounded = precision.half and not precision.fp32_logits
+    logits = (a if rounded else FP32) * rows * V
+    slope = a * rows * V if precision.half and precision.fp32_logits else 0
     piece = FP32 * min(rows * V, PIECE_ELEMENTS)
-    copy = piece if precision.half else 0
+    copy = piece if rounded else 0
     pieces = piece + copy + (piece if rows * V > PIECE_ELEMENTS else 0)
     weight, whole_weight = (0, 0) if precision.adapted is not None else (a * V * D, FP32 * V * D)
     summed = whole_weight if several else 0
-    backward = logits + max(pieces, a * rows * D + weight + summed)
+    backward = logits + max(pieces, slope + a * rows * D + weight + summed)
     if precision.half and weight:
         backward = max(backward, weight + whole_weight + summed)
     return hidden + logits + copy, hidden + backward
