@@ -1,169 +1,135 @@
-"""Runs on questions about drawn pictures: evaluation, RL and fine-tuning of tiny random checkpoints that see."""
+"""LLaDA-V on pictures that the tests draw, from its original layout through SFT, RL, a value model and eval; saved,
+read, resumed after a kill."""
 
-import json
-
+import numpy as np
 import pytest
-from end_to_end import text_checkpoint, write_json
-from helpers import GOLDEN
-from PIL import Image, ImageDraw
+import torch
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, write_json
+from PIL import Image
+from safetensors.torch import load_file
 
 from configs import load_config
-from models.vision.images import image_digest
-from sample.viewer.page import main as write_trace
+from models import load_model
+from runtime.monitor import Monitor
 from train import evaluation, rl, sft
 
-pytestmark = pytest.mark.slow
+SEES = ("vision_tower", "mm_projector", "image_newline")
+SHOWN = ["training.max_prompt_len=40", "dataset.data_type=mmu", "evaluation.data_type=mmu", "evaluation.block_size=4"]
+UNUSED = ("post_layernorm", "k_proj.bias")
+"""Of the tower: a norm that is not read, and biases that every key of a query shares, which a softmax does not see."""
 
 
-REWARD = """
-def letters(completions, *, pictures, **columns):
-    assert all(path.endswith(".png") for (path,) in pictures)
-    return [float(len(set(text))) for text in completions]
-"""
+class Stop(Exception):
+    """Stands in for a kill."""
 
 
 @pytest.fixture
-def shop(tmp_path):
-    """A LLaDA-V checkpoint, pictures of which one is damaged, and tasks and examples about them."""
-    text_checkpoint(tmp_path / "model", "lladav", max_position_embeddings=1024)
+def shop(tmp_path, monkeypatch):
+    monkeypatch.setattr(Monitor, "curves", lambda monitor: None)
+    made = Workshop(tmp_path, text_checkpoint(tmp_path / "model", "lladav", max_position_embeddings=512))
     for i in range(4):
-        image = Image.new("RGB", (16 + 8 * i, 24), "white")
-        ImageDraw.Draw(image).rectangle((2, 2, 4 + 3 * i, 9), fill="red")
-        image.save(tmp_path / f"{i}.png")
-    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
+        values = np.random.default_rng(i).integers(0, 256, (9 + 8 * i, 30 - 6 * i, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{i}.png")
     rows = [
-        {"question": f"{i}=", "ground_truth_answer": str(i), "image": f"{i}.png", "task_id": f"t{i}"} for i in range(4)
+        {"question": f"{i}=", "ground_truth_answer": str(i), "task_id": f"task-{i}", "image": f"{i % 4}.png"}
+        for i in range(8)
     ]
-    write_json(tmp_path / "tasks.json", rows)
-    pairs = [{"prompt": "<image>\n12=", "response": str(i), "image": f"{i}.png"} for i in range(4)]
-    write_json(tmp_path / "pairs.json", pairs)
-    return tmp_path
+    made.tasks, made.test = (write_json(tmp_path / name, rows) for name in ("shown.json", "asked.json"))
+    pairs = [{"prompt": f"<image>\n{i}=", "response": f"\\boxed{{{i}}}", "image": f"{i % 4}.png"} for i in range(6)]
+    made.pairs = write_json(tmp_path / "pairs.json", pairs)
+    return made
 
 
-def arguments(shop, config, **more):
-    given = {
-        "model.pretrained_model": shop / "model",
-        "dataset.image_root": shop,
-        "experiment.output_dir": shop / "runs",
-        "training.mixed_precision": "no",
-        "model.device": "cpu",
-    } | more
-    return [f"config=configs/{config}.yaml", *(f"{key}={value}" for key, value in given.items())]
+def moved(before, after):
+    first, second = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert first.keys() == second.keys()
+    return {name for name in first if not torch.equal(first[name], second[name])}, set(first)
 
 
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def assert_moved(before, after, part):
+    """Every weight of the language model moved, of vision those of the trained part alone."""
+    found, every = moved(before, after)
+    sees = {name for name in every if any(word in name for word in SEES)}
+    trained = {name for name in sees if part == "all" or (part == "projector" and "vision_tower" not in name)}
+    assert every - sees <= found
+    assert {n for n in trained if not any(word in n for word in UNUSED)} <= found & sees <= trained
 
 
-DECODING = {"max_new_tokens": 4, "steps": 4, "block_size": 4, "cache": "none", "num_response_per_task": 2}
+def run_rl(shop, *arguments, **options):
+    return rl.run(load_config(shop.arguments(RL, *SHOWN, *arguments, **options)))
 
 
-def decoding(section):
-    return {f"{section}.{name}": value for name, value in DECODING.items()}
+@pytest.mark.slow
+def test_two_steps_of_rl_with_pictures(shop, tmp_path):
+    run_rl(shop, "training.train_vision=projector", "evaluation.eval_dataset=''")
+    rows = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2] and all(row["mismatch_kl"] < 1e-9 for row in rows)
+    trained = shop.runs / "rl" / "ckpt" / "optimized"
+    assert_moved(shop.model, trained, "projector")
+    load_model(trained).save(tmp_path / "again")
+    assert not moved(trained, tmp_path / "again")[0]
+    rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert all(len(row["images"]) == 1 and -200 in row["prompt_ids"] for row in rollouts)
 
 
-def test_an_evaluation_about_pictures(shop):
-    given = decoding("rollout") | {
-        "dataset.eval_dataset": shop / "tasks.json",
-        "rollout.strategy": "low_confidence_static",
-    }
-    results = evaluation.run(load_config(arguments(shop, "lladav_eval", **given), command="eval"))
-    (metrics,) = results.values()
-    assert metrics["tasks"] == 3.0
-    samples = rows(shop / "runs" / "lladav_eval" / "samples.jsonl")
-    assert len(samples) == 6 and all(-200 in row["prompt_ids"] for row in samples)
-    listed = json.loads((shop / "runs" / "lladav_eval" / "images.json").read_text())
-    assert listed == {image_digest(shop / f"{i}.png"): str(shop / f"{i}.png") for i in range(3)}
-    assert [row["images"] for row in samples[::2]] == [[digest] for digest in listed]
-    assert write_trace([str(shop / "runs" / "lladav_eval"), "-o", str(shop / "trace.html")]) == 0
-    assert (shop / "trace.html").read_text().count("data:image/jpeg") == 3
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["TraceRL", "coupled", "random_masking"])
+@pytest.mark.parametrize("part", ["false", "all"])
+def test_rl_by_every_method_and_eval(shop, method, part):
+    shown = [f"training.method={method}", f"training.train_vision={part}", "training.mask_times_per_sample=2"]
+    run_rl(shop, *shown)
+    trained = shop.runs / "rl" / "ckpt" / "optimized"
+    assert_moved(shop.model, trained, part)
+    asked = [f"model.pretrained_model={trained}", "rollout.block_size=4", "dataset.data_type=mmu", SHOWN[0]]
+    metrics = evaluation.run(load_config(shop.arguments(EVAL, *asked)))
+    assert all(values["tokens_per_forward"] > 0 for values in metrics.values())
+    assert len(read_jsonl(shop.runs / "eval" / "samples.jsonl")) == 8 * 2
 
 
-@pytest.mark.parametrize("method", ["TraceRL", "coupled"])
-def test_two_rl_steps_about_pictures(shop, method):
-    """Sampler and trainer see the same features: their log-probabilities are equal."""
-    given = decoding("rollout") | {
-        "dataset.template": "plain",
-        "dataset.train_dataset": shop / "tasks.json",
-        "evaluation.eval_dataset": "null",
-        "experiment.deepspeed_file": "null",
-        "experiment.total_step": 2,
-        "experiment.save_every": 2,
-        "rollout.num_task_per_step": 3,
-        "training.method": method,
-        "training.shrink": 1,
-        "training.gradient_checkpointing_enable": "false",
-        "training.min_accuracy": 0.0,
-        "training.max_accuracy": 1.0,
-        "reward.function": f"{shop / 'reward.py'}:letters",
-    }
-    (shop / "reward.py").write_text(
-        "def letters(completions, **columns):\n    return [float(len(set(c))) for c in completions]\n"
-    )
-    rl.run(load_config(arguments(shop, "rl_lladav", **given), command="rl"))
-    folder = shop / "runs" / "rl_lladav"
-    steps = [row for row in rows(folder / "metrics.jsonl") if "loss" in row]
-    assert len(steps) == 2 and all(row["updates_skipped"] == 0 for row in steps)
-    if method == "TraceRL":
-        assert all(abs(row["mismatch_kl"]) < 1e-5 for row in steps)
-    assert all(-200 in row["prompt_ids"] and len(row["images"]) == 1 for row in rows(folder / "rollouts.jsonl"))
-    assert json.loads((folder / "images.json").read_text())
+@pytest.mark.long
+def test_a_value_model_learns_from_pictures(shop):
+    run_rl(shop, f"model.value_base_model={shop.model}", "evaluation.eval_dataset=''", "training.batch_size_lm=100000")
+    folder = shop.runs / "rl" / "ckpt"
+    first, second = (load_file(folder / f"step-00000{n}" / "value" / "model.safetensors") for n in (1, 2))
+    still = {name for name in first if torch.equal(first[name], second[name])}
+    assert still == {name for name in first if "lm_head" in name or any(word in name for word in SEES)}
 
 
-def test_fine_tuning_about_pictures(shop):
-    given = {
-        "dataset.optimization_data": shop / "pairs.json",
-        "experiment.deepspeed_file": "null",
-        "training.num_train_epochs": 2,
-        "training.gradient_checkpointing_enable": "false",
-        "training.max_gen_length": 8,
-    }
-    summary = sft.run(load_config(arguments(shop, "sft_lladav", **given), command="sft"))
-    assert summary["steps"] > 0 and summary["nll"] > 0
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["semi-ar", "random_masking"])
+def test_fine_tuning_with_pictures(shop, method):
+    arguments = [f"training.method={method}", "training.num_train_epochs=2", "training.max_prompt_len=400"]
+    sft.run(load_config(shop.arguments(SFT, *arguments, "training.train_vision=all", "training.block_size=4")))
+    rows = read_jsonl(shop.runs / "sft" / "metrics.jsonl")
+    assert all(row["grad_norm"] > 0 and row["updates_skipped"] == 0 for row in rows)
+    assert_moved(shop.model, shop.runs / "sft" / "ckpt" / "optimized", "all")
 
 
-def mmada(shop):
-    """MMaDA's checkpoint with the image tokenizer that is no part of it."""
-    return {
-        "model.pretrained_model": GOLDEN / "mmada_mmu",
-        "model.vq_model_path": GOLDEN / "magvit",
-        "model.image_resolution": 32,
-        "dataset.template": "plain",
-    }
+@pytest.mark.long
+def test_adapters_learn_from_pictures(shop):
+    run_rl(shop, "lora.rank=2", "evaluation.eval_dataset=''")
+    rows = [row for row in read_jsonl(shop.runs / "rl" / "metrics.jsonl") if "loss" in row]
+    assert all(row["grad_norm"] > 0 and row["mismatch_kl"] < 1e-9 for row in rows)
 
 
-def test_an_evaluation_about_pictures_that_are_codes(shop):
-    given = decoding("rollout") | mmada(shop) | {"dataset.eval_dataset": shop / "tasks.json"}
-    given["rollout.strategy"] = "low_confidence_static"
-    evaluation.run(load_config(arguments(shop, "mmada_v_eval", **given), command="eval"))
-    folder = shop / "runs" / "mmada_v_eval"
-    samples = rows(folder / "samples.jsonl")
-    assert len(samples) == 6 and all(min(row["prompt_ids"]) >= 0 and len(row["images"]) == 1 for row in samples)
-    assert samples[0]["prompt_ids"] != samples[2]["prompt_ids"]
-    assert set(json.loads((folder / "images.json").read_text())) == {row["images"][0] for row in samples}
-    assert write_trace([str(folder), "-o", str(shop / "trace.html")]) == 0
-    assert (shop / "trace.html").read_text().count("data:image/jpeg") == 3
+@pytest.mark.long
+def test_a_run_with_pictures_that_is_killed_goes_on_as_one_that_is_not(shop, monkeypatch):
+    quiet = ["evaluation.eval_dataset=''", "training.train_vision=projector", "experiment.total_step=3"]
+    run_rl(shop, *quiet, "experiment.project=straight")
+    log, seen = rl.Run.log, []
 
+    def dies_in_step_3(self, step, *given):
+        seen.append(step)
+        if seen == [1, 2, 3]:
+            raise Stop
+        return log(self, step, *given)
 
-def test_an_rl_step_about_pictures_that_are_codes(shop):
-    given = (
-        decoding("rollout")
-        | mmada(shop)
-        | {
-            "dataset.train_dataset": shop / "tasks.json",
-            "evaluation.eval_dataset": "null",
-            "experiment.deepspeed_file": "null",
-            "experiment.total_step": 1,
-            "rollout.num_task_per_step": 3,
-            "training.method": "TraceRL",
-            "training.shrink": 1,
-            "training.gradient_checkpointing_enable": "false",
-            "training.min_accuracy": 0.0,
-            "training.max_accuracy": 1.0,
-            "reward.function": f"{shop / 'reward.py'}:letters",
-        }
-    )
-    (shop / "reward.py").write_text(REWARD)
-    rl.run(load_config(arguments(shop, "rl_mmada_v", **given), command="rl"))
-    (step,) = [row for row in rows(shop / "runs" / "rl_mmada_v" / "metrics.jsonl") if "loss" in row]
-    assert step["updates_skipped"] == 0 and abs(step["mismatch_kl"]) < 1e-5
+    monkeypatch.setattr(rl.Run, "log", dies_in_step_3)
+    for _ in range(2):
+        try:
+            run_rl(shop, *quiet, "experiment.project=killed")
+        except Stop:
+            continue
+    assert seen == [1, 2, 3, 3]
+    straight, killed = (shop.runs / name / "ckpt" / "optimized" for name in ("straight", "killed"))
+    assert not moved(straight, killed)[0]
