@@ -1,4 +1,4 @@
-"""Evaluation, RL and fine-tuning on rows with pictures (data_type mmu), by the recipes: their files, lists and traces."""
+"""Evaluation, RL and fine-tuning on rows with pictures (data_type mmu): files, lists and traces of the recipes."""
 
 import json
 
