@@ -84,10 +84,12 @@ _TRAINING_ALONE = (
     "lr_scheduler",
 )
 NOT_READ: dict[Command, tuple[str, ...]] = {
-    "rl": (*_SFT_ALONE, "dataset.eval_dataset", "rollout.output_unmasking_history"),
+    "rl": (*_SFT_ALONE, "model.compared_with", "dataset.eval_dataset", "rollout.output_unmasking_history"),
     "sft": (
         *_RL_ALONE,
+        "model.compared_with",
         "dataset.eval_dataset",
+        "dataset.source_column",
         "dataset.data_type",
         "dataset.template",
         "dataset.add_think_prompt",
@@ -101,7 +103,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         *_TRAINING_ALONE,
         *_SFT_ALONE,
         "reward.speed_weight",
-        "reward.speed",
+        "reward.speed_goal",
         "reward.min_speed_spread",
     ),
 }

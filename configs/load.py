@@ -20,7 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.arguments import argument_tree, as_typed, free_mappings, require_sections
+from configs.arguments import argument_tree, as_typed, curve_arguments, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
 from configs.fields import flat_fields, kind_of
 from configs.help import help_text, terminal_width
@@ -70,6 +70,7 @@ def load_config(
     if any(argument in ("--help", "-h", "help") for argument in arguments):
         print(help_text(usage, command, terminal_width()))
         sys.exit(0)
+    arguments = curve_arguments(arguments, command)
     for argument in arguments:
         if "=" not in argument or argument.startswith("-"):
             raise ValueError(f"argument {argument!r} is not of the form key=value.{_undashed(argument)} Usage: {usage}")
@@ -334,7 +335,7 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
             )
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None or (item.metadata["each"] and item.default is not None):
-                _check_entry(typed.get(name, name), entry, item)
+                check_entry(typed.get(name, name), entry, item)
     for section in ("rollout", "evaluation"):
         decode = getattr(config, section)
         with naming(section):
@@ -343,22 +344,34 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
                     decode.check_steps(block_size)
 
 
-def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
+def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
     if choices and entry not in choices:
         by_lower = {choice.lower(): choice for choice in choices}
         near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
         hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
         raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+    if item.metadata["fields"] and isinstance(entry, Mapping):
+        _check_fields(name, entry, item.metadata["fields"])
+        return
     if each is str and not isinstance(entry, str):
         raise ValueError(f"{name} is {entry!r}; it must be a name.")
     if low is None:
         return
-    if isinstance(entry, bool) or not isinstance(entry, each or (int, float)) or not math.isfinite(entry):
-        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each else 'finite'} number.")
+    kind = int if each is int else (int, float)
+    if isinstance(entry, bool) or not isinstance(entry, kind) or not math.isfinite(entry):
+        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each is int else 'finite'} number.")
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _check_fields(name: str, entry: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """ValueError unless a mapping in a list has these names alone, the first of them at least."""
+    if unknown := [field for field in entry if field not in fields]:
+        raise ValueError(f"{name} has an entry with {unknown[0]!r}; it may have {', '.join(fields)}.")
+    if not isinstance(entry.get(fields[0]), str):
+        raise ValueError(f"{name} has an entry without {fields[0]}: {dict(entry)}.")
 
 
 def _not_resolved(error: OmegaConfBaseException, merged: DictConfig, typed: Mapping[str, str]) -> str:

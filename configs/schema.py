@@ -7,6 +7,9 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "swanlab")
+SET_FIELDS = ("name", "data_type", "weight", "reward")
+"""Of one of several sets of evaluation tasks."""
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
 Effect = Literal["result", "speed", "output", "length"]
 
@@ -16,15 +19,18 @@ def opt(
     help: str,
     *,
     each: type | None = None,
+    fields: tuple[str, ...] = (),
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     changes: Effect = "result",
 ) -> Any:
     """A field with its help line and the range or the names that its value must fit. each: one value of this type, or a
-    list of such values, each of which must fit. changes: what another value of the key changes (`configs.effects`); a
+    list of such values, each of which must fit. fields: such a value may be a mapping of these names, the first
+    of which it needs. changes: what another value of the key changes (`configs.effects`); a
     run is resumed with another one of all but the keys of its result."""
     metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices, "changes": changes}
+    metadata["fields"] = fields
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -111,6 +117,9 @@ class ExperimentConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     pretrained_model: str = opt("", "checkpoint folder (original layout) or hub name")
+    compared_with: str | None = opt(
+        None, "eval.py: a second checkpoint, evaluated on the same draws and compared (model=A,B sets both)"
+    )
     model_base: str | None = opt(None, "the model's family where config.json does not name it: sdar, dream, llada, ...")
     optimized_name: str = opt("optimized", "name under ckpt/ of the newest trained model")
     value_base_model: str | None = opt(
@@ -136,7 +145,12 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DatasetConfig:
     train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
-    eval_dataset: str = opt("", "eval.py's tasks: a name or a path")
+    eval_dataset: Any = opt(
+        "",
+        "eval.py's tasks: a name, a path, or a list of such, or of {name, data_type, weight, reward}",
+        each=str,
+        fields=SET_FIELDS,
+    )
     optimization_data: str = opt("", "SFT examples: a name or a path")
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
@@ -147,6 +161,9 @@ class DatasetConfig:
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
         "it is, or a text with {{problem}}",
+    )
+    source_column: str = output(
+        "source", "column of tasks whose values (at most 24) get an accuracy of their own in evaluations"
     )
     columns: dict[str, str] = opt(
         {}, "names of your columns: {question: problem}; rows without such a column keep the field of the wanted name"
@@ -191,7 +208,7 @@ class DecodeConfig(Section):
         each=str,
     )
     strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
-    threshold: float = opt(0.9, "score above which low_confidence_dynamic commits", low=0.0, high=1.0)
+    threshold: Any = opt(0.9, "score above which low_confidence_dynamic commits", each=float, low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
@@ -202,7 +219,7 @@ class DecodeConfig(Section):
     target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
-    temperature: float = opt(1.0, "0 = greedy", low=0.0)
+    temperature: Any = opt(1.0, "0 = greedy", each=float, low=0.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", each=int, low=0)
     top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     cache: str = opt(
@@ -213,6 +230,14 @@ class DecodeConfig(Section):
     further_horizon: int | None = opt(
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
+    output: str = opt(
+        "text",
+        "image: the question is a description, the response a picture of max_new_tokens codes (mmada)",
+        choices=("text", "image"),
+    )
+    guidance: float = opt(
+        0.0, "of output=image: codes from (1 + guidance) conditional - guidance unconditional logits", low=0.0
+    )
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
     max_slots: int | None = speed(
         None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1
@@ -221,6 +246,12 @@ class DecodeConfig(Section):
         "auto",
         "auto = on a GPU a step with an exact cache is captured as a CUDA graph; off = operation by operation",
         choices=("auto", "off"),
+    )
+    attention: str = speed(
+        "auto",
+        "flex = FlexAttention, compiled, which reads only the keys that a response has; sdpa = torch's attention under "
+        "masks; auto = flex on a GPU, sdpa on a CPU",
+        choices=("auto", "flex", "sdpa"),
     )
     start_with_think: bool = opt(False, "prompt opens a <think> part")
     stop_token_list: list[str] | None = opt(None, "texts of single tokens that end a response, besides the model's own")
@@ -235,9 +266,9 @@ class DecodeConfig(Section):
             )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
-        """Those of strategy, top_k, block_size and steps_per_block that are lists: entry i of each goes with entry i of
-        the others. ValueError where their lengths differ or are 0."""
-        names = ("strategy", "top_k", "block_size", "steps_per_block")
+        """Those of strategy, top_k, block_size, steps_per_block, threshold and temperature that are lists: entry i
+        of each goes with entry i of the others. ValueError where their lengths differ or are 0."""
+        names = ("strategy", "top_k", "block_size", "steps_per_block", "threshold", "temperature")
         lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
         lengths = {self.key(name): len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -254,6 +285,7 @@ class RolloutConfig(DecodeConfig):
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+    tensor_parallel_size: int = speed(1, "processes of a node that sample as one, each with its share of heads", low=1)
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
     refill_draws: int = opt(
         0, "so often at most a step draws further tasks in place of groups that teach nothing (DAPO); 0 = never", low=0
@@ -265,7 +297,13 @@ class RolloutConfig(DecodeConfig):
 class EvaluationConfig(DecodeConfig):
     section = "evaluation"
 
-    eval_dataset: str | None = opt(None, "evaluation tasks during RL: a name or a path; null = no evaluation")
+    eval_dataset: Any = opt(
+        None,
+        "evaluation tasks during RL: a name, a path, or a list of such, or of {name, data_type, weight, reward}; "
+        "null = no evaluation",
+        each=str,
+        fields=SET_FIELDS,
+    )
     data_type: str = opt("math", "kind of the evaluation tasks", choices=DATA_TYPES)
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
 
@@ -446,7 +484,15 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
+    function: Any = opt(
+        None,
+        "your reward: path/to/file.py:name, called with (prompts, completions, **columns), plain or async; or a list, "
+        "which is added up",
+        each=str,
+    )
+    weights: dict[str, float] = opt(
+        {}, "weights in that sum, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+    )
     beside_verifier: bool = opt(
         False,
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",
@@ -520,9 +566,9 @@ class ExecuteConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=("tensorboard", "wandb", "trackio"))
+    report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=TRACKERS)
     sample_every: int = output(
-        10, "RL: show a response every so many steps, on the terminal and in trackers; 0 = never", low=0
+        10, "RL: show responses every so many steps, one on the terminal and a table in trackers; 0 = never", low=0
     )
 
 

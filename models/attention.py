@@ -10,24 +10,42 @@ Shapes: B sequences, L tokens, H query heads, G key-value heads, d head size.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from models.compiled import obstacle, suits
+
 ATTENTION_NAME = "dllm_layout"
+
+AttentionKind = Literal["flex", "sdpa"]
 
 # torch gives masked attention on Hopper to cuDNN, which plans anew for every new shape (about 22 ms), and spans change
 # theirs all the time. Of no effect without CUDA.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def attention_name(device: torch.device) -> str:
+def attention_name(kind: AttentionKind, device: torch.device) -> str:
     """The attention in use, for people."""
+    if kind == "flex":
+        return f"FlexAttention, compiled for {device.type}"
     kernels = "efficient or math kernel, cuDNN off" if device.type == "cuda" else f"{device.type} kernel"
     return f"torch's SDPA under explicit masks ({kernels})"
+
+
+def attention_kind(requested: str, device: torch.device) -> AttentionKind:
+    """`requested` (auto, flex, sdpa), where auto is flex on a GPU that it can be compiled for, else sdpa. ValueError
+    where flex is asked for and cannot be compiled."""
+    if requested == "sdpa":
+        return "sdpa"
+    if requested == "auto":
+        return "flex" if suits(device) else "sdpa"
+    if problem := obstacle(device):
+        raise ValueError(f"attention=flex cannot run on {device.type}: {problem}. Use attention=sdpa.")
+    return "flex"
 
 
 class Layout(Protocol):
@@ -44,6 +62,12 @@ def _attention(
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def keep_out_of_compiled_layers() -> None:
+    """Compiled layers call attention as it is: traced, it would be another function in every layer, for its number,
+    and in every forward, for its layout."""
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(_attention))
 
 
 def grouped_attention(

@@ -2,18 +2,14 @@
 
 import json
 import logging
-import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -21,6 +17,7 @@ from transformers.initialization import no_init_weights
 from models.families import Family, Piece
 from models.folder import read_json, weight_files, writing_weights
 from models.spec import CheckpointSpec, config_errors, hf_config, network_class
+from models.stored import file_headers, file_tensor, stored_headers, stored_tensors
 from models.unread import stand_in
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
@@ -102,7 +99,7 @@ def unread_network(spec: CheckpointSpec, dtype: torch.dtype, besides: Collection
         network = empty_network(spec.family, spec.raw)
     _check_stored(spec, network, besides)
     weights = dict(network.named_parameters())
-    files = {name: path for path in weight_files(spec.folder) for name, _, _ in _headers(path)}
+    files = {name: path for path in weight_files(spec.folder) for name, _, _ in file_headers(path)}
     sources: dict[str, list[tuple[str, Piece]]] = {}
     for stored, parts in stored_parts(weights, spec.family, spec.raw).items():
         for weight, piece in parts:
@@ -111,7 +108,7 @@ def unread_network(spec: CheckpointSpec, dtype: torch.dtype, besides: Collection
     def read(weight: str, shape: torch.Size) -> Tensor:
         whole = torch.empty(shape, dtype=dtype)
         for stored, piece in sources[weight]:
-            _copy_in(_tensor(files[stored], stored), {weight: whole}, [(weight, piece)])
+            _copy_in(file_tensor(files[stored], stored), {weight: whole}, [(weight, piece)])
         return whole
 
     for prefix, module in network.named_modules():
@@ -202,80 +199,6 @@ def _taken_out(part: Tensor, piece: Piece) -> Tensor:
     if (piece.scale, piece.shift) == (1.0, 0.0):
         return part
     return ((part.double() - piece.shift) / piece.scale).to(part.dtype)
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight in the folder's safetensors files, or else its PyTorch files (read as data, no
-    code runs). ValueError when there is no file, or one is absent or damaged."""
-    for path in weight_files(folder):
-        with _reading(path):
-            if path.suffix != ".safetensors":
-                yield from _pickled(path)
-                continue
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_tensor(name)
-
-
-def stored_headers(folder: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
-    """(name, shape, type) of every weight as `stored_tensors` gives them, without reading those of safetensors."""
-    for path in weight_files(folder):
-        yield from _headers(path)
-
-
-def _headers(path: Path) -> Iterator[tuple[str, tuple[int, ...], str | torch.dtype]]:
-    with _reading(path):
-        if path.suffix != ".safetensors":
-            yield from ((name, tuple(tensor.shape), tensor.dtype) for name, tensor in _pickled(path))
-            return
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                yield name, tuple(part.get_shape()), part.get_dtype()
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    """One weight of a file that has it. ValueError where the file cannot be read."""
-    with _reading(path):
-        if path.suffix != ".safetensors":
-            return dict(_pickled(path))[name]
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong with a file of weights is a ValueError that names it."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError, EOFError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Copy the whole checkpoint again or give another "
-            "folder."
-        ) from error
-
-
-def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """A PyTorch file's weights. TypeError where it holds anything else."""
-    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise TypeError("it holds no tensors by name")
-    yield from found.items()
-
-
-def stored_tensor(folder: Path, name: str) -> Tensor | None:
-    """One weight from the folder's safetensors files; None where they do not hold it."""
-    for path in weight_files(folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                if name in file.keys():  # noqa: SIM118
-                    return file.get_tensor(name)
-    return None
-
-
-def stored_elements(folder: Path) -> int:
-    """Elements of all weights in the folder's files, from headers alone where they are safetensors."""
-    return sum(math.prod(shape) for _, shape, _ in stored_headers(folder))
 
 
 def write_checkpoint(

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from safetensors import SafetensorError, safe_open
 logger = logging.getLogger(__name__)
 
 
-def resolve_folder(path: str | Path) -> Path:
+_PICKLED = ("*.bin", "*.pth", "*.msgpack", "*.h5")
+
+
+def resolve_folder(path: str | Path, skipped: Sequence[str] = _PICKLED) -> Path:
     """A local checkpoint folder; a name like `org/model` that is no folder is fetched from the hub (HF_HUB_OFFLINE
-    honoured)."""
+    honoured), without the files `skipped`."""
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
@@ -25,7 +28,7 @@ def resolve_folder(path: str | Path) -> Path:
     name = str(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         try:
-            return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.msgpack", "*.h5"]))
+            return Path(snapshot_download(name, ignore_patterns=list(skipped)))
         except Exception as error:
             raise ValueError(
                 f"model path {name!r} is no folder and could not be fetched from the hub ({type(error).__name__}). "
@@ -50,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the folder's weights: a single file before an index, as transformers has it. ValueError when
     there are none, or where an index names what is no file of the folder."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin"):
         whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file():
             if index.is_file() and not _lists_only(index, name):

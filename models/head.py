@@ -6,7 +6,7 @@ Shapes: N positions, V vocabulary, D hidden size.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.log_probs import linear_log_probs
+from models.log_probs import linear_log_probs, linear_logits
 
 LOGITS_CHUNK_ELEMENTS = 2**25
 
@@ -22,10 +22,15 @@ class OutputHead(nn.Module):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
 
-    def forward(self, hidden: Tensor, targets_N: Tensor | None = None, entropy: bool = False) -> Tensor:
-        """Logits [..., V] of `hidden` [..., D]; given targets, of hidden [N, D], their log-probabilities [N] (fp32,
-        temperature 1), in chunks that are recomputed in the backward pass when there are several. entropy: [2, N], the
-        entropies (nats) second."""
+    def forward(
+        self, hidden: Tensor, targets_N: Tensor | None = None, entropy: bool = False, fp32: bool = False
+    ) -> Tensor:
+        """Logits [..., V] of `hidden` [..., D], fp32: in fp32, of hidden [N, D], without gradient, as the
+        log-probabilities are read from; given targets, of hidden [N, D], their log-probabilities [N] (fp32, temperature
+        1), in chunks that are recomputed in the backward pass when there are several. entropy: [2, N], the entropies
+        (nats) second."""
+        if fp32:
+            return linear_logits(hidden, self.weight, self.bias).float()
         if targets_N is None:
             return F.linear(hidden, self.weight, self.bias)
         rows = max(1, LOGITS_CHUNK_ELEMENTS // self.weight.shape[0])

@@ -15,6 +15,24 @@ from torch.nn import functional as F
 PIECE_ELEMENTS = 2**20
 
 
+def keeps_fp32(device_type: str) -> bool:
+    """Whether `linear_logits` does not round the logits of half-precision inputs."""
+    return device_type == "cuda"
+
+
+def linear_logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Logits [N, V] of a linear layer: on a GPU the sums of half-precision products as they are, in fp32, elsewhere in
+    the inputs' type. No gradient."""
+    if hidden_ND.dtype not in (torch.bfloat16, torch.float16) or not keeps_fp32(hidden_ND.device.type):
+        return F.linear(hidden_ND, weight_VD, bias_V)
+    logits_NV = _fp32_product(hidden_ND, weight_VD.t())
+    return logits_NV if bias_V is None else logits_NV.add_(bias_V)
+
+
+def _fp32_product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
 def linear_log_probs(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -49,7 +67,7 @@ class _LinearLogProbs(torch.autograd.Function):
         logits_NV = hidden.new_empty(0)
         columns = []
         for hidden_nD, targets in zip(hidden.split(rows), targets_N.split(rows), strict=True):
-            logits_NV = F.linear(hidden_nD, weight, bias)
+            logits_NV = linear_logits(hidden_nD, weight, bias)
             columns.append(_columns(logits_NV, targets, entropy))
         logp_N, log_total_N, *entropy_N = (torch.cat(column) for column in zip(*columns, strict=True))
         kept = logits_NV if len(columns) == 1 else None
@@ -68,12 +86,13 @@ class _LinearLogProbs(torch.autograd.Function):
         grads = grad if grad.dim() == 2 else grad[None]
         for place in reversed(range(0, max(1, len(hidden)), ctx.rows)):
             here = slice(place, place + ctx.rows)
-            logits = F.linear(hidden[here], weight, bias) if kept is None else kept
+            logits = linear_logits(hidden[here], weight, bias) if kept is None else kept
             _turn_into_gradient(logits, [column[here] for column in columns], grads[:, here])
+            slope = logits.to(ctx.dtype)
             if hidden_grad is not None:
-                torch.mm(logits, weight, out=hidden_grad[here])
+                torch.mm(slope, weight, out=hidden_grad[here])
             if wants_weight:
-                weight_grad = _summed(weight_grad, logits.t() @ hidden[here])
+                weight_grad = _summed(weight_grad, slope.t() @ hidden[here])
             if wants_bias:
                 bias_grad = _summed(bias_grad, logits.sum(0))
         if hidden_grad is not None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint as layout_io
 from models.attention import Layout
 from models.fingerprint import require_base
 from models.model import DiffusionLM, load_model
 from models.spec import CheckpointSpec
+from models.stored import stored_tensor
 from models.vision.prompt import Prompt
 
 HEAD_NAME = "value_head.weight"
@@ -87,7 +87,7 @@ def load_value_model(
     if base.adapters is not None:
         base.merge_adapters()
     elif random_init_seed is None:
-        stored = layout_io.stored_tensor(spec.folder, HEAD_NAME)
+        stored = stored_tensor(spec.folder, HEAD_NAME)
     model = ValueModel(base)
     if stored is not None:
         with torch.no_grad():

@@ -101,3 +101,26 @@ def _draw_panel(axes: Any, rows: Sequence[Mapping[str, Any]], keys: Sequence[str
         axes.plot(steps, smoothed(values, len(values) / 40), color=colour, linewidth=1.9, label=label)
     if len(keys) > 1:
         axes.legend(frameon=False, fontsize=8.5)
+
+
+def draw_tradeoff(curves: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, title: str) -> None:
+    """Draws accuracy over tokens per forward into the PNG `path`: a curve a label, of (tokens per forward, accuracy,
+    standard error). ImportError without matplotlib."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+        axes = figure.add_subplot()
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+        axes.set_xlabel("tokens per forward")
+        axes.set_ylabel("accuracy (± standard error)")
+        axes.grid(axis="y", color=FAINT, alpha=0.3, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        for i, (label, points) in enumerate(curves.items()):
+            speeds, accuracies, errors = zip(*points, strict=True)
+            axes.errorbar(speeds, accuracies, yerr=errors, fmt="o-", color=COLOURS[i % len(COLOURS)], label=label)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8.5)
+        figure.savefig(path)

@@ -32,6 +32,7 @@ SHOWN = ("reward/mean", "completion_length", "loss", "kl", "grad_norm", "tokens_
 EVALUATION_SHOWN = ("accuracy", "stderr", "reward", "length", "tokens_per_forward", "tokens_per_second")
 SAMPLE = ("task", "prompt", "completion", "answer", "reward")
 SAMPLE_INDENT, SAMPLE_CHARACTERS = 14, 600
+TABLE_ROWS = 16
 LABELS = {
     "reward/mean": "reward",
     "completion_length": "len",
@@ -165,18 +166,20 @@ class Monitor:
         name = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
         self._print_cells([name, *cells, *best], style="bold")
 
-    def sample(self, step: int, row: Mapping[str, Any]) -> None:
-        """One response of a step, on stdout and in trackers: task, prompt, completion, true answer and reward, the long
-        ones cut in their middle."""
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Responses of a step: the first on stdout, the long texts cut in their middle, TABLE_ROWS in trackers. Of each
+        task, prompt, completion, true answer and reward."""
         if not self.enabled:
             return
-        texts = {name: str(row[name]) for name in SAMPLE if row.get(name) is not None}
-        self._trackers.sample(step, {name: printable(text) for name, text in texts.items()})
-        lines = [f"a response of step {step}"]
-        for name, text in texts.items():
-            shown = printable(_shortened(text)).replace("\n", "\n" + " " * SAMPLE_INDENT)
-            lines.append(f"  {name:<{SAMPLE_INDENT - 2}}{shown}")
-        self._print("\n".join(lines))
+        texts = [{name: str(row[name]) for name in SAMPLE if row.get(name) is not None} for row in rows[:TABLE_ROWS]]
+        self._trackers.table(step, "samples", [{n: printable(text) for n, text in row.items()} for row in texts])
+        self._print("\n".join([f"a response of step {step}", *_sample_lines(texts[0])]))
+
+    def evaluation_table(self, step: int, found: Mapping[str, Mapping[str, float]]) -> None:
+        """The figures of all decodings of an evaluation, as a table in trackers."""
+        if self.enabled:
+            rows = [{"decoding": name} | {key: _finite(value) for key, value in found[name].items()} for name in found]
+            self._trackers.table(step, "evaluations", rows)
 
     def event(self, text: str) -> None:
         """A line on stdout."""
@@ -240,6 +243,13 @@ class Monitor:
         append_jsonl(self._metrics_path, [_finite({"step": step, **metrics, "time/at": round(time.time(), 3)})])
         self._trackers.log(step, metrics)
         self._report.soon()
+
+
+def _sample_lines(texts: Mapping[str, str]) -> Iterator[str]:
+    """A response's texts by name, aligned."""
+    for name, text in texts.items():
+        shown = printable(_shortened(text)).replace("\n", "\n" + " " * SAMPLE_INDENT)
+        yield f"  {name:<{SAMPLE_INDENT - 2}}{shown}"
 
 
 def _shortened(text: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
+from models.attention import AttentionKind, attention_kind
 from models.families import Family
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
@@ -42,6 +43,13 @@ class SamplingConfig(Choices):
     and values of the rest (prefix: the left only). auto = exact, or none under full attention."""
     further_horizon: int | None = None
     """prefix: tokens right of the block that later calls run and see; None = to the end."""
+    output: Literal["text", "image"] = "text"
+    """image: a picture of max_new_tokens codes, for prompts of `model.drawing_prompt`: one block, whose steps follow
+    the cosine. Codes alone are drawn, and confidence is among them; alg_temp is noise on log confidence that fades to 0
+    with the last step."""
+    guidance: float = 0.0
+    """Of pictures: codes are drawn from the logits (1 + guidance) conditional - guidance unconditional, which costs a
+    second forward a step."""
     stop_ids: Sequence[int] | None = None
     """Ids that end a response; None = model.eos_ids, empty = never stop."""
     early_stop: bool = True
@@ -53,6 +61,9 @@ class SamplingConfig(Choices):
     """Sequences decoded at a time."""
     graphs: Literal["auto", "off"] = "auto"
     """auto: on a GPU a step is captured once a shape and replayed, with an exact cache; off: operation by operation."""
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """flex: FlexAttention, compiled, which reads a slot's own keys only; sdpa: torch's attention under masks; auto:
+    flex on a GPU, sdpa on a CPU."""
     fuse_commit: bool = True
     """A finished block is committed in the forward that denoises the next one."""
     deterministic: bool = False
@@ -71,6 +82,12 @@ class SamplingConfig(Choices):
         self.rules()
         require_name("cache", self.cache, ("auto", "exact", "none", "prefix", "dual"))
         require_name("graphs", self.graphs, ("auto", "off"))
+        require_name("attention", self.attention, ("auto", "flex", "sdpa"))
+        require_name("output", self.output, ("text", "image"))
+        require(self.guidance >= 0.0, "guidance", self.guidance, "at least 0")
+        require(self.output == "image" or not self.guidance, "guidance", self.guidance, "0 for text: it is of pictures")
+        ranked = not self.alg_temp or self.output == "text" or self.target == "confidence"
+        require(ranked, "alg_temp", self.alg_temp, "0 for pictures that are ranked by another target than confidence")
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
@@ -82,11 +99,18 @@ class SamplingConfig(Choices):
         target = Given("sampling target", self.target, self.target_params, "target_params")
         return Rules(self, open_strategy(strategy, self).of_family(threshold_passes), open_target(target))
 
+    def kind_on(self, model: DiffusionLM) -> AttentionKind:
+        """The attention that the model decodes with. ValueError where it is asked for and cannot run."""
+        return attention_kind(self.attention, model.device)
+
     def for_model(self, model: DiffusionLM) -> "SamplingConfig":
         """The same choices with every None that depends on the model filled in. ValueError where model and choice do
         not fit."""
+        if self.output == "image":
+            return self._of_a_picture(model)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         cache = cache_of(self.cache, model.spec.family)
+        self.kind_on(model)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
                 f"further_horizon={self.further_horizon} is the window of cache 'prefix'; the cache is {self.cache!r}."
@@ -102,6 +126,23 @@ class SamplingConfig(Choices):
             cache=cache,
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
+        )
+
+    def _of_a_picture(self, model: DiffusionLM) -> "SamplingConfig":
+        """As `for_model`, for pictures. ValueError where the model draws none, or blocks divide the picture."""
+        size, steps = self.max_new_tokens, self.steps_per_block
+        default_steps = model.need_drawing().steps
+        if self.block_size not in (None, size):
+            raise ValueError(
+                f"block_size={self.block_size} divides a picture of {size} codes, which is one block: leave it out."
+            )
+        steps = list(steps)[0] if isinstance(steps, Sequence) else steps
+        return replace(
+            self,
+            block_size=size,
+            steps_per_block=min(size, steps or default_steps),
+            cache=cache_of(self.cache, model.spec.family),
+            stop_ids=(),
         )
 
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM
+from models.compiled import compiled_on
 from sample.config import SamplingConfig
+from sample.drawing import Drawer
 from sample.slots import StepState
 from sample.spans import Bounds, CachePolicy, first_true
 from sample.strategies import Proposal
 from sample.targets import Coordinates
-from sample.unmask import SCHEDULES, Rules, propose
+from sample.unmask import SCHEDULES, Rules, cosine_schedule, propose
 
 
 class Denoiser:
@@ -27,6 +29,8 @@ class Denoiser:
         self.model, self.config, self.decoding = model, config, model.decoding
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
+        self.propose = compiled_on(model.device, propose)
+        self.drawer = Drawer(model, config, self.rules) if config.output == "image" else None
         plans, last = _plans(model, config, self.rules)
         self.blocks = len(plans)
         plans += last
@@ -55,6 +59,11 @@ class Denoiser:
         state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
         self._advance(state, active_n, ids_nb, position_nb)
 
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """What stands right of the response from the start."""
+        return self.drawer.drawing.suffix_ids if self.drawer is not None else ()
+
     def first_masks(self, undecided: int) -> int:
         """Positions that the first step of a block may decide, of those undecided."""
         return min(undecided, 1) if self.decoding.opens_with_first else undecided
@@ -67,11 +76,14 @@ class Denoiser:
         n, b = masked_nb.shape
         row_N = first_true(masked_nb.flatten(), bounds.masks)
         slot_N = row_N // b
-        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N]).float()
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
+        if self.drawer is not None:
+            return self.drawer.propose(hidden_nbD, row_N, coordinates, state).spread(row_N, n, b)
+        logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
         vocabulary = (self.model.mask_id, self.model.text_vocab_size)
-        return propose(logits_NV, coordinates, self.rules, *vocabulary, drawings).spread(row_N, n, b)
+        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings)
+        return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:
         """k [n]: the positions that the schedule gives each slot's step."""
@@ -124,6 +136,9 @@ def _plans(model: DiffusionLM, config: SamplingConfig, rules: Rules) -> tuple[li
     if model.decoding.dynamic_at_least_one and rules.strategy.by_threshold:
         return [[1]], []
     steps = config.steps_per_block
+    if config.output == "image":
+        assert isinstance(steps, int)
+        return [cosine_schedule(config.block_size, steps)], []
     per_block = [steps] if isinstance(steps, int) else list(steps)
     sizes = [config.block_size] * len(per_block)
     shorter = range(1, config.block_size if model.attention == "full" else 1)

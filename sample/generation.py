@@ -84,6 +84,9 @@ class Generation:
             if finished:
                 self.admit()
                 self.compact()
+        self.cache.features = None
+        if self.pictures.forgets:
+            self.pictures.forget()
         return [self.rollouts[index] for index in sorted(self.rollouts)]
 
     def turn(self) -> int:
@@ -94,14 +97,14 @@ class Generation:
         return self._collect()
 
     def _slots_of_a_step(self) -> int:
-        """Those at work, and dead ones up to a bucket where steps are captured."""
+        """Those at work, and dead ones up to a bucket where shapes are fixed."""
         if not self.steps.fixed or self.config.deterministic:
             return self.width
         return bucket(self.width, len(self.state.live))
 
     def _bounds(self, state: StepState) -> Bounds:
-        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Those of
-        captured steps follow the number of slots and the commit budget alone."""
+        """Tight bounds where the host looks at every step; else what no slot can exceed until the next look. Where
+        shapes are fixed they follow the number of slots and the commit budget alone."""
         n, capacity, mix = len(state.start), self.capacity_tokens, self._mix()
         if self.config.deterministic:
             return Bounds(capacity, n, n * self.b, capacity, mix)
@@ -152,6 +155,7 @@ class Generation:
             masks=self.denoiser.first_masks(start + self.b - P),
             key=hash_key(request.key, request.seed),
             drawing=request.drawing or GREEDY,
+            suffix_ids=self.denoiser.suffix_ids,
         )
 
     def _prefill(self, slots: Sequence[int]) -> None:
@@ -178,7 +182,7 @@ class Generation:
 
     def _look_at_commits(self) -> None:
         """What the steps since the last look needed of commit spans, where the host does not count before each."""
-        if self.polls == 1:
+        if self.polls == 1 and not self.steps.fixed:
             return
         waits = self.state.needs_commit & self.state.live
         begun, waiting = torch.stack([self.state.block_index, waits]).tolist()
@@ -214,10 +218,11 @@ class Generation:
             canvas_step_map=step_map[canvas],
             canvas_logprobs=logp[canvas],
             num_response_tokens=longest if stop is None else stop + 1,
-            finish_reason="length" if stop is None else "stop",
+            finish_reason="length" if stop is None and self.config.output == "text" else "stop",
             num_steps=step,
             weights_version=self.weights_version,
             images=request.prompt.digests if request.prompt.has_rows else [],
+            suffix_ids=list(self.denoiser.suffix_ids),
         )
 
     def remove(self, index: int) -> None:

@@ -115,8 +115,8 @@ class Steps:
 
     @property
     def fixed(self) -> bool:
-        """Whether shapes must not follow data."""
-        return self.capture is not None
+        """Whether shapes must not follow data: they are captured, or attention is compiled for each."""
+        return self.capture is not None or (self.cache.fixed_shapes and self.cache.kind == "flex")
 
     @property
     def keys(self) -> list[Key]:

@@ -45,9 +45,10 @@ def requests_of(
     keys: Sequence[Key] | None,
     model: DiffusionLM,
     config: SamplingConfig,
+    tokens_after: int = 0,
 ) -> list[Request]:
     """n requests a prompt, prompt-major, under their keys or (hash of the prompt's ids and pictures, index in the
-    group).
+    group). tokens_after: what stands right of a response.
 
     ValueError: empty prompt, mask id or an unknown id in a prompt, prompt and response longer than the model's
     positions, wrong number of keys.
@@ -59,7 +60,7 @@ def requests_of(
     requests: list[Request] = []
     for group, given in enumerate(prompts):
         ids = given.ids if isinstance(given, Prompt) else [int(i) for i in given]
-        check_prompt(ids, f"prompt {group}", model, config.max_new_tokens)
+        check_prompt(ids, f"prompt {group}", model, config.max_new_tokens + tokens_after)
         prompt = Prompt.of(given)
         digest = prompt_key(prompt)
         for member in range(n):

@@ -21,8 +21,9 @@ class Rollout:
         or filled.
     num_response_tokens: length of the view that counts as the response: up to the first stop id (kept) or
         max_new_tokens.
-    finish_reason: "stop" or "length". num_steps: denoising steps of this sequence.
-    weights_version: of the sampler's weights.
+    finish_reason: "stop" or "length"; a picture is whole, which counts as "stop". num_steps: denoising steps of this
+    sequence. weights_version: of the sampler's weights.
+    suffix_ids: ids right of the canvas, there from the start and seen in every step (what ends a picture).
     images: of each picture that stands as features in the prompt, the first 16 hexadecimal digits of its bytes' sha256;
         "" where they are not known.
     """
@@ -37,6 +38,7 @@ class Rollout:
     num_steps: int
     weights_version: int = 0
     images: list[str] = field(default_factory=list)
+    suffix_ids: list[int] = field(default_factory=list)
 
     @property
     def token_ids(self) -> list[int]:
@@ -52,8 +54,9 @@ class Rollout:
 
     def to_json(self, **more: Any) -> str:
         row = asdict(self)
-        if not self.images:
-            del row["images"]
+        for name in ("images", "suffix_ids"):
+            if not row[name]:
+                del row[name]
         return json.dumps(row | more)
 
     @staticmethod

@@ -82,6 +82,7 @@ class Seat(NamedTuple):
     masks: int
     key: int
     drawing: Drawing = GREEDY
+    suffix_ids: Sequence[int] = ()
 
 
 def _numbers(dtype: torch.dtype = torch.long, per_token: bool = False) -> Any:
@@ -94,7 +95,8 @@ class StepState:
     """Where each slot stands; every field is a tensor whose first axis is the slot.
 
     ids, step_map, logp [n, T]: the sequence as decided so far (mask id, 0, 0 elsewhere).
-    start: first position of the block at hand; end: first position after the last block.
+    start: first position of the block at hand; end: first position after the last block; length: after what stands
+    right of it too.
     prompt: prompt length; limit: prompt + max_new_tokens; masks: positions that the next step may decide.
     block_index: blocks begun before this one; block_step: steps taken in the block; step: steps taken in all.
     key: hash of the sample's name and the seed.
@@ -111,6 +113,7 @@ class StepState:
     logp: Tensor = _numbers(torch.float32, per_token=True)
     start: Tensor = _numbers()
     end: Tensor = _numbers()
+    length: Tensor = _numbers()
     prompt: Tensor = _numbers()
     limit: Tensor = _numbers()
     masks: Tensor = _numbers()
@@ -177,17 +180,19 @@ class StepState:
             column.scatter_(1, position_nb, torch.where(chosen_nb, new, column.gather(1, position_nb)))
 
     def place(self, seats: Sequence[Seat], mask_id: int) -> None:
-        """Begins sequences: prompt ids, masks to the end (beyond it a token that stands for nothing), the block at
-        `start` next."""
+        """Begins sequences: prompt ids, masks to the end, what stands right of it (then a token that stands for
+        nothing), the block at `start` next."""
         device, T = self.ids.device, self.ids.shape[1]
         slot = torch.tensor([seat.slot for seat in seats], device=device)
         ids = np.full((len(seats), T), mask_id)
         for row, seat in zip(ids, seats, strict=True):
             row[: len(seat.prompt_ids)] = seat.prompt_ids
             row[seat.end :] = max(0, seat.prompt_ids[0])
+            row[seat.end : seat.end + len(seat.suffix_ids)] = seat.suffix_ids
         numbers = {
             "start": [seat.start for seat in seats],
             "end": [seat.end for seat in seats],
+            "length": [seat.end + len(seat.suffix_ids) for seat in seats],
             "prompt": [len(seat.prompt_ids) for seat in seats],
             "limit": [seat.limit for seat in seats],
             "masks": [seat.masks for seat in seats],

@@ -8,17 +8,18 @@ of a slot, L tokens, T keys in view, H query heads, G key-value heads, d head si
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models import DiffusionLM
-from models.attention import Masked, block_causal_mask, grouped_attention
+from models.attention import AttentionKind, Layout, Masked, block_causal_mask
 from sample.config import SamplingConfig
 from sample.draw import Mix
+from sample.layouts import BiasedKeys, BlockSpans, FlexKeys, Prefill, SlotKeys, seen_by_spans, whole_sequences
 from sample.slots import SlotKV, StepState
 
 PREFILL_MAX_TOKENS = 16384
@@ -62,62 +63,6 @@ def first_true(flag_n: Tensor, count: int) -> Tensor:
     return flag_n.to(torch.uint8).argsort(descending=True, stable=True)[:count]
 
 
-@dataclass(frozen=True)
-class Prefill:
-    """B sequences, right-padded to L: queries see their own sequence under `mask` ([L, L] or [B, 1, 1, L]), which is
-    also written to its slot."""
-
-    kv: SlotKV
-    row: Tensor
-    mask: Tensor
-
-    def attend(self, layer: int, query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:
-        self.kv.write(layer, self.row, key_BGLd, value_BGLd)
-        return grouped_attention(query_BHLd, key_BGLd, value_BGLd, self.mask, scale)
-
-
-class BlockSpans:
-    """A span of b positions for each of the first n slots, then a commit span of the b before it for each slot of row_C
-    (distinct, may be none).
-
-    All are written before any attends. In attention the two spans of a slot are one run of 2b queries, so that its keys
-    are read once and never gathered; the second half of a slot without a commit span is idle. slot_Sb
-    ([S, 1] or a slot a position): the slots that spans are written to; position_Sb: where; end_n: a slot's own span
-    sees keys before it, its commit span those before end - b. view_tokens: keys read.
-    """
-
-    def __init__(
-        self, kv: SlotKV, slot_Sb: Tensor, position_Sb: Tensor, end_n: Tensor, row_C: Tensor, view_tokens: int
-    ):
-        self.kv, self.n, self.row_C, self.view_tokens = kv, len(end_n), row_C, view_tokens
-        self.row = kv.rows(slot_Sb, position_Sb)
-        b = position_Sb.shape[1]
-        end_nQ = end_n[:, None]
-        if len(row_C):
-            ends = torch.cat([end_nQ, (end_nQ - b).clamp_min(1)], dim=1)
-            end_nQ = ends.repeat_interleave(b, dim=1).repeat(1, kv.heads_per_key)
-        unseen_nQT = torch.arange(view_tokens, device=end_n.device) >= end_nQ[..., None]
-        bias_nQT = torch.zeros_like(unseen_nQT, dtype=kv.pool.dtype).masked_fill_(unseen_nQT, -torch.inf)
-        self.bias_n1QT = bias_nQT[:, None]
-
-    def attend(self, layer: int, query_SHbd: Tensor, key_SGbd: Tensor, value_SGbd: Tensor, scale: float) -> Tensor:
-        _, H, b, d = query_SHbd.shape
-        n, row_C, G = self.n, self.row_C, key_SGbd.shape[1]
-        self.kv.write(layer, self.row, key_SGbd, value_SGbd)
-        query_nHQd = query_SHbd
-        if len(row_C):
-            query_nHQd = query_SHbd.new_zeros(n, H, 2 * b, d)
-            query_nHQd[:, :, :b] = query_SHbd[:n]
-            query_nHQd[row_C, :, b:] = query_SHbd[n:]
-        keys, values = self.kv.view(layer, n, self.view_tokens)
-        folded = query_nHQd.reshape(n, G, -1, d)
-        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=self.bias_n1QT, scale=scale)
-        out = out.reshape(n, H, -1, d)
-        if len(row_C):
-            out = torch.cat([out[:, :, :b], out[row_C, :, b:]])
-        return out.transpose(1, 2)
-
-
 class Forward(NamedTuple):
     """Sizes of a forward pass: query positions, and the keys that its mask spans for each (0: a small mask)."""
 
@@ -132,9 +77,10 @@ class CachePolicy(Protocol):
     multiple of so many tokens, so that shapes recur. polls_every_step: the host looks at every step which slots have
     ended. features: rows that stand for the negative ids of the slots at work, None where there are none.
     fixed_shapes: a step may compute all slots under the largest bounds at little more cost, so that it can be
-    captured (`sample.graphs`).
+    captured (`sample.graphs`). kind: the attention that it runs.
     """
 
+    kind: AttentionKind
     fixed_shapes: bool
     keeps_keys: bool
     view_multiple: int
@@ -195,6 +141,7 @@ class ExactBlockCache:
     def __init__(self, model: DiffusionLM, config: SamplingConfig, kv: SlotKV):
         assert config.block_size is not None
         self.model, self.kv, self.block_size, self.fused = model, kv, config.block_size, config.fuse_commit
+        self.kind = config.kind_on(model)
         self.offset_b = torch.arange(config.block_size, device=model.device)
 
     def first_block(self, prompt_tokens: int) -> int:
@@ -204,15 +151,33 @@ class ExactBlockCache:
         return -(-(prompt_tokens + max_new_tokens) // self.block_size) * self.block_size
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
-        longest = max(self.first_block(len(p)) for p in prompts)
+        rows = [list(p[: self.first_block(len(p))]) for p in prompts]
+        longest = max(map(len, rows))
         if longest == 0:
             return
+        if self.kind == "flex":
+            self._prefill_packed(rows, slots)
+            return
         device = self.kv.pool.device
-        rows = [list(p[: self.first_block(len(p))]) for p in prompts]
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         positions = torch.arange(longest, device=device).expand(len(rows), longest)
         row = self.kv.rows(torch.tensor(slots, device=device)[:, None], positions)
-        self.model.hidden(ids, positions, Prefill(self.kv, row, block_causal_mask(longest, self.block_size, device)))
+        mask = block_causal_mask(longest, self.block_size, device)
+        self.model.hidden(ids, positions, Prefill(self.kv, row, Masked(mask)))
+
+    def _prefill_packed(self, rows: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
+        """The rows one after another, without padding but at the end; what pads is written to scratch."""
+        from models.flex_packed import FlexPacked, Tokens, padded_tokens
+
+        lengths = [len(row) for row in rows]
+        position, slot = np.concatenate([np.arange(length) for length in lengths]), np.repeat(slots, lengths)
+        tokens = Tokens(np.repeat(np.arange(len(rows)), lengths), position // self.block_size, 0 * position)
+        padding = padded_tokens(len(position)) - len(position)
+        numbers = np.stack([np.concatenate(rows), position, slot]).astype(np.int64)
+        ids, positions, slot_T = F.pad(torch.from_numpy(numbers).to(self.kv.pool.device), (0, padding))
+        slot_T[len(position) :] = self.kv.slots
+        layout = FlexPacked.of(tokens.padded(len(ids)), ids.device)
+        self.model.hidden(ids[None], positions[None], Prefill(self.kv, self.kv.rows(slot_T, positions), layout))
 
     def copy_prompt(self, source: Tensor, target: Tensor, length_tokens: int) -> None:
         if length := self.first_block(length_tokens):
@@ -251,8 +216,15 @@ class ExactBlockCache:
         ids_Sb = state.ids[slot_S[:, None], position_Sb]
         row_C = slot_S[len(state.start) :]
         end_n = start_S[: len(state.start)] + self.block_size
-        layout = BlockSpans(self.kv, writes_S[:, None], position_Sb, end_n, row_C, view_tokens)
+        keys = self._keys(state, seen_by_spans(end_n, self.block_size, len(row_C) > 0), view_tokens)
+        layout = BlockSpans(self.kv, writes_S[:, None], position_Sb, row_C, keys)
         return self.model.hidden(ids_Sb, position_Sb, layout)
+
+    def _keys(self, state: StepState, seen_nQ: Tensor, view_tokens: int) -> SlotKeys:
+        """Slots that are not live read no key where that is possible."""
+        if self.kind == "sdpa":
+            return BiasedKeys(seen_nQ, self.kv, view_tokens)
+        return FlexKeys(seen_nQ * state.live[:, None], max(seen_nQ.shape[1], self.block_size), self.kv, recurs=True)
 
 
 class FullRecompute:
@@ -270,7 +242,7 @@ class FullRecompute:
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
         assert config.block_size is not None
-        self.model, self.block_size = model, config.block_size
+        self.model, self.block_size, self.kind = model, config.block_size, config.kind_on(model)
         self.offset_b = torch.arange(config.block_size, device=model.device)
 
     def first_block(self, prompt_tokens: int) -> int:
@@ -288,14 +260,16 @@ class FullRecompute:
 
     def demand(self, state: StepState, steps: int) -> Demand:
         none = state.start.new_zeros(())
-        return Demand((state.end * state.live).amax(), none, (state.masks * state.live).sum(), none)
+        return Demand((state.length * state.live).amax(), none, (state.masks * state.live).sum(), none)
 
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         device, L = state.ids.device, bounds.view_tokens
-        block = self.model.attention == "block"
-        mask = block_causal_mask(L, self.block_size, device) if block else _before(state.end, L)
+        if self.model.attention == "block":
+            layout: Layout = Masked(block_causal_mask(L, self.block_size, device))
+        else:
+            layout = whole_sequences(state.length, L, self.kind, self.model.dtype)
         positions = torch.arange(L, device=device).expand(len(state.ids), L)
-        hidden_nLD = self.model.hidden(self.ids(state, L), positions, Masked(mask), self.features)
+        hidden_nLD = self.model.hidden(self.ids(state, L), positions, layout, self.features)
         state.needs_commit.zero_()
         return self.predicting(hidden_nLD, state.start), state.live.clone()
 
@@ -357,12 +331,13 @@ class FrozenContext(FullRecompute):
         return hidden_nbD, state.live.clone()
 
     def _window_end(self, state: StepState) -> Tensor:
-        return torch.minimum(state.start + self.reach, state.end)
+        return torch.minimum(state.start + self.reach, state.length)
 
     def _whole(self, state: StepState, row_F: Tensor, granted_F: Tensor, length_tokens: int) -> Tensor:
         positions = torch.arange(length_tokens, device=row_F.device).expand(len(row_F), length_tokens)
         slot_F1 = torch.where(granted_F, row_F, self.kv.slots)[:, None]
-        layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), _before(state.end[row_F], length_tokens))
+        inner = whole_sequences(state.length[row_F], length_tokens, self.kind, self.model.dtype)
+        layout = Prefill(self.kv, self.kv.rows(slot_F1, positions), inner)
         hidden_FLD = self.model.hidden(self.ids(state, length_tokens)[row_F], positions, layout, self.features)
         return self.predicting(hidden_FLD, state.start[row_F])
 
@@ -373,15 +348,14 @@ class FrozenContext(FullRecompute):
         is_own = (position < window_end[:, None]) & ~fresh[:, None]
         slot = torch.where(is_own, torch.arange(n, device=device)[:, None], self.kv.slots)
         position = position.clamp_max(self.kv.capacity_tokens - 1)
-        seen_end = (state.end if self.dual else window_end).clamp_min(1)
-        layout = BlockSpans(self.kv, slot, position, seen_end, row_C=slot.new_empty(0), view_tokens=view_tokens)
+        seen_end = (state.length if self.dual else window_end).clamp_min(1)
+        seen_n1 = seen_by_spans(seen_end, length_tokens, commits=False)
+        keys: SlotKeys = BiasedKeys(seen_n1, self.kv, view_tokens)
+        if self.kind == "flex":
+            keys = FlexKeys(seen_n1, length_tokens, self.kv, recurs=False)
+        layout = BlockSpans(self.kv, slot, position, row_C=slot.new_empty(0), keys=keys)
         hidden_nQD = self.model.hidden(state.ids.gather(1, position), position, layout)
         return self.predicting(hidden_nQD, torch.zeros_like(state.start))
-
-
-def _before(end_n: Tensor, length_tokens: int) -> Tensor:
-    """Bool [n, 1, 1, L]: keys before end (at least one, so that no row of the softmax is empty)."""
-    return (torch.arange(length_tokens, device=end_n.device) < end_n.clamp_min(1)[:, None])[:, None, None]
 
 
 CACHES: dict[str, type[ExactBlockCache] | type[FullRecompute] | type[FrozenContext]] = {

@@ -4,7 +4,7 @@ Shapes: n slots, b positions of a block.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +29,13 @@ class Proposal(NamedTuple):
     def probability(self) -> Tensor:
         """What a threshold is compared with."""
         return self.score if self.confidence is None else self.confidence
+
+    @staticmethod
+    def joined(pieces: "Sequence[Proposal]") -> "Proposal":
+        """Those of [N], one after another."""
+        token, logp, score, *more = zip(*pieces, strict=True)
+        rest = (None if column[0] is None else torch.cat(column) for column in more)
+        return Proposal(torch.cat(token), torch.cat(logp), torch.cat(score), *rest)
 
     def spread(self, row_N: Tensor, n: int, b: int) -> "Proposal":
         """From [N] to [n, b]: entry i goes to the flat position row_N[i], the rest are 0."""

@@ -64,6 +64,20 @@ def timestep_schedule(positions: int, steps: int) -> list[int]:
     return [k for k in (*plan, left) if k > 0]
 
 
+def cosine_schedule(positions: int, steps: int) -> list[int]:
+    """MaskGIT's (arXiv:2202.04200) as MMaDA counts it: after step s of T, min(m - 1, floor(positions cos(pi/2 s/T))) of
+    the m masked ones stay masked, at least one, in fp32; the last step decides what is left. Steps that would decide
+    none are left out.
+    """
+    plan, left = [], positions
+    for step in range(1, steps):
+        share = torch.cos(torch.tensor(step / steps) * math.pi * 0.5)
+        after = max(1, min(left - 1, int((positions * share).floor())))
+        plan.append(left - after)
+        left = after
+    return [k for k in (*plan, left) if k > 0]
+
+
 SCHEDULES: dict[str, Callable[[int, int], list[int]]] = {"even": schedule, "timesteps": timestep_schedule}
 
 
@@ -71,12 +85,12 @@ def propose(
     logits_NV: Tensor,
     coordinates: Coordinates,
     rules: Rules,
-    mask_id: int,
+    mask_id: int | None,
     text_vocab_size: int | None = None,
     drawings: Drawings | None = None,
 ) -> Proposal:
-    """A candidate for each position. The mask id and ids from text_vocab_size on are never drawn but stay in the
-    softmax of `logp`.
+    """A candidate for each position. The mask id (None: it is not among these) and ids from text_vocab_size on are
+    never drawn but stay in the softmax of `logp`.
 
     logits_NV is float32 and is overwritten. drawings: how each position draws its token; None = all as the choices say.
     """
@@ -147,8 +161,9 @@ def _penalised(score_N: Tensor, is_pad_N: Tensor, penalty: float) -> Tensor:
     return torch.where(is_pad_N, torch.where(score_N < 0, score_N * penalty, score_N / penalty), score_N)
 
 
-def _forbid(value_NV: Tensor, mask_id: int, text_vocab_size: int | None, fill: float) -> None:
-    value_NV[:, mask_id] = fill
+def _forbid(value_NV: Tensor, mask_id: int | None, text_vocab_size: int | None, fill: float) -> None:
+    if mask_id is not None:
+        value_NV[:, mask_id] = fill
     if text_vocab_size is not None:
         value_NV[:, text_vocab_size:] = fill
 

@@ -40,12 +40,22 @@ ELSEWHERE = {
     "cd data; python download_data.py": "the network; tests/data/test_data_download.py",
     "python sample/get_report.py": "tests/runtime/test_runtime_report.py",
     "dllm-report": "tests/runtime/test_runtime_report.py",
+    "python serve.py": "tests/serve/test_serve_command.py",
+    "dllm-serve": "tests/serve/test_serve_command.py",
+    "dllm-chat": "tests/serve/test_serve_command.py",
+    "dllm-lm-eval": "tests/serve/test_serve_harness.py",
     "python sample/get_trace_viewer.py": "tests/sample/test_sample_trace_viewer.py",
+    "python models/export.py": "tests/models/test_models_export.py",
+    "dllm-export": "tests/models/test_models_export.py",
     "python models/merge.py": "tests/models/test_models_lora.py",
+    "python generate_images.py": "tests/test_generate_images.py",
     "python data/check.py": "tests/data/test_data_check.py",
     "python data/preprocess_sft.py": "tests/data/test_data_preprocess.py",
     "python docs/make_api.py": "test_the_api_page_is_up_to_date",
     "python examples/rl_loop.py": "tests of the example",
+    "python eval.py config=configs/lladav_eval": "a model that sees; tests/test_end_to_end_mmu.py",
+    "python rl.py config=configs/rl_mmada_v": "a model that sees; tests/configs/test_configs_shipped.py",
+    "python train/sft.py config=configs/sft_lladav": "a model that sees; tests/test_end_to_end_mmu.py",
 }
 TYPED = re.compile(r"^(?:[A-Z][A-Z_0-9]*=\S+ )*(?:python |bin/|dllm-|git |apt-get |pip |accelerate |cd )")
 
@@ -118,7 +128,13 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
         filled[data] = "my_sft" if name == "sft" else "tasks"
     if name == "rl" and "tiny" not in command:
         filled["evaluation.eval_dataset"] = "tasks"
-    replaced = ("model.pretrained_model", "experiment.deepspeed_file", "experiment.processes", "model.value_base_model")
+    replaced = (
+        "model",
+        "model.pretrained_model",
+        "experiment.deepspeed_file",
+        "experiment.processes",
+        "model.value_base_model",
+    )
     own = [argument for argument in given if argument.partition("=")[0] not in replaced]
     added = [*(f"{key}={value}" for key, value in filled.items()), "model.random_init=false", "dry_run=true"]
     config = load_config([*own, *added], command=name)

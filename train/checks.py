@@ -18,6 +18,7 @@ from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
+from runtime.trackers import how_to_install
 from train.algorithm.masking import Method
 from train.algorithm.objectives import TERMS
 from train.distributed.kind import check_engine, world_size
@@ -28,11 +29,12 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
-from train.setup.models import RunModels, spec_of, value_spec_of
-from train.setup.pictures import image_root
+from train.setup.eval_sets import KEYS, EvalSet, eval_sets
+from train.setup.models import RunModels, check_team, spec_of, value_spec_of
+from train.setup.pictures import check_drawing, image_root
 from train.setup.process import pick_device, precision
-from train.setup.prompts import PromptSource, evaluation_source, format_of, require_room, training_source
-from train.setup.rewards import check_tasks, evaluates_as_it_trains, reward_of, step_judge_of
+from train.setup.prompts import PromptSource, format_of, require_room, training_source
+from train.setup.rewards import check_tasks, reward_of, step_judge_of
 from train.setup.sources import require_as_written, require_kept, settings_of
 
 logger = logging.getLogger(__name__)
@@ -73,13 +75,16 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     _check_objective(config, method)
+    check_drawing(config, rollout, spec.family)
     _check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
+        check_drawing(config, config.evaluation, spec.family)
         check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
+    check_team(config, spec, world_size(config))
     if config.evaluation.eval_dataset:
         check_room(spec, config.evaluation)
     tasks = _check_tasks(config, spec)
@@ -113,10 +118,10 @@ def _check_objective(config: Config, method: Method) -> None:
             f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
             "token: choose clip, reinforce, bgpo or spg, or leave that out."
         )
-    plain = TrainingConfig()
+    plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
     for name in TERMS:
         value = getattr(training, name)
-        if name not in needs.training and value and value != getattr(plain, name):
+        if name not in {*needs.training, *by_critic} and value and value != getattr(plain, name):
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
 
 
@@ -206,8 +211,8 @@ def check_trackers(config: Config) -> None:
     for name in config.tracking.report_to:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
-                f"tracking.report_to={name}: the package {name} is not installed: pip install -c "
-                f"requirements-extras.txt {name}, or leave it out."
+                f"tracking.report_to={name}: the package {name} is not installed: {how_to_install(name)}, or leave it "
+                "out."
             )
 
 
@@ -247,21 +252,27 @@ def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, ta
 
 def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
-    dataset, evaluation = config.dataset, config.evaluation
+    dataset = config.dataset
     tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type, spec.family)
     check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
         check_tasks(reward, tasks, "dataset.train_dataset")
-        if not evaluation.eval_dataset:
-            return len(tasks)
-        tests = tasks_of(config, evaluation.eval_dataset, "evaluation.eval_dataset", evaluation.data_type, spec.family)
-        check_prompts(config, evaluation_source(config), spec, tests)
-        if evaluates_as_it_trains(config):
-            check_tasks(reward, tests, "evaluation.eval_dataset")
-            return len(tasks)
-    with reward_of(config, evaluation.data_type, evaluating=True) as reward:
-        check_tasks(reward, tests, "evaluation.eval_dataset")
+        sets = [(each, check_set(config, each, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
+        for each, tests in sets:
+            if each.graded_as_training(config):
+                check_tasks(reward, tests, KEYS["rl"])
+    for each, tests in sets:
+        if not each.graded_as_training(config):
+            with each.reward_of(config) as reward:
+                check_tasks(reward, tests, KEYS["rl"])
     return len(tasks)
+
+
+def check_set(config: Config, each: EvalSet, key: str, spec: CheckpointSpec) -> list[Task]:
+    """The tasks of a set that an evaluation samples, with a prompt for the first of them. ValueError otherwise."""
+    tests = tasks_of(config, each.source.name, key, each.source.data_type, spec.family)
+    check_prompts(config, each.source, spec, tests)
+    return tests
 
 
 def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blocks) -> None:

@@ -192,22 +192,27 @@ class Collector:
         return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
 
     def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
-        """Writes the step's rows, and shows the first of them now and then."""
+        """Writes the step's rows, and shows some of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
         rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
         self.grading.log.pictures.add(prompt.images for prompt in sampled.prompts)
+        given = self.grading.reward.given if self.grading.reward is not None else {}
+        if given:
+            parts = (dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True))
+            rows = [row | {"rewards": part} for row, part in zip(rows, parts, strict=True)]
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
         if every and sampled.step % every == 0:
-            self.monitor.sample(sampled.step, rows[0] | {"reward": graded.rewards[0]})
+            shown = zip(rows, graded.rewards, strict=True)
+            self.monitor.samples(sampled.step, [row | {"reward": reward} for row, reward in shown])
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
         reward = self.grading.reward
         assert reward is not None
         texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
         questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
-        rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
+        rewards = reward(questions, texts, **reward_columns(prompts, rollouts, self.sampler.model))
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
         return Scores(texts, rewards, reward.stats)

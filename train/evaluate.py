@@ -1,7 +1,9 @@
 """The evaluations of an RL run: when they are due, their results, the best step."""
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from runtime.files import append_jsonl, atomic_write_text, parsed
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
 from train.evaluation import EvaluationSetup, evaluate
-from train.setup.rewards import evaluates_as_it_trains, reward_of
+from train.figures import figures
+from train.setup.eval_sets import EvalSet
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +55,22 @@ class Evaluations:
     def run(self, step: int) -> None:
         """Evaluates the model as it is after `step`."""
         assert self.setup is not None
-        reward, evaluation = self.reward, self.config.evaluation
-        if ranks.is_main() and not evaluates_as_it_trains(self.config):
-            reward = reward_of(self.config, evaluation.data_type, evaluating=True)
-        results = evaluate(self.setup, reward, self.monitor)
-        if reward is not None and reward is not self.reward:
-            reward.close()
-        self.found[step] = {result.name: result.metrics for result in results}
-        for result in results:
-            self.monitor.evaluation(step, result.metrics, name=result.name, score=self._score)
+        results = evaluate(self.setup, self._graded, self.monitor)
+        self.found[step] = figures(results, self.setup.weights)
+        for name, metrics in self.found[step].items():
+            self.monitor.evaluation(step, metrics, name=name, score=self._score)
+        self.monitor.evaluation_table(step, self.found[step])
         ranks.on_main(append_jsonl, self.folder.scores, [result.scores(step) for result in results])
         ranks.on_main(self._write, self.found)
+
+    @contextlib.contextmanager
+    def _graded(self, each: EvalSet) -> Iterator[Reward]:
+        """The reward of a set: that of training, which stays, or its own while it is needed."""
+        if self.reward is not None and each.graded_as_training(self.config):
+            yield self.reward
+            return
+        with each.reward_of(self.config) as reward:
+            yield reward
 
     @property
     def scores(self) -> dict[int, float] | None:
@@ -118,7 +126,7 @@ class Evaluations:
 
     def _whole(self, found: dict[int, dict[str, Metrics]]) -> dict[int, dict[str, Metrics]]:
         """Those of all decodings."""
-        names = self.setup.decodings.keys() if self.setup is not None else set()
+        names = set(self.setup.names) if self.setup is not None else set()
         return {step: entries for step, entries in found.items() if entries.keys() >= names}
 
     def _write(self, found: dict[int, dict[str, Metrics]]) -> None:

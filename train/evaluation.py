@@ -1,171 +1,122 @@
-"""Accuracy and speed of a model on a set of tasks, for each way of decoding: inside RL, and as eval.py."""
+"""Accuracy and speed of a model on sets of tasks, for each way of decoding: inside RL, and as eval.py."""
 
+import gc
 import json
 import logging
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from configs import find
 from configs.schema import Config
+from configs.sets import described
+from data.tasks import Task
 from models import DiffusionLM
+from models.copies import num_parameters
+from models.spec import CheckpointSpec
 from reward.base import Reward
-from runtime import ranks
+from runtime import curves, ranks, run_config
 from runtime.files import append_jsonl, atomic_write_text
 from runtime.monitor import Monitor
-from runtime.run_folder import RunFolder
+from runtime.report.paired import paired
+from runtime.run_folder import RunFolder, run_path
 from runtime.text import print_text
-from sample import Rollout, Sampler, SamplingConfig
-from train.checks import check_folder, check_prompts, check_room, check_trackers, tasks_of
-from train.distributed.sharding import require_equal_weights, sample
+from sample import Sampler, SamplingConfig
+from train.checks import check_dataset, check_folder, check_room, check_set, check_trackers
+from train.distributed.kind import world_size
+from train.distributed.sharding import sample
+from train.figures import ALL, Evaluation, area_under_parallelism, figures
 from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
-from train.setup.models import RunModels, make_model, spec_of
-from train.setup.pictures import Eyes
+from train.setup.eval_sets import KEYS, EvalSet, eval_sets
+from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
+from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see, tested_source
-from train.setup.rewards import check_tasks, reward_of, sandbox_row
-from train.setup.sources import pinned, require_as_written
+from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see
+from train.setup.rewards import check_tasks, sandbox_row
+from train.setup.sources import pinned, require_as_written, settings_of
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One entry's responses (prompt-major, n a prompt), rewards, wall time of sampling, and tokens a block."""
-
-    name: str
-    prompts: Sequence[Prompt]
-    rollouts: Sequence[Rollout]
-    completions: Sequence[str]
-    rewards: Sequence[float | None]
-    seconds: float
-    block_size: int | None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """accuracy (reward >= 1) with its standard error over tasks, pass@k for k = 1, 2, 4, ... and n, avg@n, mean
-        reward, lengths and speed; partial, the share of rewards that are neither 0 nor 1, where there are any.
-
-        A reward of None (left out) counts in no average, a task with fewer than k rewards not in pass@k; what would be
-        an average of nothing is absent.
-        """
-        tokens = sum(r.num_response_tokens for r in self.rollouts)
-        return self._graded() | {
-            "length": tokens / len(self.rollouts),
-            "truncated": float(np.mean([r.finish_reason == "length" for r in self.rollouts])),
-            "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in self.rollouts)),
-            "tokens_per_second": tokens / max(1e-9, self.seconds),
-            "tasks": float(len(self.prompts)),
-            "left_out": float(sum(r is None for r in self.rewards)),
-        }
-
-    def _graded(self) -> dict[str, float]:
-        n = len(self.rollouts) // len(self.prompts)
-        by_task = [[r for r in self.rewards[i : i + n] if r is not None] for i in range(0, len(self.rewards), n)]
-        by_task = [rewards for rewards in by_task if rewards]
-        if not by_task:
-            return {}
-        share = np.array([np.mean([r >= 1.0 for r in rewards]) for rewards in by_task])
-        accuracy = float(share.mean())
-        return {
-            "accuracy": accuracy,
-            "stderr": float(share.std(ddof=1) / math.sqrt(len(share))) if len(share) > 1 else 0.0,
-            **_pass_at(by_task, n),
-            f"avg@{n}": accuracy,
-            "reward": float(np.mean([r for rewards in by_task for r in rewards])),
-            **_partial([r for rewards in by_task for r in rewards]),
-        }
-
-    def scores(self, step: int) -> dict[str, Any]:
-        """The line of scores.jsonl: task -> the rewards of its responses in the order of their keys."""
-        n = len(self.rollouts) // len(self.prompts)
-        by_task = {prompt.task.id: list(self.rewards[i * n : (i + 1) * n]) for i, prompt in enumerate(self.prompts)}
-        return {"step": step, "entry": self.name, "scores": by_task}
-
-    def samples(self, with_steps: bool) -> Iterator[dict[str, Any]]:
-        """One row a sample for a JSONL file."""
-        n = len(self.rollouts) // len(self.prompts)
-        for i, (rollout, text, reward) in enumerate(zip(self.rollouts, self.completions, self.rewards, strict=True)):
-            row = {
-                "entry": self.name,
-                "sample": i % n,
-                **self.prompts[i // n].row(text),
-                "reward": reward,
-                "tokens": rollout.num_response_tokens,
-                "num_steps": rollout.num_steps,
-                "finish_reason": rollout.finish_reason,
-            }
-            if with_steps:
-                row |= {
-                    "block_size": self.block_size,
-                    "prompt_ids": rollout.prompt_ids,
-                    "token_ids": rollout.token_ids,
-                    "step_map": rollout.step_map,
-                    "logprobs": rollout.logprobs,
-                }
-            yield row
-
-
-def _partial(rewards: Sequence[float]) -> dict[str, float]:
-    share = float(np.mean([reward not in (0.0, 1.0) for reward in rewards]))
-    return {"partial": share} if share else {}
-
-
-def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
-    """pass@k: mean over tasks of the chance that k of a task's graded responses, drawn without replacement, hold one
-    that passes: 1 - C(graded - passed, k) / C(graded, k), the unbiased estimator of arXiv:2107.03374."""
-    counts = [(len(rewards), sum(r >= 1.0 for r in rewards)) for rewards in by_task]
-    found = {}
-    for k in sorted({*(2**i for i in range(n.bit_length())), n}):
-        chances = [
-            1.0 - math.comb(graded - passed, k) / math.comb(graded, k) for graded, passed in counts if graded >= k
-        ]
-        if chances:
-            found[f"pass@{k}"] = float(np.mean(chances))
-    return found
+COMPARED = "compared"
+"""Before the names of the entries of model.compared_with."""
+MOST_FOLDERS = 1000
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """The model that samples, its prompts, and by name each way of decoding them."""
+    """The model that samples, the sets of tasks with their prompts, and by name each way of decoding them.
+    source_column: of the tasks, whose values get figures of their own."""
 
     model: DiffusionLM
-    prompts: Sequence[Prompt]
+    sets: Sequence[tuple[EvalSet, Sequence[Prompt]]]
     decodings: Mapping[str, SamplingConfig]
     responses_per_task: int
     eyes: Eyes
+    source_column: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the entries: those of all sets together too, where there are several."""
+        labels = [each.label for each, _ in self.sets]
+        labels = [ALL, *labels] if len(labels) > 1 else labels
+        return [_name(label, decoding) for label in labels for decoding in self.decodings]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {each.label: each.weight for each, _ in self.sets}
 
 
-def evaluate(setup: EvaluationSetup, reward: Reward | None, monitor: Monitor) -> list[Evaluation]:
-    """Samples under every decoding over all ranks and grades on rank 0, which has the reward. Keys are (eval, task,
-    sample): the same randomness at every call, so that changes show."""
+def _name(label: str, decoding: str) -> str:
+    return f"{label}/{decoding}" if label else decoding
+
+
+OpenReward = Callable[[EvalSet], AbstractContextManager[Reward]]
+
+
+def evaluate(setup: EvaluationSetup, reward_of_set: OpenReward, monitor: Monitor) -> list[Evaluation]:
+    """Samples every set under every decoding over all ranks and grades on rank 0, which alone opens rewards. Keys are
+    (eval, task, sample): the same randomness at every call, so that changes show."""
     results = []
-    prompts, n = see(setup.prompts, setup.eyes), setup.responses_per_task
-    keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
-    for name, config in setup.decodings.items():
-        sampler = Sampler(setup.model, config)
-        with monitor.progress(len(keys), f"eval {name}") as progress:
-            start = time.perf_counter()
-            rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)
-            seconds = time.perf_counter() - start
-        completions = [completion_text(rollout, setup.model) for rollout in rollouts]
-        texts = [p.text for p in prompts for _ in range(n)]
-        rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
-        if all(reward is None for reward in rewards):
-            logger.warning(
-                "eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards)
-            )
-        results.append(Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size))
+    for each, prompts in setup.sets:
+        seen = see(prompts, setup.eyes)
+        with ExitStack() as stack:
+            reward = stack.enter_context(reward_of_set(each)) if ranks.is_main() else None
+            for decoding in setup.decodings:
+                results.append(_evaluate(setup, (each, seen), decoding, reward, monitor))
     return results
+
+
+def _evaluate(
+    setup: EvaluationSetup,
+    tasks: tuple[EvalSet, Sequence[Prompt]],
+    decoding: str,
+    reward: Reward | None,
+    monitor: Monitor,
+) -> Evaluation:
+    """One set under one decoding."""
+    each, prompts = tasks
+    config, n, name = setup.decodings[decoding], setup.responses_per_task, _name(each.label, decoding)
+    keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
+    sampler = Sampler(setup.model, config)
+    sampler.forgets_pictures = True
+    with monitor.progress(len(keys), f"eval {name}") as progress:
+        start = time.perf_counter()
+        rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)
+        seconds = time.perf_counter() - start
+    completions = [completion_text(rollout, setup.model) for rollout in rollouts]
+    texts = [p.text for p in prompts for _ in range(n)]
+    columns = reward_columns(prompts, rollouts, setup.model)
+    rewards = ranks.on_main(_grade, reward, texts, completions, columns)
+    if all(reward is None for reward in rewards):
+        logger.warning("eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards))
+    return Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size, setup.source_column)
 
 
 def _grade(
@@ -176,19 +127,92 @@ def _grade(
 
 
 def run(config: Config) -> dict[str, Any] | None:
-    """eval.py: every entry of the rollout section on dataset.eval_dataset. Returns metrics by entry; None for a dry
-    run.
+    """eval.py: every entry of the rollout section on the sets of dataset.eval_dataset, of model.compared_with too where
+    that is set. Returns metrics by entry; None for a dry run.
 
-    Writes samples.jsonl and results.json into the run's folder; an earlier evaluation of the same config is replaced.
+    Writes samples.jsonl, scores.jsonl and results.json into the run's folder; an earlier evaluation of the same config
+    is replaced.
     """
     prepare_process(config)
-    folder_of_model, reward = ranks.on_main(check, config), None
+    config = ranks.on_main(free_folder, two_models(config))
+    ranks.on_main(check, config)
     if config.dry_run:
         return None
     config = ranks.on_main(pinned, config)
-    device, fit = pick_device(config.model.device), Fit.of(config, RunModels.of(config, spec_of(config), "eval"))
-    model = make_model(config, dtype=sampling_dtype(config, device), new_adapters=False)
-    require_equal_weights(model, "model")
+    setup, rows = _setup(config)
+    with run_folder(config, "eval") as folder:
+        if ranks.is_main():
+            folder.drop_after(-1)
+        monitor = monitor_of(config, folder, "eval")
+        monitor.banner(f"eval {config.experiment.project}", rows)
+        results = evaluate(setup, lambda each: each.reward_of(config), monitor)
+        found = figures(results, setup.weights)
+        other: list[Evaluation] = []
+        if config.model.compared_with:
+            second = compared(config)
+            setup = None  # type: ignore[assignment]  # its memory is the second model's
+            gc.collect()
+            setup, rows = _setup(second)
+            monitor.banner(f"compared with {config.model.compared_with}", rows)
+            other = evaluate(setup, lambda each: each.reward_of(config), monitor)
+            found |= {f"{COMPARED}/{name}": entry for name, entry in figures(other, setup.weights).items()}
+            other = [replace(result, name=f"{COMPARED}/{result.name}") for result in other]
+        return ranks.on_main(_report, config, folder, monitor, Found(found, results, other))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Figures by entry, and what they are of: the evaluations of the model, and of the one that it is compared with."""
+
+    figures: dict[str, dict[str, float]]
+    results: Sequence[Evaluation]
+    other: Sequence[Evaluation]
+
+
+def two_models(config: Config) -> Config:
+    """The config with model.pretrained_model=A,B as a model and the one that it is compared with. ValueError for
+    more."""
+    given = config.model.pretrained_model
+    names = [name.strip() for name in given.split(",")]
+    if len(names) == 1 or find(given).exists():
+        return config
+    if len(names) > 2 or not all(names) or config.model.compared_with:
+        raise ValueError(f"model.pretrained_model={given}: eval.py compares two checkpoints, model=A,B.")
+    return replace(config, model=replace(config.model, pretrained_model=names[0], compared_with=names[1]))
+
+
+def compared(config: Config) -> Config:
+    """The config of the second model alone."""
+    name = config.model.compared_with
+    assert name is not None
+    return replace(config, model=replace(config.model, pretrained_model=name, compared_with=None))
+
+
+def free_folder(config: Config) -> Config:
+    """The config with the first of the names experiment.project, NAME-2, NAME-3, ... whose folder holds this evaluation
+    or none; a line says so. experiment.overwrite empties the first."""
+    project = config.experiment.project
+    if config.experiment.overwrite:
+        return config
+    for i in range(1, MOST_FOLDERS):
+        named = replace(config.experiment, project=project if i == 1 else f"{project}-{i}")
+        tried = replace(config, experiment=named)
+        path = run_path(tried)
+        if (
+            not (path / "config.yaml").is_file()
+            or not run_config.changes(path / "config.yaml", settings_of(tried, "eval")).refused
+        ):
+            if i > 1:
+                logger.warning("%s holds another evaluation: this one goes to %s", run_path(config), path)
+            return tried
+    return config
+
+
+def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
+    """The model with its prompts and decodings, and what the start shows of them."""
+    device, spec = pick_device(config.model.device), spec_of(config)
+    fit = Fit.of(config, RunModels.of(config, spec, "eval"))
+    model = make_sampled_model(config, sampling_dtype(config, device))
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
         *(fit.config.rollout, model, blocks.sampled),
@@ -197,65 +221,110 @@ def run(config: Config) -> dict[str, Any] | None:
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
-    prompts = load_prompts(config, tested_source(config), model)
-    setup = EvaluationSetup(model, prompts, decodings, config.rollout.num_response_per_task, Eyes.of(config, model))
-    with run_folder(config, "eval") as folder, ExitStack() as stack:
-        if ranks.is_main():
-            folder.drop_after(-1)
-            reward = stack.enter_context(reward_of(config, config.dataset.data_type, evaluating=True))
-        monitor = monitor_of(config, folder, "eval")
-        rows = _banner_rows(config, setup, folder_of_model) | fit.rows(model.device)
-        monitor.banner(f"eval {config.experiment.project}", rows)
-        return ranks.on_main(_report, config, folder, monitor, evaluate(setup, reward, monitor))
+    sets = [(each, load_prompts(config, each.source, model)) for each in eval_sets(config, "eval")]
+    eyes, source = Eyes.of(config, model), config.dataset.source_column
+    setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, eyes, source)
+    return setup, _banner_rows(config, setup, spec.folder) | fit.rows()
 
 
 def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
-    require_as_written(spec := spec_of(config))
     check_decodings(config.rollout, config.evaluation)
-    check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
-    check_room(spec, config.rollout)
-    name, data_type = config.dataset.eval_dataset, config.dataset.data_type
-    tasks = tasks_of(config, name, "dataset.eval_dataset", data_type, spec.family)
-    check_prompts(config, tested_source(config), spec, tasks)
+    spec, tasks = _check_model(config)
+    if config.model.compared_with:
+        _check_model(compared(config))
     check_folder(config, "eval")
     check_trackers(config)
-    with reward_of(config, config.dataset.data_type, evaluating=True) as reward:
-        check_tasks(reward, tasks, "dataset.eval_dataset")
+    for each, of_set in tasks:
+        with each.reward_of(config) as reward:
+            check_tasks(reward, of_set, KEYS["eval"])
     if config.dry_run:
-        _print_plan(config, len(tasks))
+        _print_plan(config, [len(of_set) for _, of_set in tasks])
     check_memory(config, RunModels.of(config, spec, "eval"))
     return spec.folder
 
 
-def _print_plan(config: Config, tasks: int) -> None:
-    """The arithmetic of an evaluation, for a dry run."""
-    count = min(tasks, config.dataset.max_tasks or tasks)
+def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, list[Task]]]]:
+    """The model's spec, and the tasks of each set."""
+    require_as_written(spec := spec_of(config))
+    check_drawing(config, config.rollout, spec.family)
+    check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
+    check_room(spec, config.rollout)
+    check_team(config, spec, world_size(config))
+    sets = eval_sets(config, "eval")
+    if not sets:
+        check_dataset(config, "", KEYS["eval"])
+    return spec, [(each, check_set(config, each, KEYS["eval"], spec)) for each in sets]
+
+
+def _print_plan(config: Config, tasks: Sequence[int]) -> None:
+    """The arithmetic of an evaluation, for a dry run. tasks: of each set."""
+    count = sum(min(of_set, config.dataset.max_tasks or of_set) for of_set in tasks)
     entries = max((len(v) for v in config.rollout.parallel_lists().values()), default=1)
     each = config.rollout.num_response_per_task
     print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
     print_text(
-        f"  data    {config.dataset.eval_dataset}: {count:,} tasks x {each} responses x {entries} entries = "
+        f"  data    {described(config.dataset.eval_dataset)}: {count:,} tasks x {each} responses x {entries} entries = "
         f"{count * each * entries:,} responses of up to {config.rollout.max_new_tokens} tokens"
     )
 
 
-def _report(config: Config, folder: RunFolder, monitor: Monitor, results: Sequence[Evaluation]) -> dict[str, Any]:
+def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -> dict[str, Any]:
     samples = folder.path / "samples.jsonl"
     samples.unlink(missing_ok=True)
-    for result in results:
+    for result in (*found.results, *found.other):
         PictureLog(folder.path).add(prompt.images for prompt in result.prompts)
         append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
-    append_jsonl(folder.scores, [result.scores(0) for result in results])
-    metrics: dict[str, Any] = {result.name: result.metrics for result in results}
+        append_jsonl(folder.scores, [result.scores(0)])
+    metrics = found.figures
     atomic_write_text(folder.path / "results.json", json.dumps(metrics, indent=2) + "\n")
-    for result in results:
-        monitor.evaluation(0, result.metrics, name=result.name, quiet=True)
+    for name, entry in metrics.items():
+        monitor.evaluation(0, entry, name=name, quiet=True)
+    monitor.evaluation_table(0, metrics)
     monitor.event(table(metrics))
+    _report_curves(folder, monitor, metrics)
+    if found.other:
+        _report_pairs(folder, monitor, found)
     monitor.final(metrics)
     monitor.close()
     return metrics
+
+
+def _report_curves(folder: RunFolder, monitor: Monitor, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Accuracy over tokens per forward, of each set whose decodings differ in it: curve.png, curve.json, a line."""
+    by_set: dict[str, list[tuple[float, float, float]]] = {}
+    for name, entry in metrics.items():
+        if "accuracy" in entry:
+            point = entry["tokens_per_forward"], entry["accuracy"], entry["stderr"]
+            by_set.setdefault(name.rpartition("/")[0], []).append(point)
+    by_set = {label: sorted(points) for label, points in by_set.items() if len({r for r, _, _ in points}) > 1}
+    if not by_set:
+        return
+    areas = {label: area_under_parallelism([(r, 100 * y) for r, y, _ in by_set[label]]) for label in by_set}
+    rows = {label: {"aup": areas[label], "points": by_set[label]} for label in by_set}
+    atomic_write_text(folder.path / "curve.json", json.dumps(rows, indent=1) + "\n")
+    try:
+        curves.draw_tradeoff(by_set, folder.path / "curve.png", folder.path.name)
+    except Exception as error:  # a picture is worth no evaluation
+        monitor.warning(f"curve.png was not drawn: {type(error).__name__}: {error}")
+    shown = ", ".join(f"{f'{label} ' if label else ''}{area:.1f}" for label, area in areas.items())
+    monitor.event(f"area under accuracy over tokens per forward (AUP, percent): {shown}")
+
+
+def _report_pairs(folder: RunFolder, monitor: Monitor, found: Found) -> None:
+    """The second model less the first, entry by entry, on the same draws: comparison.json and lines."""
+    pairs = {}
+    for first, second in zip(found.results, found.other, strict=True):
+        pair = paired(first.scores(0)["scores"], second.scores(0)["scores"])
+        if pair is None:
+            monitor.event(f"{first.name}: no response that both models answered has a reward")
+            continue
+        pairs[first.name] = vars(pair)
+        difference = f"{pair.difference:+.4f} ± {pair.stderr:.4f}, 95% [{pair.low:+.4f}, {pair.high:+.4f}]"
+        test = f"gained {pair.gained}, lost {pair.lost}, p {pair.p:.3g} (McNemar)"
+        monitor.event(f"{first.name}: {pair.first:.4f} -> {pair.second:.4f}, difference {difference}, {test}")
+    atomic_write_text(folder.path / "comparison.json", json.dumps(pairs, indent=1) + "\n")
 
 
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
@@ -273,9 +342,9 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
     """What the start of an evaluation shows."""
     model = setup.model
     return {
-        "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+        "model": f"{folder_of_model} ({model.family}, {num_parameters(model):,} parameters)",
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
-        "tasks": f"{config.dataset.eval_dataset}: {len(setup.prompts):,}",
+        "tasks": ", ".join(f"{each.source.name}: {len(prompts):,}" for each, prompts in setup.sets),
         "samples": f"{setup.responses_per_task} a task",
         "entries": ", ".join(setup.decodings),
         **sandbox_row(config, config.dataset.data_type),

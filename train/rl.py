@@ -15,7 +15,7 @@ from sample import Sampler, SamplingConfig
 from train import checks, prepare
 from train.collect import Collector, Grading, rollout_metrics
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import engine_kind, engine_line, offloads, shards_weights
+from train.distributed.kind import engine_kind, engine_line, offloads
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
 from train.learner.batch import Replay
@@ -31,10 +31,18 @@ from train.memory.machine import used_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
-from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
+from train.setup.eval_sets import eval_sets
+from train.setup.models import (
+    RunModels,
+    copy_to_sample,
+    frozen_reference,
+    make_trained_model,
+    make_value_model,
+    spec_of,
+)
 from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import evaluation_source, load_prompts, training_source
+from train.setup.prompts import load_prompts, training_source
 from train.setup.rewards import reward_of, sandbox_row, step_judge_of
 from train.setup.sources import pinned
 from train.setup.step_judge import StepJudge
@@ -91,9 +99,7 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
-        self.monitor.banner(
-            f"RL {config.experiment.project}", self._banner_rows() | fit.rows(self.learner.sampled.device)
-        )
+        self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
         """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
@@ -222,7 +228,7 @@ class Learner:
         checkpoints.restore_weights(self.model, "updater")
         self.blocks = Blocks.of(config, self.model.spec)
         adopt_block_size(self.model, self.blocks.trained)
-        apart = self.model.empty_copy(dtype, device) if shards_weights(config) else None
+        apart = copy_to_sample(config, self.model, dtype, device)
         training, params = config.training, config.optimizer.params
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         settings = UpdateSettings.of(training)
@@ -263,6 +269,6 @@ def _evaluation_setup(config: Config, learner: Learner) -> EvaluationSetup | Non
     decodings = _decodings(config, evaluation, learner.model, learner.blocks.evaluated)
     if not evaluation.eval_dataset:
         return None
-    prompts = load_prompts(config, evaluation_source(config), learner.model)
-    eyes = Eyes.of(config, learner.sampled)
-    return EvaluationSetup(learner.sampled, prompts, decodings, evaluation.num_response_per_task, eyes)
+    sets = [(each, load_prompts(config, each.source, learner.model)) for each in eval_sets(config, "rl")]
+    eyes, source = Eyes.of(config, learner.sampled), config.dataset.source_column
+    return EvaluationSetup(learner.sampled, sets, decodings, evaluation.num_response_per_task, eyes, source)

@@ -15,6 +15,8 @@ CONFIG_KEYS = (
 )
 """Of config.json: what the configs of transformers' Llama and Qwen classes share."""
 
+PLACEHOLDER = "<image>"
+"""Where a picture stands in a text."""
 BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"
 STDIO = (
     "This is the problem:\n{{problem}}\nYou should put your code in ```python ```. "
@@ -26,8 +28,9 @@ STDIO = (
 class ChatFormat:
     """How a family writes a conversation, and its instructions where they are its own (dLLM-RL's to the character).
 
-    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content; trims:
-    without the content's outer whitespace. end_of_turn: the token that ends a turn.
+    opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content;
+    picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
+    end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
     a thought too, None where the family has none. system: the system turn of a conversation without one.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
@@ -40,6 +43,7 @@ class ChatFormat:
     opening: str = ""
     trims: bool = False
     after_turn: str = ""
+    picture_turn: str | None = None
     thinking_assistant: str | None = None
     system: str | None = None
     math: str = BOXED
@@ -64,7 +68,8 @@ class ChatFormat:
 
     def _written(self, role: str, content: str) -> str:
         content = content.strip() if self.trims else content
-        opened = self.assistant + content if role == "assistant" else self.turn % (role, content)
+        turn = self.picture_turn if self.picture_turn is not None and PLACEHOLDER in content else self.turn
+        opened = self.assistant + content if role == "assistant" else turn % (role, content)
         return opened + self.end_of_turn + self.after_turn
 
 
@@ -122,6 +127,18 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class PictureSizes:
+    """tokens: the most positions of a picture in a prompt. seen: positions that the tower runs for it, on this many
+    layers of these sizes."""
+
+    tokens: int
+    seen: int
+    layers: int
+    hidden: int
+    inner: int
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: how its checkpoints are laid out, how its outputs are read and how its prompts are written.
 
@@ -141,7 +158,7 @@ class Family:
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
     pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
-    part of the checkpoint and may be trained.
+    part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture.
     """
 
     name: str
@@ -163,6 +180,7 @@ class Family:
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None
     trains_vision: bool = False
+    picture_sizes: Callable[[Mapping[str, Any]], PictureSizes] | None = None
 
     def __post_init__(self) -> None:
         if self.attention == "block" and self.logit_shift:

@@ -182,6 +182,12 @@ def _fused(flags: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, int]]]:
     }
 
 
+_CHAT = ChatFormat(
+    turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>%s",
+    end_of_turn="<|eot_id|>",
+    assistant="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
+    stdio=STDIO.replace("\nYou", "\n You"),
+)
 LLADA = Family(
     name="llada",
     model_types=("llada",),
@@ -193,12 +199,7 @@ LLADA = Family(
     mask_token="<|mdm_mask|>",
     mask_id=126336,
     tokenizer_class="PreTrainedTokenizerFast",
-    chat=ChatFormat(
-        turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>%s",
-        end_of_turn="<|eot_id|>",
-        assistant="<|startoftext|><|start_header_id|>assistant<|end_header_id|>\n",
-        stdio=STDIO.replace("\nYou", "\n You"),
-    ),
+    chat=_CHAT,
     text_vocab_size=lambda raw_config: int(raw_config["vocab_size"]),  # the embedding may be larger
     decoding=Decoding(dynamic_at_least_one=True, threshold_passes=True, block_size=32),
 )
@@ -212,4 +213,17 @@ def _mmada_text_vocab_size(raw_config: Mapping[str, Any]) -> int:
     return int(text) + int(raw_config.get("num_new_special_tokens") or 0)
 
 
-MMADA = replace(LLADA, name="mmada", model_types=("mmada",), text_vocab_size=_mmada_text_vocab_size)
+def _mmada_vision(model: Any, image_tokenizer: str | None) -> Any:
+    from models.vision.codes import code_vision
+
+    return code_vision(model, image_tokenizer)
+
+
+MMADA = replace(
+    LLADA,
+    name="mmada",
+    model_types=("mmada",),
+    text_vocab_size=_mmada_text_vocab_size,
+    chat=replace(_CHAT, picture_turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>\n%s"),
+    vision=_mmada_vision,
+)

@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
+from models.families.base import PLACEHOLDER as PLACEHOLDER
+
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = str | Path | bytes | Image.Image
@@ -18,8 +20,6 @@ Source: TypeAlias = str | Path | bytes | Image.Image
 
 MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
 BOMB, EMPTY, NOT_A_PICTURE = "decompression bomb", "0 px", "not a picture"
-PLACEHOLDER = "<image>"
-"""Where a picture stands in a text."""
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _warned: set[str] = set()
 

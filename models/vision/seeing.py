@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.families.base import Family
-from models.vision.images import PLACEHOLDER, Source, image_digest, open_image
+from models.families.base import PLACEHOLDER, Family
+from models.vision.drawing import Drawing
+from models.vision.images import Source, image_digest, open_image
 from models.vision.prompt import Picture, Prompt
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ class Seeing(nn.Module):
                 f"training.train_vision={part}: the model has no vision that is trained with it. Leave it false."
             )
 
+    def keep_whole_vision(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Pictures are encoded with a whole copy of what sees, before an engine shards the model's weights."""
+        if isinstance(self.vision, nn.Module):
+            self.vision.keep_whole(dtype, device)
+
     def features_of(self, prompts: Sequence[Prompt]) -> Tensor:
         """The rows of these prompts' pictures, one prompt after another, in a forward pass."""
         vision = self.need_vision()
@@ -132,6 +138,31 @@ class Seeing(nn.Module):
         if self.vision is None:
             raise ValueError("the model takes no pictures: give one of a family that does (lladav, mmada).")
         return self.vision
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """How the model draws pictures, None where it draws none."""
+        return getattr(self.vision, "drawing", None)
+
+    def need_drawing(self) -> Drawing:
+        if self.drawing is None:
+            raise ValueError("the model draws no pictures: give one of a family that does (mmada), with its tokenizer.")
+        return self.drawing
+
+    def drawing_prompt(self, text: str, encode: Encode | None = None) -> Prompt:
+        """The prompt of a picture that is to be drawn (`SamplingConfig.output` = image), from its description. encode:
+        as of `prompt`."""
+        return Prompt(self.need_drawing().prompt((encode or self._encode)(text)))
+
+    def picture_codes(self, resolution: int) -> int:
+        """Codes of a square picture of so many pixels a side. ValueError as of `encode_images`."""
+        return len(self.need_vision().outline((resolution, resolution), "squash", resolution).ids)
+
+    def decode_images(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Pictures [B, 3, H, W] (fp32, about -1 to 1) of codes [B, N] (int64; a token's id less that of the first,
+        `drawing.codes.start`). shape: rows and columns of the grid that the codes fill row by row; None = a square.
+        ValueError: a model that draws none, no image tokenizer, codes beyond the codebook or that fill no grid."""
+        return self.need_drawing().decode(codes, shape)
 
     def _encode(self, text: str) -> list[int]:
         if self.tokenizer is None:

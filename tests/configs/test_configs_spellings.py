@@ -114,7 +114,7 @@ def test_a_null_of_full_attention_says_nothing(load):
         ("rollout.max_gen_length=0", "rollout.max_gen_length is 0; it must be at least 1"),
         ("rollout.use_cache=maybe", "rollout.use_cache is 'maybe'; it must be of type bool"),
         ("rollout.use_cache=2", "rollout.use_cache is 2; it must be of type bool"),
-        ("evaluation.dynamic_threshold=2", "evaluation.dynamic_threshold is 2.0; it must be between 0 and 1"),
+        ("evaluation.dynamic_threshold=2", "evaluation.dynamic_threshold is 2; it must be between 0 and 1"),
         ("evaluation.denoising_steps_per_block=[4,2.5]", "evaluation.denoising_steps_per_block is 2.5"),
         ("rollout.remasking_strategy=null", "rollout.remasking_strategy is None; it must be a name"),
         ("rollout.reward_model.k_sample=0", "rollout.reward_model.k_sample is 0; it must be at least 1"),

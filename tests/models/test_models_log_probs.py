@@ -53,6 +53,27 @@ def test_each_has_a_gradient_of_its_own(which):
     assert mine.numpy() == pytest.approx(theirs.numpy(), abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [2, 100])
+def test_on_a_gpu_logits_of_half_precision_are_not_rounded_in_sampler_and_trainer(monkeypatch, rows):
+    """The product with sums in fp32 that only GPUs have is stood in for by one of fp32 inputs."""
+    head, hidden, targets = head_and_input(torch.bfloat16)
+    monkeypatch.setattr("models.head.LOGITS_CHUNK_ELEMENTS", rows * V)
+    rounded = head(hidden, targets)
+    monkeypatch.setattr("models.log_probs.keeps_fp32", lambda device_type: True)
+    monkeypatch.setattr("models.log_probs._fp32_product", lambda a, b: a.float() @ b.float())
+    exact_head, exact_hidden = OutputHead(torch.nn.Linear(D, V, bias=False)), hidden.detach().float().requires_grad_()
+    exact_head.weight.data.copy_(head.weight)
+    want, got = plain(exact_head, exact_hidden, targets)[0], head(hidden, targets)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    assert (rounded - want).abs().max() > 1e-3
+    sampled = head(hidden.detach(), fp32=True)
+    assert sampled.dtype == torch.float32
+    torch.testing.assert_close(sampled.log_softmax(-1).gather(-1, targets[:, None])[:, 0], want, atol=1e-5, rtol=0)
+    mine = torch.autograd.grad(got.sum(), (hidden, head.weight))
+    for a, b in zip(mine, torch.autograd.grad(want.sum(), (exact_hidden, exact_head.weight)), strict=True):
+        assert a.dtype == torch.bfloat16 and (a.float() - b).norm() <= 1e-2 * b.norm()
+
+
 def of_logits(logits, targets, entropy=True):
     return linear_log_probs(logits, torch.eye(logits.shape[-1], dtype=logits.dtype), None, targets, 2, entropy)
 

@@ -80,11 +80,11 @@ def test_a_monitor_prints_and_logs_no_control_character_raw(tmp_path, capsys):
 
 def test_a_response_is_shown_cut_and_without_control_characters(tmp_path, capsys, monkeypatch):
     seen = []
-    tracker = trackers.Tracker(lambda step, metrics: None, lambda: None, lambda step, texts: seen.append((step, texts)))
+    tracker = trackers.Tracker(lambda step, metrics: None, lambda: None, lambda *given: seen.append(given))
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda *_: tracker)
     row = {"task": "7", "prompt": "a\x1b[2J\nb", "completion": "x" * 300 + "y" * 900, "answer": None, "reward": 0.5}
-    Monitor(tmp_path, trackers=["wandb"]).sample(3, row | {"columns": {}})
-    Monitor(tmp_path, enabled=False).sample(3, row)
+    Monitor(tmp_path, trackers=["wandb"]).samples(3, [row | {"columns": {}}, {"task": "8"}])
+    Monitor(tmp_path, enabled=False).samples(3, [row])
     assert capsys.readouterr().out.splitlines() == [
         "a response of step 3",
         "  task        7",
@@ -94,7 +94,7 @@ def test_a_response_is_shown_cut_and_without_control_characters(tmp_path, capsys
         "  reward      0.5",
     ]
     texts = {"task": "7", "prompt": "a\\x1b[2J\nb", "completion": row["completion"], "reward": "0.5"}
-    assert seen == [(3, texts)]
+    assert seen == [(3, "samples", [texts, {"task": "8"}])]
 
 
 def test_step_lines_are_aligned_and_logged(tmp_path, capsys):
@@ -368,10 +368,10 @@ def test_tracker_that_raises_is_left_out_and_training_goes_on(tmp_path, capsys, 
     assert errors == ["warning: tracker trackio failed, the run continues without it: ConnectionError: offline."]
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+@pytest.mark.parametrize("name", list(trackers.TRACKERS))
 def test_missing_tracker_is_named_with_its_fix(tmp_path, capsys, monkeypatch, name):
     """Fault 76."""
-    for module in ("wandb", "trackio", "torch.utils.tensorboard"):
+    for module in ("wandb", "trackio", "mlflow", "swanlab", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     with Monitor(tmp_path, trackers=[name]) as show:
         show.step(1, 1, {"loss": 1.0})
@@ -383,7 +383,9 @@ def test_missing_tracker_is_named_with_its_fix(tmp_path, capsys, monkeypatch, na
 
 
 def test_unknown_tracker(tmp_path):
-    with pytest.raises(ValueError, match="unknown tracker 'wandbb': choose among tensorboard, wandb, trackio"):
+    with pytest.raises(
+        ValueError, match="unknown tracker 'wandbb': choose among tensorboard, wandb, trackio, mlflow, swanlab"
+    ):
         Monitor(tmp_path, trackers=["wandbb"])
 
 
@@ -395,8 +397,11 @@ def test_tensorboard_gets_every_number(tmp_path):
     with Monitor(tmp_path, trackers=["tensorboard"]) as show:
         show.step(1, 2, {"loss": 2.0})
         show.step(2, 2, {"loss": 1.0})
+        show.samples(2, [{"task": "1", "completion": "a|b\n<b>$x$"}])
     events = EventAccumulator(str(tmp_path / "trackers" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
+    (shown,) = events.Tensors("samples/text_summary")
+    assert b"| 1 | a\\|b<br>&lt;b&gt;\\$x\\$ |" in shown.tensor_proto.string_val[0]
 
 
 def test_wandb_that_cannot_log_in_is_kept_offline(tmp_path, capsys, monkeypatch):
@@ -426,3 +431,30 @@ def test_wandb_that_cannot_log_in_is_kept_offline(tmp_path, capsys, monkeypatch)
         show.step(1, 1, {"loss": 2.0})
     assert calls == [("demo", {"seed": 1}), (1, 2.0), "finished"]
     assert "kept offline" in capsys.readouterr().err
+
+
+def test_figures_of_all_decodings_are_a_table_in_trackers(tmp_path, monkeypatch):
+    seen = []
+    tracker = trackers.Tracker(lambda step, metrics: None, lambda: None, lambda *given: seen.append(given))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda *_: tracker)
+    found = {"greedy": {"accuracy": 0.5}, "T1": {"accuracy": math.nan, "reward": 0.25}}
+    Monitor(tmp_path, trackers=["wandb"]).evaluation_table(4, found)
+    greedy, sampled = {"decoding": "greedy", "accuracy": 0.5}, {"decoding": "T1", "accuracy": None, "reward": 0.25}
+    assert seen == [(4, "evaluations", [greedy, sampled])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlflow", "swanlab", "trackio", "wandb"])
+def test_trackers_that_are_installed_take_numbers_and_tables(name, tmp_path, capsys, monkeypatch):
+    pytest.importorskip(name, reason=f"{name} is an optional package")
+    for variable in ("MLFLOW_TRACKING_URI", "SWANLAB_API_KEY", "SWANLAB_MODE", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    with Monitor(tmp_path / "demo", trackers=[name], config={"training": {"seed": 1}}) as show:
+        show.step(1, 2, {"loss": 2.0, "pass@1": 0.5, "eval/x/accuracy": 0.1})
+        show.samples(1, [{"task": "1", "completion": "a|b", "reward": 0.5}])
+        show.evaluation_table(1, {"greedy": {"accuracy": 0.5}})
+        show.step(2, 2, {"loss": 1.0})
+    errors = capsys.readouterr().err
+    assert "failed" not in errors and "continues without it" not in errors

@@ -45,7 +45,13 @@ def test_a_command_whose_output_is_not_read_ends_quietly(arguments):
 
 @pytest.mark.parametrize(
     "script",
-    ["rl.py", "train/sft.py", "models/merge.py", pytest.param("sample/get_trace_viewer.py", marks=pytest.mark.slow)],
+    [
+        "rl.py",
+        "train/sft.py",
+        "models/merge.py",
+        "generate_images.py",
+        pytest.param("sample/get_trace_viewer.py", marks=pytest.mark.slow),
+    ],
 )
 def test_help_does_not_wait_for_torch(script):
     status, _, err = commands.finish(commands.start(["-X", "importtime", script, "--help"]))

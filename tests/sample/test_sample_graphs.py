@@ -207,10 +207,11 @@ def large():
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 64, 256])
 @pytest.mark.parametrize("draw", [*DRAWS, "nucleus"])
-def test_a_step_of_8b_reads_nothing_on_the_host(large, draw, slots):
+def test_a_step_of_8b_reads_nothing_on_the_host(large, draw, slots, monkeypatch):
+    monkeypatch.setattr("models.attention.obstacle", lambda device: None)
     kv = SlotKV(large.hf_config, slots, 2304, torch.bfloat16, large.device)
-    for strategy in STRATEGIES:
-        chosen = DRAWS.get(draw, {"temperature": 1.0, "top_p": 0.95})
+    for strategy, attention in [*((name, "sdpa") for name in STRATEGIES), ("low_confidence_dynamic", "flex")]:
+        chosen = DRAWS.get(draw, {"temperature": 1.0, "top_p": 0.95}) | {"attention": attention}
         config = SamplingConfig(max_new_tokens=64, strategy=strategy, block_size=4, **chosen).for_model(large)
         state = StepState.empty(slots, 2304, large.mask_id, large.device)
         cache, denoiser = ExactBlockCache(large, config, kv), Denoiser(large, config)

@@ -6,13 +6,13 @@ import oracle
 import pytest
 import torch
 from helpers import tiny_model
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.randomness import hash_uniform
 from sample import Sampler, SamplingConfig, unmask
 from sample.choices import Choices
-from sample.draw import argmax, draw, filtered
+from sample.draw import argmax, draw, filtered, in_nucleus
 from sample.request import hash_key
 from sample.strategies import STRATEGIES, Proposal, best
 from sample.targets import TARGETS, Coordinates
@@ -222,6 +222,19 @@ def test_filters_agree_with_the_plain_ones(levels, temperature, top_k, top_p, ti
     assert (got > -math.inf).tolist() == [v > -math.inf for v in want]
     kept = got > -math.inf
     torch.testing.assert_close(got[kept], torch.tensor(scaled)[kept])
+
+
+@given(
+    st.lists(st.one_of(st.integers(-6, 6), st.floats(-30, 30, width=32), st.just(-math.inf)), min_size=2, max_size=40),
+    st.floats(0.01, 1.0, exclude_max=True),
+)
+def test_the_nucleus_without_a_sort_is_the_sorted_one(levels, top_p):
+    """Up to rounding where the sum comes to top_p itself."""
+    logits = torch.tensor([levels, levels[::-1]], dtype=torch.float32)
+    logits[:, 0] = logits[:, 0].clamp_min(-30)
+    mass = logits[0].double().softmax(-1).sort(descending=True).values.cumsum(-1)
+    assume((mass - top_p).abs().min() > 1e-5)
+    assert torch.equal(in_nucleus(logits, top_p), filtered(logits, 1.0, 0, top_p) > -math.inf)
 
 
 def test_top_k_keeps_the_likeliest_token_only_when_it_is_one():

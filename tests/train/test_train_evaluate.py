@@ -12,7 +12,7 @@ from runtime.run_folder import RunFolder
 from train.evaluate import Evaluations
 
 FOUND = {step: {"static": {"accuracy": step / 10, "pass@1": 0.5}, "dynamic": {"accuracy": 0.5}} for step in (0, 2, 4)}
-SETUP = SimpleNamespace(decodings={"static": None, "dynamic": None})
+SETUP = SimpleNamespace(names=["static", "dynamic"])
 
 
 @pytest.fixture

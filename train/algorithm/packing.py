@@ -1,5 +1,5 @@
-"""Training samples -> micro-batches: many sequences side by side on one packed axis, cut into spans that attention runs
-over.
+"""Training samples -> micro-batches: many sequences side by side on one packed axis. On a CPU it is cut into spans that
+attention runs over; on a GPU FlexAttention runs over all of it.
 
 Shapes: S tokens of a sample, T tokens of a micro-batch, N trained tokens.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models import Prompt
-from models.attention import Packed, Span
+from models.attention import Layout, Packed, Span, attention_kind
+from models.varlen import VarlenRows
 from train.algorithm.masking import Ints
 from train.algorithm.replay import TrainingSample, by_response
 
@@ -31,13 +32,13 @@ class TrainedTokens:
 
 @dataclass(frozen=True)
 class MicroBatch(TrainedTokens):
-    """Samples packed for one forward: ids and positions [1, T], the attention layout, and flat index [N] and targets
-    [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another, negative ids
-    number."""
+    """Samples packed for one forward: ids and positions [1, T], padded on a GPU, the attention layout, and flat index
+    [N] and targets [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another,
+    negative ids number."""
 
     ids: Tensor
     positions: Tensor
-    layout: Packed
+    layout: Layout
     index: Tensor
     targets: Tensor
     pictures: tuple[Prompt, ...] = ()
@@ -79,6 +80,8 @@ def pack(
 ) -> MicroBatch:
     """One packed micro-batch of the samples named by `which`; tokens_a_span: None = what suits the device."""
     chosen = [samples[i] for i in which]
+    if attention_kind("auto", device) == "flex":
+        return _flex_batch(samples, which, device)
     length = tokens_a_span or span_tokens(device.type)
     orders, spans = zip(*(_spans(sample, device, length) for sample in chosen), strict=True)
     starts = np.cumsum([0] + [sample.num_tokens for sample in chosen])
@@ -96,6 +99,38 @@ def pack(
             start + np.argsort(order)[sample.index]
             for sample, order, start in zip(chosen, orders, starts, strict=False)
         ),
+        targets=joined(sample.targets for sample in chosen),
+        pictures=pictures,
+    )
+
+
+def _flex_batch(samples: Sequence[TrainingSample], which: Sequence[int], device: torch.device) -> MicroBatch:
+    """Tokens in the samples' own order, padded to one of few lengths."""
+    from models.flex_packed import FlexPacked, Tokens, padded_tokens
+
+    chosen = [samples[i] for i in which]
+    starts = np.cumsum([0] + [sample.num_tokens for sample in chosen])
+    padded = padded_tokens(int(starts[-1]))
+
+    def joined(arrays: Iterable[Ints], length: int | None = None) -> Tensor:
+        array = np.concatenate(list(arrays))
+        return torch.from_numpy(np.pad(array, (0, (length or len(array)) - len(array)))).to(device)
+
+    pictures, ids = _with_one_table(chosen)
+    tokens = Tokens(
+        np.repeat(np.arange(len(chosen)), np.diff(starts)),
+        np.concatenate([sample.block for sample in chosen]),
+        np.concatenate([sample.copy for sample in chosen]),
+    )
+    layout: Layout = FlexPacked.of(tokens.padded(padded), device)
+    if not tokens.block.any() and not tokens.copy.any():
+        layout = VarlenRows.of([*starts.tolist(), padded], device, otherwise=layout)
+    return MicroBatch(
+        **vars(trained_tokens(samples, which)),
+        ids=joined(ids, padded)[None],
+        positions=joined((sample.positions for sample in chosen), padded)[None],
+        layout=layout,
+        index=joined(start + sample.index for sample, start in zip(chosen, starts, strict=False)),
         targets=joined(sample.targets for sample in chosen),
         pictures=pictures,
     )

@@ -89,27 +89,35 @@ class Replayer:
         return Canvas(step_C, trained_C, block, block)
 
     def samples(
-        self, key: Key, prompt: Sequence[int], canvas: Sequence[int], copies: Sequence[NoisyCopy]
+        self,
+        key: Key,
+        prompt: Sequence[int],
+        canvas: Sequence[int],
+        copies: Sequence[NoisyCopy],
+        suffix: Sequence[int] = (),
     ) -> list[TrainingSample]:
-        """One packed sample of all copies for a block family; a sample a copy where attention is full or causal."""
-        ids_P, ids_C = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas))
+        """One packed sample of all copies for a block family; a sample a copy where attention is full or causal.
+        suffix: what stands right of the canvas (full attention)."""
+        ids_P, ids_C, ids_S = (np.asarray(ids, dtype=np.int64) for ids in (prompt, canvas, suffix))
         assert self.logit_shift or not any(copy.causal for copy in copies)
         if self.attention == "block":
+            assert not len(ids_S)
             sample = block_sample(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
             return [] if sample is None else [sample]
         if self.logit_shift and not len(ids_P):
             raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
-        position = np.arange(len(ids_P) + len(ids_C))
+        position = np.arange(len(ids_P) + len(ids_C) + len(ids_S))
         zeros = np.zeros_like(position)
-        return [self._whole_sample(key, ids_P, ids_C, copy, position, zeros) for copy in copies]
+        return [self._whole_sample(key, (ids_P, ids_C, ids_S), copy, position, zeros) for copy in copies]
 
     def _whole_sample(
-        self, key: Key, prompt: Ints, canvas: Ints, copy: NoisyCopy, position: Ints, zeros: Ints
+        self, key: Key, parts: tuple[Ints, Ints, Ints], copy: NoisyCopy, position: Ints, zeros: Ints
     ) -> TrainingSample:
-        place = np.flatnonzero(copy.trained_C)
+        """parts: ids of prompt, canvas and what stands right of it."""
+        place, (prompt, canvas, suffix) = np.flatnonzero(copy.trained_C), parts
         return TrainingSample(
             key=key,
-            ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas)]),
+            ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas), suffix]),
             positions=position,
             block=position if copy.causal else zeros,
             copy=zeros,
@@ -162,10 +170,10 @@ def replay(
         surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
         copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
     if min(rollout.prompt_ids, default=0) >= 0:
-        return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies)
+        return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies, rollout.suffix_ids)
     if prompt is None or prompt.ids != rollout.prompt_ids:
         raise ValueError(f"rollout {rollout.key} has pictures in its prompt: replay it with that `models.Prompt`.")
-    samples = replayer.samples(rollout.key, prompt.numbered(), rollout.canvas_ids, copies)
+    samples = replayer.samples(rollout.key, prompt.numbered(), rollout.canvas_ids, copies, rollout.suffix_ids)
     return [replace(sample, prompt=prompt) for sample in samples]
 
 

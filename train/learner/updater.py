@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -282,7 +283,8 @@ class Updater:
             np.random.default_rng([self.settings.seed, self.updates, i]).integers(2**63, size=samples[i].num_tokens)
             for i in batch.samples
         ]
-        return lora.dropping(self.model, torch.from_numpy(np.concatenate(seeds))[None].to(self.accelerator.device))
+        seed_T = F.pad(torch.from_numpy(np.concatenate(seeds)), (0, batch.ids.numel() - sum(map(len, seeds))))
+        return lora.dropping(self.model, seed_T[None].to(self.accelerator.device))
 
     def count_skipped(self, samples: Sequence[TrainingSample], which: Sequence[int], result: UpdateResult) -> None:
         """Counts and names an update on samples[which] that was not taken; NotFinite where it is one too many in a

@@ -31,7 +31,8 @@ class Network:
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
     layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
-    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
+    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding. vision:
+    parameters of a tower and of what projects its output, which are not of the body; tower: of that alone.
     """
 
     parameters: int
@@ -49,13 +50,16 @@ class Network:
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    vision: int = 0
+    tower: int = 0
 
     @staticmethod
     def of(network: nn.Module, hf_config: Any) -> "Network":
         """The sizes of a network of transformers, on the meta device too."""
         sizes = {name: p.numel() for name, p in network.named_parameters()}
         outer = {name: size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name}
-        body = {name: size for name, size in sizes.items() if name not in outer}
+        seeing = {name: size for name, size in sizes.items() if name.startswith("vision.")}
+        body = {name: size for name, size in sizes.items() if name not in outer | seeing}
         heads = int(hf_config.num_attention_heads)
         experts = int(getattr(hf_config, "num_experts", 0) or 0)
         return Network(
@@ -73,6 +77,8 @@ class Network:
             tied=bool(hf_config.tie_word_embeddings),
             experts=experts,
             experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
+            vision=sum(seeing.values()),
+            tower=sum(size for name, size in seeing.items() if name.startswith("vision.tower.")),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
         )
 
@@ -99,7 +105,8 @@ class Packing:
 
     @staticmethod
     def of(batch: MicroBatch) -> "Packing":
-        layout: Packed = batch.layout
+        layout = batch.layout
+        assert isinstance(layout, Packed)
         keys = masks = 0
         for row in layout.rows:
             seen = 0
@@ -120,15 +127,15 @@ class Packing:
 @dataclass(frozen=True)
 class Precision:
     """How a network is trained: half = with bf16 weights over fp32 masters; adapted: the linear layers with adapters of
-    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; repeated_keys: attention
-    takes a key head for every query head (any device but the CPU); head: log-probabilities are read, not values."""
+    `rank`, None where all weights are trained; checkpointing: of gradients, layer by layer; head: log-probabilities are
+    read, not values; fp32_logits: from logits that are not rounded (`models.log_probs.keeps_fp32`)."""
 
     half: bool
     checkpointing: bool
     adapted: Collection[str] | None = None
     rank: int = 0
-    repeated_keys: bool = False
     head: bool = True
+    fp32_logits: bool = False
 
     @property
     def width(self) -> int:
@@ -162,8 +169,7 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     else:
         mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj")
     ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
-    key_heads = H if precision.repeated_keys and H != G else G
-    return T * (norms + attention + mlp + ranks) + a * 2 * key_heads * d * packing.keys
+    return T * (norms + attention + mlp + ranks) + a * 2 * G * d * packing.keys
 
 
 def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:
@@ -206,13 +212,15 @@ def _head_bytes(net: Network, packing: Packing, precision: Precision) -> tuple[f
         return hidden, hidden
     chunk = max(1, LOGITS_CHUNK_ELEMENTS // V)
     rows, several = min(N, chunk), chunk < N
-    logits = a * rows * V
+    rounded = precision.half and not precision.fp32_logits
+    logits = (a if rounded else FP32) * rows * V
+    slope = a * rows * V if precision.half and precision.fp32_logits else 0
     piece = FP32 * min(rows * V, PIECE_ELEMENTS)
-    copy = piece if precision.half else 0
+    copy = piece if rounded else 0
     pieces = piece + copy + (piece if rows * V > PIECE_ELEMENTS else 0)
     weight, whole_weight = (0, 0) if precision.adapted is not None else (a * V * D, FP32 * V * D)
     summed = whole_weight if several else 0
-    backward = logits + max(pieces, a * rows * D + weight + summed)
+    backward = logits + max(pieces, slope + a * rows * D + weight + summed)
     if precision.half and weight:
         backward = max(backward, weight + whole_weight + summed)
     return hidden + logits + copy, hidden + backward

@@ -8,6 +8,7 @@ from pathlib import Path
 from configs import find, resolved
 from configs.commands import Command
 from configs.schema import Config
+from configs.sets import set_names
 from configs.tree import get
 from data.tasks import resolve_dataset
 from models import lora
@@ -22,7 +23,7 @@ from train.learner.checkpoint import problem_of_model
 _MODELS: dict[Command, tuple[str, ...]] = {
     "rl": ("model.pretrained_model", "model.value_base_model", "judge.local"),
     "sft": ("model.pretrained_model",),
-    "eval": ("model.pretrained_model", "judge.local"),
+    "eval": ("model.pretrained_model", "model.compared_with", "judge.local"),
 }
 _DATA: dict[Command, tuple[str, ...]] = {
     "rl": ("dataset.train_dataset", "evaluation.eval_dataset"),
@@ -39,7 +40,7 @@ _CODE: dict[Command, tuple[str, ...]] = {
 def pinned(config: Config) -> Config:
     """The config with the folders of its models where links and relative paths lead now: they may lead elsewhere during
     the run. What comes from an environment variable stays as it is."""
-    for section, name in (key.split(".") for key in _MODELS["rl"]):
+    for section, name in (key.split(".") for key in dict.fromkeys((*_MODELS["rl"], *_MODELS["eval"]))):
         value = getattr(getattr(config, section), name)
         if not value or f"{section}.{name}" in config.hidden:
             continue
@@ -63,9 +64,9 @@ def _sources(config: Config, command: Command) -> Iterator[tuple[str, Source]]:
             folder = resolve_folder(find(name)).resolve()
             yield key, Source(str(folder), fingerprint(folder))
     for key in _DATA[command]:
-        if get(config, key):
-            path = _data_file(config, key).resolve()
-            yield key, Source(str(path), digest_of(path))
+        if files := [path.resolve() for path in _data_files(config, key)]:
+            digests = [digest_of(path) for path in files]
+            yield key, Source(", ".join(map(str, files)), digests[0] if len(digests) == 1 else _together(digests))
     for key in _CODE[command]:
         yield from _code(key, get(config, key))
 
@@ -78,7 +79,12 @@ def _code(key: str, given: str | Sequence[str] | None) -> Iterator[tuple[str, So
     if any(path for path, _ in found):
         digests = [f"{digest_of(path) if path else ''}:{name}" for path, name in found]
         places = [f"{path.resolve()}:{name}" if path else name for path, name in found]
-        yield key, Source(", ".join(places), hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest())
+        yield key, Source(", ".join(places), _together(digests))
+
+
+def _together(digests: Sequence[str]) -> str:
+    """A digest of several."""
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def require_kept(config: Config, command: Command, run: Path) -> None:
@@ -105,12 +111,13 @@ def _begins_with(config: Config, command: Command) -> Iterator[tuple[str, Path]]
         if (folder / lora.CONFIG).is_file() and (base := CheckpointSpec.read(folder, config.model.model_base).base):
             yield key, base.folder
     for key in _DATA[command]:
-        if get(config, key):
-            yield key, _data_file(config, key)
+        for path in _data_files(config, key):
+            yield key, path
 
 
-def _data_file(config: Config, key: str) -> Path:
-    return resolve_dataset(get(config, key), folder=find(config.dataset.folder), seed=config.dataset.seed)
+def _data_files(config: Config, key: str) -> list[Path]:
+    names, folder = set_names(get(config, key)), find(config.dataset.folder)
+    return [resolve_dataset(name, folder=folder, seed=config.dataset.seed) for name in names]
 
 
 def require_as_written(spec: CheckpointSpec) -> None:

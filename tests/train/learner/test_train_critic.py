@@ -324,7 +324,7 @@ def test_the_rates_are_each_models_own():
 
 def test_no_rows_no_work():
     critic, batch, rollouts = judged()
-    empty = StepBatch([], [], [], "reward", 0, 0)
+    empty = StepBatch([], [], [], "reward", 0, 0, [])
     assert critic.step(empty, rollouts, 1) == (dataclasses.replace(empty, kind="advantage"), {})
 
 

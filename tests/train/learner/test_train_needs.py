@@ -215,3 +215,17 @@ def test_no_packing_changes_a_built_in_objective(moved, family, name):
     for metric, value in whole.items():
         assert metric == "micro_batches" or split[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
     assert_same_weights(others, weights, 1e-5)
+
+
+@pytest.mark.slow
+def test_no_number_of_ranks_changes_a_built_in_objective(tmp_path):
+    """Weights that are normalised over a group, the likelihood of right traces and a correction of whole responses."""
+    settings = {"objective": "stabledrl", "logp_old": "recompute", "nll_weight": 0.1, "num_train_epochs": 2}
+    settings |= {"rollout_correction": "truncated", "rollout_correction_level": "sequence", "method": "TraceRL"}
+    arguments = ("sdar", (5, 8, 3), 2, False, None)
+    ((want, weights),) = run_ranks(tmp_path / "one", 1, rank_work.rl_updates_with, arguments, settings)
+    for metrics, others in run_ranks(tmp_path / "two", 2, rank_work.rl_updates_with, arguments, settings):
+        for mine_, theirs in zip(metrics, want, strict=True):
+            for name in ("loss", "grad_norm", "ratio", "kl", "rollout_weight", "updates", "trained_tokens"):
+                assert mine_[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+        assert_same_weights(others, weights, 1e-5)

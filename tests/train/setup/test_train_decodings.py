@@ -78,7 +78,9 @@ def test_steps_as_many_as_the_blocks_tokens_are_what_more_steps_do(sdar):
     ]
 
 
-OTHER = {"strategy": "sequential", "target": "random", "confidence": "tempered", "cache": "prefix", "graphs": "off"}
+OTHER = {"strategy": "sequential", "target": "random", "confidence": "tempered", "cache": "prefix", "graphs": "off"} | {
+    "attention": "sdpa"
+}
 OF_THE_RUN = {"stop_ids", "pad_id", "seed", "fuse_commit", "deterministic"}
 SHARED = sorted({item.name for item in fields(SamplingConfig)} - OF_THE_RUN - {"strategy_params", "target_params"})
 

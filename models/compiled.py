@@ -1,0 +1,58 @@
+"""torch's compiler: whether it can be used, and what it is used on."""
+
+import functools
+import importlib.util
+import logging
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+
+logger = logging.getLogger(__name__)
+F = TypeVar("F", bound=Callable)
+
+_SHAPES = 128
+"""Versions of one function that are compiled at most: buckets of slots, with and without commits, layouts, training."""
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why nothing can be compiled for this device; None where it can."""
+    compilers = ("gcc", "cc", "clang") if device.type == "cuda" else ("g++", "clang++")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C compiler ({', '.join(compilers)}; apt-get install g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers are not installed (apt-get install python3-dev)"
+    if device.type == "cpu" and not torch.cpu._is_avx2_supported():
+        return "the processor has no AVX2"
+    return None
+
+
+@functools.cache
+def suits(device: torch.device) -> bool:
+    """Whether what runs there all the time is compiled: on a GPU, where it can be; a warning says once where not."""
+    if device.type != "cuda":
+        return False
+    problem = obstacle(device)
+    if problem is not None:
+        logger.warning("nothing is compiled for the GPU, which is slow: %s", problem)
+    return problem is None
+
+
+def compiled_on(device: torch.device, function: F) -> F:
+    """The function, compiled where that suits the device."""
+    if not suits(device):
+        return function
+    raise_limit()
+    return cast(F, torch.compile(function))
+
+
+def raise_limit() -> None:
+    """torch stops compiling a function after 8 versions, which our shapes exceed."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)

@@ -1,0 +1,81 @@
+"""Compiled decoder layers and choice: few versions serve all layers and sizes, and attention stays outside."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import tiny_model
+from torch._dynamo.utils import counters
+from transformers import AttentionInterface
+
+from models import DiffusionLM, compiled
+from models.attention import ATTENTION_NAME, Masked, _attention, block_causal_mask
+from models.checkpoint import random_network
+from models.fused import compile_layers
+from sample import SamplingConfig
+from sample.targets import Coordinates
+from sample.unmask import propose
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    AttentionInterface.register(ATTENTION_NAME, _attention)
+    torch._dynamo.reset()
+
+
+def deep_model(layers):
+    small = tiny_model("sdar")
+    spec = replace(small.spec, raw=small.spec.raw | {"num_hidden_layers": layers})
+    return DiffusionLM(random_network(spec, torch.float32, seed=0), spec, {}, None).eval()
+
+
+def hidden(model, batch, length):
+    ids = torch.arange(batch * length).reshape(batch, length) % 60 + 3
+    positions = torch.arange(length).expand(batch, length)
+    with torch.inference_mode():
+        return model.hidden(ids, positions, Masked(block_causal_mask(length, 4)))
+
+
+@pytest.mark.slow
+def test_twelve_layers_at_four_sizes_are_at_most_eight_graphs():
+    plain, fused = deep_model(12), deep_model(12)
+    assert compile_layers(fused, backend="eager") and compile_layers(fused)
+    for batch, length in ((2, 4), (3, 4), (5, 4), (4, 4)):  # a step runs spans of a block
+        assert torch.equal(hidden(fused, batch, length), hidden(plain, batch, length))
+    assert 2 <= counters["stats"]["unique_graphs"] <= 8
+
+
+def test_mixtures_of_experts_are_left_as_they_are(monkeypatch):
+    model = tiny_model("sdar")
+    monkeypatch.setattr(model.hf_config, "num_experts", 4, raising=False)
+    assert not compile_layers(model)
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+
+
+@pytest.mark.slow
+def test_the_choice_is_one_graph_for_any_number_of_positions():
+    rules = SamplingConfig(temperature=0.8, top_p=0.9, target="neg_entropy").rules()
+    fused = torch.compile(propose, backend="eager", fullgraph=True)
+    for N in (3, 8, 5):
+        logits = torch.randn(N, 300, generator=torch.Generator().manual_seed(N))
+        where = Coordinates(torch.arange(N) * 7919, torch.arange(N), torch.zeros(N, dtype=torch.long))
+        got, want = (f(logits.clone(), where, rules, 7, 290) for f in (fused, propose))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True) if a is not None)
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_only_a_gpu_compiles_and_says_once_why_not(monkeypatch, caplog):
+    compiled.suits.cache_clear()
+    monkeypatch.setattr("models.compiled.shutil.which", lambda name: None)
+    monkeypatch.setattr("models.compiled.importlib.util.find_spec", lambda name: object())
+    with caplog.at_level(logging.WARNING):
+        assert compiled.compiled_on(torch.device("cpu"), propose) is propose
+        for _ in range(2):
+            assert compiled.compiled_on(torch.device("cuda"), propose) is propose
+    (said,) = caplog.messages
+    assert "no C compiler" in said
+    compiled.suits.cache_clear()
