@@ -1,4 +1,5 @@
-"""Console commands of `pip install -e .`: rl.py, eval.py, train/sft.py and sample/get_report.py from any folder.
+"""Console commands of `pip install -e .`: rl.py, eval.py, train/sft.py, sample/get_report.py and models/export.py from
+any folder.
 
 They run this checkout. Its folder goes first on the path, so that no other package called train, data or models is
 taken for one of its own.
@@ -25,6 +26,13 @@ def report() -> None:
     from sample.viewer.report import main
 
     sys.exit(main())
+
+
+def export() -> None:
+    _add_checkout()
+    from models.export import main
+
+    main()
 
 
 def _run(module: str, command: str) -> None:

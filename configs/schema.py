@@ -277,6 +277,7 @@ class RolloutConfig(DecodeConfig):
         "type of the sampler's weights; auto = bf16 under mixed_precision bf16",
         choices=("auto", "fp32", "bf16"),
     )
+    tensor_parallel_size: int = speed(1, "processes of a node that sample as one, each with its share of heads", low=1)
     num_task_per_step: int = opt(64, "tasks drawn for one RL step", low=1)
     refill_draws: int = opt(
         0, "so often at most a step draws further tasks in place of groups that teach nothing (DAPO); 0 = never", low=0

@@ -54,8 +54,7 @@ RETIRED: dict[str, str] = {
     "system.env_name": "the Python that the command runs in is used",
     "system.envs_dir": "the Python that the command runs in is used",
     "system.base_dir": "paths are looked up from where the command is typed, then in this repository",
-    "rollout.tensor_parallel_size": "the sampler shares the trainer's device",
-    "evaluation.tensor_parallel_size": "the sampler shares the trainer's device",
+    "evaluation.tensor_parallel_size": "an evaluation samples as the rollouts do (rollout.tensor_parallel_size)",
     "optimizer.params.scale_lr": "the learning rate is taken as given",
     "lr_scheduler.params.learning_rate": "optimizer.params.learning_rate is used",
 }

@@ -19,6 +19,7 @@ from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
+from models.parallel import Parallel
 from models.spec import CheckpointSpec, config_errors
 from models.tokenizer import read_tokenizer
 from models.vision.prompt import Prompt, embedded, numbered, require_rows
@@ -35,7 +36,8 @@ class DiffusionLM(Seeing):
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
     eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
     `save` writes; tokenizer: None for a folder without one; spec: of the checkpoint's files; base_fingerprint: of
-    the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known.
+    the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known;
+    parallel: what this rank has of a model that a team computes together, None = all of it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class DiffusionLM(Seeing):
         self.vision = getattr(network, "vision", None)
         self.train_vision(None)
         self.adapters: LoraConfig | None = None
+        self.parallel: Parallel | None = None
         self.base_fingerprint: str | None = None
         self.mask_id = _mask_id(spec, tokenizer)
         self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
@@ -169,15 +172,12 @@ class DiffusionLM(Seeing):
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the
         positions). device: default the model's."""
-        return self._twin(
+        return self.twin(
             lambda parameter: parameter.detach().to(device=device or parameter.device, dtype=dtype, copy=True)
         ).to(device=device or self.device)
 
-    def empty_copy(self, dtype: torch.dtype, device: torch.device) -> "DiffusionLM":
-        """As `copy_as` of weights that are still to come, as `Sampler.update_weights` brings them."""
-        return self._twin(lambda parameter: torch.empty(parameter.shape, dtype=dtype, device=device)).to(device=device)
-
-    def _twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
+    def twin(self, weight_of: Callable[[nn.Parameter], Tensor]) -> "DiffusionLM":
+        """A copy for inference whose parameters are what `weight_of` gives for these."""
         memo: dict[int, Any] = {
             id(parameter): nn.Parameter(weight_of(parameter), requires_grad=False) for parameter in self.parameters()
         }

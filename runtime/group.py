@@ -9,7 +9,9 @@ import time
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from runtime.child import STORE_VARIABLE, FailedElsewhere
 
@@ -37,6 +39,17 @@ class Group:
             timeout=self.timeout,
         )
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
+
+    def team(self, size: int) -> "Team":
+        """The ranks that this one computes with: each `size` neighbours are a team. Every rank calls it."""
+        found = None
+        for first in range(0, self.size, size):
+            members = list(range(first, first + size))
+            groups = dist.new_group(members, self.timeout), dist.new_group(members, self.timeout, backend="gloo")
+            if self.rank in members:
+                found = Team(size, self.rank - first, *groups)
+        assert found is not None
+        return found
 
     def _open_store(self) -> dist.Store:
         kind, *place = os.environ.get(STORE_VARIABLE, "").split(":")
@@ -114,3 +127,31 @@ def _missing(error: str) -> list[int]:
     """The ranks that gloo names as missing from a barrier."""
     named = re.search(r"[Rr]anks? ([\d, ]+) failed to pass|send/recv from rank (\d+)", error)
     return [int(number) for number in re.findall(r"\d+", named.group())] if named else []
+
+
+class Team:
+    """Neighbouring ranks that compute one model together (`models.parallel.Team`) and agree on every decision.
+
+    size: how many; place: of this rank among them.
+    """
+
+    def __init__(self, size: int, place: int, tensors: dist.ProcessGroup, objects: dist.ProcessGroup):
+        self.size, self.place = size, place
+        self._tensors, self._objects = tensors, objects
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, in the tensor's own memory."""
+        dist.all_reduce(tensor, group=self._tensors)
+        return tensor
+
+    def side_by_side(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors joined along the last axis, in order of place."""
+        found = tensor.new_empty(self.size, *tensor.shape)
+        dist.all_gather_into_tensor(found.flatten(0, 1), tensor.contiguous(), group=self._tensors)
+        return torch.cat(found.unbind(), dim=-1)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of the ranks, in order of place, on every one."""
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value, group=self._objects)
+        return values

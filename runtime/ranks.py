@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from runtime.child import FailedElsewhere
 
 if TYPE_CHECKING:
-    from runtime.group import Group
+    from runtime.group import Group, Team
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -62,6 +62,12 @@ def local_world_size() -> int:
 def is_main() -> bool:
     """Whether this rank writes files, prints and grades."""
     return rank() == 0
+
+
+def team(size: int) -> "Team | None":
+    """The ranks that this one computes one model with: each `size` neighbours. None for teams of one. Every rank calls
+    it."""
+    return _group.team(size) if _group is not None and size > 1 else None
 
 
 def gather(value: T) -> list[T]:

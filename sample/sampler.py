@@ -65,12 +65,15 @@ class Sampler:
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies new weights in place, by the names of `model.named_parameters()`; shared storage costs nothing.
+        """Copies new weights in place, by the names of `model.named_parameters()`; shared storage costs nothing. They
+        are whole ones, of which a rank of a team takes its part.
 
         ValueError on an unknown name or another shape.
         """
         for name, tensor in named_tensors:
             own = self._parameters.get(name)
+            if self.model.parallel is not None:
+                tensor = self.model.parallel.share(name, tensor)
             if own is None or own.shape != tensor.shape:
                 shapes = f"its shape is {tuple(own.shape)}, not {tuple(tensor.shape)}" if own is not None else ""
                 have = shapes or "no such parameter"

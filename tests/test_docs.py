@@ -41,6 +41,8 @@ ELSEWHERE = {
     "python sample/get_report.py": "tests/runtime/test_runtime_report.py",
     "dllm-report": "tests/runtime/test_runtime_report.py",
     "python sample/get_trace_viewer.py": "tests/sample/test_sample_trace_viewer.py",
+    "python models/export.py": "tests/models/test_models_export.py",
+    "dllm-export": "tests/models/test_models_export.py",
     "python models/merge.py": "tests/models/test_models_lora.py",
     "python generate_images.py": "tests/test_generate_images.py",
     "python data/check.py": "tests/data/test_data_check.py",

@@ -30,7 +30,7 @@ from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
-from train.setup.models import RunModels, spec_of, value_spec_of
+from train.setup.models import RunModels, check_team, spec_of, value_spec_of
 from train.setup.pictures import image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, format_of, require_room, training_source
@@ -82,6 +82,7 @@ def check(config: Config, first: Config | None = None) -> None:
         check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
+    check_team(config, spec, world_size(config))
     if config.evaluation.eval_dataset:
         check_room(spec, config.evaluation)
     tasks = _check_tasks(config, spec)

@@ -15,6 +15,7 @@ from configs.schema import Config
 from configs.sets import described
 from data.tasks import Task
 from models import DiffusionLM
+from models.copies import num_parameters
 from models.spec import CheckpointSpec
 from reward.base import Reward
 from runtime import curves, ranks, run_config
@@ -25,7 +26,8 @@ from runtime.run_folder import RunFolder, run_path
 from runtime.text import print_text
 from sample import Sampler, SamplingConfig
 from train.checks import check_dataset, check_folder, check_room, check_set, check_trackers
-from train.distributed.sharding import require_equal_weights, sample
+from train.distributed.kind import world_size
+from train.distributed.sharding import sample
 from train.figures import ALL, Evaluation, area_under_parallelism, figures
 from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
@@ -33,7 +35,7 @@ from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
-from train.setup.models import RunModels, make_model, spec_of
+from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see
@@ -208,8 +210,7 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     """The model with its prompts and decodings, and what the start shows of them."""
     device, spec = pick_device(config.model.device), spec_of(config)
     fit = Fit.of(config, RunModels.of(config, spec, "eval"))
-    model = make_model(config, dtype=sampling_dtype(config, device), new_adapters=False)
-    require_equal_weights(model, "model")
+    model = make_sampled_model(config, sampling_dtype(config, device))
     blocks = Blocks.of(config, model.spec, "eval")
     decodings = sampling_entries(
         *(fit.config.rollout, model, blocks.sampled),
@@ -247,6 +248,7 @@ def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, li
     require_as_written(spec := spec_of(config))
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
+    check_team(config, spec, world_size(config))
     sets = eval_sets(config, "eval")
     if not sets:
         check_dataset(config, "", KEYS["eval"])
@@ -337,7 +339,7 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
     """What the start of an evaluation shows."""
     model = setup.model
     return {
-        "model": f"{folder_of_model} ({model.family}, {sum(p.numel() for p in model.parameters()):,} parameters)",
+        "model": f"{folder_of_model} ({model.family}, {num_parameters(model):,} parameters)",
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "tasks": ", ".join(f"{each.source.name}: {len(prompts):,}" for each, prompts in setup.sets),
         "samples": f"{setup.responses_per_task} a task",

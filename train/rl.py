@@ -15,7 +15,7 @@ from sample import Sampler, SamplingConfig
 from train import checks, prepare
 from train.collect import Collector, Grading, rollout_metrics
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import engine_kind, engine_line, offloads, shards_weights
+from train.distributed.kind import engine_kind, engine_line, offloads
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
 from train.learner.batch import Replay
@@ -32,7 +32,14 @@ from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
 from train.setup.doors import method_of, objective_of
 from train.setup.eval_sets import eval_sets
-from train.setup.models import RunModels, frozen_reference, make_trained_model, make_value_model, spec_of
+from train.setup.models import (
+    RunModels,
+    copy_to_sample,
+    frozen_reference,
+    make_trained_model,
+    make_value_model,
+    spec_of,
+)
 from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import load_prompts, training_source
@@ -221,7 +228,7 @@ class Learner:
         checkpoints.restore_weights(self.model, "updater")
         self.blocks = Blocks.of(config, self.model.spec)
         adopt_block_size(self.model, self.blocks.trained)
-        apart = self.model.empty_copy(dtype, device) if shards_weights(config) else None
+        apart = copy_to_sample(config, self.model, dtype, device)
         training, params = config.training, config.optimizer.params
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         settings = UpdateSettings.of(training)

@@ -209,6 +209,7 @@ def _commands(run: RunData) -> list[list[str]]:
     resume = "resume" if not run.finished else "go on (with a larger experiment.total_step)"
     return [
         [resume, f"python {script} config={folder}/config.yaml"],
+        ["export in bf16, for use elsewhere", f"python models/export.py {model} -o {shlex.quote(run.name)}-model"],
         ["evaluate", f"{evaluate} experiment.project={shlex.quote(run.name + '-eval')}"],
         *rows,
     ]

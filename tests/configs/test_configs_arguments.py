@@ -212,6 +212,7 @@ def test_every_key_has_one_mark_of_what_it_changes_and_help_shows_it():
             "rollout.attention",
             "evaluation.attention",
             "rollout.max_slots",
+            "rollout.tensor_parallel_size",
             "evaluation.max_slots",
             "training.max_tokens_per_microbatch",
             "execute.num_chunk",

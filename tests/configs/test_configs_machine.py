@@ -26,7 +26,7 @@ LAYOUTS = {
 }
 MACHINE = re.compile(
     r"^# Machine: (?:(?P<nodes>\d+) nodes of )?(?P<gpus>\d+) GPUs? of (?P<gb>\d+) GB(?: \((?P<engine>\w+)\))?"
-    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>[48])B"
+    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>4|8|30)B"
     r"(?: \(8B: GPUs of 141 GB\))?\.$",
     re.MULTILINE,
 )
@@ -60,6 +60,8 @@ def folders(tmp_path_factory):
         (made[family] / "config.json").write_text(json.dumps(raw))
 
     def folders_of(name):
+        if "30b" in name:
+            return [REAL / "layouts" / "SDAR-30B-A3B-Chat"]
         family = next(
             family
             for family in ("dream", "lladav", "llada", "mmada", "sdar")

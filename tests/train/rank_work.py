@@ -5,18 +5,21 @@ import time
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import random_prompts, tiny_model
 from trainees import make_config, policy_of, sampled, shifted, updater_of
 
+from configs.schema import TrainingConfig
 from models import ValueModel
+from models.copies import num_parameters, parallel_copy
 from models.lora import Adapters, is_adapter
 from runtime import ranks
 from sample import Sampler, SamplingConfig
 from train import rl, sft
+from train.algorithm.replay import Replayer, replay
 from train.distributed.accelerator import make_accelerator
 from train.distributed.sharding import require_equal_weights, sample
 from train.learner.critic import Critic
-from train.setup.models import frozen_reference, make_trained_model
+from train.setup.models import copy_to_sample, frozen_reference, make_trained_model
 
 CPU = torch.device("cpu")
 
@@ -208,6 +211,54 @@ def offloaded_updates(engine, **arguments):
     make = make_accelerator
     patch.setitem(globals(), "make_accelerator", lambda *given: make(*given, offload=True))
     return rl_updates(engine=engine, **arguments)
+
+
+def team_rollouts(families):
+    """Of tiny models, sampled by all ranks as one team: (ids, steps, log-probabilities) of each rollout, and the share
+    of the first model's weights that this rank has."""
+    join()
+    team, found, parts = ranks.team(ranks.world_size()), [], []
+    for family in families:
+        model = tiny_model(family)
+        part = model if team is None else parallel_copy(model, team, torch.float32, CPU)
+        sampler = Sampler(part, SamplingConfig(max_new_tokens=12, block_size=4, temperature=1.0, threshold=0.4))
+        if team is not None:
+            sampler.update_weights(model.named_parameters())
+        prompts = random_prompts([9, 1, 6, 3])
+        rollouts = sample(sampler, prompts, 2, [(i, j) for i in range(4) for j in range(2)], lambda count: None)
+        found += [(r.canvas_ids, r.canvas_step_map, list(r.canvas_logprobs)) for r in rollouts]
+        parts.append(sum(p.numel() for p in part.parameters()) / num_parameters(part))
+        assert num_parameters(part) == sum(p.numel() for p in model.parameters())
+    return found, max(parts)
+
+
+def team_after_update(folder, engine, size):
+    """Token ids that a run's sampler gives before and after an update."""
+    join()
+    sharing = {"deepspeed_file": f"1_node_2_cpus_{engine}"} if engine != "ddp" else {}
+    config = make_config(
+        model={"pretrained_model": str(folder)}, experiment=sharing, rollout={"tensor_parallel_size": size}
+    )
+    model = make_trained_model(config, "no")
+    apart = copy_to_sample(config, model, torch.float32, CPU)
+    accelerator = make_accelerator("no", CPU, engine.replace("deepspeed_", ""))
+    sampling = SamplingConfig(max_new_tokens=16, temperature=1.0, threshold=0.4)
+    updater = updater_of(config, model, accelerator, 0.05)
+    sampler = Sampler(apart or model, sampling)
+    sampler.update_weights(updater.engine.weights())
+    rows = policy_rows(sampled(tiny_model("sdar"), (5, 8, 3, 10), n=2))
+    found = []
+    for _ in range(2):
+        prompts, keys = random_prompts([9, 1, 6, 3]), [(i, j) for i in range(4) for j in range(2)]
+        found.append([r.token_ids for r in sample(sampler, prompts, 2, keys, lambda count: None)])
+        updater.update(rows, range(len(rows)), lambda logp, batch: (-logp.sum() / 50, {}))
+        sampler.update_weights(updater.engine.weights())
+    return found
+
+
+def policy_rows(rollouts):
+    replayer = Replayer("block", False, 1, 4)
+    return [row for rollout in rollouts for row in replay(rollout, replayer, TrainingConfig())]
 
 
 def other_engines():

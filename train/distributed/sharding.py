@@ -38,33 +38,38 @@ def sample(
 ) -> list[Rollout]:
     """`sampler.generate` by all ranks together: each takes samples from a common queue when it has room, so that a slow
     rank takes fewer. Every rank gets all rollouts. `keys` are unique; which rank took a sample does not change it.
+    Ranks that compute the sampler's model as a team take the same ones.
 
     progress: called with the number of rollouts that all ranks have finished since its last call. Stopped, and nothing
     kept, when a rank got a signal to stop.
     """
-    total, world = len(keys), ranks.world_size()
+    total, team = len(keys), sampler.model.parallel.team if sampler.model.parallel else None
+    leads, samplers = team is None or team.place == 0, ranks.world_size() // (team.size if team else 1)
     assert len(set(keys)) == total
     counts = ranks.SharedCounts("taken", "done")
-    size = max(1, min(n, total // (_CHUNKS_PER_RANK * world)))
+    size = max(1, min(n, total // (_CHUNKS_PER_RANK * samplers)))
     shown = 0
 
     def take() -> Sequence[int]:
-        last = counts.add("taken", size)
+        last = counts.add("taken", size if leads else 0)
+        last = team.gather(last)[0] if team else last
         return range(min(total, last - size), min(total, last))
 
     def finished(count: int) -> None:
         nonlocal shown
-        if stopping.is_asked():
+        asked = stopping.is_asked()
+        if any(team.gather(asked) if team else [asked]):
             raise _Break
-        of_all = counts.add("done", count)
+        of_all = counts.add("done", count if leads else 0)
         progress(of_all - shown)
         shown = of_all
 
     mine: list[Rollout] = []
     with suppress(_Break):
-        mine = sampler.generate(prompts, n=n, keys=keys, progress=finished, take=take, limit=-(-total // world))
+        mine = sampler.generate(prompts, n=n, keys=keys, progress=finished, take=take, limit=-(-total // samplers))
     stopping.check()
-    by_key = {rollout.key: rollout for rollout in itertools.chain.from_iterable(ranks.gather(mine))}
+    found = itertools.chain.from_iterable(ranks.gather(mine if leads else []))
+    by_key = {rollout.key: rollout for rollout in found}
     assert len(by_key) == total, f"{total - len(by_key)} of {total} rollouts are lost"
     progress(total - shown)
     return [by_key[key] for key in keys]

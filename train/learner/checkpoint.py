@@ -25,6 +25,9 @@ STATE = "trainer"
 VALUE = "value"
 BEST = "best"
 LIST = "files.json"
+CARD, BASE_CARD = "README.md", "README_base.md"
+LIBRARY = "dllm-post-training"
+"""Of models that this project trains, in their cards."""
 RL, SFT = "rl.py", "train/sft.py"
 KINDS: Mapping[str, Command] = {RL: "rl", SFT: "sft"}
 
@@ -38,7 +41,7 @@ class Savable(Protocol):
 class Contents:
     """What a checkpoint holds. command: the one that writes it (RL or SFT); state: the trainer's, of tensors and plain
     values; logs: files of the run beside ckpt/, which have grown to here when it is written; dtype: of the models'
-    weights, default their own."""
+    weights, default their own; card: of the model, as Markdown."""
 
     command: str
     model: Savable
@@ -46,6 +49,7 @@ class Contents:
     value: Savable | None = None
     logs: tuple[Path, ...] = ()
     dtype: torch.dtype | None = None
+    card: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
     path = step_folder(folder, step)
     with _explained(path), atomic_folder(path) as aside:
         contents.model.save(aside, dtype=contents.dtype)
+        if contents.card is not None:
+            put_card(aside, contents.card)
         if contents.value is not None:
             contents.value.save(aside / VALUE, dtype=contents.dtype)
         (aside / STATE).mkdir()
@@ -102,6 +108,14 @@ def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
         with naming(aside / STATE / LIST):
             (aside / STATE / LIST).write_text(json.dumps(listed | {"proof": _proof(listed)}))
     return path
+
+
+def put_card(folder: Path, text: str) -> None:
+    """Makes `text` the card of a model's folder. One that the base brought along is kept as README_base.md."""
+    card, kept = folder / CARD, folder / BASE_CARD
+    if card.is_file() and not kept.exists() and f'library_name: "{LIBRARY}"' not in card.read_text(errors="replace"):
+        card.rename(kept)
+    card.write_text(text, encoding="utf-8")
 
 
 def _proof(listed: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from runtime.files import file_digest
 from runtime.run_folder import RunFolder
 from runtime.steps import step_folder, step_folders, step_of
 from train.distributed.sharding import require_equal_weights, rows_per_update
+from train.learner.card import Card
 from train.learner.checkpoint import (
     RL,
     VALUE,
@@ -79,6 +80,7 @@ class RunCheckpoints:
         experiment = config.experiment
         with_value = command == RL and bool(config.model.value_base_model)
         self.folder, self.command, self.keep_last = folder.checkpoints, command, experiment.keep_last
+        self.card = Card.of(config, command) if ranks.is_main() else None
         self.start = ranks.on_main(self._find_start, folder, experiment.resume, with_value)
         if self.start is not None:
             ranks.on_main(require_base, CheckpointSpec.read(self.start, config.model.model_base))
@@ -190,7 +192,9 @@ class RunCheckpoints:
         if self.dtype is not None:
             state = {**state, WEIGHTS: {each.key: _exact_weights(each.model) for each in self.trained}}
         model_of_value = value[0].model if value else None
-        contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype)
+        assert isinstance(policy.model, DiffusionLM)
+        card = self.card.text(policy.model, self.folder.parent / "metrics.jsonl", step) if self.card else None
+        contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype, card)
         point_to(save_checkpoint(self.folder, step, contents), *self._links())
 
     def _prune(self, scores: Mapping[int, float] | None) -> None:

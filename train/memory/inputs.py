@@ -146,7 +146,26 @@ class Inputs:
         rollout = self.config.rollout
         if self.models.kind == "eval" or decode is self.config.evaluation:
             return None
-        return -(-rollout.num_task_per_step * rollout.num_response_per_task // self.processes)
+        samplers = self.processes // self.team
+        return -(-rollout.num_task_per_step * rollout.num_response_per_task // samplers)
+
+    @property
+    def team(self) -> int:
+        """Processes that sample as one."""
+        return 1 if self.models.kind == "sft" else self.config.rollout.tensor_parallel_size
+
+    @property
+    def sampled_weights(self) -> float:
+        """Elements of the model that this process samples with: all, or its part of one that a team shares, the
+        embedding whole."""
+        whole = self.net.vocab * self.net.hidden
+        return self.weights if self.team == 1 else whole + (self.weights - whole) / self.team
+
+    @property
+    def sampled_net(self) -> Network:
+        """Sizes of that model."""
+        net, size = self.net, self.team
+        return replace(net, heads=net.heads // size, key_heads=net.key_heads // size, inner=net.inner // size)
 
     @property
     def unsplit_tokens(self) -> int:

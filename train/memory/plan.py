@@ -13,6 +13,7 @@ import numpy as np
 from configs.engine import TITLES
 from configs.schema import DecodeConfig
 from models.log_probs import keeps_fp32
+from models.parallel import shared_heads
 from sample import SamplingConfig
 from sample.slots import SlotKV, StepState
 from sample.spans import CACHES, CachePolicy
@@ -51,16 +52,16 @@ def always(inputs: Inputs) -> Parts:
     """What stays on the device for the whole run."""
     width, trained_width = inputs.sampling_dtype.itemsize, BF16 if inputs.machine.half else FP32
     if inputs.models.kind == "eval":
-        return {"weights": width * inputs.weights}
+        return {"weights": width * inputs.sampled_weights}
     parts: Parts = {
         "weights": _shards(inputs, trained_width * inputs.weights),
         "optimizer": _optimizer(inputs, inputs.trained),
     }
     if inputs.models.kind == "rl":
-        copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1)
+        copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1
         reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
         parts |= {
-            "sampler weights": width * inputs.weights if copied else 0,
+            "sampler weights": width * inputs.sampled_weights if copied else 0,
             "frozen reference": reference,
             "value model": _shards(inputs, trained_width * inputs.value_parameters),
             "value optimizer": _optimizer(inputs, inputs.value_trained),
@@ -110,9 +111,9 @@ def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
 
 
 def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], block_size: int, slots: int) -> Parts:
-    prompt, net, dtype = inputs.config.training.max_prompt_len, inputs.net, inputs.sampling_dtype
+    prompt, net, dtype = inputs.config.training.max_prompt_len, inputs.sampled_net, inputs.sampling_dtype
     capacity = prompt + config.max_new_tokens + block_size - 1
-    kept = SlotKV.bytes(inputs.hf_config, slots, capacity, dtype) if cache.keeps_keys else 0
+    kept = SlotKV.bytes(shared_heads(inputs.hf_config, inputs.team), slots, capacity, dtype) if cache.keeps_keys else 0
     forwards = [
         forward_bytes(net, forward.tokens, dtype.itemsize, forward.seen_tokens, inputs.adapted or ())
         for forward in cache.forwards(slots, block_size, prompt, capacity)

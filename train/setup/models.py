@@ -11,16 +11,20 @@ import torch
 from configs import find, naming
 from configs.engine import TITLES
 from configs.schema import Config
-from models import DiffusionLM, ValueModel, load_model, load_value_model, lora
+from models import DiffusionLM, ValueModel, load_model, load_value_model, lora, parallel
 from models.compiled import suits
+from models.copies import empty_copy, parallel_copy
 from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.fused import compile_layers
 from models.lora import Adapters
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, hf_config
+from models.unread import weight_of
 from models.vision.seeing import Part
 from runtime import ranks
+from sample import Sampler
 from train.distributed.kind import engine_kind, shards_weights, world_size
+from train.distributed.sharding import require_equal_weights
 from train.setup.blocks import Blocks, Kind
 from train.setup.doors import reads_reference
 from train.setup.process import pick_device
@@ -116,6 +120,45 @@ def make_model(
     if config.training.gradient_checkpointing_enable:
         model.enable_gradient_checkpointing()
     return model
+
+
+def check_team(config: Config, spec: CheckpointSpec, processes: int) -> None:
+    """ValueError where rollout.tensor_parallel_size of the run's `processes` cannot sample the model together."""
+    size, key = config.rollout.tensor_parallel_size, "rollout.tensor_parallel_size"
+    if size == 1:
+        return
+    nodes = config.experiment.num_node or 1
+    if processes // nodes % size:
+        raise ValueError(
+            f"{key}={size}: {processes // nodes} processes of a node do not divide into teams of {size}; choose a "
+            "divisor, or set experiment.processes."
+        )
+    if adapters_of(config, spec) is not None:
+        raise ValueError(f"{key}={size}: adapters are sampled on whole models; set it to 1, or merge them first.")
+    parallel.check_team(hf_config(spec.family, spec.raw), size, key)
+
+
+def copy_to_sample(config: Config, model: DiffusionLM, dtype: torch.dtype, device: torch.device) -> DiffusionLM | None:
+    """What samples apart from the trained model, its weights still to come: this rank's part of a model where teams
+    sample, a whole one where trained weights are sharded; None where they can be shared or copied."""
+    team = ranks.team(config.rollout.tensor_parallel_size)
+    if team is not None:
+        return parallel_copy(model, team, dtype, device)
+    return empty_copy(model, dtype, device) if shards_weights(config) else None
+
+
+def make_sampled_model(config: Config, dtype: torch.dtype) -> DiffusionLM:
+    """The model of an evaluation, on the run's device: whole, or this rank's part of it where teams sample. Ranks hold
+    the same weights (RuntimeError otherwise)."""
+    team = ranks.team(config.rollout.tensor_parallel_size)
+    host = torch.device("cpu") if team is not None else None
+    model = make_model(config, dtype=dtype, device=host, new_adapters=False, unread=team is not None)
+    require_equal_weights(model, "model")
+    if team is None:
+        return model
+    part = parallel_copy(model, team, dtype, pick_device(config.model.device))
+    Sampler(part).update_weights((name, weight_of(parameter)) for name, parameter in model.named_parameters())
+    return part
 
 
 def image_tokenizer_of(config: Config, spec: CheckpointSpec) -> str | None:
