@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from benchmarks.sampler import random_model
 from models import load_model
 from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
+from train.algorithm.packing import pack
 from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.updater import Updater
@@ -55,6 +57,8 @@ def checks(setup: Setup) -> Found:
             yield f"trainer_gap_{family}", gap
         for name in STRATEGIES:
             yield f"graph_{name}", float(graph_is_eager(setup, name))
+        if setup.device.type == "cuda":  # FlexAttention has no gradient on a CPU
+            yield "flex_gradient_gap", flex_gradient_gap(setup)
     gap_N = _bf16_gap(setup)
     yield "bf16_mean_abs", float(np.abs(gap_N).mean())
     yield "bf16_off_share", off_share(gap_N)
@@ -92,6 +96,24 @@ def cpu_and_trainer(setup: Setup, family: str) -> tuple[bool, float]:
     updater = Updater(model, make_accelerator("no", setup.device))
     trained = np.concatenate(updater.outputs(batch.samples, range(len(batch.samples))))
     return tokens[0] == tokens[1], float(np.abs(trained - np.concatenate(batch.logp_rollout)).max())
+
+
+def flex_gradient_gap(setup: Setup) -> float:
+    """Of the gradient of a tiny model's log-probabilities under FlexAttention from that under spans, relative to its
+    norm."""
+    model = tiny_model("sdar").to(setup.device)
+    settings = SamplingConfig(max_new_tokens=60, block_size=4, temperature=1.0, stop_ids=())
+    rollouts = Sampler(model, settings).generate(random_prompts([9, 1, 130]))
+    samples = Replay.of(model, settings.for_model(model)).batch(rollouts, [1.0] * len(rollouts)).samples
+    gradients = []
+    for kind in ("flex", "sdpa"):
+        model.zero_grad()
+        with mock.patch("train.algorithm.packing.attention_kind", return_value=kind):
+            micro = pack(samples, range(len(samples)), setup.device)
+        model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    flex, spans = gradients
+    return float((flex - spans).norm() / spans.norm())
 
 
 def graph_is_eager(setup: Setup, name: str) -> bool:
@@ -142,6 +164,7 @@ STEP = Step(
         *(_passed(f"cpu_tokens_{family}") for family in FAMILIES),
         *(Figure(f"trainer_gap_{family}", "nats", "1e-5", most=1e-4) for family in FAMILIES),
         *(_passed(f"graph_{name}") for name in STRATEGIES),
+        Figure("flex_gradient_gap", "share", "1e-6", most=1e-5),
         Figure("bf16_mean_abs", "nats", "2.5e-3", most=4e-3),
         Figure("bf16_off_share", "share", "0", most=0.0),
     ),

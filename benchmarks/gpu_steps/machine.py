@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_steps.record import Figure, Found, Setup, Step
+from models.compiled import compiled_on
+from models.flex import blocks_before, slot_attention
 from sample import SamplingConfig
 from sample.targets import Coordinates
 from sample.unmask import propose
@@ -102,6 +104,16 @@ def _kernels(setup: Setup, query: Tensor, key: Tensor, bias: Tensor) -> Iterator
     if setup.device.type == "cuda":
         yield "efficient", sdpa(SDPBackend.EFFICIENT_ATTENTION)
         yield "cudnn", sdpa(SDPBackend.CUDNN_ATTENTION)
+        yield "flex", _flex(query, key)
+
+
+def _flex(query: Tensor, key: Tensor) -> Callable[[], Tensor]:
+    """What a step runs: the heads of a group apart, lengths as numbers on the device."""
+    n, G, _, d = query.shape
+    heads, T = query.view(n, 4 * G, 8, d), key.shape[2]
+    seen = torch.full((n, 8), T - 5, dtype=torch.int32, device=query.device)
+    blocks = blocks_before(seen, T)
+    return lambda: slot_attention(heads, key, key, seen, blocks, d**-0.5, recurs=True)
 
 
 def choices(setup: Setup) -> Found:
@@ -111,11 +123,12 @@ def choices(setup: Setup) -> Found:
     logits_NV = torch.randn(N, V, device=setup.device, generator=generator) * 4.0
     place_N = torch.arange(N, device=setup.device)
     where = Coordinates(place_N, place_N, place_N)
+    choose_tokens = compiled_on(setup.device, propose)
     for name, chosen in CHOICES.items():
         rules = SamplingConfig(**chosen).rules()  # type: ignore[arg-type]
 
         def choose(rules: object = rules) -> None:
-            propose(logits_NV.clone(), where, rules, 1)  # type: ignore[arg-type]
+            choose_tokens(logits_NV.clone(), where, rules, 1)  # type: ignore[arg-type]
 
         yield f"{name}_ms", 1e3 * setup.seconds(choose)
 
@@ -142,7 +155,7 @@ STEPS = (
         tuple(
             Figure(f"{name}_{n}_share", "share", predicted)
             for n in SLOTS
-            for name, predicted in (("math", ""), ("efficient", "0.4 at 1 slot"), ("cudnn", ""))
+            for name, predicted in (("math", ""), ("efficient", "0.4 at 1 slot"), ("cudnn", ""), ("flex", "0.8"))
         ),
     ),
     Step(
