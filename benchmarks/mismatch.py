@@ -1,6 +1,6 @@
 """How far approximate caches are from the trainer, and what it costs to train only some rows of a response.
 
-    python benchmarks/mismatch.py [--prompts 8] [--responses 2] [--repeats 200] [--threads 1]
+    python benchmarks/mismatch.py [--prompts 8] [--responses 2] [--repeats 200] [--sort-model PATH] [--threads 1]
 
 Random models of full attention in the layouts of Dream and LLaDA, fp32: "tiny" has 2 layers of width 32, "small" 4 of
 width 128. Their weights are large, so that every token depends strongly on its whole context; a trained model depends
@@ -22,12 +22,13 @@ Ends with one line of JSON.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,8 +37,10 @@ import torch
 from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
-from models import DiffusionLM
+from data import load_tasks, resolve_dataset
+from models import DiffusionLM, load_model
 from models.tiny import random_prompts, tiny_model
+from models.tokenizer import read_tokenizer
 from sample import Rollout, Sampler, SamplingConfig
 from train.algorithm.masking import NoisyCopy, sample_copies, trace
 from train.algorithm.objectives import TokenBatch, clipped_surrogate, k3, params_of, token_weights
@@ -45,11 +48,13 @@ from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer, TrainingSample, trained_positions
 from train.learner.updater import outputs
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 PARAMS = params_of(clipped_surrogate, {"beta": 0.0})
+BLOCK = 8
 CONFIG = SamplingConfig(
     max_new_tokens=48,
-    block_size=8,
+    block_size=BLOCK,
     steps_per_block=4,
     strategy="low_confidence_static",
     temperature=1.0,
@@ -90,10 +95,11 @@ def mismatch(model: DiffusionLM, rollouts: Sequence[Rollout]) -> dict[str, float
     }
 
 
-def copies_of(model: DiffusionLM, rollout: Rollout) -> tuple[list[NoisyCopy], list[TrainingSample]]:
+def copies_of(
+    model: DiffusionLM, rollout: Rollout, block_size: int = BLOCK
+) -> tuple[list[NoisyCopy], list[TrainingSample]]:
     """The noisy copies that TraceRL trains, and a sample of each alone."""
-    assert CONFIG.block_size is not None
-    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, CONFIG.block_size)
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, block_size)
     steps, trained = np.asarray(rollout.canvas_step_map), trained_positions(rollout, None, 0)
     canvas = replayer.canvas(len(rollout.prompt_ids), steps, trained)
     copies = trace(canvas, TrainingConfig(), np.random.default_rng(0))
@@ -116,29 +122,34 @@ def row_gradients(model: DiffusionLM, rows: Sequence[TrainingSample], advantage:
 
 
 def rows_variance(
-    model: DiffusionLM, rollouts: Sequence[Rollout], repeats: int, by: Literal["uniform", "surprisal"]
+    model: DiffusionLM,
+    rollouts: Sequence[Rollout],
+    repeats: int,
+    by: str,
+    block_size: int = BLOCK,
 ) -> list[dict[str, float]]:
-    """What drawing rows adds to the variance of a response's gradient, for each of COUNTS."""
+    """What drawing rows adds to the variance of a response's gradient, for each of COUNTS below the fewest rows."""
     rng = np.random.default_rng(0)
     whole: list[NDArray[np.float64]] = []
-    noise: dict[int, list[float]] = {count: [] for count in COUNTS}
-    bias: dict[int, list[float]] = {count: [] for count in COUNTS}
+    pieces = [copies_of(model, rollout, block_size) for rollout in rollouts]
+    counts = [count for count in COUNTS if count < min(len(copies) for copies, _ in pieces)]
+    noise: dict[int, list[float]] = {count: [] for count in counts}
+    bias: dict[int, list[float]] = {count: [] for count in counts}
     num_rows = []
-    for rollout in rollouts:
-        copies, rows = copies_of(model, rollout)
+    for rollout, (copies, rows) in zip(rollouts, pieces, strict=True):
         gradients = row_gradients(model, rows, rng.standard_normal())
         inner = gradients @ gradients.T
         whole.append(gradients.sum(0))
         num_rows.append(len(rows))
         scores = -np.asarray(rollout.canvas_logprobs) if by == "surprisal" else None
-        for count in COUNTS:
+        for count in counts:
             error = drawing_errors(copies, count, repeats, rng, scores)
             mean, variance = error.mean(0), float(np.einsum("si,ij,sj->", error, inner, error)) / repeats
             noise[count].append(variance)
             bias[count].append(float(mean @ inner @ mean) / (variance / repeats))
     between = float(np.stack(whole).var(axis=0, ddof=1).sum())
     found = []
-    for count in COUNTS:
+    for count in counts:
         added = float(np.mean(noise[count])) / between
         share = count / float(np.mean(num_rows))
         row = {"count": count, "rows": count / share, "noise": added, "equal": (1 + added) * share}
@@ -159,11 +170,21 @@ def drawing_errors(
     return weights - 1.0
 
 
+def sort_answers(model: DiffusionLM, count: int) -> list[Rollout]:
+    """Answers to questions of the tiny task, sampled as configs/rl_tiny.yaml does."""
+    tasks = load_tasks(resolve_dataset("tiny_test", folder=ROOT / "data", seed=1), data_type="general")[:count]
+    tokenizer = read_tokenizer(model.spec.folder, model.spec.family)
+    assert tokenizer is not None
+    config = SamplingConfig(max_new_tokens=15, block_size=4, steps_per_block=4, threshold=0.9, temperature=1.0)
+    return Sampler(model, config).generate([tokenizer.encode(task.question) for task in tasks])
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--responses", type=int, default=2, help="answers a prompt")
     parser.add_argument("--repeats", type=int, default=200, help="draws of rows for each response and count")
+    parser.add_argument("--sort-model", help="checkpoint of the tiny task, whose rows are drawn too")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -184,16 +205,18 @@ def main() -> None:
             for cache, values in found.items():
                 print(f"{name:14}{cache:20}{values['mean_abs']:10.2g}{values['k3']:10.2g}{values['outside']:11.1%}")
     print("\n" + TABLE)
-    for family in ("sdar", *SMALL):
-        model = tiny_model(family)
-        rollouts = answers(model, CONFIG, args.prompts, args.responses)
-        for by in ("uniform", "surprisal"):
-            name = f"{family} {by}"
-            result["rows"][name] = rows_variance(model, rollouts, args.repeats, by)
-            for found_rows in result["rows"][name]:
-                share = f"{found_rows['count']} of {found_rows['rows']:g}"
-                numbers = "".join(f"{found_rows[key]:8.2f}" for key in ("noise", "equal", "bias"))
-                print(f"{name:18}{share:>14}{numbers}")
+    subjects = {family: tiny_model(family) for family in ("sdar", *SMALL)}
+    rollouts = {name: answers(model, CONFIG, args.prompts, args.responses) for name, model in subjects.items()}
+    if args.sort_model:
+        subjects["sort"] = load_model(args.sort_model)
+        rollouts["sort"] = sort_answers(subjects["sort"], 2 * args.prompts * args.responses)
+    for (family, model), by in itertools.product(subjects.items(), ("uniform", "surprisal")):
+        name, block_size = f"{family} {by}", 4 if family == "sort" else BLOCK
+        result["rows"][name] = rows_variance(model, rollouts[family], args.repeats, by, block_size)
+        for found_rows in result["rows"][name]:
+            share = f"{found_rows['count']} of {found_rows['rows']:g}"
+            numbers = "".join(f"{found_rows[key]:8.2f}" for key in ("noise", "equal", "bias"))
+            print(f"{name:18}{share:>14}{numbers}")
     print(json.dumps(result))
 
 

@@ -230,6 +230,14 @@ class DecodeConfig(Section):
     further_horizon: int | None = opt(
         None, "tokens right of the block that cache=prefix runs and sees; null = to the end", low=0
     )
+    output: str = opt(
+        "text",
+        "image: the question is a description, the response a picture of max_new_tokens codes (mmada)",
+        choices=("text", "image"),
+    )
+    guidance: float = opt(
+        0.0, "of output=image: codes from (1 + guidance) conditional - guidance unconditional logits", low=0.0
+    )
     early_stop: bool = opt(True, "decoding ends with the block that holds a stop id; false: at max_new_tokens")
     max_slots: int | None = speed(
         None, "sequences decoded at a time at most; auto = as many as fit on a GPU, 256 on a CPU", low=1

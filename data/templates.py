@@ -39,6 +39,10 @@ _THINK_FIRST = (
 )
 
 
+DESCRIPTION = "description"
+"""The template of what a model is to draw: the question alone, whose control tokens are text."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How texts are written: for which family, and how a single question becomes a prompt (see `render_prompt`). Of mmu
@@ -139,7 +143,7 @@ def render_prompt(
     """
     check_data_type(data_type)
     places = "" if PLACEHOLDER in task.question else f"{PLACEHOLDER}\n" * len(task.images)
-    if template == "plain":
+    if template in ("plain", DESCRIPTION):
         return places + task.question
     is_function = data_type == "code" and task.columns.get("test_method") != "stdio"
     prefix = (task.columns.get("prefix") or "") if is_function else ""

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
-SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "finish_reason", "num_steps")
-"""What a reward is given besides the columns of the tasks."""
+SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "completion_images", "finish_reason", "num_steps")
+"""What a reward is given besides the columns of the tasks; completion_images (Pillow's) of pictures that were drawn."""
 
 
 class RewardError(RuntimeError):

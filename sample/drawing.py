@@ -23,6 +23,11 @@ PIECE_ELEMENTS = 2**28
 """Logits that exist at a time."""
 
 
+def positions_at_once(vocab_size: int) -> int:
+    """Positions whose logits exist at a time."""
+    return max(1, PIECE_ELEMENTS // vocab_size)
+
+
 class Drawer:
     """Proposals for the positions of pictures.
 
@@ -51,7 +56,7 @@ class Drawer:
         return Proposal.joined(pieces)
 
     def _pieces(self, coordinates: Coordinates) -> Iterator[tuple[slice, Coordinates]]:
-        rows = max(1, PIECE_ELEMENTS // int(self.model.hf_config.vocab_size))
+        rows = positions_at_once(int(self.model.hf_config.vocab_size))
         for start in range(0, len(coordinates.key), rows):
             piece = slice(start, start + rows)
             yield piece, Coordinates(*(value[piece] for value in coordinates))

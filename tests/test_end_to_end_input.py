@@ -128,6 +128,14 @@ def test_a_mistake_is_reported_before_any_model_is_loaded(shop, no_model_work, a
 
 
 @pytest.mark.slow
+def test_a_key_that_the_objective_does_not_read_is_named_once(shop, no_model_work, caplog):
+    run_rl(shop, "dry_run=true", "training.objective=reinforce", "training.eps=0.3", "training.kl_estimator=k1")
+    assert [m for m in caplog.messages if "is not read" in m] == [
+        "training.eps is not read by training.objective=reinforce"
+    ]
+
+
+@pytest.mark.slow
 def test_a_folder_without_weights_is_reported_in_a_dry_run(shop, no_model_work, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(shop.model / name, tmp_path / name)

@@ -31,7 +31,7 @@ from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, spec_of, value_spec_of
-from train.setup.pictures import image_root
+from train.setup.pictures import check_drawing, image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, format_of, require_room, training_source
 from train.setup.rewards import check_tasks, reward_of, step_judge_of
@@ -75,10 +75,12 @@ def check(config: Config, first: Config | None = None) -> None:
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     _check_objective(config, method)
+    check_drawing(config, rollout, spec.family)
     _check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
+        check_drawing(config, config.evaluation, spec.family)
         check_steps(config.evaluation, blocks.evaluated)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
@@ -116,10 +118,10 @@ def _check_objective(config: Config, method: Method) -> None:
             f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
             "token: choose clip, reinforce, bgpo or spg, or leave that out."
         )
-    plain = TrainingConfig()
+    plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
     for name in TERMS:
         value = getattr(training, name)
-        if name not in needs.training and value and value != getattr(plain, name):
+        if name not in {*needs.training, *by_critic} and value and value != getattr(plain, name):
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
 
 

@@ -208,7 +208,7 @@ class Collector:
         assert reward is not None
         texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
         questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
-        rewards = reward(questions, texts, **reward_columns(prompts, rollouts))
+        rewards = reward(questions, texts, **reward_columns(prompts, rollouts, self.sampler.model))
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
         return Scores(texts, rewards, reward.stats)

@@ -36,7 +36,7 @@ from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
-from train.setup.pictures import Eyes
+from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
 from train.setup.prompts import Prompt, completion_text, load_prompts, reward_columns, see
 from train.setup.rewards import check_tasks, sandbox_row
@@ -111,7 +111,8 @@ def _evaluate(
         seconds = time.perf_counter() - start
     completions = [completion_text(rollout, setup.model) for rollout in rollouts]
     texts = [p.text for p in prompts for _ in range(n)]
-    rewards = ranks.on_main(_grade, reward, texts, completions, reward_columns(prompts, rollouts))
+    columns = reward_columns(prompts, rollouts, setup.model)
+    rewards = ranks.on_main(_grade, reward, texts, completions, columns)
     if all(reward is None for reward in rewards):
         logger.warning("eval %s: no response has a reward (%d are left out): no accuracy is given", name, len(rewards))
     return Evaluation(name, prompts, rollouts, completions, rewards, seconds, config.block_size, setup.source_column)
@@ -246,6 +247,7 @@ def check(config: Config) -> Path:
 def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, list[Task]]]]:
     """The model's spec, and the tasks of each set."""
     require_as_written(spec := spec_of(config))
+    check_drawing(config, config.rollout, spec.family)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
     check_room(spec, config.rollout)
     check_team(config, spec, world_size(config))

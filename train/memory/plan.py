@@ -15,6 +15,7 @@ from configs.schema import DecodeConfig
 from models.log_probs import keeps_fp32
 from models.parallel import shared_heads
 from sample import SamplingConfig
+from sample.drawing import positions_at_once
 from sample.slots import SlotKV, StepState
 from sample.spans import CACHES, CachePolicy
 from sample.unmask import choice_bytes
@@ -119,7 +120,8 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
         for forward in cache.forwards(slots, block_size, prompt, capacity)
     ]
     positions = slots * block_size
-    choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), positions, net.vocab)
+    chosen = positions if config.output == "text" else min(positions, positions_at_once(net.vocab))
+    choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
     return {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
 
 

@@ -47,7 +47,9 @@ class Blocks:
 
 
 def block_sizes(decode: DecodeConfig, spec: CheckpointSpec, own: int) -> tuple[int, ...]:
-    """Of every entry of a section. own: where it names none, in a block family."""
+    """Of every entry of a section. own: where it names none, in a block family. A picture is one block."""
+    if decode.output == "image":
+        return (decode.max_new_tokens,) * len(decodings(decode))
     requested = [chosen["block_size"] for chosen in decodings(decode)]
     return tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in requested)
 

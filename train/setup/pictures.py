@@ -4,16 +4,18 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import TypeVar
 
-from configs import find
-from configs.schema import Config, DatasetConfig
+from configs import find, naming
+from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode
 from data.pictures import PictureSource
 from models import DiffusionLM, Picture, Prompt
 from models.families import Family
 from models.vision.images import ImageFault, image_size
+from models.vision.magvit import read_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,24 @@ def image_root(config: DatasetConfig, file: Path, family: Family, data_type: str
     if not folder.is_dir():
         raise ValueError(f"dataset.image_root={config.image_root}: there is no such folder.")
     return folder
+
+
+def check_drawing(config: Config, decode: DecodeConfig, family: Family) -> None:
+    """ValueError where a section's responses are to be pictures that cannot be drawn."""
+    if decode.output == "text":
+        return
+    what, codes = f"{decode.key('output')}=image", decode.max_new_tokens
+    if family.vision is None or family.trains_vision:  # pictures are no ids of the vocabulary
+        raise ValueError(f"{what}: {family.name} models draw no pictures: use one of a family that does (mmada).")
+    if not config.model.vq_model_path:
+        raise ValueError(f"{what}: set model.vq_model_path to MAGVIT-v2's folder or hub name, showlab/magvitv2.")
+    if isqrt(codes) ** 2 != codes:
+        raise ValueError(
+            f"{what}: {decode.key('max_new_tokens')}={codes} codes are no square picture: a side has its square root "
+            "(512 pixels of showlab/magvitv2: 1024 codes)."
+        )
+    with naming("model.vq_model_path"):
+        read_sizes(find(config.model.vq_model_path))
 
 
 @dataclass(frozen=True)

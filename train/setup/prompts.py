@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 import models
 from configs import find
 from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode, uncut
 from data.tasks import Task, load_tasks, resolve_dataset
-from data.templates import Format, Writer
+from data.templates import DESCRIPTION, Format, Writer
 from models import DiffusionLM
 from models.families import Family
+from models.vision.drawing import as_images
 from models.vision.images import image_digest
 from sample import Rollout
 from train.setup.pictures import Eyes, image_root, usable
@@ -179,6 +183,9 @@ def tokenise(task: Task, model: DiffusionLM, writer: Writer, eyes: Eyes | None =
     """The task's prompt as token ids. Control tokens of the template count as such; those of the question are text, but
     under the template "plain". ImageFault for a picture that cannot be used; eyes: default the model's own way."""
     text = writer.prompt(task)
+    if writer.how.template == DESCRIPTION:
+        made = model.drawing_prompt(text, lambda text: encode(tokenizer_of(model), text))
+        return Prompt(task, uncut(text), made.ids)
     if not task.images:
         ids = encode(tokenizer_of(model), text)
         require_known(model, ids, f"the prompt of task {task.id}")
@@ -192,7 +199,7 @@ def format_of(config: Config, source: PromptSource, family: Family) -> Format:
     return Format(
         family.name,
         source.data_type,
-        config.dataset.template,
+        config.dataset.template if source.decode.output == "text" else DESCRIPTION,
         source.decode.start_with_think,
         config.reward.answer_must_in_box,
         config.dataset.add_think_prompt,
@@ -219,14 +226,24 @@ def tokenizer_of(model: DiffusionLM):  # type: ignore[no-untyped-def]
 
 def completion_text(rollout: Rollout, model: DiffusionLM) -> str:
     """The response as text, once, for rewards and people: without the stop id that ends it, all other ids as they
-    decode."""
+    decode; of a picture, how large it is."""
+    if rollout.suffix_ids:
+        return f"[picture of {rollout.num_response_tokens} codes]"
     ids = rollout.token_ids[:-1] if rollout.finish_reason == "stop" else rollout.token_ids
     return tokenizer_of(model).decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> dict[str, list[object]]:
-    """What a reward may take by name: every column of the tasks, and what the sampler knows. Aligned with the
-    rollouts."""
+def drawn_images(rollouts: Sequence[Rollout], model: DiffusionLM) -> list[Image.Image]:
+    """The pictures that were drawn, decoded."""
+    codes_BN = torch.tensor([rollout.token_ids for rollout in rollouts]) - model.need_drawing().codes.start
+    return as_images(model.decode_images(codes_BN))
+
+
+def reward_columns(
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], model: DiffusionLM
+) -> dict[str, list[object]]:
+    """What a reward may take by name: every column of the tasks, and what the sampler knows, with the pictures that
+    `model` drew. Aligned with the rollouts."""
     per_prompt = len(rollouts) // max(1, len(prompts))
     tasks = [p.task for p in itertools.chain.from_iterable(itertools.repeat(p, per_prompt) for p in prompts)]
     names = sorted({name for task in tasks for name in task.columns} - {"prompts", "completions"})
@@ -234,6 +251,8 @@ def reward_columns(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> di
     columns["completion_ids"] = [r.token_ids for r in rollouts]
     columns["finish_reason"] = [r.finish_reason for r in rollouts]
     columns["num_steps"] = [r.num_steps for r in rollouts]
+    if any(rollout.suffix_ids for rollout in rollouts):
+        columns["completion_images"] = [*drawn_images(rollouts, model)]
     if any(task.pictures for task in tasks):
         columns["pictures"] = [task.pictures for task in tasks]
     return columns

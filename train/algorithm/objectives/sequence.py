@@ -72,8 +72,8 @@ def espo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
 
 @objective(whole_responses=True, one_advantage=True, training=(*CLIP, *PENALTIES))
 def ebpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
-    """EBPO (LLaDA2.1 report, eq. 4 and 5): the clip over the ratio of whole block-wise likelihood bounds, not divided
-    by the length:
+    """EBPO (LLaDA2.1 report, arXiv:2602.08676, eq. 4 and 5): the clip over the ratio of whole block-wise likelihood
+    bounds, not divided by the length:
 
         surrogate_i = min(rho_i A_i, clip(rho_i, 1 - eps_low, 1 + eps_high) A_i) / L_i,    rho_i = exp(l_i - l_old_i)
 
