@@ -150,7 +150,7 @@ def step_work() -> list[Count]:
 def layer_kernels() -> list[Count]:
     """Of compiled decoder layers."""
     small = tiny_model("sdar")
-    spec = replace(small.spec, raw=small.spec.raw | {"num_hidden_layers": 12})
+    spec = replace(small.spec, raw={**small.spec.raw, "num_hidden_layers": 12})
     model = DiffusionLM(random_network(spec, torch.float32, seed=0), spec, {}, None).eval()
     torch._dynamo.reset()
     torch._inductor.metrics.reset()
