@@ -19,6 +19,7 @@ from sample.rollout import Key, Rollout
 from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, CachePolicy, cache_policy
+from sample.texts import Chat, token_ids
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
 
@@ -85,14 +86,15 @@ class Sampler:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Sequence[int] | Prompt],
+        prompts: Sequence[Sequence[int] | str | Chat | Prompt],
         n: int = 1,
         keys: Sequence[Key] | None = None,
         progress: Callable[[int], None] | None = None,
         take: Callable[[], Sequence[int]] | None = None,
         limit: int | None = None,
     ) -> list[Rollout]:
-        """Responses to each prompt (token ids, or a `Prompt` with pictures), n a prompt, prompt-major.
+        """Responses to each prompt (token ids, a text, a chat: [{"role": ..., "content": ...}, ...], or a `Prompt` with
+        pictures), n a prompt, prompt-major.
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids and pictures, index in
         the group).
@@ -101,7 +103,8 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of(prompts, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
+        read = [token_ids(prompt, self.model) for prompt in prompts]
+        requests = requests_of(read, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
         if not requests:
             return []
         limit = limit or len(requests)
