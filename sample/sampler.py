@@ -47,7 +47,8 @@ class Sampler:
     number of slots do not enter (on one device; across devices and types up to rounding).
     steps_between_polls: steps that run before the host looks which slots have ended. Polling tightens the next step's
     shapes; on a GPU it costs a synchronisation. capture: how steps are captured, None = they are not. keeps_slots:
-    whoever shares the device leaves the slots and what was captured over them there between calls.
+    whoever shares the device leaves the slots and what was captured over them there between calls. forgets_pictures:
+    features of pictures are freed when their last sample ends; they are computed again where they are wanted again.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
@@ -60,7 +61,7 @@ class Sampler:
         if suits(model.device):
             compile_layers(model)
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
-        self.keeps_slots = False
+        self.keeps_slots = self.forgets_pictures = False
         self._reserved = (0, 0)
         self._held: _Held | None = None
 
@@ -114,6 +115,7 @@ class Sampler:
             generation = Generation(
                 Queue(requests, take), slots, self._denoiser, limit, self.steps_between_polls, self.weights_version
             )
+            generation.pictures.forgets = self.forgets_pictures
             return generation.run(progress or (lambda finished: None))
 
     @torch.inference_mode()
