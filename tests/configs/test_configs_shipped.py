@@ -51,7 +51,7 @@ SEEING = [
 def model_folder(tmp_path_factory):
     """A folder with a checkpoint of each family, with room for the longest answers that are asked for."""
     folder = tmp_path_factory.mktemp("model")
-    for family in ("sdar", "dream", "llada", "mmada", "lladav"):
+    for family in ("sdar", "sdar_moe", "dream", "llada", "mmada", "lladav"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
     return folder
@@ -78,6 +78,8 @@ def command(name):
 
 
 def family_of(name):
+    if "30b" in name:
+        return "sdar_moe"
     return next((family for family in ("dream", "lladav", "llada", "mmada") if family in name), "sdar")
 
 
@@ -94,6 +96,7 @@ def arguments(name, model_folder, tmp_path):
     pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21", **picture}])
     return [
         *([f"dataset.image_root={tmp_path}"] if sees else []),
+        *(["experiment.processes=8", "rollout.tensor_parallel_size=2"] if "30b" in name else []),
         f"model.pretrained_model={model_folder / family}",
         f"dataset.train_dataset={tasks}",
         f"dataset.eval_dataset={tasks}",
