@@ -49,6 +49,7 @@ ELSEWHERE = {
     "python data/preprocess_sft.py": "tests/data/test_data_preprocess.py",
     "python docs/make_api.py": "test_the_api_page_is_up_to_date",
     "python examples/rl_loop.py": "tests of the example",
+    "python examples/tiny_drawing.py": "tests of the example",
 }
 TYPED = re.compile(r"^(?:[A-Z][A-Z_0-9]*=\S+ )*(?:python |bin/|dllm-|git |apt-get |pip |accelerate |cd )")
 
