@@ -1,5 +1,4 @@
-"""Console commands of `pip install -e .`: rl.py, eval.py, train/sft.py, sample/get_report.py and models/export.py from
-any folder.
+"""Console commands of `pip install -e .`: what people run of this checkout, from any folder.
 
 They run this checkout. Its folder goes first on the path, so that no other package called train, data or models is
 taken for one of its own.
@@ -26,6 +25,38 @@ def report() -> None:
     from sample.viewer.report import main
 
     sys.exit(main())
+
+
+def serve() -> None:
+    _add_checkout()
+    from serve.server import main
+
+    main("dllm-serve model=PATH [port=8000 key=value ...]")
+
+
+def chat() -> None:
+    _add_checkout()
+    from serve.chat import main
+
+    main("dllm-chat model=PATH [key=value ...]")
+
+
+def lm_eval() -> None:
+    _add_checkout()
+    try:
+        from serve.harness import main
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        sys.exit("error: lm_eval is not installed: pip install -c requirements-extras.txt lm_eval")
+    main()
+
+
+def environment() -> None:
+    _add_checkout()
+    from runtime.environment import main
+
+    main()
 
 
 def export() -> None:

@@ -335,7 +335,7 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
             )
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None or (item.metadata["each"] and item.default is not None):
-                _check_entry(typed.get(name, name), entry, item)
+                check_entry(typed.get(name, name), entry, item)
     for section in ("rollout", "evaluation"):
         decode = getattr(config, section)
         with naming(section):
@@ -344,7 +344,7 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
                     decode.check_steps(block_size)
 
 
-def _check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
+def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
     if choices and entry not in choices:
         by_lower = {choice.lower(): choice for choice in choices}

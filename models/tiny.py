@@ -124,6 +124,15 @@ TINY_FILES = {
 """What folders hold beside config.json."""
 
 
+def tiny_folder(folder: str | Path, family: str, **config: Any) -> Path:
+    """A checkpoint folder without weights; `config` overrides config.json."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"config.json": TINY_CONFIGS[family] | config, **TINY_FILES.get(family, {})}.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
 def tiny_checkpoint(
     folder: str | Path, family: str = "sdar", *, seed: int = 0, sharpness: float = 1.5, **config: Any
 ) -> Path:
@@ -132,11 +141,7 @@ def tiny_checkpoint(
 
     Weights are large enough that every token depends on its whole context and confidences reach from .1 to 1.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = {**TINY_CONFIGS[family], **config}
-    for name, content in {"config.json": raw, **TINY_FILES.get(family, {})}.items():
-        (folder / name).write_text(json.dumps(content))
+    folder = tiny_folder(folder, family, **config)
     model = load_model(folder, random_init_seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -84,6 +84,9 @@ class Generation:
             if finished:
                 self.admit()
                 self.compact()
+        self.cache.features = None
+        if self.pictures.forgets:
+            self.pictures.forget()
         return [self.rollouts[index] for index in sorted(self.rollouts)]
 
     def turn(self) -> int:

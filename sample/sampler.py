@@ -19,6 +19,7 @@ from sample.rollout import Key, Rollout
 from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, CachePolicy, cache_policy
+from sample.texts import Chat, token_ids
 
 _CUDA_STEPS_BETWEEN_POLLS = 8
 
@@ -46,7 +47,8 @@ class Sampler:
     number of slots do not enter (on one device; across devices and types up to rounding).
     steps_between_polls: steps that run before the host looks which slots have ended. Polling tightens the next step's
     shapes; on a GPU it costs a synchronisation. capture: how steps are captured, None = they are not. keeps_slots:
-    whoever shares the device leaves the slots and what was captured over them there between calls.
+    whoever shares the device leaves the slots and what was captured over them there between calls. forgets_pictures:
+    features of pictures are freed when their last sample ends; they are computed again where they are wanted again.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
@@ -59,7 +61,7 @@ class Sampler:
         if suits(model.device):
             compile_layers(model)
         self.capture: Capture | None = capture_of(model.device) if self.config.graphs == "auto" else None
-        self.keeps_slots = False
+        self.keeps_slots = self.forgets_pictures = False
         self._reserved = (0, 0)
         self._held: _Held | None = None
 
@@ -85,14 +87,15 @@ class Sampler:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Sequence[int] | Prompt],
+        prompts: Sequence[Sequence[int] | str | Chat | Prompt],
         n: int = 1,
         keys: Sequence[Key] | None = None,
         progress: Callable[[int], None] | None = None,
         take: Callable[[], Sequence[int]] | None = None,
         limit: int | None = None,
     ) -> list[Rollout]:
-        """Responses to each prompt (token ids, or a `Prompt` with pictures), n a prompt, prompt-major.
+        """Responses to each prompt (token ids, a text, a chat: [{"role": ..., "content": ...}, ...], or a `Prompt` with
+        pictures), n a prompt, prompt-major.
 
         keys: one name a sample (tuples of ints and strings); default (hash of the prompt's ids and pictures, index in
         the group).
@@ -101,7 +104,8 @@ class Sampler:
         `limit` at a time. ValueError: empty prompt, mask id in a prompt, prompt and response longer than the model's
         positions, wrong number of keys.
         """
-        requests = requests_of(prompts, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
+        read = [token_ids(prompt, self.model) for prompt in prompts]
+        requests = requests_of(read, n, keys, self.model, self.config, len(self._denoiser.suffix_ids))
         if not requests:
             return []
         limit = limit or len(requests)
@@ -111,6 +115,7 @@ class Sampler:
             generation = Generation(
                 Queue(requests, take), slots, self._denoiser, limit, self.steps_between_polls, self.weights_version
             )
+            generation.pictures.forgets = self.forgets_pictures
             return generation.run(progress or (lambda finished: None))
 
     @torch.inference_mode()

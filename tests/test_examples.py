@@ -3,6 +3,9 @@
 import copy
 import importlib.util
 import json
+import linecache
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,22 @@ def test_the_loop_runs_and_fits_on_a_page(rl_loop, capsys):
 def test_the_loop_learns(rl_loop):
     means = rl_loop.main()
     assert sum(means[-3:]) / 3 > means[0] + 0.15
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(capsys, monkeypatch, tmp_path):
+    """Each cell's source is where inspect looks for it, as in IPython."""
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))
+    monkeypatch.chdir(EXAMPLES)
+    space = {"__name__": "__main__"}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in cells) and len(cells) > 4
+    for number, cell in enumerate(cells):
+        source, name = "".join(cell["source"]), f"<cell {number}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        exec(compile(source, name, "exec"), space)
+    rewards = space["rewards"]
+    assert len(rewards) == 10 and rewards[-1] > rewards[0]
+    assert "mean reward of each step" in capsys.readouterr().out

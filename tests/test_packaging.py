@@ -54,7 +54,7 @@ def test_every_import_of_the_code_is_declared():
     sources = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
     names = {name for path in sources for name in imported(path)} - own - set(sys.stdlib_module_names)
     known, of = requirements("requirements.txt"), packages_distributions()
-    optional = set(declared([*EXTRAS["deepspeed"], *EXTRAS["tracking"]]))
+    optional = set(declared([*EXTRAS["deepspeed"], *EXTRAS["tracking"], *EXTRAS["lm-eval"]]))
     missing = {name for name in names if not {canonicalize_name(d) for d in of.get(name, [name])} & {*known, *optional}}
     assert not missing
 
@@ -64,11 +64,12 @@ def test_pyproject_and_requirements_name_the_same_packages():
     assert set(known) == set(project)
     dev, extras = requirements("requirements-dev.txt"), requirements("requirements-extras.txt")
     assert set(declared(EXTRAS["dev"])) == set(dev)
-    assert set(declared([*EXTRAS["deepspeed"], *EXTRAS["tracking"]])) <= set(extras)
+    optional = [*EXTRAS["deepspeed"], *EXTRAS["tracking"], *EXTRAS["lm-eval"]]
+    assert set(declared(optional)) <= set(extras)
     for texts, pins in (
         (PROJECT["project"]["dependencies"], known),
         (EXTRAS["dev"], dev),
-        ([*EXTRAS["deepspeed"], *EXTRAS["tracking"]], extras),
+        (optional, extras),
     ):
         for name, requirement in declared(texts).items():
             assert requirement.specifier.contains(pinned(pins[name])), requirement
@@ -108,6 +109,29 @@ def test_the_report_command_runs_the_checkout(monkeypatch):
         dllm_commands.report()
     assert ended.value.code == 2 and sys.path[0] == str(ROOT)
     assert PROJECT["project"]["scripts"]["dllm-report"] == "dllm_commands:report"
+
+
+SERVING = {"dllm-serve": ("serve", "serve.server"), "dllm-chat": ("chat", "serve.chat")}
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_the_commands_of_serving_run_the_checkout(name, monkeypatch):
+    function, module = SERVING[name]
+    assert PROJECT["project"]["scripts"][name] == f"dllm_commands:{function}"
+    monkeypatch.setattr(sys, "path", ["elsewhere", *sys.path])
+    usages = []
+    monkeypatch.setattr(importlib.import_module(module), "main", usages.append)
+    getattr(dllm_commands, function)()
+    assert usages[0].startswith(f"{name} model=") and sys.path[0] == str(ROOT)
+
+
+def test_the_lm_eval_command_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "serve.harness", raising=False)
+    with pytest.raises(SystemExit, match="pip install -c requirements-extras.txt lm_eval"):
+        dllm_commands.lm_eval()
+    target = PROJECT["project"]["entry-points"]["lm_eval.models"]["dllm"]
+    assert target == "serve.harness:DiffusionHarness"
 
 
 def test_an_installation_apart_from_the_checkout_is_refused():

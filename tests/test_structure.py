@@ -20,7 +20,7 @@ BELOW = {
         *("configs", "models.families", "models.tokenizer", "models.vision.images"),
         *("runtime.files", "runtime.pipes", "runtime.text"),
     ),
-    "sample": ("configs", "runtime", "models"),
+    "sample": ("configs", "runtime", "models", "data.control", "data.templates"),
     "train": ("configs", "runtime", "models", "reward", "data", "sample"),
     "serve": ("configs", "runtime", "models", "reward", "data", "sample"),
 }

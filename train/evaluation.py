@@ -105,6 +105,7 @@ def _evaluate(
     config, n, name = setup.decodings[decoding], setup.responses_per_task, _name(each.label, decoding)
     keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
     sampler = Sampler(setup.model, config)
+    sampler.forgets_pictures = True
     with monitor.progress(len(keys), f"eval {name}") as progress:
         start = time.perf_counter()
         rollouts = sample(sampler, [p.sampled for p in prompts], n, keys, progress.advance)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from train.algorithm.objectives import Metrics, negative_log_likelihood, per_tok
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
-from train.distributed.kind import check_engine, engine_kind, engine_line, offloads
+from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
@@ -148,6 +149,8 @@ class FineTuning:
         settings = for_model(config.training, self.model, self.method, blocks.trained)
         self.config = config = replace(config, training=settings)
         adopt_block_size(self.model, blocks.trained)
+        if shards_weights(config):
+            self.model.keep_whole_vision(torch.bfloat16 if numerics == "bf16" else torch.float32, device)
         self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)

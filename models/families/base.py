@@ -127,6 +127,18 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class PictureSizes:
+    """tokens: the most positions of a picture in a prompt. seen: positions that the tower runs for it, on this many
+    layers of these sizes."""
+
+    tokens: int
+    seen: int
+    layers: int
+    hidden: int
+    inner: int
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: how its checkpoints are laid out, how its outputs are read and how its prompts are written.
 
@@ -146,7 +158,7 @@ class Family:
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
     pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
-    part of the checkpoint and may be trained.
+    part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture.
     """
 
     name: str
@@ -168,6 +180,7 @@ class Family:
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None
     trains_vision: bool = False
+    picture_sizes: Callable[[Mapping[str, Any]], PictureSizes] | None = None
 
     def __post_init__(self) -> None:
         if self.attention == "block" and self.logit_shift:

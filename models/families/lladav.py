@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.families.base import CONFIG_KEYS, ChatFormat, Decoding, Family, Piece, pick
+from models.families.base import CONFIG_KEYS, ChatFormat, Decoding, Family, PictureSizes, Piece, pick
 
 TOWER_FILE = "vision_tower_config.json"
 _SIZES = "vision_tower_config"
@@ -69,6 +69,17 @@ def _pieces(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) ->
     return [Piece(weight)]
 
 
+def _picture_sizes(raw_config: Mapping[str, Any]) -> PictureSizes:
+    from models.vision.tiles import most_tiles, most_tokens, tile_grid
+
+    tower = raw_config[_SIZES]
+    grid = tile_grid(raw_config, tower["image_size"], tower["patch_size"])
+    seen = most_tiles(grid) * grid.patches**2
+    return PictureSizes(
+        most_tokens(grid), seen, tower["num_hidden_layers"], tower["hidden_size"], tower["intermediate_size"]
+    )
+
+
 LLADAV = Family(
     name="lladav",
     model_types=("llava_llada",),
@@ -92,5 +103,6 @@ LLADAV = Family(
     ),
     vision=lambda model, image_tokenizer: model.vision,
     trains_vision=True,
+    picture_sizes=_picture_sizes,
     decoding=Decoding(threshold_passes=True, stop_narrows=True, block_size=32),
 )

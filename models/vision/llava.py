@@ -6,6 +6,7 @@ Shapes: n tiles, S pixels of a tile's side, P features of a tile, T of the tower
 model's.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from models.unread import weight_of
 from models.vision.prompt import Picture
 from models.vision.seeing import Encode, Part
-from models.vision.tiles import Plan, Size, TileGrid, plan, tiles
+from models.vision.tiles import Plan, plan, tile_grid, tiles
 
 IMAGE_ID = -200
 
@@ -49,8 +51,10 @@ class LlavaVision(nn.Module):
         self.tower = SiglipVisionModel(tower)
         self.projector = _projector(str(raw_config.get("mm_projector_type")), tower.hidden_size, D)
         self.image_newline = nn.Parameter(torch.randn(D) / D**0.5)
-        self.grid = tile_grid(raw_config, tower)
+        side, patch = (int(size) for size in (tower.image_size, tower.patch_size))  # type: ignore[arg-type]
+        self.grid = tile_grid(raw_config, side, patch)
         self.one = "pad" if raw_config.get("image_aspect_ratio") == "pad" else "anyres"
+        self._whole: list[LlavaVision] = []
         self.train_part(None)
 
     def fit(self, pictures: int) -> str:
@@ -74,10 +78,19 @@ class LlavaVision(nn.Module):
     @torch.no_grad()
     def _encoded(self, source: Tiles) -> Tensor:
         """Features that trained models may read, whatever mode asks for them."""
-        seen = self.look(source.pixels)
+        eyes = self._whole[0] if self._whole else self
+        seen = eyes.look(source.pixels)
         if self.trained == "projector":
             source.seen = seen
-        return self.lay_out(self.projector(seen), source.plan)
+        return eyes.lay_out(eyes.projector(seen), source.plan)
+
+    def keep_whole(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Encodes pictures with a copy from now on: before an engine shards the weights, whose passes all ranks must
+        then run alike."""
+        whole = copy.deepcopy(self)
+        for own, weight in zip(whole.parameters(), self.parameters(), strict=True):
+            own.data = weight_of(weight).to(device, dtype, copy=True)
+        self._whole = [whole.to(device).eval()]  # in a list: its weights are none of the model's
 
     def forward(self, picture: Picture) -> Tensor:
         """The picture's features [tokens, D]: those that it was encoded with, or with the gradients of what is
@@ -119,31 +132,6 @@ class LlavaVision(nn.Module):
         self.tower.post_layernorm.requires_grad_(False)
         self.projector.requires_grad_(part is not None)
         self.image_newline.requires_grad_(part is not None)
-
-
-def tile_grid(raw_config: Mapping[str, Any], tower: SiglipVisionConfig) -> TileGrid:
-    """How config.json cuts pictures. ValueError for a way that is not LLaDA-V's."""
-    ratio, merge = str(raw_config.get("image_aspect_ratio")), raw_config.get("mm_patch_merge_type")
-    most = re.fullmatch(r"anyres(?:_max_(\d+))?", ratio)
-    if (most is None and ratio != "pad") or merge != "spatial_unpad":
-        raise ValueError(
-            f"config.json has image_aspect_ratio: {ratio!r} and mm_patch_merge_type: {merge!r}; pictures are taken as "
-            "anyres, anyres_max_N or pad, and merged by spatial_unpad."
-        )
-    side, patch = (int(size) for size in (tower.image_size, tower.patch_size))  # type: ignore[arg-type]
-    sizes = _resolutions(raw_config.get("image_grid_pinpoints"), side)
-    return TileGrid(side, side // patch, sizes, int(most[1]) if most is not None and most[1] else None)
-
-
-def _resolutions(given: Any, side: int) -> tuple[Size, ...]:
-    """image_grid_pinpoints: a list of sizes, or "(1x1),...,(6x6)" in tiles."""
-    if isinstance(given, str):
-        ends = [(int(a), int(b)) for a, b in re.findall(r"\((\d+)x(\d+)\)", given)]
-        (a, b), (c, d) = ends[0], ends[-1]
-        return tuple((i * side, j * side) for i in range(a, c + 1) for j in range(b, d + 1))
-    if bad := [size for size in given if size[0] % side or size[1] % side]:
-        raise ValueError(f"config.json has image_grid_pinpoints {bad[0]}, which tiles of {side} px do not fill.")
-    return tuple((int(width), int(height)) for width, height in given)
 
 
 def _projector(kind: str, T: int, D: int) -> nn.Module:

@@ -18,8 +18,8 @@ class Picture:
     """A picture in a model's terms.
 
     ids: what stands for it in a prompt. features: [positions with the image id, D], None where its ids are tokens;
-    computed when first asked for, if given as a function. digest: names its bytes ("" = unknown). source: what its
-    family makes the features from.
+    computed when first asked for, if given as a function, and kept until `forget`. digest: names its bytes ("" =
+    unknown). source: what its family makes the features from.
     """
 
     def __init__(
@@ -30,13 +30,19 @@ class Picture:
         source: Any = None,
     ):
         self.ids, self.digest, self.source = list(ids), digest, source
-        self._features = features
+        self._make = features if callable(features) else None
+        self._features = None if callable(features) else features
 
     @property
     def features(self) -> Tensor | None:
-        if callable(self._features):
-            self._features = self._features()
+        if self._features is None and self._make is not None:
+            self._features = self._make()
         return self._features
+
+    def forget(self) -> None:
+        """Frees features that can be computed again."""
+        if self._make is not None:
+            self._features = None
 
 
 class Prompt:
@@ -63,10 +69,15 @@ class Prompt:
 
     @property
     def features(self) -> Tensor | None:
-        if self._features is None and self.has_rows:
-            rows = [picture.features for picture in self.pictures]
-            self._features = torch.cat([row for row in rows if row is not None])
-        return self._features
+        if self._features is not None or not self.has_rows:
+            return self._features
+        rows = [row for picture in self.pictures if (row := picture.features) is not None]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def forget(self) -> None:
+        """Frees features of pictures that can be computed again."""
+        for picture in self.pictures:
+            picture.forget()
 
     @property
     def digests(self) -> list[str]:

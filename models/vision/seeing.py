@@ -114,6 +114,11 @@ class Seeing(nn.Module):
                 f"training.train_vision={part}: the model has no vision that is trained with it. Leave it false."
             )
 
+    def keep_whole_vision(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Pictures are encoded with a whole copy of what sees, before an engine shards the model's weights."""
+        if isinstance(self.vision, nn.Module):
+            self.vision.keep_whole(dtype, device)
+
     def features_of(self, prompts: Sequence[Prompt]) -> Tensor:
         """The rows of these prompts' pictures, one prompt after another, in a forward pass."""
         vision = self.need_vision()

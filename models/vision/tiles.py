@@ -5,14 +5,17 @@ Facts: https://github.com/ML-GSAI/LLaDA-V (LLaVA's anyres with unpadding). Sizes
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 GREY = (127, 127, 127)
+_SLACK = 1.1
 
 Size = tuple[int, int]
 
@@ -41,6 +44,47 @@ class Plan:
     unpadded: Size
     merged: Size
     num_tokens: int
+
+
+def tile_grid(raw_config: Mapping[str, Any], side: int, patch: int) -> TileGrid:
+    """How config.json cuts pictures for a tower with tiles and patches of so many pixels. ValueError for a way that is
+    not LLaDA-V's."""
+    ratio, merge = str(raw_config.get("image_aspect_ratio")), raw_config.get("mm_patch_merge_type")
+    most = re.fullmatch(r"anyres(?:_max_(\d+))?", ratio)
+    if (most is None and ratio != "pad") or merge != "spatial_unpad":
+        raise ValueError(
+            f"config.json has image_aspect_ratio: {ratio!r} and mm_patch_merge_type: {merge!r}; pictures are taken as "
+            "anyres, anyres_max_N or pad, and merged by spatial_unpad."
+        )
+    sizes = _resolutions(raw_config.get("image_grid_pinpoints"), side)
+    return TileGrid(side, side // patch, sizes, int(most[1]) if most is not None and most[1] else None)
+
+
+def _resolutions(given: Any, side: int) -> tuple[Size, ...]:
+    """image_grid_pinpoints: a list of sizes, or "(1x1),...,(6x6)" in tiles."""
+    if isinstance(given, str):
+        ends = [(int(a), int(b)) for a, b in re.findall(r"\((\d+)x(\d+)\)", given)]
+        (a, b), (c, d) = ends[0], ends[-1]
+        return tuple((i * side, j * side) for i in range(a, c + 1) for j in range(b, d + 1))
+    if bad := [size for size in given if size[0] % side or size[1] % side]:
+        raise ValueError(f"config.json has image_grid_pinpoints {bad[0]}, which tiles of {side} px do not fill.")
+    return tuple((int(width), int(height)) for width, height in given)
+
+
+def most_tiles(grid: TileGrid) -> int:
+    """Of a picture, the whole of it among them."""
+    return 1 + max((width // grid.side) * (height // grid.side) for width, height in grid.resolutions)
+
+
+def most_tokens(grid: TileGrid) -> int:
+    """No picture has more positions in a prompt: the whole of it, then the largest map, which is shrunk only where it
+    is a fifth too large, and a newline a row."""
+    per_tile = grid.patches**2
+    largest: float = most_tiles(grid) - 1
+    if grid.most is not None:
+        largest = min(largest, _SLACK**2 * grid.most)
+    rows = max(height for _, height in grid.resolutions) // grid.side * grid.patches
+    return per_tile + int(largest * per_tile) + rows
 
 
 def best_resolution(size: Size, resolutions: Sequence[Size]) -> Size:
@@ -82,7 +126,7 @@ def _crop(size: Size, map_H: int, map_W: int) -> tuple[slice, slice]:
 
 def _shrunk(height: int, width: int, side: int, most: int | None) -> Size:
     times = math.sqrt(height * width / (most * side**2)) if most else 1.0
-    return (int(height // times), int(width // times)) if times > 1.1 else (height, width)
+    return (int(height // times), int(width // times)) if times > _SLACK else (height, width)
 
 
 def tiles(image: Image.Image, fit: str, grid: TileGrid) -> NDArray[np.uint8]:

@@ -30,6 +30,13 @@ MACHINE = re.compile(
     r"(?: \(8B: GPUs of 141 GB\))?\.$",
     re.MULTILINE,
 )
+PICTURES = {
+    "image_aspect_ratio": "anyres_max_4",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_type": "mlp2x_gelu",
+}
+"""What LLaDA-V's config.json has beside its language model's keys."""
 CARD_GIB = {80: 79.0, 141: 140.0}
 """What torch finds on a card that is sold with so many GB: an H100's 79.1, an A100's 79.3."""
 
@@ -57,6 +64,7 @@ def folders(tmp_path_factory):
         made[family] = tmp_path_factory.mktemp(family)
         shutil.copytree(REAL / "layouts" / layout, made[family], dirs_exist_ok=True)
         raw = json.loads((made[family] / "config.json").read_text()) | {"model_type": model_type}
+        raw |= PICTURES if family == "lladav" else {}
         (made[family] / "config.json").write_text(json.dumps(raw))
 
     def folders_of(name):
@@ -112,7 +120,8 @@ def test_a_recipe_fits_the_machine_that_it_names(name, folders):
         assert fit.sizes["micro-batch"].number >= longest and sum(plan.host(inputs).values()) < machine["host"] * 1e9
         if kind == "rl":
             slots, evaluated = (fit.sizes[name].number for name in ("slots", "evaluation slots"))
-            assert slots >= min(32, inputs.responses(config.rollout)) and evaluated >= 32
+            least = 8 if inputs.picture else 32  # whole sequences of up to 5,000 tokens of text and picture
+            assert slots >= min(least, inputs.responses(config.rollout)) and evaluated >= least
 
 
 def test_every_recipe_names_its_machine_and_no_gpu_recipe_fixes_its_slots():

@@ -225,3 +225,15 @@ def test_weights_beside_the_tower_are_missed_by_name(tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="missing .*model.image_newline"):
         load_model(tmp_path)
+
+
+def test_a_whole_copy_of_vision_encodes_as_the_model_does():
+    model, image = tiny_model("lladav"), Image.effect_noise((21, 50), 60).convert("RGB")
+    want = model.encode_images([image])[0].features
+    names = {name for name, _ in model.named_parameters()}
+    model.keep_whole_vision(torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        for weight in model.vision.parameters():
+            weight.zero_()
+    assert torch.equal(model.encode_images([image])[0].features, want)
+    assert {name for name, _ in model.named_parameters()} == names

@@ -121,7 +121,9 @@ def test_a_picture_is_encoded_when_its_features_are_first_asked_for():
     seen = Picture([-200, -200], features, digest="ab")
     prompt = Prompt([1, -200, -200, -200, -200], pictures=[seen, seen])
     assert not calls and prompt.name() == "ab ab"
-    assert prompt.features.shape == (4, 3) and prompt.features is prompt.features and calls == [1]
+    assert prompt.features.shape == (4, 3) and seen.features is seen.features and calls == [1]
+    prompt.forget()
+    assert prompt.features.shape == (4, 3) and calls == [1, 1]
 
 
 def test_the_name_of_pictures_without_digests_is_that_of_their_features():

@@ -152,6 +152,17 @@ def test_a_batch_with_pictures_answers_as_each_prompt_alone(tiny, cache):
     assert '"images"' in rollouts[3].to_json() and '"images"' not in rollouts[0].to_json()
 
 
+def test_features_are_freed_where_no_one_wants_them_again(tiny):
+    counts = []
+    sampler, prompts = Sampler(tiny, dataclasses.replace(TINY, max_slots=2)), mixed(tiny, counts)[1:]
+    want = [rollout.token_ids for rollout in sampler.generate(prompts, n=2)]
+    assert sorted(counts) == [4, 7] and prompts[0].pictures[0]._features is not None
+    sampler.forgets_pictures = True
+    assert [rollout.token_ids for rollout in sampler.generate(prompts, n=2)] == want
+    assert all(picture._features is None for prompt in prompts for picture in prompt.pictures)
+    assert sampler._held.cache.features is None
+
+
 def test_prompts_of_equal_ids_and_other_pictures_are_other_samples(tiny):
     rows = torch.randn(4, tiny.hf_config.hidden_size, generator=torch.Generator().manual_seed(0))
     prompts = [

@@ -11,6 +11,7 @@ from configs import find
 from configs.engine import TITLES
 from configs.schema import Config, DecodeConfig
 from models.checkpoint import empty_network
+from models.families.base import PictureSizes
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
 from models.stored import stored_elements
@@ -111,6 +112,21 @@ class Inputs:
         )
 
     @property
+    def picture(self) -> PictureSizes | None:
+        """The largest picture that a prompt may have; None where pictures are no features."""
+        return picture_of(self.models)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the longest prompt: its text and a picture."""
+        return longest_prompt(self.config, self.models)
+
+    @property
+    def frozen(self) -> int:
+        """Parameters of vision that are not trained."""
+        return {"false": self.net.vision, "projector": self.net.tower}.get(self.config.training.train_vision, 0)
+
+    @property
     def adapted(self) -> frozenset[str] | None:
         """Names of the linear layers with adapters; None where all weights are trained."""
         return frozenset(self.adapters.targets or ADAPTED) if self.adapters else None
@@ -122,7 +138,7 @@ class Inputs:
 
     @property
     def trained(self) -> int:
-        return self.adapter_parameters or self.net.parameters
+        return self.adapter_parameters or self.net.parameters - self.frozen
 
     @property
     def value_parameters(self) -> int:
@@ -130,10 +146,11 @@ class Inputs:
 
     @property
     def value_trained(self) -> int:
-        """The head that the value model does not use is frozen, if it is not the embedding."""
+        """The head that the value model does not use is frozen, if it is not the embedding, and so is its vision."""
         if self.value is None:
             return 0
-        return self.value_parameters - (0 if self.value.tied else self.value.vocab * self.value.hidden)
+        unused = 0 if self.value.tied else self.value.vocab * self.value.hidden
+        return self.value_parameters - unused - self.value.vision
 
     @property
     def sampling_dtype(self) -> torch.dtype:
@@ -187,18 +204,31 @@ class Inputs:
         return blocks.evaluated if decode is self.config.evaluation else blocks.sampled
 
 
+def picture_of(models: RunModels) -> PictureSizes | None:
+    """The largest picture that the models' family takes as features; None where it takes none."""
+    spec = models.policy
+    return spec.family.picture_sizes(spec.raw) if spec.family.picture_sizes is not None else None
+
+
+def longest_prompt(config: Config, models: RunModels) -> int:
+    """Tokens of a prompt of training.max_prompt_len with a picture, within the model's positions."""
+    picture, text = picture_of(models), config.training.max_prompt_len
+    return text if picture is None else max(text, min(text + picture.tokens, models.policy.positions))
+
+
 def longest_samples(config: Config, models: RunModels, response_tokens: int) -> list[TrainingSample]:
-    """The training samples of the longest response that a run may train: a prompt of training.max_prompt_len, a
-    response that needs every denoising step."""
+    """The training samples of the longest response that a run may train: a prompt of training.max_prompt_len and
+    pictures, a response that needs every denoising step."""
+    prompt_tokens = longest_prompt(config, models)
     training, family, block_size = config.training, models.policy.family, models.blocks.trained
     place = np.arange(response_tokens)
-    grid = place + (training.max_prompt_len if family.attention == "block" else 0)
+    grid = place + (prompt_tokens if family.attention == "block" else 0)
     steps = [chosen["steps_per_block"] or block_size for chosen in decodings(config.rollout)]
     per_block = min(max(steps), block_size)
     step = grid // block_size * per_block + grid % block_size * per_block // block_size
     response = Rollout(
         key=(0,),
-        prompt_ids=[0] * training.max_prompt_len,
+        prompt_ids=[0] * prompt_tokens,
         canvas_ids=[0] * response_tokens,
         canvas_step_map=(step - step[0] + 1).tolist(),
         canvas_logprobs=[0.0] * response_tokens,

@@ -104,15 +104,18 @@ def _all_updates(inputs: Inputs, tokens: int) -> dict[str, Parts]:
 
 
 def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
-    """Slots, and the most that a prefill or a step takes; of several entries the largest."""
+    """Slots, and the most that a prefill or a step takes; of several entries the largest. Features of pictures: of the
+    prompts at work, and of all that a step of RL keeps for its updates."""
     entries = zip(decodings(decode), inputs.sizes_of(decode), strict=True)
     cache = CACHES[cache_mode(decode, inputs.models.policy.family)]
     found = [_entry(inputs, SamplingConfig(**chosen), cache, size, slots) for chosen, size in entries]
-    return max(found, key=lambda parts: sum(parts.values()))
+    largest = max(found, key=lambda parts: sum(parts.values()))
+    kept = 0 if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
+    return _present(largest | {"pictures": features(inputs, slots + kept)})
 
 
 def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], block_size: int, slots: int) -> Parts:
-    prompt, net, dtype = inputs.config.training.max_prompt_len, inputs.sampled_net, inputs.sampling_dtype
+    prompt, net, dtype = inputs.prompt_tokens, inputs.sampled_net, inputs.sampling_dtype
     capacity = prompt + config.max_new_tokens + block_size - 1
     kept = SlotKV.bytes(shared_heads(inputs.hf_config, inputs.team), slots, capacity, dtype) if cache.keeps_keys else 0
     forwards = [
@@ -123,6 +126,25 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     chosen = positions if config.output == "text" else min(positions, positions_at_once(net.vocab))
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
     return {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
+
+
+def features(inputs: Inputs, prompts: int) -> float:
+    """Of the pictures of so many prompts; in an SFT of one."""
+    if inputs.picture is None:
+        return 0.0
+    kept = 1 if inputs.models.kind == "sft" else prompts
+    return float(kept * inputs.picture.tokens * inputs.net.hidden * inputs.sampling_dtype.itemsize)
+
+
+def _tower(inputs: Inputs, head: bool, tokens: int) -> float:
+    """What autograd keeps of the vision tower for the pictures of a micro-batch, where it is trained: ten of a layer's
+    inputs and twice the inside of its MLP."""
+    picture = inputs.picture
+    if picture is None or not head or inputs.config.training.train_vision != "all":
+        return 0.0
+    pictures = max(1, tokens // max(1, inputs.unsplit_tokens))
+    kept = picture.layers * (10 * picture.hidden + 2 * picture.inner)
+    return float(pictures * picture.seen * kept * (BF16 if inputs.machine.half else FP32))
 
 
 def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int) -> dict[str, Parts]:
@@ -144,6 +166,7 @@ def updates(inputs: Inputs, whose: str, net: Network, trained: int, tokens: int)
         "gradients": FP32 * own,
         "micro-batch": micro_batch_bytes(net, inputs.packing.scaled(tokens), precision),
         "between processes": bucket + gathered if several else 0,
+        "pictures": features(inputs, inputs.config.rollout.num_task_per_step) + _tower(inputs, head, tokens),
     }
     return {
         f"{whose}update": _present(passes),

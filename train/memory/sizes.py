@@ -31,7 +31,8 @@ class Network:
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
     layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
-    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding.
+    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding. vision:
+    parameters of a tower and of what projects its output, which are not of the body; tower: of that alone.
     """
 
     parameters: int
@@ -49,13 +50,16 @@ class Network:
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    vision: int = 0
+    tower: int = 0
 
     @staticmethod
     def of(network: nn.Module, hf_config: Any) -> "Network":
         """The sizes of a network of transformers, on the meta device too."""
         sizes = {name: p.numel() for name, p in network.named_parameters()}
         outer = {name: size for name, size in sizes.items() if "embed_tokens" in name or "lm_head" in name}
-        body = {name: size for name, size in sizes.items() if name not in outer}
+        seeing = {name: size for name, size in sizes.items() if name.startswith("vision.")}
+        body = {name: size for name, size in sizes.items() if name not in outer | seeing}
         heads = int(hf_config.num_attention_heads)
         experts = int(getattr(hf_config, "num_experts", 0) or 0)
         return Network(
@@ -73,6 +77,8 @@ class Network:
             tied=bool(hf_config.tie_word_embeddings),
             experts=experts,
             experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
+            vision=sum(seeing.values()),
+            tower=sum(size for name, size in seeing.items() if name.startswith("vision.tower.")),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
         )
 

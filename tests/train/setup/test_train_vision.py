@@ -1,20 +1,15 @@
 """training.train_vision: how it is spelled, what it trains, and where it is refused."""
 
-import json
-
 import pytest
-from helpers import TINY_CONFIGS
 
 from configs import load_config, merge
 from models.spec import CheckpointSpec
-from models.tiny import TINY_FILES, tiny_checkpoint
+from models.tiny import tiny_checkpoint, tiny_folder
 from train.setup.models import RunModels, make_trained_model, trained_vision
 
 
 def spec_of(folder, family):
-    for name, content in {"config.json": TINY_CONFIGS[family], **TINY_FILES.get(family, {})}.items():
-        (folder / name).write_text(json.dumps(content))
-    return CheckpointSpec.read(folder)
+    return CheckpointSpec.read(tiny_folder(folder, family))
 
 
 @pytest.mark.parametrize(

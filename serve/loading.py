@@ -1,0 +1,84 @@
+"""From settings to a sampler: what can be known to fail at once, then the weights."""
+
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+
+from configs import find, naming
+from data.control import encode
+from data.templates import Format, Writer, chat_formats
+from models import DiffusionLM, load_model
+from models.folder import weight_files
+from models.spec import CheckpointSpec
+from models.tokenizer import read_tokenizer
+from sample import Sampler, SamplingConfig
+from sample.config import cache_of
+from serve.settings import ModelSettings
+
+USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
+S = TypeVar("S", bound=ModelSettings)
+
+
+def check(settings: ModelSettings) -> CheckpointSpec:
+    """The checkpoint's spec. ValueError for whatever can be known to fail before its weights are read."""
+    with naming("model"):
+        spec = CheckpointSpec.read(find(settings.model), settings.model_base)
+        weight_files((spec.base or spec).folder)
+        if read_tokenizer(spec.folder, spec.family) is None:
+            raise ValueError(f"{spec.folder} has no tokenizer (tokenizer.json or vocab files): texts cannot be read.")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU here. Set device=cpu or auto.")
+    cache_of(settings.cache, spec.family)  # type: ignore[arg-type]
+    config_of(sized(settings, spec))
+    return spec
+
+
+def config_of(settings: ModelSettings, **more: Any) -> SamplingConfig:
+    """Its fields that the settings have, and more. ValueError as of `SamplingConfig`."""
+    names = {item.name for item in fields(SamplingConfig)}
+    return SamplingConfig(**{name: value for name, value in vars(settings).items() if name in names} | more)
+
+
+def sized(settings: S, spec: CheckpointSpec) -> S:
+    """The settings with lengths that the model has room for in place of null. ValueError where given ones have none."""
+    sequence = settings.max_sequence_tokens or min(USUAL_SEQUENCE_TOKENS, spec.positions)
+    if sequence > spec.positions:
+        raise ValueError(f"max_sequence_tokens={sequence}: the model has {spec.positions} positions.")
+    new = settings.max_new_tokens or min(USUAL_NEW_TOKENS, sequence // 2)
+    if new >= sequence:
+        raise ValueError(
+            f"max_new_tokens={new} leaves no room for a prompt in sequences of {sequence} tokens: lower it, or raise "
+            f"max_sequence_tokens (the model has {spec.positions} positions)."
+        )
+    return replace(settings, max_sequence_tokens=sequence, max_new_tokens=new)
+
+
+def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> Sampler:
+    """The model on its device, and a sampler over it. more: fields of its config besides the settings'."""
+    gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    names = {"auto": "bfloat16" if gpu else "float32", "bf16": "bfloat16", "fp32": "float32"}
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return Sampler(load_model(spec, names[settings.dtype], "cuda" if gpu else "cpu"), config_of(settings, **more))
+
+
+class Reader:
+    """Chats and texts -> token ids."""
+
+    def __init__(self, model: DiffusionLM, settings: ModelSettings):
+        self.family = model.spec.family
+        self.tokenizer: Any = model.tokenizer
+        how = Format(self.family.name, "general", settings.template, settings.start_with_think)
+        self.writer = Writer(how, self.tokenizer)
+
+    def chat(self, turns: list[tuple[str, str]]) -> list[int]:
+        """A conversation that the answer continues. Control tokens in its turns are text. ValueError: no chat format,
+        or a chat template that fails."""
+        if self.writer.chat is None and self.family.name.lower() not in chat_formats():
+            raise ValueError(f"{self.family.name} has no chat format: ask for completions, or set template=chat.")
+        return encode(self.tokenizer, self.writer.conversation(turns))
+
+    def text(self, text: str) -> list[int]:
+        """A text as it stands: control tokens in it count."""
+        return encode(self.tokenizer, text)
