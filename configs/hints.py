@@ -63,6 +63,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         ("chat_template", "prompt_template", "system_prompt", "apply_chat_template"), ("dataset.template",)
     ),
     **dict.fromkeys(("reward_funcs", "reward_function", "reward_fn", "custom_reward_function"), ("reward.function",)),
+    "reward_weights": ("reward.weights",),
     **dict.fromkeys(("reward_model", "reward_model_path"), ("judge.local", "reward.function")),
     **dict.fromkeys(("actor.path", "actor.model", "model.path", "model.name"), ("model.pretrained_model",)),
     **dict.fromkeys(("custom_reward_function.path", "reward.path"), ("reward.function",)),
@@ -123,7 +124,6 @@ NOTES: dict[str, str] = {
     **dict.fromkeys(
         ("use_vllm", "vllm_mode", "tensor_model_parallel_size"), "The sampler shares the trainer's devices."
     ),
-    "reward_weights": "Weigh the parts inside the function that reward.function names.",
 }
 """Name, in small letters -> what takes the place of a key that has none here."""
 

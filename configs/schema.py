@@ -484,7 +484,15 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    function: str | None = opt(None, "your reward: path/to/file.py:name, called with (prompts, completions, **columns)")
+    function: Any = opt(
+        None,
+        "your reward: path/to/file.py:name, called with (prompts, completions, **columns), plain or async; or a list, "
+        "which is added up",
+        each=str,
+    )
+    weights: dict[str, float] = opt(
+        {}, "weights in that sum, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+    )
     beside_verifier: bool = opt(
         False,
         "your function's numbers are added to the verifier's reward in training, instead of replacing it",

@@ -18,12 +18,13 @@ class Reward(ABC):
 
     columns: every column of the tasks as a list aligned with the completions, and completion_ids, finish_reason,
     num_steps. `stats` holds the counts of the last call under the names that the metrics line uses
-    (`reward/none_count`, ...).
+    (`reward/none_count`, ...); `given`, of a sum, what each of its parts gave then.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.stats: dict[str, float] = {}
+        self.given: dict[str, list[float | None]] = {}
 
     def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
         self.counts = Counter()

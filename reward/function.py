@@ -13,7 +13,8 @@ FAILURES_IN_A_ROW = 3
 
 
 class FunctionReward(Reward):
-    """`path/to/file.py:name`, called as name(prompts=..., completions=..., **columns) -> list[float | None].
+    """`path/to/file.py:name`, called as name(prompts=..., completions=..., **columns) -> list[float | None]; what
+    an `async def` gives is awaited.
 
     The file is imported once, in a worker process, when this object is made: ValueError when it cannot be. A call that
     raises, runs longer than `timeout_seconds` or returns something else than one number (or None) a completion gives
@@ -32,11 +33,6 @@ class FunctionReward(Reward):
             self.close()
             raise ValueError(f"reward.function: {function} cannot be loaded\n{reply.detail.rstrip()}")
         self.signature: dict[str, Any] = reply.value
-        if self.signature["async"]:
-            self.close()
-            raise ValueError(
-                f"reward.function: {function} is asynchronous; name a plain function, which may call asyncio.run itself"
-            )
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
         reply = self.pool.run(**self._arguments({**columns, "prompts": prompts, "completions": completions}))
@@ -104,11 +100,12 @@ def _number(value: Any) -> float:
 
 
 class SumReward(Reward):
-    """The sum of several rewards, by name; None where any of them is None. stats: theirs, and the mean of each."""
+    """The sum of several rewards, by name, each times its weight (default 1); None where any of them is None. stats:
+    theirs, and the mean of each without its weight."""
 
-    def __init__(self, parts: Mapping[str, Reward]) -> None:
+    def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.parts = parts
+        self.parts, self.weights = parts, dict(weights or {})
         self.means: dict[str, float] = {}
 
     def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
@@ -117,14 +114,15 @@ class SumReward(Reward):
         return rewards
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
-        self.means, columns_of_values = {}, []
+        self.means, self.given = {}, {}
         for name, part in self.parts.items():
             values = part(prompts, completions, **columns)
             self.counts.update(part.counts)
             if given := [value for value in values if value is not None]:
                 self.means[name] = math.fsum(given) / len(given)
-            columns_of_values.append(values)
-        return [_sum(values) for values in zip(*columns_of_values, strict=True)]
+            self.given[name] = values
+        weights = [self.weights.get(name, 1.0) for name in self.parts]
+        return [_sum(values, weights) for values in zip(*self.given.values(), strict=True)]
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for part in self.parts.values():
@@ -135,8 +133,8 @@ class SumReward(Reward):
             part.close()
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    given = [value for value in values if value is not None]
+def _sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    given = [weight * value for value, weight in zip(values, weights, strict=True) if value is not None]
     return math.fsum(given) if len(given) == len(values) else None
 
 

@@ -1,5 +1,6 @@
 """Which reward a configuration means."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from configs.schema import DATA_TYPES, ExecuteConfig, RewardConfig
@@ -9,6 +10,9 @@ from reward.code.reward import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
 from reward.judge.preference import JudgeReward
 from reward.workers.pool import default_workers
+
+VERIFIER = "verifier"
+"""The name of the data type's own part of a reward."""
 
 
 def build_reward(
@@ -24,12 +28,41 @@ def build_reward(
     comparisons in place of that verifier. similarity: what scores captions (`reward.captions`).
     """
     _check(reward, data_type, judge)
-    if reward.function and not reward.beside_verifier:
-        return _function(reward.function, reward)
+    functions = named_functions(reward)
+    if len(functions) == 1 and not reward.beside_verifier and not reward.weights:
+        return _function(next(iter(functions.values())), reward)
+    if functions and not reward.beside_verifier:
+        return _summed({}, functions, reward)
     verifier = judge or _verifier(reward, execute, data_type, similarity)
-    if not reward.function:
-        return verifier
-    return SumReward({"verifier": verifier, "function": _function(reward.function, reward)})
+    return _summed({VERIFIER: verifier}, functions, reward) if functions else verifier
+
+
+def named_functions(reward: RewardConfig) -> dict[str, str]:
+    """Name in metrics and reward.weights -> path/to/file.py:name, of each function: its own name, "function" for one
+    that is named alone beside the verifier. ValueError for a weight of none of them, or two of one name."""
+    given = reward.function if isinstance(reward.function, list) else [reward.function] if reward.function else []
+    names = [target.rpartition(":")[2] for target in given]
+    if reward.beside_verifier and not isinstance(reward.function, list):
+        names = ["function"] * len(given)
+    if twice := [name for name in names if names.count(name) > 1 or name == VERIFIER]:
+        raise ValueError(f"reward.function: {twice[0]} is the name of two parts of the reward; rename one.")
+    known = [*names, *([VERIFIER] if reward.beside_verifier else [])]
+    if unknown := [name for name in reward.weights if name not in known]:
+        parts = ", ".join(known) or "the verifier alone"
+        raise ValueError(f"reward.weights names {unknown[0]}, but the parts of the reward are {parts}.")
+    return dict(zip(names, given, strict=True))
+
+
+def _summed(parts: dict[str, Reward], functions: Mapping[str, str], reward: RewardConfig) -> SumReward:
+    """The parts and the functions as one reward; where a function cannot be loaded, the others are closed."""
+    try:
+        for name, target in functions.items():
+            parts[name] = _function(target, reward)
+    except BaseException:
+        for part in parts.values():
+            part.close()
+        raise
+    return SumReward(parts, reward.weights)
 
 
 def _check(reward: RewardConfig, data_type: str, judge: JudgeReward | None) -> None:

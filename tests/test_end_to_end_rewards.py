@@ -157,3 +157,16 @@ def test_what_cannot_work_is_reported_before_a_model_is_loaded(shop, monkeypatch
     monkeypatch.setattr(setup_models, "load_model", lambda *a: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=says):
         rl.run(load_config(shop.arguments(RL, *arguments, NO_EVALUATION, "dry_run=true", reward=None)))
+
+
+@pytest.mark.slow
+def test_parts_of_a_reward_are_logged_with_each_response(shop):
+    functions = f"reward.function=[{shop.reward}:share_of_small_digits,{shop.reward}:always_one]"
+    typed = [functions, "reward.weights={always_one: 0.25}", "experiment.total_step=1", "evaluation.eval_dataset=null"]
+    rl.run(load_config(shop.arguments(RL, *typed), command="rl"))
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert rows and all(set(row["rewards"]) == {"share_of_small_digits", "always_one"} for row in rows)
+    for row in rows:
+        assert row["reward"] == pytest.approx(row["rewards"]["share_of_small_digits"] + 0.25)
+    (metrics,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
+    assert metrics["reward/always_one_mean"] == 1.0

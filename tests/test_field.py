@@ -25,7 +25,7 @@ TESTED = {
     "D-t001": "train/setup/test_train_prompts.py::test_a_question_ends_no_turn_of_a_real_tokenizer",
     "P-p002": "data/test_data_conversations.py::test_a_system_column_is_the_system_turn",
     "P-p025": "data/test_data_conversations.py::test_a_system_column_is_the_system_turn",
-    "R-asy": "reward/test_reward_function.py::test_an_asynchronous_function_is_refused_before_anything_runs",
+    "R-asy": "reward/test_reward_function.py::test_an_asynchronous_function_is_awaited",
 }
 LINES = [json.loads(line) for line in (TESTS / "golden" / "field" / "fails.jsonl").read_text().splitlines()]
 

@@ -197,6 +197,10 @@ class Collector:
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
         rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
         self.grading.log.pictures.add(prompt.images for prompt in sampled.prompts)
+        given = self.grading.reward.given if self.grading.reward is not None else {}
+        if given:
+            parts = (dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True))
+            rows = [row | {"rewards": part} for row, part in zip(rows, parts, strict=True)]
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
         if every and sampled.step % every == 0:

@@ -4,6 +4,7 @@ Jobs arrive on standard input as pickles, replies leave on standard output as JS
 Whatever the function itself reads or prints goes to /dev/null and standard error.
 """
 
+import asyncio
 import inspect
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import IO, Any
 
 from reward.workers.tree import supervise
@@ -39,14 +40,13 @@ def write_frame(stream: IO[bytes], body: bytes) -> None:
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Which keyword arguments a function takes: {"names", "required", "any", "async"}; `any` means **columns."""
+    """Which keyword arguments a function takes: {"names", "required", "any"}; `any` means **columns."""
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {
         "names": [p.name for p in named],
         "required": [p.name for p in named if p.default is p.empty],
         "any": any(p.kind is p.VAR_KEYWORD for p in parameters),
-        "async": inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__),
     }
 
 
@@ -55,11 +55,16 @@ def _answer(function: Callable[..., Any], job: bytes, cpu_seconds: float) -> dic
         args, kwargs = pickle.loads(job)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the default action of SIGPROF ends the process
         try:
-            return {"ok": plain(function(*args, **kwargs))}
+            value = function(*args, **kwargs)
+            return {"ok": plain(asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value)}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
     except BaseException:
         return {"error": traceback.format_exc()}
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def plain(value: Any) -> Any:

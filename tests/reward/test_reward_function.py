@@ -236,10 +236,37 @@ def test_columns_may_have_any_name(build):
         assert reward(["p"], [r"\boxed{A}"], ground_truth_answer=["A"], self=[1]) == [1.0]
 
 
-def test_an_asynchronous_function_is_refused_before_anything_runs(functions):
-    for name in ("later", "called_later"):
-        with pytest.raises(ValueError, match=f"reward.function: .*:{name} is asynchronous"):
-            built(function=f"{functions}:{name}")
+@pytest.mark.parametrize("name", ["later", pytest.param("called_later", marks=pytest.mark.slow)])
+def test_an_asynchronous_function_is_awaited(name, build):
+    assert build(name)(["p", "p"], ["a", "b"]) == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_several_functions_are_a_weighted_sum_with_a_mean_each(functions):
+    targets = [f"{functions}:{name}" for name in ("length", "by_column")]
+    with built(function=targets, weights={"length": 0.5}) as reward:
+        assert reward(["p"] * 3, ["a", "abc", "x"], wanted=["a", "a", "a"]) == [1.5, 2.5, None]
+        assert reward.given == {"length": [1.0, 3.0, 1.0], "by_column": [1.0, 1.0, None]}
+        assert (
+            reward.stats["reward/length_mean"] == pytest.approx(5 / 3) and reward.stats["reward/by_column_mean"] == 1.0
+        )
+        assert reward.stats["reward/none_count"] == 1.0
+    with built("option", function=targets[0], beside_verifier=True, weights={"verifier": 2.0}) as reward:
+        assert reward(["p"], [r"\boxed{A}"], ground_truth_answer=["A"]) == [2.0 + 9.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"function": "a.py:f", "weights": {"g": 1.0}}, "reward.weights names g, but the parts of the reward are f"),
+        ({"weights": {"f": 1.0}}, "reward.weights names f, but the parts of the reward are the verifier alone"),
+        ({"function": ["a.py:f", "b.py:f"]}, "reward.function: f is the name of two parts of the reward"),
+        ({"function": ["a.py:verifier"]}, "reward.function: verifier is the name of two parts"),
+    ],
+)
+def test_parts_of_a_reward_that_cannot_be_told_apart_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        built(**settings)
 
 
 def test_nothing_is_left_after_close(build):

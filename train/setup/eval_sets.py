@@ -26,7 +26,7 @@ class EvalSet:
     def reward_of(self, config: Config) -> Reward:
         """The reward that grades it."""
         if self.reward:
-            own = replace(config.reward, function=self.reward, beside_verifier=False)
+            own = replace(config.reward, function=self.reward, beside_verifier=False, weights={})
             config = replace(config, reward=own)
         return reward_of(config, self.source.data_type, evaluating=True)
 

@@ -23,12 +23,19 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
     evaluating. ValueError, before anything starts, for what cannot work."""
     reward = config.reward
     if evaluating and reward.beside_verifier:
-        reward = replace(reward, function=None, beside_verifier=False)
-    if reward.function and ":" in reward.function:
-        path, name = reward.function.rsplit(":", 1)
-        reward = replace(reward, function=f"{find(path)}:{name}")
+        reward = replace(reward, function=None, beside_verifier=False, weights={})
+    if isinstance(reward.function, list):
+        reward = replace(reward, function=[_found(target) for target in reward.function])
+    elif reward.function:
+        reward = replace(reward, function=_found(reward.function))
     similarity = Clip(reward.clip_model, pick_device(config.model.device)) if reward.clip_model else None
     return build_reward(reward, config.execute, data_type, _marks_of(config), similarity)
+
+
+def _found(target: str) -> str:
+    """path/to/file.py:name with the file's path as it is found from here."""
+    path, colon, name = target.rpartition(":")
+    return f"{find(path)}:{name}" if colon else target
 
 
 def _marks_of(config: Config) -> JudgeReward | None:
