@@ -7,8 +7,9 @@ from models.model import DiffusionLM
 
 def compile_layers(model: DiffusionLM, backend: str = "inductor") -> bool:
     """Compiles the decoder layers in place, from their next call on; one version serves all layers. False, and nothing,
-    for a mixture of experts or with adapters, whose layers branch on data and on names."""
-    if model.adapters is not None or getattr(model.hf_config, "num_experts", None):
+    for a mixture of experts or with adapters, whose layers branch on data and on names, and for a part of a model,
+    whose layers talk to other ranks."""
+    if model.adapters is not None or model.parallel is not None or getattr(model.hf_config, "num_experts", None):
         return False
     raise_limit()
     keep_out_of_compiled_layers()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from benchmarks.counters import off_share, sampler_less_trainer
-from benchmarks.gpu_steps.record import Figure, Found, Setup, Step
+from benchmarks.gpu_steps.record import Figure, Found, Setup, Step, spans
 from benchmarks.sampler import random_model
 from models import load_model
 from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
+from train.algorithm.packing import pack
 from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.updater import Updater
@@ -55,6 +56,8 @@ def checks(setup: Setup) -> Found:
             yield f"trainer_gap_{family}", gap
         for name in STRATEGIES:
             yield f"graph_{name}", float(graph_is_eager(setup, name))
+        if setup.device.type == "cuda":  # FlexAttention has no gradient on a CPU
+            yield "flex_gradients", flex_against_spans(setup)
     gap_N = _bf16_gap(setup)
     yield "bf16_mean_abs", float(np.abs(gap_N).mean())
     yield "bf16_off_share", off_share(gap_N)
@@ -110,6 +113,23 @@ def graph_is_eager(setup: Setup, name: str) -> bool:
     return answers[0] == answers[1]
 
 
+def flex_against_spans(setup: Setup) -> float:
+    """The largest difference between gradients through FlexAttention and through spans, of a tiny model in fp32, as a
+    share of the largest gradient."""
+    model = tiny_model("sdar").to(setup.device)
+    config = SamplingConfig(max_new_tokens=40, block_size=4, temperature=1.0, threshold=0.4, stop_ids=())
+    rollouts = Sampler(model, config).generate(random_prompts([9, 1, 30, 3]), n=2)
+    samples = Replay.of(model, config.for_model(model)).batch(rollouts, [1.0] * len(rollouts)).samples
+    found = []
+    for context in (nullcontext(), spans()):
+        with context:
+            micro = pack(samples, range(len(samples)), setup.device)
+        model.zero_grad()
+        model(micro.ids, micro.positions, micro.layout, micro.index, micro.targets).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    return float((found[0] - found[1]).abs().max() / found[1].abs().max())
+
+
 def _uncaptured(step: Callable[[], None]) -> Callable[[], None]:
     """A step's fixed shapes without a capture."""
     return step
@@ -142,6 +162,7 @@ STEP = Step(
         *(_passed(f"cpu_tokens_{family}") for family in FAMILIES),
         *(Figure(f"trainer_gap_{family}", "nats", "1e-5", most=1e-4) for family in FAMILIES),
         *(_passed(f"graph_{name}") for name in STRATEGIES),
+        Figure("flex_gradients", "share", "1e-5", most=1e-4),
         Figure("bf16_mean_abs", "nats", "2.5e-3", most=4e-3),
         Figure("bf16_off_share", "share", "0", most=0.0),
     ),

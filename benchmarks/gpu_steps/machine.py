@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_steps.record import Figure, Found, Setup, Step
+from models.flex import blocks_before, slot_attention
 from sample import SamplingConfig
 from sample.targets import Coordinates
 from sample.unmask import propose
@@ -100,6 +101,10 @@ def _kernels(setup: Setup, query: Tensor, key: Tensor, bias: Tensor) -> Iterator
 
     yield "math", sdpa(SDPBackend.MATH)
     if setup.device.type == "cuda":
+        n, G, Q, d = query.shape
+        seen_nQ = torch.full((n, Q // 4), key.shape[2] - 5, dtype=torch.int32, device=setup.device)
+        blocks, spread = blocks_before(seen_nQ, key.shape[2]), query.reshape(n, 4 * G, Q // 4, d)
+        yield "flex", lambda: slot_attention(spread, key, key, seen_nQ, blocks, d**-0.5, recurs=True)
         yield "efficient", sdpa(SDPBackend.EFFICIENT_ATTENTION)
         yield "cudnn", sdpa(SDPBackend.CUDNN_ATTENTION)
 
@@ -142,7 +147,7 @@ STEPS = (
         tuple(
             Figure(f"{name}_{n}_share", "share", predicted)
             for n in SLOTS
-            for name, predicted in (("math", ""), ("efficient", "0.4 at 1 slot"), ("cudnn", ""))
+            for name, predicted in (("flex", "0.8"), ("math", ""), ("efficient", "0.4 at 1 slot"), ("cudnn", ""))
         ),
     ),
     Step(

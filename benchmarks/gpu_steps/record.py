@@ -4,9 +4,11 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -101,6 +103,13 @@ class Setup:
                 weight.normal_(0.0, 0.02) if weight.dim() > 1 else weight.fill_(1.0)
                 setattr(module, name, nn.Parameter(weight))
         return DiffusionLM(network, spec, {}, None).to(device=self.device).eval()
+
+
+@contextmanager
+def spans() -> Iterator[None]:
+    """Packed rows attend span by span under masks, as on a CPU."""
+    with mock.patch("train.algorithm.packing.attention_kind", lambda requested, device: "sdpa"):
+        yield
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -21,8 +21,21 @@ from train.memory.sizes import Network
 
 POLLS = 8
 STEPS_PER_BLOCK = 2
-LADDER: dict[str, dict[str, Any]] = {"eager": {"graphs": "off"}, "graph": {}}
-"""What was added one after another, as settings of the sampler."""
+LADDER = ("eager", "graph", "flex", "fused", "budget")
+"""What was added one after another: captured steps, FlexAttention, compiled layers, room for fewer commit spans."""
+
+
+@contextmanager
+def _up_to(rung: str) -> Iterator[dict[str, Any]]:
+    """The sampler with what LADDER has up to this rung; settings of it."""
+    height = LADDER.index(rung)
+    with ExitStack() as stack:
+        if height < LADDER.index("fused"):
+            stack.enter_context(mock.patch("sample.sampler.suits", lambda device: False))
+        if height < LADDER.index("budget"):
+            stack.enter_context(mock.patch("sample.graphs.COMMIT_SHARES", (1.0,)))
+        attention = "auto" if height >= LADDER.index("flex") else "sdpa"
+        yield {"graphs": "off" if rung == "eager" else "auto", "attention": attention}
 
 
 @dataclass(frozen=True)
@@ -105,16 +118,17 @@ def largest(setup: Setup) -> Found:
     """8B at four widths and in 16k of context, in blocks of 16, and what each rung of the ladder brought."""
     model = setup.model("8B")
     slots = setup.choose((1, 16, 64, 128), (1, 2))
+    found: dict[int, dict[str, float]] = {n: {} for n in slots[::2]}
+    for rung in LADDER:
+        for n, seconds in found.items():
+            with _up_to(rung) as options:
+                seconds[rung] = step_seconds(setup, model, Case(n), **options)
+            yield f"8B_B{n}_{rung}_ms", 1e3 * seconds[rung]
+    yield "8B_B1_graph_speedup", found[1]["eager"] / found[1]["graph"]
     for n in slots:
         yield from _measured(setup, model, f"8B_B{n}", Case(n))
     yield from _measured(setup, model, "8B_B8_16k", Case(setup.choose(8, 1), 16384))
     yield from _measured(setup, model, "8B_B16_block16", Case(setup.choose(16, 1), block=16))
-    for n in slots[::2]:
-        found = {rung: step_seconds(setup, model, Case(n), **options) for rung, options in LADDER.items()}
-        for rung, seconds in found.items():
-            yield f"8B_B{n}_{rung.replace(' ', '_')}_ms", 1e3 * seconds
-        if n == 1:
-            yield "8B_B1_graph_speedup", found["eager"] / found["graph"]
 
 
 def smaller(setup: Setup) -> Found:
@@ -166,9 +180,9 @@ STEPS = (
             *_figures("8B_B8_16k", ""),
             *_figures("8B_B16_block16", ""),
             *(
-                Figure(f"8B_B{n}_{rung.replace(' ', '_')}_ms", "ms a step", predicted)
-                for n, column in ((1, ("22-30", "9.9")), (64, ("30", "28")))
-                for rung, predicted in zip(LADDER, column, strict=False)
+                Figure(f"8B_B{n}_{rung}_ms", "ms a step", predicted)
+                for n, column in ((1, ("22-30", "9.9", "9.7", "7.1", "7.0")), (64, ("30", "28", "25", "21", "19.5")))
+                for rung, predicted in zip(LADDER, column, strict=True)
             ),
             Figure("8B_B1_graph_speedup", "ratio", "2.5", least=2.5),
         ),
