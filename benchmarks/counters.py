@@ -12,6 +12,9 @@ steps: a tiny SDAR answers 64 prompts in 64 slots, blocks of 4, two denoising st
 attention of a GPU (FlexAttention, compiled for the CPU, which needs g++ and Python's headers).
 body_rows_over_nb: rows that the body computes a step / (slots x block). keys_read_over_needed: keys that attention
 reads a step / sum over live slots of the length rounded up to 128. captured_keys: shapes of which a step is captured.
+layers: a tiny SDAR of 12 layers runs spans of 4 tokens in 2, 3, 5 and 4 slots with its layers compiled for the CPU.
+layer_graphs: graphs that torch's compiler made of them. kernels_a_layer: kernels that it wrote for one size, which all
+layers share, products of matrices and attention aside.
 Ends with one line of JSON.
 """
 
@@ -27,13 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+import torch._inductor.config
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from benchmarks.sampler import random_model
 from configs.schema import TrainingConfig
 from models import DiffusionLM
+from models.attention import Masked
+from models.checkpoint import random_network
 from models.flex import BLOCK_TOKENS, Blocks, blocks_before
+from models.fused import compile_layers
 from models.log_probs import linear_log_probs
 from models.tiny import random_prompts, tiny_model
 from sample import Sampler, SamplingConfig
@@ -139,11 +148,40 @@ def step_work() -> list[Count]:
     ]
 
 
+def layer_kernels() -> list[Count]:
+    """Of compiled decoder layers."""
+    small = tiny_model("sdar")
+    spec = replace(small.spec, raw={**small.spec.raw, "num_hidden_layers": 12})
+    model = DiffusionLM(random_network(spec, torch.float32, seed=0), spec, {}, None).eval()
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    compile_layers(model)
+
+    def run(slots: int) -> Tensor:
+        positions = torch.arange(4).expand(slots, 4)
+        return model.hidden(positions + 3, positions, Masked(None))
+
+    with torch.inference_mode(), torch._inductor.config.patch(force_disable_caches=True):
+        _, written = run_and_get_code(run, 2)
+        for slots in (3, 5, 4):
+            run(slots)
+    kernels = sum(code.count("async_compile.cpp_pybinding(") for code in written)
+    return [
+        Count("layer_graphs", counters["stats"]["unique_graphs"] - before, "stops at 8", "<= 8"),
+        Count("kernels_a_layer", kernels, "46", "<= 8"),
+    ]
+
+
 def _uncaptured(step: Callable[[], None]) -> Callable[[], None]:
     return step
 
 
-COUNTERS: dict[str, Callable[[], list[Count]]] = {"bf16": bf16_mismatch, "head": bf16_head_gradient, "steps": step_work}
+COUNTERS: dict[str, Callable[[], list[Count]]] = {
+    "bf16": bf16_mismatch,
+    "head": bf16_head_gradient,
+    "steps": step_work,
+    "layers": layer_kernels,
+}
 
 
 def main() -> None:

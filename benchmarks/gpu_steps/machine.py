@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_steps.record import Figure, Found, Setup, Step
+from models.compiled import compiled_on
 from models.flex import blocks_before, slot_attention
 from sample import SamplingConfig
 from sample.targets import Coordinates
@@ -116,11 +117,12 @@ def choices(setup: Setup) -> Found:
     logits_NV = torch.randn(N, V, device=setup.device, generator=generator) * 4.0
     place_N = torch.arange(N, device=setup.device)
     where = Coordinates(place_N, place_N, place_N)
+    choose_tokens = compiled_on(setup.device, propose)
     for name, chosen in CHOICES.items():
         rules = SamplingConfig(**chosen).rules()  # type: ignore[arg-type]
 
         def choose(rules: object = rules) -> None:
-            propose(logits_NV.clone(), where, rules, 1)  # type: ignore[arg-type]
+            choose_tokens(logits_NV.clone(), where, rules, 1)  # type: ignore[arg-type]
 
         yield f"{name}_ms", 1e3 * setup.seconds(choose)
 

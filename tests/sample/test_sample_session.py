@@ -89,6 +89,7 @@ def drained_rest(session):
     return found
 
 
+@pytest.mark.slow
 def test_blocks_are_handed_out_as_they_are_final_and_add_up_to_the_response(sdar):
     session = Sampler(sdar, config_of()).session(64)
     for prompt, settings in requests():
@@ -119,6 +120,7 @@ def test_other_requests_and_their_drawings_do_not_change_a_bit(sdar, capture):
     assert run(greedy) == run(others) == want
 
 
+@pytest.mark.slow
 def test_a_cancelled_request_frees_its_slot_and_changes_no_other(sdar):
     session = Sampler(sdar, config_of(max_slots=2, stop_ids=())).session(64)
     asked = [session.add(prompt, n=1, seed=i)[0] for i, prompt in enumerate(PROMPTS)]

@@ -120,6 +120,7 @@ def test_every_step_of_an_answer_is_shown_and_the_last_is_the_answer(chat):
     assert chat.turns == [("user", "12="), ("assistant", chat.text(rollout))]
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_from_the_conversation_until_it_is_reset(chat):
     chat.reset()
     first = chat.answer("12=", lambda cells: None)
@@ -157,6 +158,7 @@ def test_a_pipe_gets_the_answers_alone(chat, monkeypatch):
     assert console.file.getvalue() == f"{want}\nthe conversation begins anew\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_the_unmasking_and_statistics(chat, monkeypatch):
     chat.reset()
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
@@ -183,6 +185,7 @@ def test_what_the_pages_say_to_type_is_read_and_checked(command, model_folder, m
     sized(settings, check(settings))
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_runs_as_it_stands(model_folder, capsys):
     code = next(block for block in blocks(PAGE.read_text()) if "OpenAI(" in block)
     code = re.sub(r"^    ", "", code, flags=re.M)

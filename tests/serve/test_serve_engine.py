@@ -36,6 +36,7 @@ def job(n=1):
     return Job([[5, 6, 7]], n, 32, 0, Drawing(0.0, 0, 1.0), events.put), events
 
 
+@pytest.mark.slow
 def test_updates_of_all_choices_come_and_the_limit_is_free_again():
     engine = engine_of(limit=4)
     mine, events = job(n=4)
