@@ -165,9 +165,10 @@ class DiffusionLM(Seeing):
         return self.lm_head(self.hidden(input_ids, positions, Masked(mask), features))
 
     def enable_gradient_checkpointing(self) -> None:
-        of_5_17 = self.model.gradient_checkpointing_enable  # transformers 5.23 has another name and warns of this one
-        enable: Any = getattr(self.model, "activation_checkpointing_enable", of_5_17)
-        enable({"use_reentrant": False})
+        for part in (self.model, *self.towers):
+            of_5_17 = part.gradient_checkpointing_enable  # transformers 5.23 has another name and warns of this one
+            enable: Any = getattr(part, "activation_checkpointing_enable", of_5_17)
+            enable({"use_reentrant": False})
 
     def copy_as(self, dtype: torch.dtype, device: torch.device | None = None) -> "DiffusionLM":
         """A copy for inference with parameters in `dtype`; buffers keep theirs (rounding inv_freq would distort the

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs import load_config
 from models import load_model
 from sample import Sampler, SamplingConfig
+from train import rl
 from train.algorithm.advantages import centered, group_advantages
 from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
@@ -29,6 +31,25 @@ def rl_loop():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.slow
+def test_what_the_drawing_recipe_begins_with_is_what_it_reads(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("tiny_drawing", EXAMPLES / "tiny_drawing.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    steps_of = module.steps_of
+    monkeypatch.setattr(module, "steps_of", lambda weights, count, *more: steps_of(weights, 3, *more))
+    monkeypatch.setattr("sys.argv", ["tiny_drawing.py", "-o", str(tmp_path / "tiny_drawing")])
+    module.main()
+    config = load_config(["config=configs/rl_tiny_drawing.yaml", f"experiment.output_dir={tmp_path}"], command="rl")
+    rl.check(config)
+    model = load_model(config.model.pretrained_model, image_tokenizer=config.model.vq_model_path)
+    train, test = (json.loads((tmp_path / "tiny_drawing" / f"{name}.json").read_text()) for name in ("train", "test"))
+    assert (len(train), len(test)) == (48, 16)
+    assert model.drawing.codes == range(len(model.tokenizer), len(model.tokenizer) + 256)
+    ids = model.drawing_prompt(train[0]["question"]).ids
+    assert len(ids) == len(train[0]["question"].split()) + 4 and model.picture_codes(16) == 16
 
 
 def test_the_loop_on_one_page_trains_as_the_framework_does(rl_loop):

@@ -114,6 +114,11 @@ class Seeing(nn.Module):
                 f"training.train_vision={part}: the model has no vision that is trained with it. Leave it false."
             )
 
+    @property
+    def towers(self) -> list[nn.Module]:
+        """Networks of transformers that it sees with and that may be trained."""
+        return [self.vision.tower] if isinstance(self.vision, nn.Module) else []
+
     def keep_whole_vision(self, dtype: torch.dtype, device: torch.device) -> None:
         """Pictures are encoded with a whole copy of what sees, before an engine shards the model's weights."""
         if isinstance(self.vision, nn.Module):

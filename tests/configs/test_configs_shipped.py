@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from end_to_end import text_checkpoint, write_json, write_tasks
-from helpers import REAL, thinned
+from helpers import GOLDEN, REAL, thinned
 from omegaconf import OmegaConf
 
 from configs import load_config
@@ -78,7 +78,8 @@ def command(name):
 
 
 def family_of(name):
-    return next((family for family in ("dream", "lladav", "llada", "mmada") if family in name), "sdar")
+    known = {"drawing": "mmada"} | {family: family for family in ("dream", "lladav", "llada", "mmada")}
+    return next((family for word, family in known.items() if word in name), "sdar")
 
 
 def arguments(name, model_folder, tmp_path):
@@ -94,6 +95,7 @@ def arguments(name, model_folder, tmp_path):
     pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21", **picture}])
     return [
         *([f"dataset.image_root={tmp_path}"] if sees else []),
+        *([f"model.vq_model_path={GOLDEN / 'magvit'}"] if "drawing" in name else []),
         f"model.pretrained_model={model_folder / family}",
         f"dataset.train_dataset={tasks}",
         f"dataset.eval_dataset={tasks}",

@@ -197,14 +197,19 @@ def test_vision_is_frozen_unless_a_part_of_it_is_trained():
         tiny_model("sdar").train_vision("all")
 
 
-def test_features_with_gradients_are_those_without():
-    model = tiny_model("lladav")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_features_with_gradients_are_those_without(checkpointing):
+    model = tiny_model("lladav").train()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
     (picture,) = model.encode_images([Image.effect_noise((21, 50), 60).convert("RGB")])
     prompt = Prompt(picture.ids, pictures=[picture])
     frozen = model.features_of([prompt])
     for part in ("projector", "all"):
         model.train_vision(part)
-        assert torch.equal(model.features_of([prompt]).detach(), frozen)
+        assert torch.equal((rows := model.features_of([prompt])).detach(), frozen)
+        rows.sum().backward()
+    assert all(layer.gradient_checkpointing is checkpointing for layer in model.vision.tower.encoder.layers)
     model.train_vision("projector")
     (picture,) = model.encode_images([Image.effect_noise((21, 50), 60).convert("RGB")])
     assert picture.features is not None and picture.source.seen is not None  # the tower is run once

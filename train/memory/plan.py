@@ -143,7 +143,9 @@ def _tower(inputs: Inputs, head: bool, tokens: int) -> float:
     if picture is None or not head or inputs.config.training.train_vision != "all":
         return 0.0
     pictures = max(1, tokens // max(1, inputs.unsplit_tokens))
-    kept = picture.layers * (10 * picture.hidden + 2 * picture.inner)
+    inside = 10 * picture.hidden + 2 * picture.inner
+    checkpointing = inputs.config.training.gradient_checkpointing_enable
+    kept = picture.layers * picture.hidden + inside if checkpointing else picture.layers * inside
     return float(pictures * picture.seen * kept * (BF16 if inputs.machine.half else FP32))
 
 
