@@ -54,6 +54,7 @@ ELSEWHERE = {
     "python docs/make_api.py": "test_the_api_page_is_up_to_date",
     "python examples/rl_loop.py": "tests of the example",
     "python examples/tiny_drawing.py": "tests of the example",
+    "python rl.py config=configs/rl_tiny_drawing": "a model that draws; tests/test_examples.py",
     "python eval.py config=configs/lladav_eval": "a model that sees; tests/test_end_to_end_mmu.py",
     "python rl.py config=configs/rl_mmada_v": "a model that sees; tests/configs/test_configs_shipped.py",
     "python train/sft.py config=configs/sft_lladav": "a model that sees; tests/test_end_to_end_mmu.py",
