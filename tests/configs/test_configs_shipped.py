@@ -51,9 +51,10 @@ SEEING = [
 def model_folder(tmp_path_factory):
     """A folder with a checkpoint of each family, with room for the longest answers that are asked for."""
     folder = tmp_path_factory.mktemp("model")
-    for family in ("sdar", "sdar_moe", "dream", "llada", "mmada", "lladav"):
+    for family in ("sdar", "dream", "llada", "mmada", "lladav"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
+    text_checkpoint(folder / "sdar_moe", "sdar_moe", max_position_embeddings=32768, num_key_value_heads=4)
     return folder
 
 
@@ -78,7 +79,8 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada", "30b": "sdar_moe"} | {name: name for name in ("dream", "lladav", "llada", "mmada")}
+    known = {"drawing": "mmada", "30b": "sdar_moe"}
+    known |= {family: family for family in ("dream", "lladav", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
 
@@ -95,13 +97,13 @@ def arguments(name, model_folder, tmp_path):
     pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21", **picture}])
     return [
         *([f"dataset.image_root={tmp_path}"] if sees else []),
-        *(["experiment.processes=8", "rollout.tensor_parallel_size=2"] if "30b" in name else []),
         *([f"model.vq_model_path={GOLDEN / 'magvit'}"] if "drawing" in name else []),
         f"model.pretrained_model={model_folder / family}",
         f"dataset.train_dataset={tasks}",
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
+        *(["experiment.processes=4"] if "30b" in name else []),
         *([f"judge.local={model_folder / family}"] if "process_reward" in name else []),
         *([f"model.value_base_model={model_folder / family}"] if "with_value" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
