@@ -54,6 +54,7 @@ def model_folder(tmp_path_factory):
     for family in ("sdar", "dream", "llada", "mmada", "lladav"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
+    text_checkpoint(folder / "sdar_moe", "sdar_moe", max_position_embeddings=32768, num_key_value_heads=4)
     return folder
 
 
@@ -78,7 +79,8 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada"} | {family: family for family in ("dream", "lladav", "llada", "mmada")}
+    known = {"drawing": "mmada", "30b": "sdar_moe"}
+    known |= {family: family for family in ("dream", "lladav", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
 
@@ -101,6 +103,7 @@ def arguments(name, model_folder, tmp_path):
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
+        *(["experiment.processes=4"] if "30b" in name else []),
         *([f"judge.local={model_folder / family}"] if "process_reward" in name else []),
         *([f"model.value_base_model={model_folder / family}"] if "with_value" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),

@@ -33,7 +33,7 @@ def pair_of(values, family="sdar", **how):
 
 @pytest.mark.parametrize("family", sorted(chat_formats()))
 def test_questions_are_put_as_in_rl_and_answers_end(family):
-    end = {"llada": "<|eot_id|>", "mmada": "<|eot_id|>"}.get(family, "<|im_end|>")
+    end = "<|eot_id|>" if family in ("llada", "lladav", "mmada") else "<|im_end|>"
     task = Task("", "1+1?", None, {})
     for data_type in ("math", "general", "option"):
         assert pair_of({"question": "1+1?", "response": "2"}, family, data_type=data_type) == {

@@ -85,7 +85,11 @@ def test_a_question_is_text_whatever_it_holds(question, family, data_type):
     mark = "\x01the question\x01"
     framed = render_prompt(task(mark), family=family, data_type=data_type)
     before, after = framed.split(mark)
-    assert render_prompt(task(question), family=family, data_type=data_type) == before + question + after
+    prompt = render_prompt(task(question), family=family, data_type=data_type)
+    if chat_family(family).trims:
+        assert "".join(prompt.split()) == "".join((before + question + after).split())
+    else:
+        assert prompt == before + question + after
     assert render_prompt(task(question), family=family, data_type=data_type, template="plain") == question
 
 
@@ -155,7 +159,8 @@ def test_a_chat_template_holds_the_familys_words(family, data_type, columns, wor
     chat = lambda turn: turns.append(turn) or f"[user]{turn}[assistant]"  # noqa: E731
     prompt = render_prompt(task(**columns), family=family, data_type=data_type, template="chat", chat=chat)
     assert prompt == f"[user]{turns[0]}[assistant]{end}" and turns[0] == (words or turns[0])
-    assert turns[0] in render_prompt(task(**columns), family=family, data_type=data_type)
+    own = turns[0].strip() if chat_family(family).trims else turns[0]
+    assert own in render_prompt(task(**columns), family=family, data_type=data_type)
 
 
 @pytest.mark.parametrize("opened", ["[assistant]\n", "[assistant]\n<think>\n"])

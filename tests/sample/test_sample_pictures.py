@@ -132,7 +132,9 @@ def mixed(tiny, counts):
     ]
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(
+    "cache", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prefix", "dual"))]
+)
 def test_a_batch_with_pictures_answers_as_each_prompt_alone(tiny, cache):
     counts = []
     config = dataclasses.replace(TINY, cache=cache)
@@ -186,6 +188,7 @@ def test_what_is_wrong_with_a_prompt_of_pictures_is_named(tiny):
         Sampler(tiny_model("llada"), TINY).generate([Prompt([5, -200], torch.ones(1, 32))])
 
 
+@pytest.mark.slow
 def test_a_stop_id_in_a_block_narrows_it(tiny):
     """Positions right of the first stop id are no longer decided, and stay masked in the canvas."""
     config = SamplingConfig(max_new_tokens=8, block_size=8, steps_per_block=8, stop_ids=[])

@@ -82,6 +82,7 @@ def test_trainer_log_probs_are_the_samplers_with_pictures_in_the_prompt(model, m
     assert {len(r.images) for r in rollouts} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_step_of_rollouts_and_epochs_encodes_a_picture_once(model, monkeypatch):
     counts = counted(model, monkeypatch)
     prompts = prompts_of(model)

@@ -38,7 +38,10 @@ def test_pairs_are_scored_each_alone(folder, tmp_path):
     alone = [clip([picture], [text])[0] for picture, text in zip(pictures, texts, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5) and len({round(value, 4) for value in together}) == 3
     model, ids = CLIPModel.from_pretrained(folder).eval(), torch.tensor([clip.tokenizer("12")["input_ids"]])
-    pixels = torch.tensor(list(Image.open(pictures[0]).getdata())).view(8, 8, 3).permute(2, 0, 1)[None] / 127.5 - 1.0
+    pixels = (
+        torch.tensor(list(Image.open(pictures[0]).get_flattened_data())).view(8, 8, 3).permute(2, 0, 1)[None] / 127.5
+        - 1.0
+    )
     with torch.inference_mode():
         output = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
     expected = torch.cosine_similarity(output.image_embeds, output.text_embeds).item()

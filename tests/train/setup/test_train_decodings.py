@@ -79,7 +79,8 @@ def test_steps_as_many_as_the_blocks_tokens_are_what_more_steps_do(sdar):
 
 
 OTHER = {"strategy": "sequential", "target": "random", "confidence": "tempered", "cache": "prefix", "graphs": "off"} | {
-    "attention": "sdpa"
+    "attention": "sdpa",
+    "output": "image",
 }
 OF_THE_RUN = {"stop_ids", "pad_id", "seed", "fuse_commit", "deterministic"}
 SHARED = sorted({item.name for item in fields(SamplingConfig)} - OF_THE_RUN - {"strategy_params", "target_params"})
@@ -91,12 +92,14 @@ def test_every_choice_of_the_sampler_is_a_key():
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_key_arrives_in_the_sampler_under_its_name(dream, name):
+def test_a_key_arrives_in_the_sampler_under_its_name(dream, name, monkeypatch):
     """Both ways: under a value that neither schema nor sampler has by default."""
+    if name in ("guidance", "output"):  # of a model that draws, which dream does not
+        monkeypatch.setattr(SamplingConfig, "for_model", lambda config, model: config)
     default = getattr(RolloutConfig(), name)
     number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1}.get(name, 3)
     value = OTHER.get(name, not default if isinstance(default, bool) else number)
-    keys = {"cache": "prefix"} if name == "further_horizon" else {}
+    keys = {"further_horizon": {"cache": "prefix"}, "guidance": {"output": "image"}}.get(name, {})
     (config,) = entries(dream, **keys | {name: value}).values()
     assert getattr(config, name) == value != default
 

@@ -154,8 +154,8 @@ def test_rewards_get_the_pictures_of_tasks_that_have_some():
     for images, expected in (((), None), (("a.png", (1, 2), b"x"), [("a.png", b"x")])):
         task = Task("1", "Q", None, {"question": "Q"}, images)
         prompt = type("P", (), {"task": task})
-        rollout = type("R", (), {"token_ids": [], "finish_reason": "stop", "num_steps": 1})
-        assert reward_columns([prompt], [rollout]).get("pictures") == expected
+        rollout = type("R", (), {"token_ids": [], "finish_reason": "stop", "num_steps": 1, "suffix_ids": []})
+        assert reward_columns([prompt], [rollout], None).get("pictures") == expected
 
 
 def test_the_list_of_a_runs_pictures(tmp_path):
