@@ -257,6 +257,8 @@ def test_a_config_of_dllm_rl_loads_as_it_is(name, tmp_path):
 def test_a_config_of_dllm_rl_passes_the_checks_of_a_run(name, model_folder, tmp_path, no_model_work, capsys):
     _, file = write_incumbent(name, tmp_path)
     said = arguments(name, model_folder, tmp_path)
+    if "lladav" in name:  # two of theirs name mmada
+        said.append("model.model_base=lladav")
     assert command(name)(load_config([f"config={file}", "dry_run=true", *said])) is None
     assert name in capsys.readouterr().out
 
