@@ -16,10 +16,10 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given = {_storage(x)._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor) and x.device.type != "meta":
-                storage = x.untyped_storage()
+                storage = _storage(x)
                 if storage._cdata not in self.live and storage._cdata not in given:
                     self.live[storage._cdata] = storage.nbytes()
                     self.now += storage.nbytes()
@@ -29,6 +29,11 @@ class Meter(TorchDispatchMode):
 
     def _freed(self, key):
         self.now -= self.live.pop(key, 0)
+
+
+def _storage(x):
+    """Of a sharded tensor (DTensor) its shard's: its own has the size of the whole and no memory."""
+    return getattr(x, "_local_tensor", x).untyped_storage()
 
 
 def held(*tensors):

@@ -22,6 +22,8 @@ ELSEWHERE = {
     **dict.fromkeys(("config", "dry_run"), "of the command itself"),
     **dict.fromkeys((f"experiment.{name}" for name in ("launcher", "join_seconds", "ssh", "ssh_user")), "launchers"),
     "dataset.over_long_prompts": "where a prompt is too long",
+    "dataset.image_root": "tasks with pictures",
+    "reward.number_tolerance": "short answers about pictures",
     "optimizer.name": "it has one choice",
     "training.mask_times_per_sample": "random masks",
     "training.loss_weight": "random masks",

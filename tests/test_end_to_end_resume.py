@@ -114,7 +114,8 @@ def test_the_best_checkpoint_is_kept_through_a_kill(shop, monkeypatch):
         at.append(len(at) + 1)
         if len(at) == 3 and dying:
             raise Stop
-        return [SimpleNamespace(name=result.name, metrics=result.metrics | {"reward": given[at[-1]]})]
+        metrics = result.metrics | {"reward": given[at[-1]]}
+        return [SimpleNamespace(name=result.name, metrics=metrics, scores=result.scores)]
 
     def checkpoints():
         return sorted(p.name for p in ckpt.iterdir()), (ckpt / "best").resolve().name

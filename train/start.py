@@ -30,6 +30,7 @@ def rl(
     model: str | Path,
     tasks: str | Path | Sequence[Mapping[str, Any]],
     reward: str | Reward | None = None,
+    /,
     **sections: Mapping[str, Any],
 ) -> Trained:
     """Trains a checkpoint by RL in this process (one device), as `rl.py` does, and resumes as it does.
@@ -37,10 +38,15 @@ def rl(
     model: a checkpoint folder in its original layout, or a hub name. tasks: rows with `question` and what the reward
     asks for (`ground_truth_answer`, ...), or what dataset.train_dataset takes. reward: a function with TRL's signature,
     f(prompts, completions, **columns) -> list of numbers or None; path/to/file.py:name; None = the verifier of
-    dataset.data_type. sections: those of a YAML, as rollout={"max_new_tokens": 256}, experiment={"total_step": 20}.
-    Given tasks and a function of a script or notebook are written beside the run's folder. ValueError as of `rl.py`,
-    and for a function that uses names from around it.
+    dataset.data_type. These three are given by position. sections: those of a YAML, as rollout={"max_new_tokens": 256},
+    experiment={"total_step": 20}. Given tasks and a function of a script or notebook are written beside the run's
+    folder. ValueError as of `rl.py`, and for a function that uses names from around it.
     """
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(
+                f"{name}={section!r}: a section is a mapping of its keys; model, tasks and reward go first, unnamed."
+            )
     given: dict[str, dict[str, Any]] = {name: dict(section) for name, section in sections.items()}
     inputs = run_path(merge(_section(given, "experiment")))
     inputs = inputs.with_name(f"{inputs.name}.inputs")

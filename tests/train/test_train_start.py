@@ -68,6 +68,8 @@ def test_a_function_that_cannot_be_taken_elsewhere_is_refused(run, model_folder,
             rl(model_folder, TASKS, nameless, **where)
     with pytest.raises(ValueError, match="Did you mean"):
         rl(model_folder, TASKS, rollout={"temprature": 1})
+    with pytest.raises(ValueError, match="reward=.*: a section is a mapping.*go first, unnamed"):
+        rl(model_folder, TASKS, reward=scaled)
     assert not run
 
 
