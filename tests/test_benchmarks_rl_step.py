@@ -13,6 +13,7 @@ def test_phases_are_means_over_steps_and_saves_are_left_out():
     assert phases(rows) == {"rollout": 2.0, "update": 0.5, "rest": 0.5}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run_gives_every_step(tmp_path):
     rows = run(tmp_path, [], steps=2)

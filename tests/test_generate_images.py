@@ -4,6 +4,7 @@ import json
 import sys
 
 import commands
+import forked
 import pytest
 from helpers import GOLDEN
 from PIL import Image
@@ -54,5 +55,5 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, arguments, message):
 @pytest.mark.slow
 def test_the_command_says_what_it_wrote(tmp_path):
     arguments = ["generate_images.py", *ARGUMENTS, "cat", "-o", str(tmp_path / "out")]
-    status, out, err = commands.finish(commands.start(arguments))
+    status, out, err = commands.finish(forked.start(arguments))
     assert (status, err) == (0, "") and out == f"{tmp_path / 'out' / '00000.png'}  cat\n"

@@ -1,18 +1,15 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
+from commands import finish
 from helpers import tiny_checkpoint
 from safetensors.torch import load_file
 
 from models import load_model
 from models.export import CARD, export, push
 from models.lora import Adapters
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_an_export_is_the_model_in_bf16_without_the_trainer_s_state(model_folder, tmp_path):
@@ -69,6 +66,5 @@ def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
-    given = [sys.executable, "models/export.py", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]
-    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    status, _, err = finish(forked.start(["models/export.py", tmp_path / "nothing", "-o", tmp_path / "out"]))
+    assert status == 1 and err.startswith("error: ") and "Traceback" not in err
