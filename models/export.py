@@ -39,13 +39,16 @@ def push(folder: Path, name: str, private: bool) -> str:
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=folder))
+        shown = private and not api.model_info(name).private
+        if not shown:
+            return str(api.upload_folder(repo_id=name, folder_path=folder))
     except Exception as error:  # whatever its client raises: no login, no rights, no network
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"--push {name}: {type(error).__name__}: {first} The model is in {folder}: `hf auth login`, then "
             f"`hf upload {name} {folder}`."
         ) from error
+    raise ValueError(f"--push {name} is public already: add --public, or choose another name. Nothing was uploaded.")
 
 
 def main() -> None:

@@ -122,9 +122,11 @@ class DiffusionLM(Seeing):
         stands for one (`models.vision.prompt`)."""
         assert self.hf_config._attn_implementation == ATTENTION_NAME, "another attention would ignore the layout"
         given = {"input_ids": input_ids_BL}
-        if features is not None:
+        if features is not None or self.image_id is not None:  # a family that sees: one order of modules, for ZeRO-3
             tokens_BLD = self.model.embed_tokens(input_ids_BL.clamp_min(0))  # type: ignore[operator]
-            given = {"inputs_embeds": embedded(tokens_BLD, input_ids_BL, features)}
+            if features is not None:
+                tokens_BLD = embedded(tokens_BLD, input_ids_BL, features)
+            given = {"inputs_embeds": tokens_BLD}
         output = self.model(**given, position_ids=positions_BL, use_cache=False, layout=layout)
         return output.last_hidden_state
 

@@ -106,20 +106,17 @@ class SumReward(Reward):
     def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.parts, self.weights = parts, dict(weights or {})
-        self.means: dict[str, float] = {}
 
     def __call__(self, prompts: list[str], completions: list[str], /, **columns: list[Any]) -> list[float | None]:
         rewards = super().__call__(prompts, completions, **columns)
-        self.stats |= {f"reward/{name}_mean": mean for name, mean in self.means.items()}
+        self.stats |= means_of(self.given)
         return rewards
 
     def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
-        self.means, self.given = {}, {}
+        self.given = {}
         for name, part in self.parts.items():
             values = part(prompts, completions, **columns)
             self.counts.update(part.counts)
-            if given := [value for value in values if value is not None]:
-                self.means[name] = math.fsum(given) / len(given)
             self.given[name] = values
         weights = [self.weights.get(name, 1.0) for name in self.parts]
         return [_sum(values, weights) for values in zip(*self.given.values(), strict=True)]
@@ -131,6 +128,12 @@ class SumReward(Reward):
     def close(self) -> None:
         for part in self.parts.values():
             part.close()
+
+
+def means_of(parts: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """`reward/NAME_mean` of each part that gave something."""
+    given = {name: [value for value in values if value is not None] for name, values in parts.items()}
+    return {f"reward/{name}_mean": math.fsum(values) / len(values) for name, values in given.items() if values}
 
 
 def _sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:

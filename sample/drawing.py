@@ -62,11 +62,11 @@ class Drawer:
             yield piece, Coordinates(*(value[piece] for value in coordinates))
 
     def _proposed(self, hidden_ND: Tensor, blank_ND: Tensor | None, coordinates: Coordinates) -> Proposal:
-        logits_NV, codes = self.model.lm_head(hidden_ND).float(), self.drawing.codes
+        logits_NV, codes = self.model.lm_head(hidden_ND, fp32=True), self.drawing.codes
         lse_N, logits_NK = logits_NV.logsumexp(-1), logits_NV[:, codes.start : codes.stop]
         guided_NK = logits_NK.clone()
         if blank_ND is not None:
-            blank_NK = self.model.lm_head(blank_ND)[:, codes.start : codes.stop].float()
+            blank_NK = self.model.lm_head(blank_ND, fp32=True)[:, codes.start : codes.stop]
             guided_NK = (1.0 + self.config.guidance) * logits_NK - self.config.guidance * blank_NK
         proposal = propose(guided_NK, coordinates, self.rules, mask_id=None)
         logp = logits_NK.gather(-1, proposal.token[:, None])[:, 0] - lse_N

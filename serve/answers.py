@@ -12,12 +12,17 @@ from serve.protocol import Asked
 from serve.settings import ServeSettings
 from serve.text import AnswerText, Piece
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it answers are greedy: logits divided by less overflow in fp32."""
+
 
 def drawing_of(asked: Asked, settings: ServeSettings) -> Drawing:
     """How tokens are drawn: as asked, else as the server's settings say."""
     wanted = (asked.temperature, None if asked.top_k is None else max(0, asked.top_k), asked.top_p)
     usual = (settings.temperature, settings.top_k, settings.top_p)
-    return Drawing(*(own if own is not None else other for own, other in zip(wanted, usual, strict=True)))  # type: ignore[arg-type]
+    temperature, top_k, top_p = (own if own is not None else other for own, other in zip(wanted, usual, strict=True))
+    assert temperature is not None and top_k is not None and top_p is not None
+    return Drawing(0.0 if temperature < LEAST_TEMPERATURE else temperature, int(top_k), top_p)
 
 
 class Answers:
@@ -41,11 +46,13 @@ class Answers:
             drawing=drawing_of(asked, settings),
             deliver=self._deliver,
         )
-        tokenizer: Any = engine.tokenizer
-        self.texts = [AnswerText(tokenizer, asked.stops) for _ in range(self.job.choices)]
+        self.texts: list[AnswerText] = []
+        self._stops = asked.stops
 
     def start(self) -> None:
-        self._engine.submit(self.job)
+        self._engine.submit(self.job)  # which refuses too many
+        tokenizer: Any = self._engine.tokenizer
+        self.texts = [AnswerText(tokenizer, self._stops) for _ in range(self.job.choices)]
 
     def close(self) -> None:
         self._engine.cancel(self.job)

@@ -96,7 +96,7 @@ class Service:
         reply = kind(answers, asked, self.name)
         if asked.stream:
             return EventStream(_told(reply.events()), lambda gone: self._end(answers, gone))
-        gone = True
+        gone = False
         try:
             whole = await _unless_gone(request, reply.whole())
             gone = whole is None
@@ -164,7 +164,7 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     if first["type"] in ("model_attributes_type", "missing") and not names:
         return refusal(400, "the body must be a JSON object, sent as Content-Type: application/json")
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(names[-1], [*ChatAsked.model_fields, *TextAsked.model_fields], n=1)
+        near = difflib.get_close_matches(str(first["loc"][-1]), [*ChatAsked.model_fields, *TextAsked.model_fields], n=1)
         message = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
     where = ".".join(names)
     return refusal(400, f"{where}: {message}" if where else message, param=where or None)

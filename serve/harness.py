@@ -20,10 +20,12 @@ from data.control import encode
 from sample.draw import Drawing
 from sample.likelihood import bound, chain
 from serve.loading import Reader, check, load_sampler, sized
-from serve.settings import ModelSettings
+from serve.settings import ModelSettings, check_values
 from serve.text import AnswerText
 
 logger = logging.getLogger(__name__)
+_DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
+"""What users of lm-eval write -> the key's choices."""
 _OWN = ("pretrained", "max_slots", "mc_num", "batch_size", "max_batch_size", "seed")
 
 
@@ -47,8 +49,11 @@ class DiffusionHarness(TemplateLM):
         known = [item.name for item in fields(ModelSettings) if item.name != "model"]
         if unknown := [name for name in settings if name not in known]:
             raise ValueError(f"model_args {unknown[0]}: known are {', '.join((*_OWN, *known))}.")
+        if (dtype := str(settings.get("dtype", "auto"))) in _DTYPES:
+            settings["dtype"] = _DTYPES[dtype]
         place = {} if device is None else {"device": str(device).split(":")[0]}
         chosen = ModelSettings(**{"model": str(pretrained), "temperature": 0.0} | settings | place)  # type: ignore[arg-type]
+        check_values(chosen)
         spec = check(chosen)
         self.settings = sized(chosen, spec)
         self.sampler = load_sampler(self.settings, spec, max_slots=int(max_slots), seed=int(seed))

@@ -32,6 +32,8 @@ def main(usage: str = "python serve.py model=PATH [port=8000 key=value ...]") ->
 
 def serve(settings: ServeSettings) -> int:
     """Serves until SIGTERM or SIGINT; the exit status. ValueError, OSError: what fails before the model is loaded."""
+    if settings.api_key is not None and not settings.api_key.strip():
+        raise ValueError("api_key is empty: set the variable that it comes from, or leave the key out.")
     spec = check(settings)
     name = settings.name or spec.folder.resolve().name
     settings = sized(settings, spec)

@@ -51,9 +51,9 @@ class ModelSettings:
         "auto", "cache of keys and values (docs/sampling.md)", choices=("auto", "exact", "none", "prefix", "dual")
     )
     further_horizon: int | None = opt(None, "of cache prefix: tokens right of the block that it sees", low=0)
-    temperature: float = opt(1.0, "where a request names none; 0 = greedy", low=0.0)
+    temperature: float = opt(1.0, "where a request names none; 0 = greedy", low=0.0, high=100.0)
     top_p: float = opt(1.0, "where a request names none", low=0.0, high=1.0)
-    top_k: int = opt(0, "where a request names none; 0 = all tokens", low=0)
+    top_k: int = opt(0, "where a request names none; 0 = all tokens", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,18 @@ def read_settings(kind: type[S], arguments: Sequence[str], usage: str) -> S:
         item = keys.get(str(error.full_key))
         wanted = f"must be of type {kind_of(item)}" if item is not None else "cannot be read"
         raise ValueError(f"{error.full_key} {wanted}: {str(error).splitlines()[0]}.") from None
-    for name, item in keys.items():
-        value = getattr(settings, name)
-        if value is not None:
-            check_entry(name, value, item)
+    check_values(settings)
     if not settings.model:
         raise ValueError(f"model is not set: give a checkpoint folder or a hub name (org/model). Usage: {usage}")
     return settings
+
+
+def check_values(settings: ModelSettings) -> None:
+    """ValueError: a value out of its range or not among its choices."""
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if value is not None:
+            check_entry(item.name, value, item)
 
 
 def help_text(kind: type[ModelSettings], usage: str) -> str:

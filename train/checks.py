@@ -132,6 +132,11 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
         )
+    if reward.speed_goal != "bonus" and training.max_accuracy < 1.0:
+        raise ValueError(
+            f"reward.speed_goal={reward.speed_goal} trains groups that are all right, and training.max_accuracy="
+            f"{training.max_accuracy} drops them: set it to 1."
+        )
     if reward.speed_goal == "bonus" and reward.min_speed_spread > 0.0:
         raise ValueError("reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart.")
     if training.whiten_advantages and config.model.value_base_model:

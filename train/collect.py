@@ -14,6 +14,7 @@ import numpy as np
 import models
 from configs.schema import Config
 from reward.base import Reward
+from reward.function import means_of
 from runtime import ranks, stopping
 from runtime.monitor import Monitor
 from sample import Rollout, Sampler
@@ -50,16 +51,19 @@ class StepRollouts:
 
 @dataclass(frozen=True)
 class Scores:
-    """Completions of a step's rollouts, their rewards, and counts of the reward's calls."""
+    """Completions of a step's rollouts, their rewards, and counts of the reward's calls. parts: of a sum, what each of
+    its rewards gave."""
 
     texts: list[str]
     rewards: list[float | None]
     stats: dict[str, float]
+    parts: dict[str, list[float | None]]
 
     def joined(self, more: "Scores") -> "Scores":
         names = self.stats.keys() | more.stats.keys()
         stats = {name: self.stats.get(name, 0.0) + more.stats.get(name, 0.0) for name in sorted(names)}
-        return Scores(self.texts + more.texts, self.rewards + more.rewards, stats)
+        parts = {name: values + more.parts[name] for name, values in self.parts.items()}
+        return Scores(self.texts + more.texts, self.rewards + more.rewards, stats | means_of(parts), parts)
 
 
 @dataclass(frozen=True)
@@ -150,14 +154,14 @@ class Collector:
             scores = scores.joined(ranks.on_main(self._rewards, more.prompts, more.rollouts))
             sampled = sampled.joined(more)
             stopping.check()
-        texts, rewards, stats = scores.texts, scores.rewards, scores.stats
+        rewards, stats = scores.rewards, scores.stats
         credit = self._credit(sampled.rollouts, rewards)
         if self.config.judge.mode == "process":
             with self.monitor.timed("judge"):
                 credit = ranks.on_main(self._judged, sampled, rewards, credit)
         graded = GradedRollouts(sampled.rollouts, rewards, credit, stats, sampled.seconds)
         with self.monitor.timed("log"):
-            ranks.on_main(self._put_on_disk, sampled, graded, texts)
+            ranks.on_main(self._put_on_disk, sampled, graded, scores)
         return graded
 
     def _refill(self, sampled: StepRollouts, scores: Scores, draw: int) -> StepRollouts:
@@ -191,14 +195,13 @@ class Collector:
         refilled = self.config.rollout.refill_draws > 0
         return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
 
-    def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, texts: Sequence[str]) -> None:
+    def _put_on_disk(self, sampled: StepRollouts, graded: GradedRollouts, scores: Scores) -> None:
         """Writes the step's rows, and shows some of them now and then."""
         assert self.grading.log is not None and self.sampler.config.block_size is not None
         prompts = [prompt for prompt in sampled.prompts for _ in range(self.group_size)]
-        rows = [prompt.row(text) for prompt, text in zip(prompts, texts, strict=True)]
+        rows = [prompt.row(text) for prompt, text in zip(prompts, scores.texts, strict=True)]
         self.grading.log.pictures.add(prompt.images for prompt in sampled.prompts)
-        given = self.grading.reward.given if self.grading.reward is not None else {}
-        if given:
+        if given := scores.parts:
             parts = (dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True))
             rows = [row | {"rewards": part} for row, part in zip(rows, parts, strict=True)]
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
@@ -215,7 +218,7 @@ class Collector:
         rewards = reward(questions, texts, **reward_columns(prompts, rollouts, self.sampler.model))
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
-        return Scores(texts, rewards, reward.stats)
+        return Scores(texts, rewards, reward.stats, reward.given)
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, reward = self.config.training, self.config.reward

@@ -66,6 +66,10 @@ def rl(
     return Trained(folder, RunFolder(folder).checkpoints / config.model.optimized_name, final)
 
 
+_LATER = "from __future__ import annotations"
+"""Annotations of a function that is written into a file of its own may name what that file has not."""
+
+
 def _section(tree: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
     return {name: tree[name]} if name in tree else {}
 
@@ -92,7 +96,7 @@ def _target(function: Reward, inputs: Path) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except OSError:
         raise ValueError(f"reward {name} has no source that can be read: give path/to/file.py:name.") from None
-    return f"{_write(inputs / 'reward.py', chr(10).join([*imports, '', source]))}:{name}"
+    return f"{_write(inputs / 'reward.py', chr(10).join([_LATER, *imports, '', source]))}:{name}"
 
 
 def _globals(code: CodeType) -> Iterator[str]:

@@ -103,7 +103,7 @@ class LlavaVision(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained == "all"):
                 seen = self.look(source.pixels)
         else:
-            seen = source.seen
+            seen = source.seen.to(self.image_newline.dtype)  # that of the sampler, which encoded it
         return self.lay_out(self.projector(seen), source.plan)
 
     def look(self, pixels_n3SS: Tensor) -> Tensor:

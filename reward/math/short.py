@@ -11,7 +11,7 @@ from reward.math.words import unwrapped
 from reward.text import stated_answer
 
 _LETTER = re.compile(r"[(\[]?([A-Z])[)\].]?")
-_LEADING = re.compile(r"(yes|no)(?=$|[\s]*[,.;:!])")
+_LEADING = re.compile(r"(?!no\.\s*\d)(yes|no)(?=$|[\s]*[,.;:!])")  # not `No. 5`
 _SENTENCE_END = re.compile(r"(?<=\w)[.!](?:\s|$)")
 
 
@@ -62,7 +62,7 @@ def short_verdict(answer: str, true: str, tolerance: float = 0.0) -> bool | None
 def yes_or_no(text: str) -> str | None:
     """`yes` or `no` of an answer that is one of them, alone or before a comma or a full stop; None of any other, and of
     one that has both."""
-    said = unwrapped(text).strip(" *\"'").casefold()
+    said = unwrapped(text.replace("*", "")).strip(" \"'").casefold()
     if said in ("y", "n"):
         return "yes" if said == "y" else "no"
     found = _LEADING.match(said)

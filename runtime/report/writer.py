@@ -62,10 +62,11 @@ class ReportWriter:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             process.communicate(_STOP, timeout=_STOP_SECONDS)
             return
         process.kill()
+        process.wait()
 
 
 def _start(folder: Path) -> "subprocess.Popen[bytes]":

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -61,6 +62,19 @@ def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(tmp_path, monkeypat
 
     monkeypatch.setattr("huggingface_hub.HfApi", Refuses)
     with pytest.raises(ValueError, match=r"^--push a/b: ConnectionError: no such host The model is in .*hf upload a/b"):
+        push(tmp_path, "a/b", private=True)
+
+
+def test_a_private_export_is_not_uploaded_where_all_can_see_it(tmp_path, monkeypatch):
+    class Public:
+        def create_repo(self, *given, **named):
+            pass
+
+        def model_info(self, name):
+            return SimpleNamespace(private=False)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Public)
+    with pytest.raises(ValueError, match="--push a/b is public already: add --public"):
         push(tmp_path, "a/b", private=True)
 
 

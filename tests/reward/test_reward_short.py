@@ -79,3 +79,11 @@ def test_a_letter_counts_without_a_box_where_the_config_says_so():
     for in_box, expected in ((True, [0.0, 1.0]), (False, [1.0, 1.0])):
         with build_reward(RewardConfig(answer_must_in_box=in_box), ExecuteConfig(), "option") as reward:
             assert reward(["", ""], ["B", r"\boxed{B}"], ground_truth_answer=["B", "B"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "true", "verdict"),
+    [("no", "No. 5", None), ("No. 7", "No. 5", None), ("**Yes**, there is.", "yes", True), ("No.", "no", True)],
+)
+def test_a_number_sign_is_no_answer_and_marks_are_no_text(answer, true, verdict):
+    assert short_verdict(answer, true) is verdict

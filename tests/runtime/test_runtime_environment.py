@@ -26,7 +26,14 @@ def test_the_report_names_commit_packages_and_what_differs(few, monkeypatch):
 
 def test_only_variables_that_hold_no_secret_are_shown(few, monkeypatch, capsys):
     shown = {"NCCL_DEBUG": "INFO", "MLP_WORKER_NUM": "2", "HF_HOME": "/hf", "CUDA_VISIBLE_DEVICES": "0"}
-    hidden = {"HF_TOKEN": "s3cret", "WANDB_API_KEY": "s3cret", "SLURM_JWT_TOKEN": "s3cret", "MY_RANK": "s3cret"}
+    hidden = {
+        "HF_TOKEN": "s3cret",
+        "WANDB_API_KEY": "s3cret",
+        "SLURM_JWT_TOKEN": "s3cret",
+        "SLURM_JWT": "s3cret",
+        "MLP_ACCESS_PASS": "s3cret",
+        "MY_RANK": "s3cret",
+    }
     for name, value in (shown | hidden).items():
         monkeypatch.setenv(name, value)
     dllm_commands.environment()

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,15 @@ def test_the_process_of_a_killed_run_leaves_its_report(tmp_path):
     process.wait(60)
     assert (run / "report.html").is_file() and (run / "curves.png").is_file()
     assert not list(run.glob(".*tmp*"))
+
+
+def test_a_process_that_does_not_end_is_killed_and_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_STOP_SECONDS", 0.01)
+    busy = writer.ReportWriter(tmp_path, pytest.fail)
+    busy._process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE)
+    process = busy._process
+    busy.close()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_report_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):

@@ -48,6 +48,11 @@ def test_a_users_mistake_is_one_line_and_status_2(main, arguments, message, mode
     assert status == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_an_empty_key_is_refused(model_folder, monkeypatch, capsys):
+    status, error = run(server_module.main, [f"model={model_folder}", "api_key=''"], monkeypatch, capsys)
+    assert status == 2 and "api_key is empty" in error
+
+
 def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(model_folder, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

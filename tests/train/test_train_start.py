@@ -4,6 +4,7 @@ import json
 import linecache
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_tasks_and_a_reward_become_a_configuration(run, model_folder, tmp_path):
     exec(source, space)
     assert space[name]([], ["a12"]) == [2.0] and "import re as re" in source
     assert trained.final == {"loss": 0.5} and trained.model == tmp_path / "run" / "ckpt" / "optimized"
+
+
+def test_annotations_need_nothing_from_around_a_function(run, model_folder, tmp_path):
+    def typed(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
+        return [1.0 for _ in completions]
+
+    rl(model_folder, TASKS, typed, experiment={"output_dir": str(tmp_path)})
+    path, name = run[0].reward.function.rsplit(":", 1)
+    space = {}
+    exec(compile(Path(path).read_text(), path, "exec"), space)
+    assert space[name]([], ["a"]) == [1.0]
 
 
 def test_names_paths_and_functions_of_modules_are_taken_as_they_are(run, model_folder):

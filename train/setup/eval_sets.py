@@ -51,6 +51,8 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
         own_kind, weight = _checked(KEYS[command], values, kind)
         label = Path(values["name"]).stem.rpartition(":")[2] if len(entries) > 1 else ""
         sets.append(EvalSet(label, PromptSource(values["name"], own_kind, most, decode), weight, values.get("reward")))
+        if label in ("all", "compared"):  # the mean over sets and a second model's figures have these names
+            sets[-1] = replace(sets[-1], label=f"{label}-set")
     labels = [each.label for each in sets]
     for i, each in enumerate(sets):
         if labels.count(each.label) > 1:
