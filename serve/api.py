@@ -95,7 +95,7 @@ class Service:
             raise Refused(400, str(error)) from None
         reply = kind(answers, asked, self.name)
         if asked.stream:
-            return EventStream(_told(reply.events()), lambda gone: self._end(answers, gone))
+            return EventStream(_with_error(reply.events()), lambda gone: self._end(answers, gone))
         gone = False
         try:
             whole = await _unless_gone(request, reply.whole())
@@ -111,8 +111,8 @@ class Service:
             self.metrics.cancelled.inc()
 
 
-async def _told(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The events; what fails in the middle is told in the last one."""
+async def _with_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events; an error in the middle becomes the last one."""
     try:
         async for event in events:
             yield event
@@ -142,7 +142,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 def _refusal_of(error: Exception) -> JSONResponse:
-    """What clients are told of an error."""
+    """What clients get of an error."""
     if isinstance(error, Refused):
         return refusal(error.status, str(error), error.code)
     if isinstance(error, HTTPException):
@@ -166,6 +166,7 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), [*ChatAsked.model_fields, *TextAsked.model_fields], n=1)
         message = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
+        names = names or [repr(first["loc"][-1])[:60]]  # escaped: it need not be a name
     where = ".".join(names)
     return refusal(400, f"{where}: {message}" if where else message, param=where or None)
 

@@ -22,7 +22,7 @@ class Unavailable(Exception):
 
 
 class Event(NamedTuple):
-    """What a job is told: an update of one of its choices, or an error that ends it."""
+    """What a job receives: an update of one of its choices, or an error that ends it."""
 
     choice: int
     update: Update | None

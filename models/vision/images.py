@@ -26,7 +26,7 @@ _warned: set[str] = set()
 
 class ImageFault(ValueError):
     """A picture that cannot be used. path: its file, or what else names it; what: one of this module's causes, by which
-    faults are counted; detail: what Pillow or the system said."""
+    faults are counted; detail: Pillow's or the system's message."""
 
     def __init__(self, path: str, what: str, detail: str = ""):
         super().__init__(f"picture {path}: {what}" + (f" ({detail})" if detail else ""))

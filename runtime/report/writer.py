@@ -1,4 +1,4 @@
-"""report.html and curves.png while the run goes: another process, of low priority, writes them when it is told to.
+"""report.html and curves.png while the run goes: another process, of low priority, writes them when asked.
 
 `python -m runtime.report.writer FOLDER` writes once for each line on its input, and ends with it: at "stop", or when
 the run is gone, after a last time.

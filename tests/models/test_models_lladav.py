@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, golden_lladav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -102,12 +102,7 @@ def test_prompts_are_the_originals_with_the_token_after_a_picture(model, case):
 
 @pytest.fixture(scope="module")
 def first_set(tmp_path_factory):
-    """The golden folder without tokenizer; config.json does not name the mask, which is 255."""
-    folder = tmp_path_factory.mktemp("first") / "lladav"
-    shutil.copytree(GOLDEN / "lladav", folder)
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"mask_token_id": 255}))
-    return folder
+    return golden_lladav(tmp_path_factory.mktemp("first") / "lladav")
 
 
 def test_features_of_the_first_set_are_the_originals(first_set):

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, golden_lladav
 from safetensors.torch import load_file
 
 from models import Picture, Prompt, load_model
@@ -25,11 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def first_set(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("first") / "lladav"
-    shutil.copytree(GOLDEN / "lladav", folder)
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"mask_token_id": 255}))
-    return load_model(folder)
+    return load_model(golden_lladav(tmp_path_factory.mktemp("first") / "lladav"))
 
 
 def settings(case, stop_ids):

@@ -151,7 +151,7 @@ BAD = [
     ({}, b'{"prompt": "1=", "temperature": NaN}', "finite"),
     ({}, None, "prompt: Field required"),
     ({"prompt": "1=", "temprature": 1}, None, "did you mean temperature"),
-    ({"prompt": "1=", "foo-bar": 1}, None, "unknown field"),
+    ({"prompt": "1=", "foo-bar": 1}, None, "'foo-bar': unknown field"),
     ({"prompt": "1=", "temperature": -1}, None, "temperature"),
     ({"prompt": "1=", "temperature": 1e300}, None, "temperature"),
     ({"prompt": "1=", "top_k": 10**20}, None, "top_k"),
