@@ -50,6 +50,15 @@ def test_block_families_have_their_cache_anyway(sdar, caplog):
     assert "rollout.cache: prefix approximates full attention; sdar keeps its exact cache" in caplog.text
 
 
+def test_entries_are_named_by_the_edit_threshold_where_it_is_a_list(sdar):
+    found = entries(sdar, edit_threshold=[None, 0.5], max_post_steps=3, temperature=0.0)
+    assert [(name, config.edit_threshold) for name, config in found.items()] == [
+        ("dynamic-b4-greedy", None),
+        ("dynamic-b4-greedy-e0.5", 0.5),
+    ]
+    assert {config.max_post_steps for config in found.values()} == {3}
+
+
 def test_steps_that_do_not_fit(dream):
     with pytest.raises(ValueError, match=r"rollout\.steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
         entries(dream, steps=3, max_new_tokens=128, block_size=32)
