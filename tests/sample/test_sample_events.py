@@ -8,8 +8,8 @@ import pytest
 
 from sample import Events, Rollout
 
-# A block of 4: place 0 is written and overwritten; 1 is written, masked again by rule, written again; 2 is written once,
-# 3 never.
+# A block of 4: place 0 is written and overwritten; 1 is written, masked again by rule, written again; 2 is written
+# once, 3 never.
 ROWS = [(1, 0, 11, 11, -0.5), (1, 1, 21, 21, -2.0), (2, 0, 12, 12, -0.25), (2, 1, 99, -1, 0.0)]
 ROWS += [(3, 1, 22, 22, -0.75), (3, 2, 31, 31, -1.0)]
 EDITED = Rollout((1, "a", 0), [5, 6], [12, 22, 31, 99], [2, 3, 3, 0], [-0.25, -0.75, -1.0, 0.0], 3, "stop", 4)
