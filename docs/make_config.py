@@ -7,21 +7,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":
-    sys.path[0] = str(HERE.parent)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.commands import NOT_READ, TITLES, reads
 from configs.effects import MEANINGS
 from configs.fields import flat_fields, kind_of
 
+PAGE = Path(__file__).with_name("config.md")
 HEADER = """# Config reference
 
-Every key of a YAML and of the command line (`section.key=value`), from `configs/schema.py` by `python docs/make_config.py`; a test checks that it is
-up to date. `--help` of a command lists the same. dLLM-RL's names are read too ([their table](from_dllm_rl.md#keys)).
+Every key of a YAML and of the command line (`section.key=value`), made from `configs/schema.py` by
+`python docs/make_config.py`; a test checks that it is up to date. `--help` of a command lists the same. dLLM-RL's names
+are read too ([their table](from_dllm_rl.md#keys)).
 
-**Read by** names the commands that read a key, *all* of them where nothing else stands; in the YAML of another command it is named in a
-warning, typed it is an error. **Changes** says what another value changes, and so whether a run may be resumed with it:
+**Read by** names the commands that read a key, *all* of them where nothing else stands; in the YAML of another command
+it is named in a warning, typed it is an error. **Changes** says what another value changes, and so whether a run may be
+resumed with it:
 
 """
 TOP = "At the top"
@@ -79,4 +80,4 @@ def _readers(key: str) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "config.md").write_text(document(), encoding="utf-8")
+    PAGE.write_text(document(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What mkdocs.yml adds to the folder docs/: pages that lie elsewhere in the repository, and files that links lead to."""
+"""What mkdocs.yml adds to docs/: pages that lie elsewhere in the repository, and files that links lead to."""
 
 import posixpath
 import re
