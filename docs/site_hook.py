@@ -26,9 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The site's files, with the pages that lie elsewhere and the source files that pages link to."""
     for path, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
-    for page in files.documentation_pages():
-        for target in _LINK.findall(page.content_string):
-            path = _in_repository(page.src_uri, target)
+    for file in files.documentation_pages():
+        for target in _LINK.findall(file.content_string):
+            path = _in_repository(file.src_uri, target)
             uri = _in_site(path)
             if uri.startswith("code/") and (ROOT / path).is_file() and uri not in files.src_uris:
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
