@@ -28,7 +28,7 @@ def canvas(full):
 
 
 def canvas_of(step, trained, unit):
-    return Canvas(np.arange(1, 13) * (step > 0), step, trained, BLOCK, unit, mask_id=0)
+    return Canvas(np.arange(1, 13), step, trained, BLOCK, unit, mask_id=0)
 
 
 def masked(copy):
