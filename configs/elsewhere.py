@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Named:
-    """keys: ours, most likely first, separated by blanks, as the names elsewhere are. note: what differs, or where there
-    is no key what takes its place."""
+    """keys: ours, most likely first, separated by blanks, as the names elsewhere are. note: what differs, or where
+    there is no key what takes its place."""
 
     keys: str
     trl: str = ""

@@ -8,8 +8,8 @@ from configs.fields import flat_fields
 
 
 def _index() -> dict[str, Named]:
-    """Name, in small letters -> what it names. A dotted name counts by its last two parts too, where these are neither a
-    key here nor another name; one that only lacks the section of its key is left out: sections may have it in common."""
+    """Name, in small letters -> what it names. A dotted name counts by its last two parts too, where these are neither
+    a key here nor another name; one that only lacks the section of its key is left out: two sections may have it."""
     known = [key for key, _ in flat_fields()]
     entries = [entry for section in TABLE.values() for entry in section]
     found = {name.lower(): entry for entry in entries for name in entry.names if not _lacks_section(name, entry)}
