@@ -37,7 +37,7 @@ class Events:
     def of(rows: Sequence[tuple[int, int, int, int, float]]) -> "Events":
         """Of (step, place, token, action, logprob) in any order."""
         columns = [list(column) for column in zip(*sorted(rows), strict=True)] or [[], [], [], [], []]
-        return Events(*columns)  # type: ignore[arg-type]
+        return Events(*columns)
 
     @staticmethod
     def from_row(row: object) -> "Events":
