@@ -8,10 +8,10 @@ import torch
 
 from sample.denoiser import Denoiser
 from sample.draw import Drawing, Mix
-from sample.events import NO_CHOICE, Events
 from sample.graphs import CommitBudget, Steps, bucket
 from sample.pictures import PictureTable
 from sample.request import Request, hash_key
+from sample.revision import event_counts, events_of
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
 from sample.slots import GREEDY, Seat, SlotKV, StepState
@@ -193,7 +193,7 @@ class Generation:
     def _collect(self) -> int:
         """Turns ended slots into rollouts and frees them; how many."""
         live = self.state.live.tolist()
-        events = self._counts_of_events()
+        counts = event_counts(self.state, self.occupant, self.config)
         ended = [slot for slot in self.occupant if not live[slot]]
         if not ended:
             return 0
@@ -202,31 +202,10 @@ class Generation:
         for slot, *numbers in zip(ended, *columns, strict=True):
             request = self.occupant.pop(slot)
             rollout = self._rollout(request, **dict(zip(names, numbers, strict=True)))
-            if slot in events:
-                rollout = replace(rollout, events=self._events(slot, events[slot]))
+            if slot in counts:
+                rollout = replace(rollout, events=events_of(self.state, slot, counts[slot], self.model.mask_id))
             self.rollouts[request.index] = rollout
         return len(ended)
-
-    def _counts_of_events(self) -> dict[int, int]:
-        """Of the slots at work, where steps revise. ValueError where one has no room for its events: its record would
-        not be whole."""
-        if not self.config.revises:
-            return {}
-        counts, room, config = self.state.events.tolist(), self.state.event_room, self.config
-        for slot, request in self.occupant.items():
-            if counts[slot] > room:
-                raise ValueError(
-                    f"the response of {request.key} was changed {counts[slot]} times, and there is room for {room} "
-                    f"changes: tokens are overwritten to and fro. Raise edit_threshold ({config.edit_threshold}), or "
-                    f"lower max_post_steps ({config.max_post_steps}) or remask_budget ({config.remask_budget})."
-                )
-        return {slot: counts[slot] for slot in self.occupant}
-
-    def _events(self, slot: int, count: int) -> Events:
-        names = ("event_step", "event_place", "event_token", "event_logp")
-        step, place, token, logp = (getattr(self.state, name)[slot, :count].tolist() for name in names)
-        action = [NO_CHOICE if i == self.model.mask_id else i for i in token]
-        return Events(step, place, token, action, logp)
 
     def _rollout(
         self, request: Request, ids: list[int], step_map: list[int], logp: list[float], start: int, end: int, step: int

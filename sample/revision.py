@@ -3,10 +3,14 @@
 Shapes: n slots, b positions of a block.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from sample.choices import Choices
+from sample.events import NO_CHOICE, Events
+from sample.request import Request
 from sample.slots import StepState
 from sample.strategies import Proposal, best
 
@@ -44,6 +48,29 @@ def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> int:
     remasked = choices.remask_budget if choices.remask_threshold is not None else 0
     steps = block_size + remasked + choices.max_post_steps
     return min(steps, EVENTS_PER_TOKEN) * (max_new_tokens + block_size - 1)
+
+
+def event_counts(state: StepState, requests: Mapping[int, Request], choices: Choices) -> dict[int, int]:
+    """Of the slots at work (slot -> request), none where nothing is revised. ValueError where a slot has no room left:
+    its record would not be whole."""
+    if not choices.revises:
+        return {}
+    counts = state.events.tolist()
+    for slot, request in requests.items():
+        if counts[slot] > state.event_room:
+            raise ValueError(
+                f"the response of {request.key} was changed {counts[slot]} times, and there is room for "
+                f"{state.event_room}: tokens are overwritten to and fro. Raise edit_threshold "
+                f"({choices.edit_threshold}), or lower max_post_steps ({choices.max_post_steps}) or remask_budget ({choices.remask_budget})."
+            )
+    return {slot: counts[slot] for slot in requests}
+
+
+def events_of(state: StepState, slot: int, count: int, mask_id: int) -> Events:
+    """What a slot has logged."""
+    names = ("event_step", "event_place", "event_token", "event_logp")
+    step, place, token, logp = (getattr(state, name)[slot, :count].tolist() for name in names)
+    return Events(step, place, token, [NO_CHOICE if i == mask_id else i for i in token], logp)
 
 
 class Revision:
