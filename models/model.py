@@ -228,7 +228,8 @@ class DiffusionLM(Seeing):
                 write_base(Path(path), str(self.adapters.base_model_name_or_path), self.base_fingerprint)
             return
         weights = self.checkpoint_weights() | dict(besides or {})
-        layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype)
+        buffers = layout_io.stored_parts(layout_io.kept_buffers(self), self.spec.family, self.spec.raw)
+        layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype, buffers)
 
 
 def load_model(
