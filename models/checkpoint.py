@@ -139,6 +139,11 @@ def kept_buffers(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def kept_names(network: nn.Module, spec: CheckpointSpec) -> Collection[str]:
+    """Names of those buffers in the checkpoint."""
+    return stored_parts(kept_buffers(network), spec.family, spec.raw).keys()
+
+
 def _check_stored(spec: CheckpointSpec, network: PreTrainedModel, besides: Collection[str]) -> None:
     """ValueError where the names, shapes and types in the folder's files are not those of the network."""
     weights = weights_of(network)
