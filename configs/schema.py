@@ -356,6 +356,12 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    trained_events: str = opt(
+        "all",
+        "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "
+        "end",
+        choices=("all", "last"),
+    )
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
@@ -526,7 +532,9 @@ class RewardConfig:
         0.0, "mmu: a number is right within this share of the true one (charts: 0.05)", low=0.0, high=1.0
     )
     clip_model: str | None = opt(
-        None, "mmu: folder or hub name of a CLIP model, which scores captions (tasks with is_caption)"
+        None,
+        "folder or hub name of a CLIP model, which scores captions (mmu tasks with is_caption) and pictures that are "
+        "drawn (rollout.output=image)",
     )
     speed_weight: float = opt(
         0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0
