@@ -61,7 +61,8 @@ def event_counts(state: StepState, requests: Mapping[int, Request], choices: Cho
             raise ValueError(
                 f"the response of {request.key} was changed {counts[slot]} times, and there is room for "
                 f"{state.event_room}: tokens are overwritten to and fro. Raise edit_threshold "
-                f"({choices.edit_threshold}), or lower max_post_steps ({choices.max_post_steps}) or remask_budget ({choices.remask_budget})."
+                f"({choices.edit_threshold}), or lower max_post_steps ({choices.max_post_steps}) or remask_budget "
+                f"({choices.remask_budget})."
             )
     return {slot: counts[slot] for slot in requests}
 
