@@ -37,10 +37,8 @@ def test_traces_are_sampled_once_and_the_fastest_of_each_task_trained(shop, caps
     assert final["steps"] == 6 and "eval traces" in capsys.readouterr().out
     sft.run(typed(shop, "experiment.project=again"))
     assert "eval traces" not in capsys.readouterr().out
-    assert (
-        sft.run(typed(shop, f"dataset.optimization_data={shop.pairs}", "experiment.project=pairs", "dry_run=true"))
-        is None
-    )
+    with pytest.raises(ValueError, match="6 of 6 examples are no responses of a model"):
+        sft.run(typed(shop, f"dataset.optimization_data={shop.pairs}", "experiment.project=pairs"))
 
 
 @pytest.mark.slow
