@@ -162,7 +162,7 @@ class DatasetConfig:
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
     folder: str = opt("data", "where names of data sets are looked up")
-    seed: int = opt(0, "seed of the built-in tiny task's data", low=0, high=2**63 - 1)
+    seed: int = opt(0, "seed of the built-in tasks' data", low=0, high=2**63 - 1)
     template: str = opt(
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import tiny
+from data.built_in import built_in_file, built_in_names
 from data.catalog import CATALOG
 from data.conversations import chat_field, conversation_of, unused_columns
 from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
@@ -183,16 +183,15 @@ def _seeing(example: Example, row: Record, root: Path) -> Example | Fault:
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl or .parquet.
 
-    tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/, and hub:OWNER/NAME (see
-    data.hub.fetch_dataset) is fetched once to `folder`/hub/.
+    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in), and hub:OWNER/NAME
+    (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
     ValueError that names the places searched, what is there, and the download command where there is one.
     """
     folder = Path(folder)
     if name.startswith("hub:"):
         return fetch_dataset(name, folder)
-    if name in tiny.SIZES:
-        path = folder / f"tiny-{seed}" / f"{name}.json"
-        return path if path.is_file() else tiny.write_tiny(path.parent, seed)[name]
+    if (built_in := built_in_file(name, folder, seed)) is not None:
+        return built_in
     given = Path(name).expanduser()
     is_file_name = given.suffix in SUFFIXES
     candidates = [given, folder / given] if is_file_name else [folder / f"{name}{suffix}" for suffix in SUFFIXES]
@@ -212,7 +211,7 @@ def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:
     text = f"no data set {name!r}: looked for {looked_for}; {folder} has {', '.join(present) or 'none'}"
     if name in CATALOG:
         return f"{text}. To get it: python data/download_data.py --dataset {name}"
-    known = [*CATALOG, *tiny.SIZES, *present, *(Path(file).stem for file in present)]
+    known = [*CATALOG, *built_in_names(), *present, *(Path(file).stem for file in present)]
     if name.count("/") == 1 and not Path(name).parent.exists():
         return f"{text}. A data set on the hub is written hub:{name}"
     near = difflib.get_close_matches(name, known, 1)

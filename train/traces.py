@@ -1,5 +1,7 @@
 """The evaluation that samples what a fine-tuning trains on (dataset.sample_with)."""
 
+from dataclasses import replace
+
 from configs import find
 from configs.schema import Config
 from runtime.run_folder import RunFolder, run_path
@@ -11,13 +13,17 @@ SAMPLES, RESULTS = "samples.jsonl", "results.json"
 
 def to_be_sampled(config: Config) -> Config | None:
     """The eval.py config that must make dataset.optimization_data first: that file is absent, or of an evaluation that
-    has not ended. None where the data is there. ValueError where that config writes another file."""
+    has not ended. It samples with its own model, or, where it names none, with the one that is trained. None where the
+    data is there. ValueError where that config writes another file."""
     dataset = config.dataset
     if not dataset.sample_with:
         return None
     if not find(dataset.sample_with).is_file():
         raise ValueError(f"dataset.sample_with: {dataset.sample_with} does not exist.")
     first = prepared_by(dataset.sample_with, "eval", config)
+    if not first.model.pretrained_model:
+        sampled = replace(first.model, pretrained_model=config.model.pretrained_model, model_base=config.model.model_base)
+        first = replace(first, model=sampled)
     given, made = find(dataset.optimization_data), RunFolder(run_path(first)).path / SAMPLES
     if given.resolve() != made.resolve():
         if given.is_file():

@@ -81,12 +81,12 @@ class Replayer:
     mask_id: int
     block_size: int
 
-    def canvas(self, prompt_tokens: int, step_C: Ints, trained_C: Bools) -> Canvas:
-        place = np.arange(len(step_C))
-        if self.attention == "full":
-            return Canvas(step_C, trained_C, place // self.block_size, np.zeros_like(place))
-        block = (prompt_tokens + place) // self.block_size
-        return Canvas(step_C, trained_C, block, block)
+    def canvas(self, rollout: Rollout, trained_C: Bools) -> Canvas:
+        ids_C, step_C = (np.asarray(x, dtype=np.int64) for x in (rollout.canvas_ids, rollout.canvas_step_map))
+        place = np.arange(len(ids_C))
+        block = (place if self.attention == "full" else len(rollout.prompt_ids) + place) // self.block_size
+        unit = np.zeros_like(place) if self.attention == "full" else block
+        return Canvas(ids_C, step_C, trained_C, block, unit, self.mask_id)
 
     def samples(
         self,
@@ -102,27 +102,26 @@ class Replayer:
         assert self.logit_shift or not any(copy.causal for copy in copies)
         if self.attention == "block":
             assert not len(ids_S)
-            sample = block_sample(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
+            sample = block_sample(key, ids_P, ids_C, copies, self.block_size)
             return [] if sample is None else [sample]
         if self.logit_shift and not len(ids_P):
             raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
         position = np.arange(len(ids_P) + len(ids_C) + len(ids_S))
         zeros = np.zeros_like(position)
-        return [self._whole_sample(key, (ids_P, ids_C, ids_S), copy, position, zeros) for copy in copies]
+        return [self._whole_sample(key, ids_P, ids_S, copy, position, zeros) for copy in copies]
 
     def _whole_sample(
-        self, key: Key, parts: tuple[Ints, Ints, Ints], copy: NoisyCopy, position: Ints, zeros: Ints
+        self, key: Key, prompt: Ints, suffix: Ints, copy: NoisyCopy, position: Ints, zeros: Ints
     ) -> TrainingSample:
-        """parts: ids of prompt, canvas and what stands right of it."""
-        place, (prompt, canvas, suffix) = np.flatnonzero(copy.trained_C), parts
+        place = np.flatnonzero(copy.trained_C)
         return TrainingSample(
             key=key,
-            ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas), suffix]),
+            ids=np.concatenate([prompt, copy.ids_C, suffix]),
             positions=position,
             block=position if copy.causal else zeros,
             copy=zeros,
             index=len(prompt) + place - self.logit_shift,
-            targets=canvas[place],
+            targets=copy.target_C[place],
             canvas_index=place,
             round_index=np.full(len(place), copy.round),
             num_rounds=1,
@@ -162,7 +161,7 @@ def replay(
         trained[training.max_gen_length :] = False
     if not trained.any():
         return []
-    canvas = replayer.canvas(len(rollout.prompt_ids), np.asarray(rollout.canvas_step_map, dtype=np.int64), trained)
+    canvas = replayer.canvas(rollout, trained)
     copies = method(canvas, training, rng)
     if per_round and training.post_num is not None:
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
@@ -178,7 +177,7 @@ def replay(
 
 
 def block_sample(
-    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int, mask_id: int
+    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int
 ) -> TrainingSample | None:
     """Clean copy of everything before the last noisy block, then the noisy blocks, as one `TrainingSample`; None
     without noisy blocks."""
@@ -193,24 +192,25 @@ def block_sample(
     exists_Kb = position_Kb < len(whole)
     place_Kb = np.clip(position_Kb - P, 0, len(canvas) - 1)
     in_canvas_Kb = exists_Kb & (position_Kb >= P)
-    there = list(zip(noisy, place_Kb, strict=True))
-    masked_Kb = in_canvas_Kb & np.array([copy.masked_C[place_b] for copy, place_b in there])
-    trained_Kb = in_canvas_Kb & np.array([copy.trained_C[place_b] for copy, place_b in there])
+    held_Kb, target_Kb, chosen_Kb = (
+        np.array([getattr(copy, name)[place_b] for copy, place_b in zip(noisy, place_Kb, strict=True)])
+        for name in ("ids_C", "target_C", "trained_C")
+    )
+    trained_Kb = in_canvas_Kb & chosen_Kb
     clean = int(unit_K.max()) * b
     offset_Kb = clean + np.cumsum(exists_Kb).reshape(exists_Kb.shape) - 1
     number_Kb = np.broadcast_to(np.arange(1, len(noisy) + 1)[:, None], exists_Kb.shape)
     copy_N = trained_Kb.nonzero()[0]
     position_S = np.concatenate([np.arange(clean), position_Kb[exists_Kb]])
-    ids_S = whole[position_S]
-    ids_S[clean:][masked_Kb[exists_Kb]] = mask_id
+    ids_Kb = np.where(in_canvas_Kb, held_Kb, whole[np.minimum(position_Kb, len(whole) - 1)])
     return TrainingSample(
         key=key,
-        ids=ids_S,
+        ids=np.concatenate([whole[:clean], ids_Kb[exists_Kb]]),
         positions=position_S,
         block=position_S // b,
         copy=np.concatenate([np.zeros(clean, dtype=np.int64), number_Kb[exists_Kb]]),
         index=offset_Kb[trained_Kb],
-        targets=whole[position_Kb[trained_Kb]],
+        targets=target_Kb[trained_Kb],
         canvas_index=place_Kb[trained_Kb],
         round_index=rounds_K[copy_N],
         num_rounds=len(set(rounds_K[copy_N].tolist())),

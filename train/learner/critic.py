@@ -27,7 +27,7 @@ def denoising_steps(rollout: Rollout, sample: TrainingSample, replayer: Replayer
     """The step [N] at which the sampler decided each trained token of the sample, `shrink` neighbours merged as TraceRL
     merges them."""
     step_C = np.asarray(rollout.canvas_step_map, dtype=np.int64)
-    canvas = replayer.canvas(len(rollout.prompt_ids), step_C, step_C > 0)
+    canvas = replayer.canvas(rollout, step_C > 0)
     return shrink_steps(step_C, canvas.unit_C, shrink)[sample.canvas_index]
 
 

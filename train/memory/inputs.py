@@ -229,7 +229,7 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     response = Rollout(
         key=(0,),
         prompt_ids=[0] * prompt_tokens,
-        canvas_ids=[0] * response_tokens,
+        canvas_ids=[1] * response_tokens,  # any id but the mask's
         canvas_step_map=(step - step[0] + 1).tolist(),
         canvas_logprobs=[0.0] * response_tokens,
         num_response_tokens=response_tokens,
