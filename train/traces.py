@@ -22,7 +22,9 @@ def to_be_sampled(config: Config) -> Config | None:
         raise ValueError(f"dataset.sample_with: {dataset.sample_with} does not exist.")
     first = prepared_by(dataset.sample_with, "eval", config)
     if not first.model.pretrained_model:
-        sampled = replace(first.model, pretrained_model=config.model.pretrained_model, model_base=config.model.model_base)
+        sampled = replace(
+            first.model, pretrained_model=config.model.pretrained_model, model_base=config.model.model_base
+        )
         first = replace(first, model=sampled)
     given, made = find(dataset.optimization_data), RunFolder(run_path(first)).path / SAMPLES
     if given.resolve() != made.resolve():
