@@ -16,7 +16,7 @@ from train.rl import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-GENERATED = ["api", "config"]
+GENERATED = ["api", "config", "from_trl_verl"]
 """Pages of docs/ that a script docs/make_*.py writes."""
 RUNS = {
     "rl.py": ("rl", "train.rl"),
@@ -148,7 +148,7 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
     assert sys.modules[module].run(config) is None
 
 
-PYTHON = [("README.md", "From Python"), ("data.md", "From Python")]
+PYTHON = [("README.md", "From Python"), ("data.md", "From Python"), ("from_trl_verl.md", "Rewards")]
 
 
 @pytest.mark.parametrize(("page", "heading"), PYTHON)
