@@ -342,6 +342,12 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    trained_events: str = opt(
+        "all",
+        "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "
+        "end",
+        choices=("all", "last"),
+    )
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
