@@ -518,7 +518,9 @@ class RewardConfig:
         0.0, "mmu: a number is right within this share of the true one (charts: 0.05)", low=0.0, high=1.0
     )
     clip_model: str | None = opt(
-        None, "mmu: folder or hub name of a CLIP model, which scores captions (tasks with is_caption)"
+        None,
+        "folder or hub name of a CLIP model, which scores captions (mmu tasks with is_caption) and pictures that are "
+        "drawn (rollout.output=image)",
     )
     speed_weight: float = opt(
         0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0

@@ -215,7 +215,7 @@ class FineTuning:
             with timed("update"):
                 totals = self.update(samples, step)
             self.log(step, totals)
-            self.done, self.nll = step, totals.per_token("nll")
+            self.done, self.nll = step, totals.per_token("nll") if totals.results else self.nll
             self.save_if_due(step)
             stopping.check()
 
@@ -230,8 +230,10 @@ class FineTuning:
         return [sample for example in chosen for sample in make_samples(example, *given)]
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
-        """Update `step` (from 1) on these training samples."""
+        """Update `step` (from 1) on these training samples; without any, none."""
         training = self.config.training
+        if not samples:  # no example has pictures that can be used
+            return StepTotals()
         block = self.model.attention == "block"
         weights = token_weights(
             samples,
@@ -247,6 +249,10 @@ class FineTuning:
         return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
 
     def log(self, step: int, totals: StepTotals) -> None:
+        if not totals.results:
+            self.monitor.event(f"step {step} trains nothing and is skipped: its examples have no pictures to be used")
+            self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, SHOWN, quiet=True)
+            return
         metrics = {
             "loss": totals.mean_loss,
             "nll": totals.per_token("nll"),

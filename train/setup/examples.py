@@ -103,7 +103,8 @@ def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> Tokeni
 
 
 def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExample]:
-    """The examples with their pictures encoded, without those whose pictures cannot be used (`usable`)."""
+    """The examples with their pictures encoded, without those whose pictures cannot be used (`usable`): none, where
+    there are no others."""
 
     def seen(sample: TokenizedExample) -> TokenizedExample:
         if not sample.images:
@@ -111,7 +112,7 @@ def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExampl
         made = eyes.see(sample.guarded, sample.images)
         return replace(sample, prompt_ids=made.ids, seen=made)
 
-    return usable(samples, seen, lambda sample: f"example {sample.index}", "SFT data")
+    return usable(samples, seen, lambda sample: f"example {sample.index}", "SFT data", needed=False)
 
 
 def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
