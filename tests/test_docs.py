@@ -16,8 +16,9 @@ from train.rl import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-GENERATED = ["api", "config", "from_trl_verl"]
+GENERATED = ["api", "config", "from_trl_verl", "recipes"]
 """Pages of docs/ that a script docs/make_*.py writes."""
+ROOMS = ("configs", "data", "models", "reward", "runtime", "sample", "serve", "train")
 RUNS = {
     "rl.py": ("rl", "train.rl"),
     "multinode_rl.py": ("rl", "train.rl"),
@@ -174,6 +175,25 @@ def test_the_loop_in_the_readme_is_the_one_that_runs():
     run = inspect.getsource(Run.steps).replace("self.", "").replace(", progress.advance", "")
     places = [run.find(line.strip().removeprefix("sampler.")) for line in shown.replace("self.", "").splitlines()]
     assert -1 not in places and places == sorted(places)
+
+
+def texts_of(path):
+    """All texts in a file of code, with a mark where a value is put into one."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_that_troubleshooting_names_are_in_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = [found for found in re.findall(r"^\| `([^`]+)` \|", page, re.M) if " " in found]
+    assert len(messages) > 50
+    rooms = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    code = "\n".join(text for path in rooms for text in texts_of(path))
+    patterns = {message: ".*".join(map(re.escape, message.split("..."))) for message in messages}
+    assert not [message for message, pattern in patterns.items() if not re.search(pattern, code)]
 
 
 def test_links_lead_to_files_and_headings():
