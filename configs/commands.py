@@ -28,6 +28,7 @@ _RL_ALONE = (
     "training.whiten_advantages",
     "training.rows_per_response",
     "training.rows_by",
+    "training.trained_events",
     "training.eps",
     "training.eps_low",
     "training.eps_high",
@@ -52,7 +53,13 @@ _RL_ALONE = (
     "tracking.sample_every",
     "evaluation",
 )
-_SFT_ALONE = ("dataset.optimization_data", "experiment.save_every_updates", "training.max_steps")
+_SFT_ALONE = (
+    "dataset.optimization_data",
+    "dataset.sample_with",
+    "dataset.traces_per_task",
+    "experiment.save_every_updates",
+    "training.max_steps",
+)
 _TRAINING_ALONE = (
     "experiment.save_every",
     "experiment.save_dtype",

@@ -151,7 +151,13 @@ class DatasetConfig:
         each=str,
         fields=SET_FIELDS,
     )
-    optimization_data: str = opt("", "SFT examples: a name or a path")
+    optimization_data: str = opt(
+        "", "SFT examples: a name or a path; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py"
+    )
+    sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
+    traces_per_task: int = opt(
+        0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
+    )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
@@ -336,6 +342,12 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    trained_events: str = opt(
+        "all",
+        "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "
+        "end",
+        choices=("all", "last"),
+    )
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
@@ -506,7 +518,9 @@ class RewardConfig:
         0.0, "mmu: a number is right within this share of the true one (charts: 0.05)", low=0.0, high=1.0
     )
     clip_model: str | None = opt(
-        None, "mmu: folder or hub name of a CLIP model, which scores captions (tasks with is_caption)"
+        None,
+        "folder or hub name of a CLIP model, which scores captions (mmu tasks with is_caption) and pictures that are "
+        "drawn (rollout.output=image)",
     )
     speed_weight: float = opt(
         0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0

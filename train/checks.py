@@ -261,15 +261,15 @@ def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type, spec.family)
     check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
-        check_tasks(reward, tasks, "dataset.train_dataset")
+        check_tasks(reward, tasks, "dataset.train_dataset", config.rollout)
         sets = [(each, check_set(config, each, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
         for each, tests in sets:
             if each.graded_as_training(config):
-                check_tasks(reward, tests, KEYS["rl"])
+                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
     for each, tests in sets:
         if not each.graded_as_training(config):
             with each.reward_of(config) as reward:
-                check_tasks(reward, tests, KEYS["rl"])
+                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
     return len(tasks)
 
 

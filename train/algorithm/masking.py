@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
+from sample.events import Events
+from train.algorithm.steps import Ints, last_events, moments, shrink_steps
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -20,7 +21,8 @@ Floats = NDArray[np.float64]
 class NoisyCopy:
     """One noisy copy of unit `unit`. ids_C [C]: what it holds, outside its unit the canvas; target_C: the ids that its
     trained positions, trained_C, are to say. round: copies of one round would stand in one row of dLLM-RL. weight: of
-    its tokens in the loss. causal: a position sees those left of it."""
+    its tokens in the loss. causal: a position sees those left of it. event_C: number of the event that chose each
+    target, None = the place's last one, or the place itself where the rollout has no events."""
 
     unit: int
     round: int
@@ -29,6 +31,12 @@ class NoisyCopy:
     trained_C: Bools
     weight: float = 1.0
     causal: bool = False
+    event_C: Ints | None = None
+
+    @property
+    def chosen(self) -> Ints:
+        """For each trained position the number of its event; of its place without events."""
+        return np.flatnonzero(self.trained_C) if self.event_C is None else self.event_C[self.trained_C]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Canvas:
 
     ids_C: its tokens, the mask id where nothing was decided. step_C: denoising step that decided each position, 0 =
     never. trained_C: positions that may be trained. block_C: block of each position. unit_C: what one noisy copy holds:
-    the block itself for block families, the whole canvas (0 everywhere) under full attention.
+    the block itself for block families, the whole canvas (0 everywhere) under full attention. events: the rollout's.
     """
 
     ids_C: Ints
@@ -46,6 +54,7 @@ class Canvas:
     block_C: Ints
     unit_C: Ints
     mask_id: int
+    events: Events | None = None
 
     def masked(
         self, unit: int, round: int, masked_C: Bools, trained_C: Bools, weight: float = 1.0, causal: bool = False
@@ -79,24 +88,12 @@ class Method:
         return self.copies(canvas, training, rng)
 
 
-def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
-    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a
-    time and each is replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
-    if shrink == 1:
-        return step_map_C
-    out = step_map_C.copy()
-    for group in np.unique(group_C):
-        inside = (group_C == group) & (step_map_C > 0)
-        steps = np.unique(step_map_C[inside])
-        if len(steps):
-            last = np.minimum((np.arange(len(steps)) // shrink + 1) * shrink, len(steps)) - 1
-            out[inside] = steps[last][np.searchsorted(steps, step_map_C[inside])]
-    return out
-
-
 def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """TraceRL (arXiv:2509.06949): each token is trained in the state that the sampler decided it from, once. Masked is
-    what was decided at that (shrunk) step or later, or never."""
+    what was decided at that (shrunk) step or later, or never. Of a rollout with events every choice is trained so, also
+    one that was overwritten; under trained_events=last only those that stand."""
+    if canvas.events is not None:
+        return _edited(canvas, canvas.events, training)
     step_C = shrink_steps(canvas.step_C, canvas.unit_C, training.shrink)
     decided_C = np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
     base = step_C.max() + 1
@@ -109,6 +106,22 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
         canvas.masked(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
         for k in trained_KC.any(1).nonzero()[0]
     ]
+
+
+def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[NoisyCopy]:
+    """A copy for each unit and (shrunk) step with a trained choice: the unit as it stood before, to say what was
+    chosen. Of several choices at one place in merged steps the last is trained."""
+    action_E, last_C = np.array(events.action, dtype=np.int64), last_events(events, len(canvas.ids_C))
+    copies = []
+    for moment in moments(events, canvas.ids_C, canvas.unit_C, canvas.mask_id, training.shrink):
+        trained_C = canvas.trained_C & (moment.event_C >= 0)
+        if training.trained_events == "last":
+            trained_C &= moment.event_C == last_C
+        if trained_C.any():
+            target_C = np.where(trained_C, action_E[moment.event_C], canvas.ids_C)
+            given = moment.unit, moment.rank, moment.ids_C, target_C, trained_C
+            copies.append(NoisyCopy(*given, event_C=moment.event_C))
+    return copies
 
 
 def random_masking(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
@@ -242,29 +255,29 @@ def _problem(copy: NoisyCopy, canvas: Canvas) -> str:
         return "trains a position that is not in canvas.trained_C"
     if ((copy.trained_C | (copy.ids_C != canvas.ids_C)) & (canvas.unit_C != copy.unit)).any():
         return f"changes or trains a position outside its unit {copy.unit} (canvas.unit_C)"
-    if not copy.causal and (copy.trained_C & (copy.ids_C == copy.target_C)).any():
+    if not copy.causal and canvas.events is None and (copy.trained_C & (copy.ids_C == copy.target_C)).any():
         return "trains a position that holds its target: mask it, as canvas.masked does"
     return "" if np.isfinite(copy.weight) else f"has the weight {copy.weight}"
 
 
 def sample_copies(
-    copies: list[NoisyCopy], count: int, rng: np.random.Generator, score_C: Floats | None = None
+    copies: list[NoisyCopy], count: int, rng: np.random.Generator, score: Floats | None = None
 ) -> list[NoisyCopy]:
     """`count` of the copies, in their order; each one's weight grows by 1 / (its chance to be drawn), so that the
     expectation of a weighted sum over copies stays what it was.
 
-    Without scores all have one chance. score_C: a copy's chance grows with the sum of the scores of its trained
-    positions (AGRPO, arXiv:2510.04019, and RLDF, arXiv:2605.25638, draw steps by entropy and surprisal), mixed with an
-    equal chance, so that no weight exceeds twice that of equal chances; places are drawn systematically, at even
-    distances.
+    Without scores all have one chance. score: a number a place [C], or an event [E] where copies name events. A copy's
+    chance grows with the sum of the scores of what it trains (AGRPO, arXiv:2510.04019, and RLDF, arXiv:2605.25638, draw
+    steps by entropy and surprisal), mixed with an equal chance, so that no weight exceeds twice that of equal chances;
+    places are drawn systematically, at even distances.
     """
     if len(copies) <= count:
         return copies
-    if score_C is None:
+    if score is None:
         chosen = np.sort(rng.choice(len(copies), count, replace=False))
         growth_K = np.full(len(copies), len(copies) / count)
     else:
-        chance_K = inclusion_chances(np.array([score_C[copy.trained_C].sum() for copy in copies]), count)
+        chance_K = inclusion_chances(np.array([score[copy.chosen].sum() for copy in copies]), count)
         chosen = np.searchsorted(np.cumsum(chance_K), rng.random() + np.arange(count)).clip(max=len(copies) - 1)
         growth_K = 1.0 / chance_K
     return [replace(copies[i], weight=copies[i].weight * float(growth_K[i])) for i in chosen]

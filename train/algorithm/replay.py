@@ -2,9 +2,9 @@
 
 A block family's response becomes one sequence: one clean copy of prompt and canvas, then one noisy copy of each
 block for each round (denoising step) that has trained tokens. A noisy block sees the clean blocks before its own
-and itself; it holds what the sampler held at that step: earlier tokens in place, the mask id at every position
-decided at that step or later, or never. Blocks lie on the absolute grid from position 0, so the prompt's tail
-stands in the first noisy block as it is.
+and itself; it holds what the sampler held at that step: earlier tokens in place (those that stood then, where they
+are overwritten later), the mask id at every position decided at that step or later, or never. Blocks lie on the
+absolute grid from position 0, so the prompt's tail stands in the first noisy block as it is.
 
 Shapes: S tokens of a sample, N trained tokens of a sample, C canvas tokens, K noisy copies, b block size.
 """
@@ -19,6 +19,7 @@ from configs.schema import TrainingConfig
 from models import Prompt
 from sample.rollout import Key, Rollout
 from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
+from train.algorithm.steps import last_events
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class TrainingSample:
 
     ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
     the number of the noisy block copy. index [N]: where in the sample the trained tokens are read; targets [N]: their
-    ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
-    block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
-    loss, before any normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
+    ids; canvas_index [N]: their place in the canvas; event_index [N]: the event that chose them, their place again
+    where the rollout has no events; round_index [N]: the round (rank of the step inside its block). num_rounds: rounds
+    with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the loss, before any
+    normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
     """
 
     key: Key
@@ -40,6 +42,7 @@ class TrainingSample:
     index: Ints
     targets: Ints
     canvas_index: Ints
+    event_index: Ints
     round_index: Ints
     num_rounds: int
     weight: Floats
@@ -68,6 +71,12 @@ def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None
     return trained & decided
 
 
+def recorded_logprobs(rollout: Rollout) -> Floats:
+    """The sampler's log-probabilities: of the events [E], or of the places [C] where there are none. event_index of a
+    training sample numbers them."""
+    return np.asarray(rollout.canvas_logprobs if rollout.events is None else rollout.events.logprob, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Replayer:
     """How a model's responses become training samples.
@@ -86,7 +95,7 @@ class Replayer:
         place = np.arange(len(ids_C))
         block = (place if self.attention == "full" else len(rollout.prompt_ids) + place) // self.block_size
         unit = np.zeros_like(place) if self.attention == "full" else block
-        return Canvas(ids_C, step_C, trained_C, block, unit, self.mask_id)
+        return Canvas(ids_C, step_C, trained_C, block, unit, self.mask_id, rollout.events)
 
     def samples(
         self,
@@ -123,6 +132,7 @@ class Replayer:
             index=len(prompt) + place - self.logit_shift,
             targets=copy.target_C[place],
             canvas_index=place,
+            event_index=copy.chosen,
             round_index=np.full(len(place), copy.round),
             num_rounds=1,
             weight=np.full(len(place), copy.weight),
@@ -163,11 +173,14 @@ def replay(
         return []
     canvas = replayer.canvas(rollout, trained)
     copies = method(canvas, training, rng)
+    if rollout.events is not None:
+        last_C = last_events(rollout.events, len(trained))
+        copies = [copy if copy.event_C is not None else replace(copy, event_C=last_C) for copy in copies]
     if per_round and training.post_num is not None:
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
     if training.rows_per_response is not None:
-        surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
-        copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
+        surprisal = -recorded_logprobs(rollout) if training.rows_by == "surprisal" else None
+        copies = sample_copies(copies, training.rows_per_response, rng, surprisal)
     if min(rollout.prompt_ids, default=0) >= 0:
         return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies, rollout.suffix_ids)
     if prompt is None or prompt.ids != rollout.prompt_ids:
@@ -192,10 +205,12 @@ def block_sample(
     exists_Kb = position_Kb < len(whole)
     place_Kb = np.clip(position_Kb - P, 0, len(canvas) - 1)
     in_canvas_Kb = exists_Kb & (position_Kb >= P)
+    there = list(zip(noisy, place_Kb, strict=True))
     held_Kb, target_Kb, chosen_Kb = (
-        np.array([getattr(copy, name)[place_b] for copy, place_b in zip(noisy, place_Kb, strict=True)])
+        np.array([getattr(copy, name)[place_b] for copy, place_b in there])
         for name in ("ids_C", "target_C", "trained_C")
     )
+    event_Kb = np.array([place_b if copy.event_C is None else copy.event_C[place_b] for copy, place_b in there])
     trained_Kb = in_canvas_Kb & chosen_Kb
     clean = int(unit_K.max()) * b
     offset_Kb = clean + np.cumsum(exists_Kb).reshape(exists_Kb.shape) - 1
@@ -212,6 +227,7 @@ def block_sample(
         index=offset_Kb[trained_Kb],
         targets=target_Kb[trained_Kb],
         canvas_index=place_Kb[trained_Kb],
+        event_index=event_Kb[trained_Kb],
         round_index=rounds_K[copy_N],
         num_rounds=len(set(rounds_K[copy_N].tolist())),
         weight=weight_K[copy_N],
