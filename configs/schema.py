@@ -151,7 +151,13 @@ class DatasetConfig:
         each=str,
         fields=SET_FIELDS,
     )
-    optimization_data: str = opt("", "SFT examples: a name or a path")
+    optimization_data: str = opt(
+        "", "SFT examples: a name or a path; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py"
+    )
+    sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
+    traces_per_task: int = opt(
+        0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
+    )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
@@ -319,7 +325,7 @@ class TrainingConfig:
     method: str = opt(
         "TraceRL",
         "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
-        "random_masking, ar; or your own, path/to/file.py:name",
+        "random_masking, coupled, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -351,6 +357,12 @@ class TrainingConfig:
         1,
         "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
         low=1,
+    )
+    replaced_p: float = opt(
+        0.0,
+        "SFT: chance that a token which is not masked becomes a random one, to be put right (LLaDA2.1's edits)",
+        low=0.0,
+        high=1.0,
     )
     loss_weight: str = opt(
         "none",
