@@ -261,6 +261,7 @@ class FineTuning:
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
             "updates_skipped": float(totals.skipped),
+            **totals.expert_balance,
             **used_memory(),
         }
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
