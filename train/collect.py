@@ -22,6 +22,7 @@ from sample.rollout import Key
 from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
+from train.edits import draft, edit_metrics, effects
 from train.learner.rollout_log import GradedRollouts, RolloutLog
 from train.setup.doors import advantage_of
 from train.setup.pictures import Eyes
@@ -215,10 +216,17 @@ class Collector:
         assert reward is not None
         texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
         questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
-        rewards = reward(questions, texts, **reward_columns(prompts, rollouts, self.sampler.model))
+        columns = reward_columns(prompts, rollouts, self.sampler.model)
+        rewards = reward(questions, texts, **columns)
+        stats, parts = reward.stats, reward.given
+        if reward.verifies and any(rollout.events is not None for rollout in rollouts):
+            config = self.sampler.config
+            drafts = [draft(rollout, config.stop_ids or (), config.max_new_tokens) for rollout in rollouts]
+            first = [completion_text(rollout, self.sampler.model) for rollout in drafts]
+            stats = stats | effects(reward, questions, texts, first, rewards, columns)
         if self.config.training.truncated == "wrong":
             rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
-        return Scores(texts, rewards, reward.stats, reward.given)
+        return Scores(texts, rewards, stats, parts)
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, reward = self.config.training, self.config.reward
@@ -271,6 +279,7 @@ def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]
         "completion_length": tokens / len(rollouts),
         "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
         **_entropy(rollouts),
+        **edit_metrics(rollouts),
         "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
         "tokens_per_second": tokens / graded.seconds,
         "groups": float(len(rollouts) // group_size),

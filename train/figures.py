@@ -119,6 +119,8 @@ class Evaluation:
                     "step_map": rollout.step_map,
                     "logprobs": rollout.logprobs,
                 }
+                if rollout.events is not None:
+                    row["events"] = vars(rollout.events.before(rollout.num_response_tokens))
             yield row
 
 
