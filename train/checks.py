@@ -19,6 +19,7 @@ from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
+from sample.config import check_edits
 from train.algorithm.masking import Method
 from train.algorithm.objectives import TERMS
 from train.distributed.kind import check_engine, world_size
@@ -27,7 +28,7 @@ from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_c
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings, check_steps
+from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, spec_of, value_spec_of
@@ -239,8 +240,10 @@ def tasks_of(config: Config, name: str, key: str, data_type: str, family: Family
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     """ValueError where the responses of a section leave the model no position for a prompt, or the family
-    has no such cache."""
+    has no such cache or no edits."""
     cache_mode(decode, spec.family)
+    for chosen in decodings(decode):
+        check_edits(chosen["edit_threshold"], spec.family, decode.key("edit_threshold"))
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
@@ -261,15 +264,15 @@ def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type, spec.family)
     check_prompts(config, training_source(config), spec, tasks)
     with reward_of(config, dataset.data_type) as reward:
-        check_tasks(reward, tasks, "dataset.train_dataset")
+        check_tasks(reward, tasks, "dataset.train_dataset", config.rollout)
         sets = [(each, check_set(config, each, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
         for each, tests in sets:
             if each.graded_as_training(config):
-                check_tasks(reward, tests, KEYS["rl"])
+                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
     for each, tests in sets:
         if not each.graded_as_training(config):
             with each.reward_of(config) as reward:
-                check_tasks(reward, tests, KEYS["rl"])
+                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
     return len(tasks)
 
 

@@ -112,15 +112,8 @@ class Evaluation:
                 "finish_reason": rollout.finish_reason,
             }
             if with_steps:
-                row |= {
-                    "block_size": self.block_size,
-                    "prompt_ids": rollout.prompt_ids,
-                    "token_ids": rollout.token_ids,
-                    "step_map": rollout.step_map,
-                    "logprobs": rollout.logprobs,
-                }
-                if rollout.events is not None:
-                    row["events"] = vars(rollout.events.before(rollout.num_response_tokens))
+                view = {name: getattr(rollout, name) for name in ("token_ids", "step_map", "logprobs")}
+                row |= {"block_size": self.block_size, **view, **rollout.row()}
             yield row
 
 
