@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "swanlab")
-SET_FIELDS = ("name", "data_type", "weight", "reward")
-"""Of one of several sets of evaluation tasks."""
+SET_FIELDS = ("name", "data_type", "weight", "reward", "columns")
+"""Of one of several sets of tasks."""
+EXAMPLE_FIELDS = ("name", "weight", "columns")
+"""Of one of several sets of SFT examples."""
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
 Effect = Literal["result", "speed", "output", "length"]
 
@@ -144,14 +146,26 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
-    eval_dataset: Any = opt(
+    train_dataset: Any = opt(
         "",
-        "eval.py's tasks: a name, a path, or a list of such, or of {name, data_type, weight, reward}",
+        "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME, or a list of such, or of {name, "
+        "data_type, weight, reward, columns}, drawn by weight; without weights the sets are one",
         each=str,
         fields=SET_FIELDS,
     )
-    optimization_data: str = opt("", "SFT examples: a name or a path")
+    eval_dataset: Any = opt(
+        "",
+        "eval.py's tasks: a name, a path, or a list of such, or of {name, data_type, weight, reward, columns}",
+        each=str,
+        fields=SET_FIELDS,
+    )
+    optimization_data: Any = opt(
+        "",
+        "SFT examples: a name, a path, or a list of such, or of {name, weight, columns}, drawn by weight; without "
+        "weights the sets are one",
+        each=str,
+        fields=EXAMPLE_FIELDS,
+    )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
@@ -299,8 +313,8 @@ class EvaluationConfig(DecodeConfig):
 
     eval_dataset: Any = opt(
         None,
-        "evaluation tasks during RL: a name, a path, or a list of such, or of {name, data_type, weight, reward}; "
-        "null = no evaluation",
+        "evaluation tasks during RL: a name, a path, or a list of such, or of {name, data_type, weight, reward, "
+        "columns}; null = no evaluation",
         each=str,
         fields=SET_FIELDS,
     )

@@ -44,13 +44,15 @@ class Task:
 class Example:
     """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
     of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty.
-    `images`: the pictures of prompt or turns, in the order of their placeholders."""
+    `images`: the pictures of prompt or turns, in the order of their placeholders. `of`: the label of its data set,
+    where there are several."""
 
     prompt: str
     response: str
     step_map: list[int] | None
     turns: tuple[tuple[str, str], ...] = ()
     images: tuple[PictureSource, ...] = ()
+    of: str = ""
 
 
 def load_tasks(

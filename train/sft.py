@@ -13,7 +13,7 @@ if __name__ == "__main__":
     main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")
     sys.exit()  # what follows takes seconds to import; it is run as the module train.sft, and never by a launcher
 
-import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -21,17 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from configs import naming
 from configs.schema import Config, TrainingConfig
+from configs.sets import described, named_sets, shares
+from configs.tree import get
 from data.tasks import Example, load_examples
+from models.families import Family
 from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
 from train import checks
+from train.algorithm.mixture import epoch_order
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
@@ -47,12 +50,13 @@ from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import for_model, make_samples, see, tokenise
+from train.setup.examples import TokenizedExample, for_model, make_samples, see, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
 from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 
+DATA = "dataset.optimization_data"
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
@@ -97,24 +101,46 @@ def check(config: Config) -> list[Example]:
     require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
-    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    examples = _read(config, DATA, spec.family)
     checks.check_start(config, SFT)
     checks.check_trackers(config)
-    with naming("dataset.optimization_data"):
-        root = image_root(config.dataset, path, spec.family)
-        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
-    examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         _print_plan(config, len(examples))
     check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
     return examples
 
 
+def _read(config: Config, key: str, family: Family) -> list[Example]:
+    """The examples of the sets that a key names, set after set."""
+    dataset, given = config.dataset, get(config, key)
+    sets = named_sets(key, given, dataset.data_type) or named_sets(key, [""], dataset.data_type)
+    shares(key, sets, [1] * len(sets))
+    found: list[Example] = []
+    for each in sets:
+        path = checks.check_dataset(config, each.name, key)
+        with naming(key):
+            root, columns = image_root(dataset, path, family), {**dataset.columns, **each.columns}
+            examples = load_examples(path, columns=columns, image_root=root)
+        found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
+    return found
+
+
+def _mixture(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:
+    """(examples, weight) of each set. ValueError where one has none that can be trained."""
+    sets = named_sets(DATA, config.dataset.optimization_data, config.dataset.data_type)
+    counts = Counter(sample.of for sample in samples)
+    for each in sets:
+        if not counts[each.label]:
+            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
+    sizes = [counts[each.label] for each in sets]
+    return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))
+
+
 def _print_plan(config: Config, examples: int) -> None:
     """The arithmetic of a fine-tuning, for a dry run."""
     plan = UpdatePlan.of(config.training, examples)
     print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-    print_text(f"  data    {config.dataset.optimization_data}: {examples:,} examples")
+    print_text(f"  data    {described(config.dataset.optimization_data)}: {examples:,} examples")
     print_text(f"  update  {plan.examples} examples; {plan}")
 
 
@@ -122,12 +148,6 @@ def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> i
     """The longest response, before any is tokenised."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // CHARACTERS_A_TOKEN
     return min(longest, training.max_gen_length or longest)
-
-
-@functools.lru_cache(maxsize=1)
-def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
-    """The order of the examples in an epoch (from 0)."""
-    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
 class FineTuning:
@@ -154,6 +174,8 @@ class FineTuning:
         self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
+        self.sets = _mixture(config, self.samples)
+        self.label_of = {sample.index: sample.of for sample in self.samples if sample.of}
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
@@ -194,11 +216,11 @@ class FineTuning:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
         masks."""
         epoch, place = divmod(step - 1, self.plan.per_epoch)
-        order = epoch_order(self.config.training.seed, epoch, len(self.samples))
-        chosen = [self.samples[i] for i in order[place * self.plan.examples : (place + 1) * self.plan.examples]]
-        chosen = see(chosen, self.eyes)
-        given = self.model, self.config.training, self.method, epoch, self.longest
-        return [sample for example in chosen for sample in make_samples(example, *given)]
+        order = epoch_order(self.config.training.seed, epoch, self.sets)
+        drawn = order[place * self.plan.examples : (place + 1) * self.plan.examples]
+        chosen = see([replace(self.samples[i], turn=turn) for i, turn in drawn], self.eyes)
+        given = self.model, self.config.training, self.method
+        return [sample for each in chosen for sample in make_samples(each, *given, each.turn, self.longest)]
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
         """Update `step` (from 1) on these training samples."""
@@ -212,10 +234,21 @@ class FineTuning:
         )
 
         def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-            return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
+            loss, sums = negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
+            return loss, sums | self._by_set(logp_N.detach(), micro, samples)
 
         self.updater.set_rate(self.schedule.scale(step - 1))
         return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
+
+    def _by_set(self, logp_N: Tensor, micro: MicroBatch, samples: Sequence[TrainingSample]) -> Metrics:
+        """Of several sets, the sums of each in a micro-batch."""
+        found: Metrics = {}
+        of = [self.label_of.get(int(samples[i].key[0]), "") for i in micro.samples]
+        for label in sorted({*of} - {""}):
+            is_own = np.array([each == label for each in of])[micro.sample_of_N]
+            own_N = torch.from_numpy(is_own).to(logp_N.device)
+            found |= {f"tokens({label})": own_N.sum(), f"nll({label})": -(logp_N * own_N).sum()}
+        return found
 
     def log(self, step: int, totals: StepTotals) -> None:
         metrics = {
@@ -228,6 +261,9 @@ class FineTuning:
             "updates_skipped": float(totals.skipped),
             **used_memory(),
         }
+        for label in sorted({*self.label_of.values()}):
+            if tokens := totals.total(f"tokens({label})"):
+                metrics |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
         self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
 
@@ -262,7 +298,7 @@ class FineTuning:
         return {
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
-            "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
+            "examples": f"{described(config.dataset.optimization_data)}: {len(self.samples):,}",
             "update": f"{self.plan.examples} examples x {training.mask_times_per_sample} noisy copies",
             "steps": str(self.plan),
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",

@@ -1,4 +1,4 @@
-from train.collect import Scores
+from train.grading import Scores
 
 
 def test_the_scores_of_a_refilled_step_are_those_of_all_its_rollouts():

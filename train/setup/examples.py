@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config, TrainingConfig
+from configs.sets import described
 from data.control import ControlTokens, encode
 from data.pictures import PictureSource
 from data.tasks import Example
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 class TokenizedExample:
     """One example as ids: prompt, response with its end id, and for `trace` the step of each response id. Ids of
     pictures (`picture_tokens`) are such in length alone, until they are `seen`; guarded: the prompt as it is tokenised,
-    where it has pictures."""
+    where it has pictures. of: the label of its data set, where there are several. turn: the pass over its set that it
+    is drawn in."""
 
     index: int
     prompt_ids: list[int]
@@ -39,6 +41,8 @@ class TokenizedExample:
     images: tuple[PictureSource, ...] = ()
     picture_tokens: int = 0
     seen: Prompt | None = None
+    of: str = ""
+    turn: int = 0
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
@@ -47,7 +51,7 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
     writer, eyes = Writer(Format(model.family), tokenizer), Eyes.of(config, model)
-    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
+    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, described(config.dataset.optimization_data))
     samples, long_prompts, cut, masked = [], 0, 0, 0
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
@@ -68,7 +72,7 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
             cut += 1
             response = response[: training.max_gen_length]
         steps = steps[: len(response)] if steps is not None else None
-        samples.append(replace(sample, response_ids=response, step_map=steps))
+        samples.append(replace(sample, response_ids=response, step_map=steps, of=examples[i].of))
     if long_prompts:
         drop_over_long(
             f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
@@ -153,7 +157,7 @@ def make_samples(
     traced = method.as_sampled
     steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
-        key=(sample.index,),
+        key=(sample.index, epoch) if sample.of else (sample.index,),  # an update may have it from two passes
         prompt_ids=sample.prompt_ids,
         canvas_ids=[*sample.response_ids, *[pad] * padding],
         canvas_step_map=[*steps, *[0 if traced else 1] * padding],

@@ -4,8 +4,8 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ LONGEST_COLUMN = 2000
 class Prompt:
     """A task ready to sample: its text and token ids; of pictures in length alone, until they are `seen`.
 
-    guarded: the text as it is tokenised (`data.control`), where it has pictures. picture_tokens: ids of pictures.
+    guarded: the text as it is tokenised (`data.control`), where it has pictures. picture_tokens: ids of pictures. of:
+    the label of its data set, where there are several.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Prompt:
     guarded: str = ""
     picture_tokens: int = 0
     seen: models.Prompt | None = None
+    of: str = ""
 
     @property
     def sampled(self) -> models.Prompt | list[int]:
@@ -62,6 +64,7 @@ class Prompt:
         task = self.task
         named: dict[str, Any] = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
         named |= {"images": [*self.images]} if self.images else {}
+        named |= {"set": self.of} if self.of else {}
         return named | {"columns": self._columns}
 
     @functools.cached_property
@@ -78,18 +81,17 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptSource:
     """Tasks that are sampled: name: of their data set, or its path; data_type: their kind; max_tasks: the first so many
-    of them, 0 = all; decode: the section of decoding."""
+    of them, 0 = all; decode: the section of decoding; columns: names of its own columns, before dataset.columns."""
 
     name: str
     data_type: str
     max_tasks: int
     decode: DecodeConfig
+    columns: Mapping[str, str] = field(default_factory=dict)
 
-
-def training_source(config: Config) -> PromptSource:
-    """The tasks of RL."""
-    dataset = config.dataset
-    return PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+    def columns_in(self, dataset: DatasetConfig) -> dict[str, str]:
+        """The wanted names of columns -> those of its file."""
+        return {**dataset.columns, **self.columns}
 
 
 def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> list[Prompt]:
@@ -128,7 +130,7 @@ def see(prompts: Sequence[Prompt], eyes: Eyes) -> list[Prompt]:
 
 def _tasks(path: Path, source: PromptSource, config: DatasetConfig, family: Family) -> list[Task]:
     root = image_root(config, path, family, source.data_type)
-    tasks = load_tasks(path, data_type=source.data_type, columns=config.columns, image_root=root)
+    tasks = load_tasks(path, data_type=source.data_type, columns=source.columns_in(config), image_root=root)
     tasks = tasks[: source.max_tasks] if source.max_tasks else tasks
     columns = dict.fromkeys(name for task in tasks for name in task.columns)
     return [replace(task, columns=columns | task.columns) for task in tasks]
