@@ -92,6 +92,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         "dataset.source_column",
         "dataset.data_type",
         "dataset.template",
+        "dataset.few_shot",
         "dataset.add_think_prompt",
         "rollout",
         "reward",

@@ -59,9 +59,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("val_files", "val_file", "val_dataset", "test_files", "eval_file"), ("evaluation.eval_dataset",)),
     **dict.fromkeys(("prompt_key", "dataset_text_field", "prompt_column", "input_key"), ("dataset.columns",)),
-    **dict.fromkeys(
-        ("chat_template", "prompt_template", "system_prompt", "apply_chat_template"), ("dataset.template",)
-    ),
+    **dict.fromkeys(("chat_template", "prompt_template", "apply_chat_template"), ("dataset.template",)),
+    **dict.fromkeys(("system_prompt", "system_message", "system_instruction"), ("dataset.system",)),
+    **dict.fromkeys(("num_fewshot", "fewshot", "n_shot", "few_shots"), ("dataset.few_shot",)),
     **dict.fromkeys(("reward_funcs", "reward_function", "reward_fn", "custom_reward_function"), ("reward.function",)),
     "reward_weights": ("reward.weights",),
     **dict.fromkeys(("reward_model", "reward_model_path"), ("judge.local", "reward.function")),

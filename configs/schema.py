@@ -174,13 +174,25 @@ class DatasetConfig:
     template: str = opt(
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
-        "it is, or a text with {{problem}}",
+        "it is, or a text with {{problem}}, or @FILE with such a text",
+    )
+    system: str | None = opt(
+        None, "system prompt of prompts and conversations that have none, a text or @FILE; null = the family's"
+    )
+    few_shot: Any = opt(
+        [],
+        "examples put before each question as turns: a data file with question and answer, or a list of {question, "
+        "answer}",
+        each=str,
+        fields=("question", "answer"),
     )
     source_column: str = output(
         "source", "column of tasks whose values (at most 24) get an accuracy of their own in evaluations"
     )
     columns: dict[str, str] = opt(
-        {}, "names of your columns: {question: problem}; rows without such a column keep the field of the wanted name"
+        {},
+        "names of your columns, or of fields inside them: {question: problem, ground_truth_answer: "
+        "reward_model.ground_truth}; rows without such a column keep the field of the wanted name",
     )
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(

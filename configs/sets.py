@@ -25,9 +25,10 @@ class NamedSet:
 
 
 def set_names(given: Any) -> list[str]:
-    """The names, or paths, of the sets that the value of such a key names."""
+    """The names, or paths, of the data sets that the value of such a key names."""
     entries = given if isinstance(given, list) else [given] if given else []
-    return [entry["name"] if isinstance(entry, Mapping) else entry for entry in entries]
+    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries]
+    return [name for name in names if name]
 
 
 def described(given: Any) -> str:

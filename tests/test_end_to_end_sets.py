@@ -66,6 +66,44 @@ def test_sft_on_two_sets_weighs_them_and_resumes_within_a_pass(shop):
         assert row["trained_tokens"] == tokens and row["nll"] == pytest.approx(nll, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_rl_on_chats_in_a_csv_neighbourhood_with_a_system_prompt_and_examples(shop, capsys):
+    """A set of chats and a CSV file, each question after a system prompt from a file and two examples."""
+    chats = [{"prompt": [{"role": "user", "content": f"{i}="}]} for i in range(3)]
+    path = write_json(shop.folder / "chats.json", chats)
+    (shop.folder / "rows.csv").write_text("question\n12=\n21=\n")
+    (shop.folder / "system.txt").write_text("12")
+    write_json(shop.folder / "shots.json", [{"question": "3=", "answer": "4"}])
+    typed = [
+        f"dataset.train_dataset=[{path},rows]",
+        f"dataset.system=@{shop.folder}/system.txt",
+        "dataset.few_shot=[shots.json,{question: 5=,answer: 6}]",
+        "dataset.template=auto",
+        "training.max_prompt_len=200",
+        "experiment.total_step=1",
+    ]
+    rl.run(load_config(shop.arguments(RL, *typed, NO_EVALUATION), command="rl"))
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert {row["set"] for row in rows} == {"chats", "rows"}
+    start = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n"
+        for role, text in [("system", "12"), ("user", "3="), ("assistant", "4"), ("user", "5="), ("assistant", "6")]
+    )
+    assert all(row["prompt"].startswith(f"{start}<|im_start|>user\n") for row in rows)
+
+
+def test_keys_of_prompts_that_cannot_be_are_named(shop):
+    for typed, says in (
+        ("dataset.system=x", "dataset.template=plain: there is no place for dataset.system in it"),
+        ("dataset.system=@/nope", "dataset.system=@/nope: /nope cannot be read"),
+        ("dataset.few_shot=nope", "dataset.few_shot: no data set 'nope'"),
+        ("dataset.few_shot=[{question: 1}]", "dataset.few_shot has an entry without question"),
+        ("dataset.few_shot=[{question: '1'}]", "dataset.few_shot: an example: field 'answer' is missing"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            rl.run(load_config(shop.arguments(RL, typed), command="rl"))
+
+
 def test_a_set_that_is_not_there_is_named_before_a_model_is_loaded(shop):
     for text, key, command, run in (
         (RL, "dataset.train_dataset", "rl", rl.run),

@@ -120,6 +120,8 @@ class Evaluation:
 def sources_of(prompts: Sequence[Prompt], column: str) -> list[str]:
     """Where each task is from, by its column of this name; "" where that holds nothing, and everywhere where there is
     one source alone, or more than MOST_SOURCES."""
+    if not column:
+        return [""] * len(prompts)
     sources = [prompt.task.columns.get(column) for prompt in prompts]
     names = [str(source)[:LONGEST_SOURCE].replace("/", "_") if source is not None else "" for source in sources]
     return names if 1 < len({*names} - {""}) <= MOST_SOURCES else [""] * len(names)

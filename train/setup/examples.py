@@ -50,7 +50,9 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
     responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
-    writer, eyes = Writer(Format(model.family), tokenizer), Eyes.of(config, model)
+    writer, eyes = Writer(Format(model.family, system=config.dataset.system), tokenizer), Eyes.of(config, model)
+    if config.dataset.system is not None and not all(example.turns for example in examples):
+        logger.warning("dataset.system: no part of prompts that are texts (`prompt`), which stay as they are")
     _warn_of_raw_prompts(examples, tokenizer, model.spec.family, described(config.dataset.optimization_data))
     samples, long_prompts, cut, masked = [], 0, 0, 0
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import models
-from configs import find
+from configs import find, naming
 from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode, uncut
+from data.shots import load_shots
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import DESCRIPTION, Format, Writer
 from models import DiffusionLM
@@ -205,7 +206,22 @@ def format_of(config: Config, source: PromptSource, family: Family) -> Format:
         source.decode.start_with_think,
         config.reward.answer_must_in_box,
         config.dataset.add_think_prompt,
+        config.dataset.system,
+        shots_of(config),
     )
+
+
+def shots_of(config: Config) -> tuple[tuple[str, str], ...]:
+    """(question, answer) of dataset.few_shot. ValueError, with the key, where that is neither a list of such nor a data
+    file with them."""
+    given, dataset = config.dataset.few_shot, config.dataset
+    entries = given if isinstance(given, list) else [given] if given else []
+    with naming("dataset.few_shot"):
+        files = [
+            resolve_dataset(entry, folder=find(dataset.folder), seed=dataset.seed) if isinstance(entry, str) else entry
+            for entry in entries
+        ]
+        return tuple(shot for file in files for shot in load_shots(file, dataset.columns))
 
 
 def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:
