@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import functools
 import logging
-import math
 import re
 import sys
 import typing

@@ -12,6 +12,7 @@ SET_FIELDS = ("name", "data_type", "weight", "reward", "columns")
 """Of one of several sets of tasks."""
 EXAMPLE_FIELDS = ("name", "weight", "columns")
 """Of one of several sets of SFT examples."""
+HELD_OUT_FIELDS = ("name", "columns")
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
 Effect = Literal["result", "speed", "output", "length"]
 
@@ -60,9 +61,18 @@ class ExperimentConfig:
     save_every_updates: int | None = output(
         None, "SFT: a checkpoint every so many updates too, to resume within an epoch; null = by epochs only", low=1
     )
-    eval_every: int = output(10, "evaluation every so many RL steps", low=1)
+    eval_every: int = output(10, "evaluation every so many RL steps (SFT: held-out loss, updates)", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
-    eval_first: bool = output(True, "evaluate before the first RL step too")
+    eval_first: bool = output(True, "evaluate before the first RL step (SFT: update) too")
+    early_stopping: int | None = length(
+        None, "stop after so many evaluations (SFT: held-out losses) in a row without a better one; null = never", low=1
+    )
+    early_stopping_metric: str = length(
+        "auto",
+        "which of their figures: auto = accuracy, or mean reward where rewards are not 0 or 1 (SFT: loss); or its "
+        "name: reward, pass@4, accuracy(x) (SFT: nll)",
+    )
+    early_stopping_gain: float = length(0.0, "better by more than so much", low=0.0)
     save_dtype: str = output(
         "fp32",
         "type of the weights in a checkpoint's model folder; bf16 halves them, and the fp32 weights, with which a run "
@@ -165,6 +175,16 @@ class DatasetConfig:
         "weights the sets are one",
         each=str,
         fields=EXAMPLE_FIELDS,
+    )
+    validation_dataset: Any = output(
+        None,
+        "SFT: examples whose loss is measured every experiment.eval_every updates: a name, a path, or a list of such, "
+        "or of {name, columns}",
+        each=str,
+        fields=HELD_OUT_FIELDS,
+    )
+    validation_split: float = opt(
+        0.0, "SFT: share of optimization_data, of each set, that is held out for that instead", low=0.0, high=0.99
     )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
@@ -517,7 +537,13 @@ class RewardConfig:
         each=str,
     )
     weights: dict[str, float] = opt(
-        {}, "weights in that sum, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+        {}, "weights of its parts, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+    )
+    combine: str = opt(
+        "sum",
+        "how several rewards become one advantage: sum = of their weighted sum; normalise = of each apart inside its "
+        "group, added up by weight (GDPO)",
+        choices=("sum", "normalise"),
     )
     beside_verifier: bool = opt(
         False,

@@ -7,7 +7,10 @@ from typing import Any
 
 from configs.schema import DATA_TYPES
 
-SET_KEYS = ("dataset.train_dataset", "dataset.optimization_data", "dataset.eval_dataset", "evaluation.eval_dataset")
+SET_KEYS = (
+    *("dataset.train_dataset", "dataset.optimization_data", "dataset.validation_dataset"),
+    *("dataset.eval_dataset", "evaluation.eval_dataset"),
+)
 """Keys that may name several sets."""
 
 

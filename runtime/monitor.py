@@ -144,18 +144,19 @@ class Monitor:
         metrics: Mapping[str, float],
         *,
         name: str = "",
+        under: str = "eval",
         score: str = "accuracy",
         shown: Sequence[str] = EVALUATION_SHOWN,
         quiet: bool = False,
     ) -> None:
-        """A line for an evaluation, its `score` compared with the best so far; all of it logged under eval/{name}/.
+        """A line for an evaluation, its `score` compared with the best so far; all of it logged under {under}/{name}/.
 
         Its time does not count as the next step's. `quiet` leaves the line on stdout out.
         """
         self._timing.leave_out()
         if not self.enabled:
             return
-        prefix = f"eval/{name}/" if name else "eval/"
+        prefix = f"{under}/{name}/" if name else f"{under}/"
         earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
         scores = [row[prefix + score] for row in earlier if row.get(prefix + score) is not None]
         self._log(step, {prefix + key: value for key, value in metrics.items()})

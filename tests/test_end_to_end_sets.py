@@ -67,7 +67,7 @@ def test_sft_on_two_sets_weighs_them_and_resumes_within_a_pass(shop):
 
 
 @pytest.mark.slow
-def test_rl_on_chats_in_a_csv_neighbourhood_with_a_system_prompt_and_examples(shop, capsys):
+def test_rl_on_chats_and_a_csv_file_with_a_system_prompt_and_examples(shop, capsys):
     """A set of chats and a CSV file, each question after a system prompt from a file and two examples."""
     chats = [{"prompt": [{"role": "user", "content": f"{i}="}]} for i in range(3)]
     path = write_json(shop.folder / "chats.json", chats)

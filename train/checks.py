@@ -17,6 +17,7 @@ from models import DiffusionLM
 from models.families import Family
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
+from reward.registry import named_functions
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
@@ -130,8 +131,13 @@ def _check_objective(config: Config, method: Method) -> None:
 
 
 def _check_credit(config: Config) -> None:
-    """ValueError where keys of speed and advantages do not go together."""
+    """ValueError where keys of speed, parts of the reward and advantages do not go together."""
     reward, training = config.reward, config.training
+    if reward.combine == "normalise" and len(named_functions(reward)) + reward.beside_verifier < 2:
+        raise ValueError(
+            "reward.combine=normalise needs several rewards: give reward.function a list, or set "
+            "reward.beside_verifier=true."
+        )
     if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
         raise ValueError(
             f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
@@ -309,6 +315,8 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
 
 
 def _check_best(config: Config) -> None:
+    if config.experiment.early_stopping is not None and not config.evaluation.eval_dataset:
+        raise ValueError("experiment.early_stopping needs evaluations that get no better: set evaluation.eval_dataset.")
     if not config.experiment.keep_best:
         return
     if not config.evaluation.eval_dataset:

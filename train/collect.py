@@ -130,7 +130,7 @@ class Collector:
             sampled = sampled.joined(more)
             stopping.check()
         rewards, stats = scores.rewards, scores.stats
-        credit = self._credit(sampled.rollouts, rewards)
+        credit = self._credit(sampled.rollouts, scores)
         if self.config.judge.mode == "process":
             with self.monitor.timed("judge"):
                 credit = ranks.on_main(self._judged, sampled, rewards, credit)
@@ -142,7 +142,7 @@ class Collector:
     def _refill(self, sampled: StepRollouts, scores: Scores, draw: int) -> StepRollouts:
         """Rollouts of further tasks, one for each group that teaches nothing; none where all do, where no task is left,
         or where groups have no reward at all, which no other task would cure."""
-        dropped = self._credit(sampled.rollouts, scores.rewards).dropped
+        dropped = self._credit(sampled.rollouts, scores).dropped
         kept = len(sampled.prompts) - dropped.total()
         missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
         taken = {prompt.task.id for prompt in sampled.prompts}
@@ -188,8 +188,9 @@ class Collector:
     def _scores(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
         return self.grading.scores(prompts, rollouts, self.sampler.model, self.config)
 
-    def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
-        training, reward = self.config.training, self.config.reward
+    def _credit(self, rollouts: Sequence[Rollout], scores: Scores) -> Credit:
+        training, reward, rewards = self.config.training, self.config.reward, scores.rewards
+        columns = scores.columns() if reward.combine == "normalise" else {}
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         bonus = [
             reward.speed_weight * fast if given is not None and given > 0.0 else 0.0
@@ -197,9 +198,10 @@ class Collector:
         ]
         apart = Speed(speed, reward.speed_weight, reward.min_speed_spread, reward.speed_goal == "apart_right")
         return group_advantages(
-            rewards,
+            _rows(columns, rewards) if columns else rewards,
             self.group_size,
             advantage=self.advantage,
+            weights=[reward.weights.get(name, 1.0) for name in columns] if columns else None,
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
@@ -211,6 +213,12 @@ class Collector:
     def _judged(self, sampled: StepRollouts, rewards: Sequence[float | None], credit: Credit) -> Credit:
         assert self.grading.judge is not None
         return self.grading.judge(sampled.prompts, sampled.rollouts, rewards, credit)
+
+
+def _rows(columns: Mapping[str, Sequence[float]], rewards: Sequence[float | None]) -> list[tuple[float, ...] | None]:
+    """What each response has of each kind of reward; None where it has no reward."""
+    rows = zip(*columns.values(), strict=True)
+    return [None if reward is None else row for reward, row in zip(rewards, rows, strict=True)]
 
 
 def rollout_metrics(

@@ -37,6 +37,16 @@ class Scores:
         stats = _summed(self.stats, more.stats) | means_of(parts)
         return Scores(self.texts + more.texts, self.rewards + more.rewards, stats, parts)
 
+    def columns(self) -> dict[str, list[float]]:
+        """Each part of the reward as a column, 0 where a response has none of it (its set's reward has other parts); ""
+        has the rewards of responses without parts."""
+        columns = {name: [value or 0.0 for value in values] for name, values in self.parts.items()}
+        bare = [all(values[i] is None for values in self.parts.values()) for i in range(len(self.texts))]
+        if any(bare):
+            alone = zip(self.rewards, bare, strict=True)
+            columns[""] = [reward if is_bare and reward is not None else 0.0 for reward, is_bare in alone]
+        return columns
+
     def ordered(self, places: Sequence[int]) -> "Scores":
         """Number i at place places[i]."""
         order = sorted(range(len(places)), key=places.__getitem__)
@@ -70,9 +80,12 @@ class Grading:
             texts = [completion_text(rollout, model) for rollout in sampled]
             questions = [prompt.text for prompt in chosen for _ in range(n)]
             rewards = reward(questions, texts, **reward_columns(chosen, sampled, model))
+            parts = reward.given
             if config.training.truncated == "wrong":
                 rewards = _cut_is_wrong(sampled, rewards, config.rollout.key("max_new_tokens"))
-            found = found.joined(Scores(texts, rewards, reward.stats, reward.given))
+                if config.reward.combine == "normalise":
+                    parts = {name: _without_cut(sampled, values) for name, values in parts.items()}
+            found = found.joined(Scores(texts, rewards, reward.stats, parts))
             places += members
         return found.ordered(places)
 
@@ -86,4 +99,9 @@ def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], 
             "training.truncated to keep or drop",
             longest_key,
         )
+    return _without_cut(rollouts, rewards)
+
+
+def _without_cut(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[float | None]:
+    cut = [rollout.finish_reason == "length" for rollout in rollouts]
     return [0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)]

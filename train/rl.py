@@ -107,6 +107,8 @@ class Run:
         """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
         try:
             self.steps()
+            if self.done > self.checkpoints.progress.step:  # it stopped early
+                self.save(self.done)
         except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save(self.done)
@@ -119,6 +121,9 @@ class Run:
         self.monitor.begin(self.done)
         self.evaluate_if_due(self.done)
         for step in range(self.done + 1, self.config.experiment.total_step + 1):
+            if self.evaluations.is_stale:
+                self.monitor.event(f"evaluations get no better: stopped after step {self.done}")
+                break
             self.monitor.begin(step)
             prompts = collector.draw(step)
             with timed("rollout"):
@@ -174,10 +179,10 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         summary: dict[str, Any] = {
-            "steps": self.config.experiment.total_step,
+            "steps": self.done,
             "seconds": round(self.checkpoints.seconds, 1),
         }
-        summary |= self.evaluations.summary() | {"model": str(self.checkpoints.model)}
+        summary |= self.evaluations.summary(self.done) | {"model": str(self.checkpoints.model)}
         best = self.folder.checkpoints / BEST
         if self.config.experiment.keep_best and best.is_symlink():
             summary["best_model"] = str(best)

@@ -41,6 +41,8 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
+from train.held_out import KEY as HELD_OUT
+from train.held_out import HeldOut, described_split, split_off
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
@@ -63,11 +65,11 @@ SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
     prepare_process(config)
-    examples = ranks.on_main(check, config)
+    examples, held_out = ranks.on_main(check, config)
     if config.dry_run:
         return None
     config = ranks.on_main(pinned, config)
-    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples) as tuning:
+    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples, held_out) as tuning:
         return tuning.loop()
 
 
@@ -89,8 +91,9 @@ class UpdatePlan:
         return f"{self.total:,} updates, {self.total / self.per_epoch:.3g} epochs of {self.per_epoch:,}"
 
 
-def check(config: Config) -> list[Example]:
-    """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
+def check(config: Config) -> tuple[list[Example], list[Example]]:
+    """The examples, and those held out, after everything that can be known to fail before a model is loaded. A dry run
+    prints sizes."""
     training = config.training
     method_of(training, "sft")
     if config.experiment.keep_best:
@@ -101,13 +104,35 @@ def check(config: Config) -> list[Example]:
     require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
     check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
-    examples = _read(config, DATA, spec.family)
+    examples, held_out = _examples(config, spec.family)
     checks.check_start(config, SFT)
     checks.check_trackers(config)
     if config.dry_run:
         _print_plan(config, len(examples))
-    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
-    return examples
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, [*examples, *held_out]))
+    return examples, held_out
+
+
+def _examples(config: Config, family: Family) -> tuple[list[Example], list[Example]]:
+    """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
+    dataset, experiment = config.dataset, config.experiment
+    examples = _read(config, DATA, family)
+    if dataset.validation_split and dataset.validation_dataset:
+        raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
+    if dataset.validation_dataset:
+        held_out = _read(config, HELD_OUT, family)
+    else:
+        examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
+    if experiment.early_stopping is not None and not held_out:
+        raise ValueError(
+            "experiment.early_stopping needs a held-out loss: set dataset.validation_split or validation_dataset."
+        )
+    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted({example.of for example in held_out} - {""})))
+    if experiment.early_stopping is not None and experiment.early_stopping_metric not in known:
+        raise ValueError(
+            f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
+        )
+    return examples, held_out
 
 
 def _read(config: Config, key: str, family: Family) -> list[Example]:
@@ -153,11 +178,12 @@ def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> i
 class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
-    def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
+    def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example], held_out: Sequence[Example]):
         self.folder, self.monitor = folder, monitor_of(config, folder, "sft")
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
-        spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
+        spec = spec_of(config, self.checkpoints.start)
+        longest = _response_tokens(config.training, [*examples, *held_out])
         fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
         config = fit.config
         device = pick_device(config.model.device)
@@ -178,9 +204,12 @@ class FineTuning:
         self.label_of = {sample.index: sample.of for sample in self.samples if sample.of}
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
+        self.held_out = HeldOut(
+            *(held_out, self.model, config, self.method, self.checkpoints.saved.get("held_out", {})),
+        )
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
-        ranks.on_main(folder.drop_after, self.done)
+        ranks.on_main(folder.drop_after, self.done if self.checkpoints.start else -1)
         plan = UpdatePlan.of(config.training, len(self.samples))
         key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
@@ -192,6 +221,8 @@ class FineTuning:
         """The whole run. On a signal it finishes the update at hand and saves."""
         try:
             self.steps()
+            if self.done > self.checkpoints.progress.step:  # it stopped early
+                self.save()
         except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
@@ -201,7 +232,11 @@ class FineTuning:
 
     def steps(self) -> None:
         timed = self.monitor.timed
+        self.measure_if_due(self.done)
         for step in range(self.done + 1, self.plan.total + 1):
+            if self.held_out.is_stale:
+                self.monitor.event(f"the held-out loss falls no more: stopped after update {self.done}")
+                break
             self.monitor.begin(step)
             with timed("replay"):
                 samples = self.training_samples(step)
@@ -209,8 +244,14 @@ class FineTuning:
                 totals = self.update(samples, step)
             self.log(step, totals)
             self.done, self.nll = step, totals.per_token("nll")
+            self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
+
+    def measure_if_due(self, step: int) -> None:
+        if self.held_out.due(step, self.plan.total):
+            with self.monitor.timed("eval"):
+                self.held_out.measure(self.updater, step, self.monitor)
 
     def training_samples(self, step: int) -> list[TrainingSample]:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
@@ -278,13 +319,15 @@ class FineTuning:
 
     def save(self) -> None:
         with self.monitor.timed("save"):
-            self.checkpoints.save(self.done, {"nll": self.nll})
+            self.checkpoints.save(self.done, {"nll": self.nll, "held_out": self.held_out.found})
             self.checkpoints.prune()
 
     def finish(self) -> dict[str, Any]:
+        measured = self.held_out.found.get(self.done, {})
         summary = {
-            "steps": self.plan.total,
+            "steps": self.done,
             "nll": self.nll,
+            **{f"validation_{name}": value for name, value in measured.items()},
             "seconds": round(self.checkpoints.seconds, 1),
             "model": str(self.checkpoints.model),
         }
@@ -299,6 +342,7 @@ class FineTuning:
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
             "examples": f"{described(config.dataset.optimization_data)}: {len(self.samples):,}",
+            **described_split(config, self.held_out.samples),
             "update": f"{self.plan.examples} examples x {training.mask_times_per_sample} noisy copies",
             "steps": str(self.plan),
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",

@@ -27,7 +27,7 @@ _MODELS: dict[Command, tuple[str, ...]] = {
 }
 _DATA: dict[Command, tuple[str, ...]] = {
     "rl": ("dataset.train_dataset", "evaluation.eval_dataset", "dataset.few_shot"),
-    "sft": ("dataset.optimization_data",),
+    "sft": ("dataset.optimization_data", "dataset.validation_dataset"),
     "eval": ("dataset.eval_dataset", "dataset.few_shot"),
 }
 _CODE: dict[Command, tuple[str, ...]] = {
