@@ -45,10 +45,11 @@ def conversation_of(row: Record, field: str) -> Conversation | Fault:
 
 
 def question_turns(row: Record) -> list[tuple[str, str]] | None | Fault:
-    """The (role, content) turns of a task whose `question`, or `prompt` where it has none, is a list of them (TRL's and
-    verl's form); None where it is text."""
+    """The (role, content) turns of a task whose `question`, or `prompt` where it has none, is a list of objects (TRL's
+    and verl's form); None where it is none."""
     field = "question" if "question" in row.values else "prompt"
-    if not isinstance(row.values.get(field), list):
+    given = row.values.get(field)
+    if not isinstance(given, list) or not any(isinstance(turn, dict) for turn in given):
         return None
     turns = _messages(row, field)
     if isinstance(turns, Fault):

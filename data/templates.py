@@ -190,8 +190,8 @@ def render_prompt(
         return insert_question(template, places + task.question) + prefix
     if template not in ("auto", "chat"):
         raise ValueError(
-            f"unknown template {template!r}: use 'auto', 'plain', 'chat', a text with {{{{problem}}}} for the "
-            "question, or @FILE with such a text"
+            f"unknown template {template!r}: use 'auto', 'plain', 'chat', or a text with {{{{problem}}}} for the "
+            "question (of a file: @FILE)"
         )
     if template == "chat" and chat is None:
         raise ValueError(_NO_CHAT)

@@ -160,12 +160,11 @@ class Monitor:
         earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
         scores = [row[prefix + score] for row in earlier if row.get(prefix + score) is not None]
         self._log(step, {prefix + key: value for key, value in metrics.items()})
-        if quiet:
-            return
         cells = [f"{LABELS.get(key, key)} {format_number(metrics[key])}" for key in shown if key in metrics]
         best = [f"(best {score} before: {format_number(max(scores))})"] if scores else []
-        name = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
-        self._print_cells([name, *cells, *best], style="bold")
+        title = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
+        if not quiet:
+            self._print_cells([title, *cells, *best], style="bold")
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Responses of a step: the first on stdout, the long texts cut in their middle, TABLE_ROWS in trackers. Of each

@@ -68,7 +68,7 @@ def test_sft_on_two_sets_weighs_them_and_resumes_within_a_pass(shop):
 
 @pytest.mark.slow
 def test_rl_on_chats_and_a_csv_file_with_a_system_prompt_and_examples(shop, capsys):
-    """A set of chats and a CSV file, each question after a system prompt from a file and two examples."""
+    """A set of chats and a CSV file, each question after a system prompt from a file and an example."""
     chats = [{"prompt": [{"role": "user", "content": f"{i}="}]} for i in range(3)]
     path = write_json(shop.folder / "chats.json", chats)
     (shop.folder / "rows.csv").write_text("question\n12=\n21=\n")
@@ -77,7 +77,7 @@ def test_rl_on_chats_and_a_csv_file_with_a_system_prompt_and_examples(shop, caps
     typed = [
         f"dataset.train_dataset=[{path},rows]",
         f"dataset.system=@{shop.folder}/system.txt",
-        "dataset.few_shot=[shots.json,{question: 5=,answer: 6}]",
+        "dataset.few_shot=shots.json",
         "dataset.template=auto",
         "training.max_prompt_len=200",
         "experiment.total_step=1",
@@ -87,7 +87,7 @@ def test_rl_on_chats_and_a_csv_file_with_a_system_prompt_and_examples(shop, caps
     assert {row["set"] for row in rows} == {"chats", "rows"}
     start = "".join(
         f"<|im_start|>{role}\n{text}<|im_end|>\n"
-        for role, text in [("system", "12"), ("user", "3="), ("assistant", "4"), ("user", "5="), ("assistant", "6")]
+        for role, text in [("system", "12"), ("user", "3="), ("assistant", "4")]
     )
     assert all(row["prompt"].startswith(f"{start}<|im_start|>user\n") for row in rows)
 

@@ -40,7 +40,7 @@ def test_sharegpts_names_of_turns_and_a_system_column_are_read(write):
 @pytest.mark.parametrize(
     ("chat", "problem"),
     [
-        ([], "has no turn"),
+        ([], "field 'question' is missing"),
         ([*CHAT, {"role": "assistant", "content": "2"}], "does not end with a turn of the user"),
         ([{"role": "tool", "content": "2"}], "no role of human"),
         ([{"role": "user", "content": ["2"]}], "expected text"),

@@ -93,7 +93,7 @@ def test_places_are_the_lines_an_editor_shows(write):
         ("a.json", b'[{"a": "\xff\xfe"}]', "line 1 is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2 is not UTF-8"),
         ("a.json", '[{"a": 1}]'.encode("utf-16"), "line 1 is not UTF-8"),
-        ("a.csv", "a,b", r"cannot read \.csv; use \.json, \.jsonl, \.parquet"),
+        ("a.txt", "a,b", r"cannot read \.txt; use \.json, \.jsonl, \.csv, \.parquet"),
         ("a", "[]", "cannot read a file without a suffix"),
         ("a.parquet", "PAR", "not a readable parquet file"),
     ],
