@@ -100,8 +100,7 @@ def copies_of(
 ) -> tuple[list[NoisyCopy], list[TrainingSample]]:
     """The noisy copies that TraceRL trains, and a sample of each alone."""
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, block_size)
-    steps, trained = np.asarray(rollout.canvas_step_map), trained_positions(rollout, None, 0)
-    canvas = replayer.canvas(len(rollout.prompt_ids), steps, trained)
+    canvas = replayer.canvas(rollout, trained_positions(rollout, None, 0))
     copies = trace(canvas, TrainingConfig(), np.random.default_rng(0))
     given = rollout.key, rollout.prompt_ids, rollout.canvas_ids
     return copies, [sample for copy in copies for sample in replayer.samples(*given, [copy])]

@@ -26,6 +26,7 @@ _RL_ALONE = (
     "training.whiten_advantages",
     "training.rows_per_response",
     "training.rows_by",
+    "training.trained_events",
     "training.eps",
     "training.eps_low",
     "training.eps_high",
@@ -52,6 +53,7 @@ _RL_ALONE = (
 )
 _SFT_ALONE = (
     *("dataset.optimization_data", "dataset.validation_dataset", "dataset.validation_split"),
+    *("dataset.sample_with", "dataset.traces_per_task"),
     *("experiment.save_every_updates", "training.max_steps"),
 )
 _TRAINING_ALONE = (

@@ -304,15 +304,15 @@ def _undashed(argument: str) -> str:
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
-    """The key that is all but the same; or what other projects call so; or those that differ in their section only; or
+    """What other projects call so; or the key that is all but the same; or those that differ in their section only; or
     a near one."""
     last, by_last = name.rsplit(".", 1)[-1], {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     same = [key for key in known if key.rsplit(".", 1)[-1] == last]
     if note := note_for(name):
         return f" {note}"
     near = (
-        difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-        or keys_for(name, known)
+        keys_for(name, known)
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.9)
         or ("." in name and difflib.get_close_matches(name, same, n=1, cutoff=0.75))
         or same
         or difflib.get_close_matches(name, known, n=1, cutoff=0.75)

@@ -172,9 +172,13 @@ class DatasetConfig:
     optimization_data: Any = opt(
         "",
         "SFT examples: a name, a path, or a list of such, or of {name, weight, columns}, drawn by weight; without "
-        "weights the sets are one",
+        "weights the sets are one; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py",
         each=str,
         fields=EXAMPLE_FIELDS,
+    )
+    sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
+    traces_per_task: int = opt(
+        0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
     )
     validation_dataset: Any = output(
         None,
@@ -190,7 +194,7 @@ class DatasetConfig:
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")
     folder: str = opt("data", "where names of data sets are looked up")
-    seed: int = opt(0, "seed of the built-in tiny task's data", low=0, high=2**63 - 1)
+    seed: int = opt(0, "seed of the built-in tasks' data", low=0, high=2**63 - 1)
     template: str = opt(
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
@@ -382,6 +386,12 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    trained_events: str = opt(
+        "all",
+        "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "
+        "end",
+        choices=("all", "last"),
+    )
     post_num: int | None = opt(0, "pad tokens after the response that are trained; null = all of the last block", low=0)
     max_gen_length: int | None = opt(None, "longest response trained; default that of rollout, SFT: of the data", low=1)
     max_prompt_len: int = opt(784, "longest prompt in tokens", low=1)
@@ -558,7 +568,9 @@ class RewardConfig:
         0.0, "mmu: a number is right within this share of the true one (charts: 0.05)", low=0.0, high=1.0
     )
     clip_model: str | None = opt(
-        None, "mmu: folder or hub name of a CLIP model, which scores captions (tasks with is_caption)"
+        None,
+        "folder or hub name of a CLIP model, which scores captions (mmu tasks with is_caption) and pictures that are "
+        "drawn (rollout.output=image)",
     )
     speed_weight: float = opt(
         0.0, "weight of a response's tokens per denoising step beside its reward (see speed_goal)", low=0.0

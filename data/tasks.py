@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import tiny
+from data.built_in import built_in_file, built_in_names
 from data.catalog import CATALOG
 from data.conversations import chat_field, conversation_of, question_turns, unused_columns
 from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
 from data.pictures import CODES, FIELDS, PictureSource, pictures_of, with_places
 from data.readers import SUFFIXES, Record, iter_rows
+from data.traces import is_trace, trace_of
 
 _SHOWN_PLACES = 5
 Item = TypeVar("Item")
@@ -47,14 +48,16 @@ class Task:
 class Example:
     """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
     of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty.
-    `images`: the pictures of prompt or turns, in the order of their placeholders. `of`: the label of its data set,
-    where there are several."""
+    `images`: the pictures of prompt or turns, in the order of their placeholders. `trace`: the record of a response
+    that a model sampled (`data.traces`), which has ids in place of all of these. `of`: the label of its data set, where
+    there are several."""
 
     prompt: str
     response: str
     step_map: list[int] | None
     turns: Turns = ()
     images: tuple[PictureSource, ...] = ()
+    trace: Mapping[str, Any] | None = None
     of: str = ""
 
 
@@ -84,7 +87,7 @@ def load_examples(
     path: Path | str, *, columns: Mapping[str, str] | None = None, image_root: Path | None = None
 ) -> list[Example]:
     """The SFT pairs of a file with `prompt` and `response`, or `messages` or `conversations`, and maybe `step_map`;
-    pictures, drops and errors as in `load_tasks`."""
+    pictures, drops and errors as in `load_tasks`. So are the responses of a model, with their traces."""
     unused: Counter[str] = Counter()
     scanned = scan_examples(path, columns=columns, unused=unused, image_root=image_root)
     examples, dropped = _split(Path(path), scanned)
@@ -161,6 +164,9 @@ def scan_examples(
 
 def _example(row: Record, columns: Mapping[str, str]) -> tuple[Example | Fault, set[str]]:
     """The row's example without pictures, and the columns beside a conversation that it uses."""
+    if is_trace(row):
+        trace = trace_of(row)
+        return trace if isinstance(trace, Fault) else Example("", "", None, trace=trace), {*row.values}
     steps = row.values.get("step_map")
     if (field := chat_field(row)) is not None:
         chat = steps_fault(row) or conversation_of(row, field)
@@ -194,16 +200,15 @@ def _with_user_turns(turns: Turns, contents: Sequence[str]) -> Turns:
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl, .csv or .parquet.
 
-    tiny_train, tiny_test and tiny_sft are written on demand to `folder`/tiny-<seed>/, and hub:OWNER/NAME (see
-    data.hub.fetch_dataset) is fetched once to `folder`/hub/.
+    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in), and hub:OWNER/NAME
+    (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
     ValueError that names the places searched, what is there, and the download command where there is one.
     """
     folder = Path(folder)
     if name.startswith("hub:"):
         return fetch_dataset(name, folder)
-    if name in tiny.SIZES:
-        path = folder / f"tiny-{seed}" / f"{name}.json"
-        return path if path.is_file() else tiny.write_tiny(path.parent, seed)[name]
+    if (built_in := built_in_file(name, folder, seed)) is not None:
+        return built_in
     given = Path(name).expanduser()
     is_file_name = given.suffix in SUFFIXES
     candidates = [given, folder / given] if is_file_name else [folder / f"{name}{suffix}" for suffix in SUFFIXES]
@@ -223,7 +228,7 @@ def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:
     text = f"no data set {name!r}: looked for {looked_for}; {folder} has {', '.join(present) or 'none'}"
     if name in CATALOG:
         return f"{text}. To get it: python data/download_data.py --dataset {name}"
-    known = [*CATALOG, *tiny.SIZES, *present, *(Path(file).stem for file in present)]
+    known = [*CATALOG, *built_in_names(), *present, *(Path(file).stem for file in present)]
     if name.count("/") == 1 and not Path(name).parent.exists():
         return f"{text}. A data set on the hub is written hub:{name}"
     near = difflib.get_close_matches(name, known, 1)

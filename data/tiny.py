@@ -1,4 +1,5 @@
-"""The built-in task: sort eight digits. Two cores learn it, by SFT on 120 examples first and then from reward alone.
+"""The built-in task of sorting: eight digits in order. Two cores learn it, by SFT on 120 examples first and then from
+reward alone.
 
 A question is `23731784=`, its answer `12334778`, the completion that earns the reward `\\boxed{12334778}`. The files
 tiny_sft, tiny_train and tiny_test have the schema of any user's files. They are split by the multiset of the digits,
@@ -29,19 +30,6 @@ def tiny_reward(
         None if answer is None else float(completion.split("<eos>", 1)[0] == f"\\boxed{{{answer}}}")
         for completion, answer in zip(completions, ground_truth_answer, strict=True)
     ]
-
-
-def write_tiny(folder: Path, seed: int) -> dict[str, Path]:
-    """Writes the task's three files into `folder`; the same seed always gives the same files.
-
-    Returns name -> file. Each file is written beside itself and renamed, so a reader never sees half of one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = tiny_rows(seed)
-    paths = {name: folder / f"{name}.json" for name in SIZES}
-    for name, path in paths.items():
-        write_text(path, json.dumps(rows[name], indent=1) + "\n")
-    return paths
 
 
 def tiny_rows(seed: int) -> dict[str, list[dict[str, str]]]:

@@ -17,7 +17,7 @@ PUBLIC = {
     "models": ("load_model", "DiffusionLM", "Prompt", "load_value_model"),
     "models.vision.seeing": ("Seeing",),
     "models.vision.images": ("open_image", "ImageFault"),
-    "sample": ("SamplingConfig", "Sampler", "Rollout"),
+    "sample": ("SamplingConfig", "Sampler", "Rollout", "Events"),
     "sample.session": ("Session", "Update"),
     "sample.likelihood": ("chain", "bound"),
     "reward": ("grade_math", "grade_code", "Verdict", "build_reward", "Reward"),

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
-SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "completion_images", "finish_reason", "num_steps")
-"""What a reward is given besides the columns of the tasks; completion_images (Pillow's) of pictures that were drawn."""
+SAMPLED_COLUMNS = ("prompts", "completions", "completion_ids", "finish_reason", "num_steps")
+"""What a reward is given besides the columns of the tasks."""
+DRAWN = "completion_images"
+"""The column of pictures that were drawn (Pillow's), where responses are such."""
 
 
 class RewardError(RuntimeError):

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from reward.base import SAMPLED_COLUMNS, Reward, RewardError, names_of
+from reward.base import DRAWN, SAMPLED_COLUMNS, Reward, RewardError, names_of
 from reward.workers.pool import Reply, WorkerPool
 from runtime.doors import find_target
 
@@ -56,6 +56,11 @@ class FunctionReward(Reward):
         self._require({*names_of(rows), *SAMPLED_COLUMNS})
 
     def _require(self, columns: Collection[str]) -> None:
+        if DRAWN in self.signature["required"] and DRAWN not in columns:
+            raise ValueError(
+                f"reward function {self.function} asks for {DRAWN}, the pictures that a model drew, and responses are "
+                "text: set rollout.output=image (evaluation.output=image), or give the argument a default"
+            )
         if missing := [name for name in self.signature["required"] if name not in columns]:
             raise ValueError(
                 f"reward function {self.function} asks for {missing}, but the columns are {sorted(columns)}; map them "

@@ -5,10 +5,10 @@ from typing import Any
 
 from configs.schema import DATA_TYPES, ExecuteConfig, RewardConfig
 from reward.base import Reward
-from reward.captions import CaptionReward, Similarity
 from reward.code.reward import CodeGrader, CodeReward
 from reward.function import FunctionReward, SumReward
 from reward.judge.preference import JudgeReward
+from reward.pictures import CaptionReward, DrawnReward, Similarity
 from reward.workers.pool import default_workers
 
 VERIFIER = "verifier"
@@ -25,7 +25,7 @@ def build_reward(
     """The reward of a run. ValueError, naming the key, before any expensive work, for what cannot work.
 
     reward.function replaces the verifier of `data_type`, or is added to it (reward.beside_verifier). judge: marks or
-    comparisons in place of that verifier. similarity: what scores captions (`reward.captions`).
+    comparisons in place of that verifier. similarity: what scores captions and drawn pictures (`reward.pictures`).
     """
     _check(reward, data_type, judge)
     functions = named_functions(reward)
@@ -105,5 +105,5 @@ def _verifier(reward: RewardConfig, execute: ExecuteConfig, data_type: str, simi
         return OptionReward(in_box)
     if data_type == "mmu":
         short = ShortReward(**limits, in_box=in_box, tolerance=reward.number_tolerance)
-        return CaptionReward(short, similarity)
-    return MathReward(**limits, in_box=in_box)
+        return DrawnReward(CaptionReward(short, similarity), similarity)
+    return DrawnReward(MathReward(**limits, in_box=in_box), similarity)

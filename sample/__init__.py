@@ -9,14 +9,16 @@ from runtime.lazy import loader
 
 if TYPE_CHECKING:
     from sample.config import SamplingConfig
+    from sample.events import Events
     from sample.rollout import Rollout
     from sample.sampler import Sampler
     from sample.strategies import Strategy
     from sample.targets import Target
 
-__all__ = ["Rollout", "Sampler", "SamplingConfig", "Strategy", "Target"]
+__all__ = ["Events", "Rollout", "Sampler", "SamplingConfig", "Strategy", "Target"]
 
 _MODULES = {
+    "Events": "sample.events",
     "Rollout": "sample.rollout",
     "Sampler": "sample.sampler",
     "SamplingConfig": "sample.config",

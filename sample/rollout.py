@@ -1,8 +1,10 @@
 """The record of one response: what the sampler writes, and reward, trainer, viewer and disk read."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from sample.events import Events
 
 Key = tuple[int | str, ...]
 
@@ -26,6 +28,8 @@ class Rollout:
     suffix_ids: ids right of the canvas, there from the start and seen in every step (what ends a picture).
     images: of each picture that stands as features in the prompt, the first 16 hexadecimal digits of its bytes' sha256;
         "" where they are not known.
+    events: every write of the canvas, where a token may be overwritten or masked again; canvas_step_map and
+        canvas_logprobs then are those of the last write that stands. None: every position was decided once.
     """
 
     key: Key
@@ -39,6 +43,7 @@ class Rollout:
     weights_version: int = 0
     images: list[str] = field(default_factory=list)
     suffix_ids: list[int] = field(default_factory=list)
+    events: Events | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -53,13 +58,27 @@ class Rollout:
         return self.canvas_logprobs[: self.num_response_tokens]
 
     def to_json(self, **more: Any) -> str:
-        row = asdict(self)
-        for name in ("images", "suffix_ids"):
-            if not row[name]:
-                del row[name]
+        row = self.row()
+        if not row["suffix_ids"]:
+            del row["suffix_ids"]
         return json.dumps(row | more)
+
+    def row(self) -> dict[str, Any]:
+        """As a dict of lists and numbers, without images and events where it has none."""
+        row = vars(self) | {"events": None if self.events is None else vars(self.events)}
+        return {name: value for name, value in row.items() if value or name not in ("images", "events")}
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> "Rollout":
+        """Of a row of `to_json`, also one from before there were events. KeyError for a missing field, ValueError for
+        events that are damaged, with the rollout's key."""
         known: dict[str, Any] = {name: row[name] for name in Rollout.__dataclass_fields__ if name in row}
-        return Rollout(**known | {"key": tuple(row["key"])})
+        rollout = Rollout(**known | {"key": tuple(row["key"])})
+        if row.get("events") is None:
+            return rollout
+        try:
+            events = Events.from_row(row["events"])
+            events.check(rollout.canvas_ids, rollout.canvas_step_map, rollout.canvas_logprobs, rollout.num_steps)
+        except ValueError as error:
+            raise ValueError(f"rollout {rollout.key} has {error}: the file is damaged; write it again.") from error
+        return replace(rollout, events=events)

@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, the API page is up to date, and what they say to type works."""
 
 import ast
+import importlib
 import inspect
 import re
 import shlex
@@ -15,6 +16,9 @@ from train.rl import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+GENERATED = ["api", "config", "from_trl_verl", "recipes"]
+"""Pages of docs/ that a script docs/make_*.py writes."""
+ROOMS = ("configs", "data", "models", "reward", "runtime", "sample", "serve", "train")
 RUNS = {
     "rl.py": ("rl", "train.rl"),
     "multinode_rl.py": ("rl", "train.rl"),
@@ -51,7 +55,8 @@ ELSEWHERE = {
     "python generate_images.py": "tests/test_generate_images.py",
     "python data/check.py": "tests/data/test_data_check.py",
     "python data/preprocess_sft.py": "tests/data/test_data_preprocess.py",
-    "python docs/make_api.py": "test_the_api_page_is_up_to_date",
+    "python docs/make_": "test_a_generated_page_is_up_to_date",
+    "mkdocs ": "tests/test_docs_site.py",
     "python examples/rl_loop.py": "tests of the example",
     "python examples/tiny_drawing.py": "tests of the example",
     "python rl.py config=configs/rl_tiny_drawing": "a model that draws; tests/test_examples.py",
@@ -59,7 +64,7 @@ ELSEWHERE = {
     "python rl.py config=configs/rl_mmada_v": "a model that sees; tests/configs/test_configs_shipped.py",
     "python train/sft.py config=configs/sft_lladav": "a model that sees; tests/test_end_to_end_mmu.py",
 }
-TYPED = re.compile(r"^(?:[A-Z][A-Z_0-9]*=\S+ )*(?:python |bin/|dllm-|git |apt-get |pip |accelerate |cd )")
+TYPED = re.compile(r"^(?:[A-Z][A-Z_0-9]*=\S+ )*(?:python |bin/|dllm-|git |apt-get |pip |accelerate |mkdocs |cd )")
 
 
 def blocks(text):
@@ -144,7 +149,7 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
     assert sys.modules[module].run(config) is None
 
 
-PYTHON = [("README.md", "From Python"), ("data.md", "From Python")]
+PYTHON = [("README.md", "From Python"), ("data.md", "From Python"), ("from_trl_verl.md", "Rewards")]
 
 
 @pytest.mark.parametrize(("page", "heading"), PYTHON)
@@ -170,6 +175,25 @@ def test_the_loop_in_the_readme_is_the_one_that_runs():
     run = inspect.getsource(Run.steps).replace("self.", "").replace(", progress.advance", "")
     places = [run.find(line.strip().removeprefix("sampler.")) for line in shown.replace("self.", "").splitlines()]
     assert -1 not in places and places == sorted(places)
+
+
+def texts_of(path):
+    """All texts in a file of code, with a mark where a value is put into one."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_that_troubleshooting_names_are_in_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = [found for found in re.findall(r"^\| `([^`]+)` \|", page, re.M) if " " in found]
+    assert len(messages) > 50
+    rooms = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    code = "\n".join(text for path in rooms for text in texts_of(path))
+    patterns = {message: ".*".join(map(re.escape, message.split("..."))) for message in messages}
+    assert not [message for message, pattern in patterns.items() if not re.search(pattern, code)]
 
 
 def test_links_lead_to_files_and_headings():
@@ -198,11 +222,12 @@ def test_the_tests_that_faults_md_names_exist():
     ]
 
 
-def test_the_api_page_is_up_to_date():
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        import make_api
-    finally:
-        sys.path.pop(0)
-    written = (ROOT / "docs" / "api.md").read_text()
-    assert written == make_api.document(), "run: python docs/make_api.py"
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_page_is_up_to_date(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    written = (ROOT / "docs" / f"{name}.md").read_text()
+    assert written == importlib.import_module(f"make_{name}").document(), f"run: python docs/make_{name}.py"
+
+
+def test_every_script_of_a_page_is_tested():
+    assert sorted(path.stem.removeprefix("make_") for path in (ROOT / "docs").glob("make_*.py")) == sorted(GENERATED)

@@ -72,6 +72,39 @@ def test_two_steps_of_rl_with_pictures(shop, tmp_path):
     assert all(len(row["images"]) == 1 and -200 in row["prompt_ids"] for row in rollouts)
 
 
+def cut(path):
+    """The picture's file without its end: its header is whole, its pixels are not."""
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.slow
+def test_a_step_without_a_picture_that_can_be_used_is_skipped_and_counted(shop, caplog, capsys):
+    """One task a step, half of them with a broken picture: the run goes on to its end."""
+    for i in (0, 2):
+        cut(shop.folder / f"{i}.png")
+    given = ["evaluation.eval_dataset=''", "rollout.num_task_per_step=1", "experiment.total_step=6"]
+    run_rl(shop, *given)
+    rows = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
+    skipped = [row["step"] for row in rows if row["groups"] == 0]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and 0 < len(skipped) < 6
+    assert capsys.readouterr().out.count("is skipped: its tasks have no pictures to be used") == len(skipped)
+    assert caplog.text.count("tasks: 1 of 1 have pictures that cannot be used") == len(skipped)
+    rollouts = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    assert {row["step"] for row in rollouts} == {1, 2, 3, 4, 5, 6} - {*skipped}
+
+
+@pytest.mark.slow
+def test_an_update_of_fine_tuning_without_a_picture_that_can_be_used_is_skipped_and_counted(shop, capsys):
+    for i in (0, 1, 3):
+        cut(shop.folder / f"{i}.png")
+    given = ["training.num_train_epochs=1", "training.batch_size_lm=1", "training.max_prompt_len=400"]
+    sft.run(load_config(shop.arguments(SFT, *given, "training.method=random_masking")))
+    rows = read_jsonl(shop.runs / "sft" / "metrics.jsonl")
+    assert len(rows) == 6 and sum("loss" in row for row in rows) == 1
+    assert sum(row["updates_skipped"] for row in rows) == 5
+    assert capsys.readouterr().out.count("is skipped: its examples have no pictures to be used") == 5
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["TraceRL", "coupled", "random_masking"])
 @pytest.mark.parametrize("part", ["false", "all"])

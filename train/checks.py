@@ -270,16 +270,16 @@ def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     trained = [(each, check_set(config, each.source, TRAINED, spec)) for each in _train_sets(config)]
     with closing(TrainRewards(config)) as rewards:
         for each, tasks in trained:
-            check_tasks(rewards.of(each.named.label), tasks, TRAINED)
+            check_tasks(rewards.of(each.named.label), tasks, TRAINED, config.rollout)
         tested = [(each, check_set(config, each.source, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
         shared = [each for each, _ in tested if rewards.of_config and each.graded_as_training(config)]
         for test, tests in tested:
             if rewards.of_config and test in shared:
-                check_tasks(rewards.of_config, tests, KEYS["rl"])
+                check_tasks(rewards.of_config, tests, KEYS["rl"], config.evaluation)
     for test, tests in tested:
         if test not in shared:
             with test.reward_of(config) as reward:
-                check_tasks(reward, tests, KEYS["rl"])
+                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
     most = config.dataset.max_tasks
     return sum(min(len(tasks), most or len(tasks)) for _, tasks in trained)
 

@@ -75,7 +75,8 @@ class Collector:
         return [self.prompts[i] for i in self.curriculum.draw(step, self.config.rollout.num_task_per_step)]
 
     def rollouts(self, prompts: Sequence[Prompt], step: int) -> StepRollouts:
-        """The step's rollouts: from disk, or sampled. A prompt whose pictures cannot be used is left out."""
+        """The step's rollouts: from disk, or sampled. A prompt whose pictures cannot be used is left out; where that is
+        every one, there are none."""
         self._shown.clear()
         prompts = self._seen(prompts)
         with self.monitor.timed("resume"):
@@ -99,12 +100,14 @@ class Collector:
         if not any(prompt.picture_tokens for prompt in prompts):
             return prompts
         with self.monitor.timed("pictures"):
-            prompts = see(prompts, self.eyes)
+            prompts = see(prompts, self.eyes, needed=False)
         self._shown.update({prompt.task.id: prompt.seen for prompt in prompts if prompt.seen is not None})
         return prompts
 
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         """G rollouts of each prompt, by all ranks."""
+        if not prompts:
+            return []
         keys = self._keys(prompts, step)
         with self.monitor.progress(len(keys), "rollout") as progress:
             rollouts = sample(self.sampler, [p.sampled for p in prompts], self.group_size, keys, progress.advance)
@@ -131,7 +134,7 @@ class Collector:
             stopping.check()
         rewards, stats = scores.rewards, scores.stats
         credit = self._credit(sampled.rollouts, scores)
-        if self.config.judge.mode == "process":
+        if self.config.judge.mode == "process" and sampled.rollouts:
             with self.monitor.timed("judge"):
                 credit = ranks.on_main(self._judged, sampled, rewards, credit)
         graded = GradedRollouts(sampled.rollouts, rewards, credit, stats, sampled.seconds)
@@ -150,7 +153,7 @@ class Collector:
         prompts = self._seen([self.prompts[i] for i in refill])
         started = perf_counter()
         with self.monitor.timed("refill"):
-            rollouts = self.sample(prompts, sampled.step) if prompts else []
+            rollouts = self.sample(prompts, sampled.step)
         return StepRollouts(sampled.step, prompts, rollouts, sampled.weights, perf_counter() - started)
 
     def _keys(self, prompts: Sequence[Prompt], step: int) -> list[Key]:
@@ -166,6 +169,8 @@ class Collector:
         """Digest of the weights that would sample now, and what they and these prompts gave an interrupted run."""
         assert self.grading.log is not None
         weights = weights_digest(self.sampler.model)
+        if not prompts:
+            return weights, None  # and what it has of later steps stays
         prompt_ids = [prompt.ids for prompt in prompts for _ in range(self.group_size)]
         refilled = self.config.rollout.refill_draws > 0
         return weights, self.grading.log.take(step, weights, self._keys(prompts, step), prompt_ids, refilled)
@@ -181,7 +186,7 @@ class Collector:
             rows = [row | {"rewards": part} for row, part in zip(rows, parts, strict=True)]
         self.grading.log.put(sampled.step, sampled.weights, graded, rows, self.sampler.config.block_size)
         every = self.config.tracking.sample_every
-        if every and sampled.step % every == 0:
+        if every and sampled.step % every == 0 and rows:
             shown = zip(rows, graded.rewards, strict=True)
             self.monitor.samples(sampled.step, [row | {"reward": reward} for row, reward in shown])
 
@@ -224,9 +229,11 @@ def _rows(columns: Mapping[str, Sequence[float]], rewards: Sequence[float | None
 def rollout_metrics(
     graded: GradedRollouts, group_size: int, sources: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """Figures of a step's rollouts and what they earned. sources: ids of tasks -> where they are from, whose rollouts
-    get figures of their own."""
+    """Figures of a step's rollouts and what they earned; of a step without any, that it has none. sources: ids of tasks
+    -> where they are from, whose rollouts get figures of their own."""
     rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.credit
+    if not rollouts:
+        return {"groups": 0.0}
     given = [r for r in rewards if r is not None]
     tokens = sum(r.num_response_tokens for r in rollouts)
     measured = {"reward/mean": float(np.mean(given)), "reward/std": float(np.std(given))} if given else {}

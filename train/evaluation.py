@@ -85,7 +85,7 @@ def evaluate(setup: EvaluationSetup, reward_of_set: OpenReward, monitor: Monitor
     (eval, task, sample): the same randomness at every call, so that changes show."""
     results = []
     for each, prompts in setup.sets:
-        seen = see(prompts, setup.eyes)
+        seen = see(prompts, setup.eyes, keep=False)
         with ExitStack() as stack:
             reward = stack.enter_context(reward_of_set(each)) if ranks.is_main() else None
             for decoding in setup.decodings:
@@ -238,7 +238,7 @@ def check(config: Config) -> Path:
     check_trackers(config)
     for each, of_set in tasks:
         with each.reward_of(config) as reward:
-            check_tasks(reward, of_set, KEYS["eval"])
+            check_tasks(reward, of_set, KEYS["eval"], each.source.decode)
     if config.dry_run:
         _print_plan(config, [len(of_set) for _, of_set in tasks])
     check_memory(config, RunModels.of(config, spec, "eval"))

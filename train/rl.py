@@ -172,7 +172,9 @@ class Run:
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]
             if result.skipped:
                 reasons.append(result.skipped)
-            if self.config.training.truncated == "wrong" and metrics["truncated"]:
+            if not graded.rollouts:
+                reasons.append("its tasks have no pictures to be used")
+            elif self.config.training.truncated == "wrong" and metrics["truncated"]:
                 reasons.append(f"{metrics['truncated']:.0%} of the responses have no stop and count as 0")
             self.monitor.event(f"step {step} trains nothing and is skipped: {', '.join(reasons)}")
         self.monitor.step(step, self.config.experiment.total_step, metrics)

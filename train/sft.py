@@ -28,12 +28,13 @@ from configs.schema import Config, TrainingConfig
 from configs.sets import described, named_sets, shares
 from configs.tree import get
 from data.tasks import Example, load_examples
-from models.families import Family
+from models.spec import CheckpointSpec
 from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
-from train import checks
+from train import checks, evaluation, traces
+from train.algorithm.masking import Method
 from train.algorithm.mixture import epoch_order
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.packing import MicroBatch
@@ -57,6 +58,7 @@ from train.setup.models import RunModels, make_trained_model, spec_of
 from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
+from train.setup.traces import chosen_traces
 
 DATA = "dataset.optimization_data"
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
@@ -65,6 +67,11 @@ SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
     prepare_process(config)
+    if (first := ranks.on_main(checked_sampling, config)) is not None:
+        if config.dry_run:
+            return None
+        traces.sample(first)
+        prepare_process(config)  # over what the evaluation set for itself
     examples, held_out = ranks.on_main(check, config)
     if config.dry_run:
         return None
@@ -91,9 +98,32 @@ class UpdatePlan:
         return f"{self.total:,} updates, {self.total / self.per_epoch:.3g} epochs of {self.per_epoch:,}"
 
 
+def checked_sampling(config: Config) -> Config | None:
+    """The eval.py config that samples the examples first, after everything that can be known to fail before it; None
+    where they are there."""
+    if (first := traces.to_be_sampled(config)) is None:
+        return None
+    check_settings(config)
+    if config.dry_run:
+        print_text(f"{config.dataset.optimization_data} is absent; {config.dataset.sample_with} would sample it first.")
+    evaluation.check(first)
+    return first
+
+
 def check(config: Config) -> tuple[list[Example], list[Example]]:
     """The examples, and those held out, after everything that can be known to fail before a model is loaded. A dry run
     prints sizes."""
+    spec, method = check_settings(config)
+    examples, held_out = _examples(config, spec, method)
+    checks.check_start(config, SFT)
+    if config.dry_run:
+        _print_plan(config, len(examples))
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(config.training, [*examples, *held_out]))
+    return examples, held_out
+
+
+def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
+    """What can be known to fail without the examples; the model's spec, and the masking method."""
     training = config.training
     method_of(training, "sft")
     if config.experiment.keep_best:
@@ -103,24 +133,19 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
-    check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
-    examples, held_out = _examples(config, spec.family)
-    checks.check_start(config, SFT)
+    method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     checks.check_trackers(config)
-    if config.dry_run:
-        _print_plan(config, len(examples))
-    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, [*examples, *held_out]))
-    return examples, held_out
+    return spec, method
 
 
-def _examples(config: Config, family: Family) -> tuple[list[Example], list[Example]]:
+def _examples(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
     """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
     dataset, experiment = config.dataset, config.experiment
-    examples = _read(config, DATA, family)
+    examples = _read(config, DATA, spec, method)
     if dataset.validation_split and dataset.validation_dataset:
         raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
     if dataset.validation_dataset:
-        held_out = _read(config, HELD_OUT, family)
+        held_out = _read(config, HELD_OUT, spec, method)
     else:
         examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
     if experiment.early_stopping is not None and not held_out:
@@ -135,7 +160,7 @@ def _examples(config: Config, family: Family) -> tuple[list[Example], list[Examp
     return examples, held_out
 
 
-def _read(config: Config, key: str, family: Family) -> list[Example]:
+def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> list[Example]:
     """The examples of the sets that a key names, set after set."""
     dataset, given = config.dataset, get(config, key)
     sets = named_sets(key, given, dataset.data_type) or named_sets(key, [""], dataset.data_type)
@@ -144,8 +169,9 @@ def _read(config: Config, key: str, family: Family) -> list[Example]:
     for each in sets:
         path = checks.check_dataset(config, each.name, key)
         with naming(key):
-            root, columns = image_root(dataset, path, family), {**dataset.columns, **each.columns}
+            root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
             examples = load_examples(path, columns=columns, image_root=root)
+        examples = chosen_traces(examples, config, spec, method) if key == DATA else examples
         found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
     return found
 
@@ -172,6 +198,8 @@ def _print_plan(config: Config, examples: int) -> None:
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
     """The longest response, before any is tokenised."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // CHARACTERS_A_TOKEN
+    sampled = (example.trace["num_response_tokens"] for example in examples if example.trace is not None)
+    longest = max(longest, *sampled, 0)
     return min(longest, training.max_gen_length or longest)
 
 
@@ -243,7 +271,7 @@ class FineTuning:
             with timed("update"):
                 totals = self.update(samples, step)
             self.log(step, totals)
-            self.done, self.nll = step, totals.per_token("nll")
+            self.done, self.nll = step, totals.per_token("nll") if totals.results else self.nll
             self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
@@ -264,8 +292,10 @@ class FineTuning:
         return [sample for each in chosen for sample in make_samples(each, *given, each.turn, self.longest)]
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
-        """Update `step` (from 1) on these training samples."""
+        """Update `step` (from 1) on these training samples; without any, none."""
         training = self.config.training
+        if not samples:  # no example has pictures that can be used
+            return StepTotals()
         block = self.model.attention == "block"
         weights = token_weights(
             samples,
@@ -292,6 +322,10 @@ class FineTuning:
         return found
 
     def log(self, step: int, totals: StepTotals) -> None:
+        if not totals.results:
+            self.monitor.event(f"step {step} trains nothing and is skipped: its examples have no pictures to be used")
+            self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, SHOWN, quiet=True)
+            return
         metrics = {
             "loss": totals.mean_loss,
             "nll": totals.per_token("nll"),

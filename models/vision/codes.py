@@ -7,7 +7,7 @@ Shapes: N codes of a picture, R the pixels of its side.
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,14 +87,15 @@ FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"pad": padded, "cr
 class Codes:
     """`models.vision.seeing.Vision` of pictures that are codes, for a model with a tokenizer.
 
-    first: id of code 0; size: of the codebook. image_tokenizer: folder or hub name, None = not given.
+    first: id of code 0; size: of the codebook. image_tokenizer: folder or hub name, None = not given. model: on whose
+    device pictures are encoded and decoded; in a copy of the model the copy.
     """
 
     first: int
     size: int
     special: SpecialIds
     image_tokenizer: str | None
-    device: Callable[[], torch.device]
+    model: Any = field(repr=False, compare=False)
 
     image_id = None
     fits = tuple(FITS)
@@ -134,7 +135,7 @@ class Codes:
         return ids + encode(first + "".join(piece.removeprefix("\n") for piece in others))
 
     def _tokenizer(self) -> Magvit:
-        tokenizer = _loaded(self._named(), self.device())
+        tokenizer = _loaded(self._named(), self.model.device)
         if tokenizer.codebook_size != self.size:
             raise ValueError(
                 f"the image tokenizer {self.image_tokenizer} has {tokenizer.codebook_size} codes, the model "
@@ -186,4 +187,4 @@ def code_vision(model: Any, image_tokenizer: str | None) -> Codes | None:
         return None
     first, vocab_size = model.text_vocab_size, int(model.hf_config.vocab_size)
     size = min(int(model.spec.raw.get("codebook_size") or 8192), vocab_size - first)
-    return Codes(first, size, special_ids(model.tokenizer), image_tokenizer, lambda: model.device)
+    return Codes(first, size, special_ids(model.tokenizer), image_tokenizer, model)

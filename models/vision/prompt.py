@@ -13,14 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.vision.images import ImageFault
+
 
 class Picture:
     """A picture in a model's terms.
 
     ids: what stands for it in a prompt. features: [positions with the image id, D], None where its ids are tokens;
     computed when first asked for, if given as a function, and kept until `forget`. digest: names its bytes ("" =
-    unknown). source: what its family makes the features from.
+    unknown). source: what its family makes the features from. again: makes the same picture anew from its file, so that
+    `forget` frees its pixels too.
     """
+
+    again: Callable[[], "Picture"] | None = None
 
     def __init__(
         self,
@@ -29,20 +34,42 @@ class Picture:
         digest: str = "",
         source: Any = None,
     ):
-        self.ids, self.digest, self.source = list(ids), digest, source
+        self.ids, self.digest, self._source = list(ids), digest, source
         self._make = features if callable(features) else None
         self._features = None if callable(features) else features
+        self._is_whole = True
 
     @property
     def features(self) -> Tensor | None:
-        if self._features is None and self._make is not None:
-            self._features = self._make()
+        if self._features is None:
+            self._recall()
+            if self._make is not None:
+                self._features = self._make()
         return self._features
 
+    @property
+    def source(self) -> Any:
+        self._recall()
+        return self._source
+
     def forget(self) -> None:
-        """Frees features that can be computed again."""
-        if self._make is not None:
-            self._features = None
+        """Frees what can be computed again: features and, where `again` is known, what they are made from."""
+        if self._make is None:
+            return
+        self._features = None
+        if self.again is not None:
+            self._make = self._source = None
+            self._is_whole = False
+
+    def _recall(self) -> None:
+        """ImageFault where the file holds another picture by now, or none."""
+        if self._is_whole:
+            return
+        assert self.again is not None
+        made = self.again()
+        if made.digest != self.digest:
+            raise ImageFault(self.digest, "changed", "its file holds another picture than before")
+        self._make, self._source, self._is_whole = made._make, made._source, True
 
 
 class Prompt:

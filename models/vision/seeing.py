@@ -1,5 +1,6 @@
 """How a model takes pictures: the seam that a family with vision fills."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -72,12 +73,12 @@ class Seeing(nn.Module):
         return self._encoded(images, self.fit_of(fit, 1), resolution)
 
     def _encoded(self, images: Sequence[Source | Picture], fit: str, resolution: int) -> list[Picture]:
-        vision, pictures = self.need_vision(), []
-        for image in images:
-            if not isinstance(image, Picture):
-                image = vision.encode(open_image(image), fit, resolution, image_digest(image))
-            pictures.append(image)
-        return pictures
+        return [each if isinstance(each, Picture) else self._picture(each, fit, resolution) for each in images]
+
+    def _picture(self, image: Source, fit: str, resolution: int) -> Picture:
+        picture = self.need_vision().encode(open_image(image), fit, resolution, image_digest(image))
+        picture.again = functools.partial(self._picture, image, fit, resolution)
+        return picture
 
     def prompt(
         self,

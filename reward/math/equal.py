@@ -136,6 +136,21 @@ def _same_builder(given: str, true: str) -> bool | None:
     return all(map(_equal, mine, theirs)) if len(mine) == len(theirs) == 2 else None
 
 
+def _same_counts(given: str, true: str) -> bool | None:
+    """Numbers of several things, 3 red and 2 blue: each has its own where both answers name the same things."""
+    first, second = _counts(given), _counts(true)
+    if len(second) < 2 or first.keys() != second.keys():
+        return None
+    return all(_equal(part, second[noun]) for noun, part in first.items())
+
+
+def _counts(text: str) -> dict[str, str]:
+    """Each element of a list by what it counts; empty where one counts nothing or two count the same."""
+    parts = elements(text)
+    counted = {noun: part for part in parts if (noun := quantity_of(part).noun)}
+    return counted if len(counted) == len(parts) else {}
+
+
 def _same_list(given: str, true: str) -> bool | None:
     """Lists in any order. In braces, what stands there twice counts once."""
     first, second = _listed(given), _listed(true)
@@ -370,6 +385,7 @@ _STRUCTURES: tuple[Callable[[str, str], bool | None], ...] = (
     _same_primes,
     _same_set,
     _same_values,
+    _same_counts,
     _same_list,
     _same_equation,
     _same_brackets,

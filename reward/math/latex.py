@@ -193,6 +193,9 @@ class _Writer(_Reader):
         elif match := _ENDS_JOINED.fullmatch(said):
             self._text(name, [match[1]])
             self.out.append(_JUNCTIONS[match[2]])
+        elif said[-1:] in (",", ";") and len(said) > 1:
+            self._text(name, [said[:-1]])
+            self.out.append(said[-1])
         elif not said:
             self.out.append(" ")
         elif _NUMBER.fullmatch(said):

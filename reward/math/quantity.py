@@ -98,13 +98,15 @@ _DIRECTION = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """`head` (the mathematics) times `factor`, in `unit`; `percent` where it is one; `direction` where it has one."""
+    """`head` (the mathematics) times `factor`, in `unit`; `percent` where it is one; `direction` where it has one;
+    `noun`: other words behind it, what is counted."""
 
     head: str
     factor: Fraction = Fraction(1)
     unit: Unit | None = None
     percent: bool = False
     direction: str = ""
+    noun: str = ""
 
     @property
     def plain(self) -> bool:
@@ -260,4 +262,5 @@ def _read(front: Quantity, head: str, said: str) -> Quantity | None:
         return replace(front, head=head, factor=factor, unit=front.unit or unit)
     if unit and not re.match(r"/|per\b", said):
         return None
-    return replace(front, head=head, factor=factor) if harmless(re.sub(r"\^-?\d|/", " ", said)) else None
+    counted = harmless(re.sub(r"\^-?\d|/", " ", said))
+    return replace(front, head=head, factor=factor, noun=said.casefold()) if counted else None

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import load_config
+from configs.elsewhere import TABLE
 from configs.fields import flat_fields
 from configs.help import help_text
 from configs.hints import ELSEWHERE, NOTES
@@ -26,6 +27,21 @@ def test_every_hint_is_a_key_and_no_name_is_one():
     assert all(name == name.lower() for name in (*ELSEWHERE, *NOTES))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", TABLE)
+def test_each_name_of_the_table_typed_names_the_key_here(tmp_path, heading):
+    """The table is the page docs/from_trl_verl.md too."""
+    for entry in TABLE[heading]:
+        for name in entry.names:
+            said = message(tmp_path, f"{name}=1")
+            assert all(f"{key!r}" in said for key in entry.keys.split()) and (entry.keys or entry.note in said), name
+
+
+def test_no_name_stands_twice_in_the_table():
+    names = [name for entries in TABLE.values() for entry in entries for name in entry.names]
+    assert len(names) == len(set(names)) > 300
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
@@ -38,6 +54,10 @@ def test_every_hint_is_a_key_and_no_name_is_one():
         ("max_steps", "'experiment.total_step' or 'training.max_steps'"),
         ("beta", "'training.beta'"),
         ("epsilon", "'training.eps'"),
+        ("actor_rollout_ref.actor.clip_ratio_high", "'training.eps_high'"),
+        ("actor.optim.lr", "'optimizer.params.learning_rate'"),
+        ("critic.optim.lr", "'optimizer.params.value_learning_rate'"),
+        ("data.train_batch_size", "'rollout.num_task_per_step' or 'training.batch_size_lm'"),
         ("per_device_train_batch_size", "'training.batch_size_lm'"),
         ("gradient_accumulation_steps", "'training.gradient_accumulation_steps'"),
         ("max_completion_length", "'rollout.max_new_tokens'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import load_examples, load_tasks, render_prompt, resolve_dataset, tiny
+from data.built_in import BUILT_IN, built_in_names
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs" / "tiny_model"
@@ -15,7 +16,7 @@ MODEL = ROOT / "configs" / "tiny_model"
 
 @pytest.mark.slow
 def test_files_have_the_sizes_and_the_schema(tmp_path):
-    paths = tiny.write_tiny(tmp_path, seed=3)
+    paths = BUILT_IN["tiny"].write(tmp_path, 3)
     train, test = (load_tasks(paths[name], data_type="math") for name in ("tiny_train", "tiny_test"))
     examples = load_examples(paths["tiny_sft"])
     assert (len(train), len(test), len(examples)) == (8000, 256, 120)
@@ -34,11 +35,15 @@ def test_no_multiset_occurs_twice_in_any_split():
         assert len({"".join(sorted(digits)) for digits in asked}) == len(asked) == 8376
 
 
-def test_a_seed_gives_the_same_files_and_another_seed_others(tmp_path):
-    first, again, other = (tiny.write_tiny(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
-    for name in tiny.SIZES:
+@pytest.mark.parametrize("task", BUILT_IN)
+def test_a_seed_gives_the_same_files_and_another_seed_others(task, tmp_path):
+    write = BUILT_IN[task].write
+    first, again, other = (write(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert list(first) == list(BUILT_IN[task].sizes)
+    for name, size in BUILT_IN[task].sizes.items():
         assert filecmp.cmp(first[name], again[name], shallow=False)
         assert not filecmp.cmp(first[name], other[name], shallow=False)
+        assert len(json.loads(first[name].read_text())) == size
 
 
 def test_names_are_written_on_demand_once(tmp_path):
@@ -47,6 +52,10 @@ def test_names_are_written_on_demand_once(tmp_path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["tiny_sft.json", "tiny_test.json", "tiny_train.json"]
     before = path.stat().st_mtime_ns
     assert resolve_dataset("tiny_train", folder=tmp_path, seed=7).stat().st_mtime_ns == before
+
+
+def test_no_two_built_in_tasks_name_a_data_set_alike():
+    assert len(set(built_in_names())) == len(built_in_names())
 
 
 @pytest.mark.parametrize(
@@ -80,10 +89,11 @@ def test_reward_loads_from_its_path_alone(tmp_path):
     assert done.stdout.strip() == "[1.0]", done.stderr
 
 
-def test_committed_tokenizer_is_what_the_code_writes(tmp_path):
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_llada_model"])
+def test_committed_tokenizer_is_what_the_code_writes(model, tmp_path):
     tiny.write_tokenizer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert json.loads((tmp_path / name).read_text()) == json.loads((MODEL / name).read_text())
+        assert json.loads((tmp_path / name).read_text()) == json.loads((MODEL.parent / model / name).read_text())
 
 
 @pytest.fixture(scope="module")

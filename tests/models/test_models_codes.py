@@ -52,6 +52,13 @@ def test_codes_and_decoded_pixels_are_those_of_the_original(tokenizer, case):
         assert np.array_equal(np.asarray(FITS[fit](open_image(path), FACTS["resolution"])), pixels.permute(1, 2, 0))
 
 
+def test_a_copy_of_the_model_takes_pictures_on_its_own_device(model):
+    copied = model.copy_as(torch.float32)
+    assert copied.vision.model is copied and model.vision.model is model
+    on_meta = model.twin(lambda weight: torch.empty_like(weight, device="meta"))
+    assert on_meta.vision.model.device.type == "meta" and on_meta.vision == model.vision
+
+
 def test_a_code_has_the_bits_of_its_entry():
     from models.vision.magvit import Half, Magvit, Sizes
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from models import Prompt, load_model
 from models.attention import Masked
 from models.spec import CheckpointSpec
 from models.tiny import tiny_checkpoint, tiny_model
-from models.vision.images import open_image
+from models.vision.images import ImageFault, open_image
 from models.vision.tiles import TileGrid, placed, plan, tiles
 
 FOLDER = GOLDEN / "lladav_vision"
@@ -225,6 +226,21 @@ def test_weights_beside_the_tower_are_missed_by_name(tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="missing .*model.image_newline"):
         load_model(tmp_path)
+
+
+def test_a_picture_that_is_forgotten_is_read_again_from_its_file(tmp_path):
+    """Neither features nor pixels stay in memory; a file that holds another picture by then is named."""
+    model, file = tiny_model("lladav"), tmp_path / "a.png"
+    Image.effect_noise((21, 50), 60).convert("RGB").save(file)
+    (picture,) = model.encode_images([file])
+    want, pixels = picture.features.clone(), weakref.ref(picture.source)
+    picture.forget()
+    assert pixels() is None
+    assert torch.equal(picture.features, want) and picture.source.pixels.shape[0] > 1
+    picture.forget()
+    Image.effect_noise((21, 50), 90).convert("RGB").save(file)
+    with pytest.raises(ImageFault, match="changed .its file holds another picture"):
+        _ = picture.features
 
 
 def test_a_whole_copy_of_vision_encodes_as_the_model_does():

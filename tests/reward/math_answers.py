@@ -1,6 +1,9 @@
 """Pairs of answers, as a box would hold them, that must and must not grade as equal."""
 
 EQUAL = [
+    (r"2 \text{ blue}, 3 \text{ red}", r"3 \text{ red}, 2 \text{ blue}"),
+    (r"3 \text{ boys, } 4 \text{ girls}", r"4 \text{ girls and } 3 \text{ boys}"),
+    (r"3 \text{ boys}, 4 \text{ girls}", "3, 4"),
     ("0.56", r"0.56 = 56\%"),
     (r"56\%", r"0.56 = 56\%"),
     ("2+3=5", "5"),
@@ -148,6 +151,8 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    (r"3 \text{ red}, 2 \text{ blue}", r"3 \text{ blue}, 2 \text{ red}"),
+    ("2 apples and 3 pears", "3 apples and 2 pears"),
     ("x=x", r"0.56 = 56\%"),
     ("0=0", r"0.56 = 56\%"),
     ("0.33", r"\frac{1}{3}"),

@@ -67,6 +67,9 @@ def wrong_type(completions, **columns):
 def a_number(completions, **columns):
     return 3
 
+def of_pictures(completions, *, completion_images, **columns):
+    return [1.0] * len(completion_images)
+
 def not_finite(completions, **columns):
     return [float("nan"), 10**400, 1][:len(completions)]
 
@@ -225,6 +228,13 @@ def test_nothing_finite_is_a_failed_call(build):
 def test_missing_column_is_named(build):
     with pytest.raises(ValueError, match=r"asks for \['wanted'\], but the columns are \['completions', 'prompts'\]"):
         call(build("by_column"))
+
+
+def test_a_function_of_drawn_pictures_is_refused_where_responses_are_text(build):
+    reward = build("of_pictures")
+    reward.check([{"question": "a cat", "completion_images": None}])
+    with pytest.raises(ValueError, match="asks for completion_images, the pictures that a model drew.*output=image"):
+        reward.check([{"question": "a cat"}])
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from PIL import Image
 from configs.schema import ExecuteConfig, JudgeConfig, RewardConfig
 from reward import build_reward
 from reward.base import Reward
-from reward.captions import CaptionReward
 from reward.judge.api import ApiJudge
 from reward.judge.judge import Question
 from reward.judge.pictures import data_url
 from reward.judge.preference import JudgeReward
 from reward.judge.process import ProcessReward, Response
+from reward.pictures import CaptionReward, DrawnReward
 
 
 def encoded(kind, colour="red"):
@@ -58,6 +58,22 @@ def test_captions_without_a_model_are_an_error_before_the_run():
         with pytest.raises(ValueError, match="1 of 2 tasks are captions .is_caption.: set reward.clip_model"):
             reward.check([{"is_caption": True}, {"ground_truth_answer": "2"}])
         reward.check([{"ground_truth_answer": "2"}])
+
+
+def test_drawn_pictures_are_scored_by_how_near_they_are_to_their_descriptions():
+    seen = []
+
+    def similarity(pictures, texts):
+        seen.append((pictures, texts))
+        return [0.25, -0.1]
+
+    reward = DrawnReward(Always(), similarity)
+    reward.check([{"question": "a cat", "completion_images": None}])
+    images = [Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2))]
+    assert reward(["a cat", "a dog"], ["", ""], completion_images=images) == [0.25, 0.0]
+    assert seen == [(images, ["a cat", "a dog"])]
+    with pytest.raises(ValueError, match="responses are pictures, which nothing grades: set reward.clip_model"):
+        DrawnReward(Always(), None).check([{"question": "a cat", "completion_images": None}])
 
 
 def test_a_picture_is_sent_as_it_is_where_endpoints_take_its_format(tmp_path):

@@ -15,6 +15,7 @@ from data.tasks import Example
 from models import load_model
 from models.attention import Masked, block_causal_mask
 from models.spec import CheckpointSpec
+from sample import Rollout
 from train import sft
 from train.algorithm.masking import METHODS, semi_ar
 from train.algorithm.objectives import token_weights
@@ -49,7 +50,8 @@ def make_row(sample, model, settings, epoch):
 
 
 def noise_of(P, R, length, b, settings, seed=0):
-    canvas = Replayer("block", False, MASK, b).canvas(P, np.ones(length, dtype=np.int64), np.arange(length) < R)
+    example = Rollout((0,), [1] * P, [2] * length, [1] * length, [0.0] * length, R, "stop", 1)
+    canvas = Replayer("block", False, MASK, b).canvas(example, np.arange(length) < R)
     return semi_ar(canvas, settings, np.random.default_rng(seed))
 
 
@@ -75,7 +77,7 @@ def test_noise_of_every_block(P, R, b, copies, low, high, seed):
     for n in noisy:
         inside, answer = block == n.unit, np.arange(length) < R
         assert n.trained_C.any() and not (n.trained_C & ~(inside & answer)).any()
-        assert np.array_equal(n.masked_C, n.trained_C | (inside & ~answer))
+        assert np.array_equal(n.ids_C == MASK, n.trained_C | (inside & ~answer))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.25, 1.0])

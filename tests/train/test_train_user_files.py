@@ -40,14 +40,13 @@ def by_rank(reward_G, power=1.0):
 '''
 LAST = '''
 import numpy as np
-from train.algorithm.masking import NoisyCopy
 
 
 def all_at_once(canvas, training, rng, weight=1.0):
     """Every trained position of a block masked at once."""
     units = np.unique(canvas.unit_C[canvas.trained_C])
     return [
-        NoisyCopy(int(unit), 0, canvas.unit_C == unit, canvas.trained_C & (canvas.unit_C == unit), weight)
+        canvas.masked(int(unit), 0, canvas.unit_C == unit, canvas.trained_C & (canvas.unit_C == unit), weight)
         for unit in units
     ]
 '''

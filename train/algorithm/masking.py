@@ -10,39 +10,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
+from sample.events import Events
+from train.algorithm.steps import Ints, last_events, moments, shrink_steps
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NoisyCopy:
+    """One noisy copy of unit `unit`. ids_C [C]: what it holds, outside its unit the canvas; target_C: the ids that its
+    trained positions, trained_C, are to say. round: copies of one round would stand in one row of dLLM-RL. weight: of
+    its tokens in the loss. causal: a position sees those left of it. event_C: number of the event that chose each
+    target, None = the place's last one, or the place itself where the rollout has no events."""
+
+    unit: int
+    round: int
+    ids_C: Ints
+    target_C: Ints
+    trained_C: Bools
+    weight: float = 1.0
+    causal: bool = False
+    event_C: Ints | None = None
+
+    @property
+    def chosen(self) -> Ints:
+        """For each trained position the number of its event; of its place without events."""
+        return np.flatnonzero(self.trained_C) if self.event_C is None else self.event_C[self.trained_C]
 
 
 @dataclass(frozen=True)
 class Canvas:
     """A response as the methods see it.
 
-    step_C: denoising step that decided each position, 0 = never. trained_C: positions that may be trained.
-    block_C: block of each position. unit_C: what one noisy copy holds: the block itself for block families, the whole
-    canvas (0 everywhere) under full attention.
+    ids_C: its tokens, the mask id where nothing was decided. step_C: denoising step that decided each position, 0 =
+    never. trained_C: positions that may be trained. block_C: block of each position. unit_C: what one noisy copy holds:
+    the block itself for block families, the whole canvas (0 everywhere) under full attention. events: the rollout's.
     """
 
+    ids_C: Ints
     step_C: Ints
     trained_C: Bools
     block_C: Ints
     unit_C: Ints
+    mask_id: int
+    events: Events | None = None
 
-
-@dataclass(frozen=True)
-class NoisyCopy:
-    """One noisy copy of unit `unit`: masked_C and trained_C [C]: which of its positions hold the mask id, and which are
-    trained. round: copies of one round would stand in one row of dLLM-RL. weight: of its tokens in the loss.
-    causal: nothing is masked, a position sees those left of it."""
-
-    unit: int
-    round: int
-    masked_C: Bools
-    trained_C: Bools
-    weight: float = 1.0
-    causal: bool = False
+    def masked(
+        self, unit: int, round: int, masked_C: Bools, trained_C: Bools, weight: float = 1.0, causal: bool = False
+    ) -> NoisyCopy:
+        """A copy that holds the mask id at masked_C and the canvas elsewhere, and is to say the canvas."""
+        ids_C = np.where(masked_C, self.mask_id, self.ids_C)
+        return NoisyCopy(unit, round, ids_C, self.ids_C, trained_C, weight, causal)
 
 
 Masking = Callable[[Canvas, TrainingConfig, np.random.Generator], list[NoisyCopy]]
@@ -69,24 +88,12 @@ class Method:
         return self.copies(canvas, training, rng)
 
 
-def shrink_steps(step_map_C: Ints, group_C: Ints, shrink: int) -> Ints:
-    """Merges neighbouring steps: the distinct steps of each group (a block), ascending, are taken `shrink` at a
-    time and each is replaced by the largest of its set (TraceRL, arXiv:2509.06949). Steps 0 (undecided) stay 0."""
-    if shrink == 1:
-        return step_map_C
-    out = step_map_C.copy()
-    for group in np.unique(group_C):
-        inside = (group_C == group) & (step_map_C > 0)
-        steps = np.unique(step_map_C[inside])
-        if len(steps):
-            last = np.minimum((np.arange(len(steps)) // shrink + 1) * shrink, len(steps)) - 1
-            out[inside] = steps[last][np.searchsorted(steps, step_map_C[inside])]
-    return out
-
-
 def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """TraceRL (arXiv:2509.06949): each token is trained in the state that the sampler decided it from, once. Masked is
-    what was decided at that (shrunk) step or later, or never."""
+    what was decided at that (shrunk) step or later, or never. Of a rollout with events every choice is trained so, also
+    one that was overwritten; under trained_events=last only those that stand."""
+    if canvas.events is not None:
+        return _edited(canvas, canvas.events, training)
     step_C = shrink_steps(canvas.step_C, canvas.unit_C, training.shrink)
     decided_C = np.where(step_C == 0, np.iinfo(np.int64).max, step_C)
     base = step_C.max() + 1
@@ -96,8 +103,25 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
     trained_KC = inside_KC & canvas.trained_C & (step_C == step_K[:, None])
     rank_K = np.arange(len(unit_K)) - np.searchsorted(unit_K, unit_K)
     return [
-        NoisyCopy(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k]) for k in trained_KC.any(1).nonzero()[0]
+        canvas.masked(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
+        for k in trained_KC.any(1).nonzero()[0]
     ]
+
+
+def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[NoisyCopy]:
+    """A copy for each unit and (shrunk) step with a trained choice: the unit as it stood before, to say what was
+    chosen. Of several choices at one place in merged steps the last is trained."""
+    action_E, last_C = np.array(events.action, dtype=np.int64), last_events(events, len(canvas.ids_C))
+    copies = []
+    for moment in moments(events, canvas.ids_C, canvas.unit_C, canvas.mask_id, training.shrink):
+        trained_C = canvas.trained_C & (moment.event_C >= 0)
+        if training.trained_events == "last":
+            trained_C &= moment.event_C == last_C
+        if trained_C.any():
+            target_C = np.where(trained_C, action_E[moment.event_C], canvas.ids_C)
+            given = moment.unit, moment.rank, moment.ids_C, target_C, trained_C
+            copies.append(NoisyCopy(*given, event_C=moment.event_C))
+    return copies
 
 
 def random_masking(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
@@ -141,7 +165,7 @@ def elbo(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> 
                     chosen_C = _at(canvas, chosen)
                     hidden_C = inside_C & (chosen_C | ~canvas.trained_C)
                     weight = (len(places) + 1) / (2 * len(chosen) * pairs)
-                    copies.append(NoisyCopy(int(unit), 2 * number + half, hidden_C, chosen_C, weight))
+                    copies.append(canvas.masked(int(unit), 2 * number + half, hidden_C, chosen_C, weight))
     return copies
 
 
@@ -153,7 +177,7 @@ def ar_order(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator)
         inside_C = canvas.unit_C == unit
         for number, place in enumerate(np.flatnonzero(inside_C & canvas.trained_C)):
             hidden_C = inside_C & ((np.arange(len(inside_C)) >= place) | ~canvas.trained_C)
-            copies.append(NoisyCopy(int(unit), number, hidden_C, _at(canvas, np.array([place]))))
+            copies.append(canvas.masked(int(unit), number, hidden_C, _at(canvas, np.array([place]))))
     return copies
 
 
@@ -176,7 +200,7 @@ def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
             unit = int(canvas.unit_C[inside_C][0])
             hidden_C = trained_C | ~canvas.trained_C | (canvas.block_C > block)
             copies.append(
-                NoisyCopy(unit, number, hidden_C & (canvas.unit_C == unit), trained_C, _weight(training, level))
+                canvas.masked(unit, number, hidden_C & (canvas.unit_C == unit), trained_C, _weight(training, level))
             )
     return copies
 
@@ -184,7 +208,7 @@ def semi_ar(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) 
 def autoregressive(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
     """Next-token prediction, for models whose outputs are shifted by one."""
     nothing_C = np.zeros_like(canvas.trained_C)
-    return [NoisyCopy(0, 0, nothing_C, canvas.trained_C, causal=True)]
+    return [canvas.masked(0, 0, nothing_C, canvas.trained_C, causal=True)]
 
 
 TRACE = Method(trace, as_sampled=True)
@@ -203,17 +227,18 @@ METHODS: dict[str, Method] = {
 
 def check_copies(copies: object, canvas: Canvas, next_token: bool = False) -> list[NoisyCopy]:
     """The noisy copies that a method gave for `canvas`; ValueError where they cannot be trained: another type or
-    length, a unit that is not there, a position outside the unit, one that is trained but not masked or not to be
-    trained, a copy that trains nothing, none at all, a causal one of a method that is not `next_token`."""
+    length, a unit that is not there, a position outside the unit, one that is trained though it holds its target or is
+    not to be trained, a copy that trains nothing, none at all, a causal one of a method that is not `next_token`."""
     if not isinstance(copies, list) or not all(isinstance(copy, NoisyCopy) for copy in copies):
         raise ValueError("it must return a list of train.algorithm.masking.NoisyCopy.")
     if not copies and canvas.trained_C.any():
         raise ValueError("it returned no copy of a response that has tokens to train.")
     for number, copy in enumerate(copies):
-        for name in ("masked_C", "trained_C"):
-            value = getattr(copy, name)
-            if not isinstance(value, np.ndarray) or value.dtype != bool or value.shape != canvas.trained_C.shape:
-                raise ValueError(f"copy {number}: {name} must be a bool array of shape {canvas.trained_C.shape}.")
+        for name, kind in (("ids_C", np.integer), ("target_C", np.integer), ("trained_C", np.bool_)):
+            value, shape = getattr(copy, name), canvas.trained_C.shape
+            if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, kind) or value.shape != shape:
+                words = "a bool array" if kind is np.bool_ else "an array of token ids"
+                raise ValueError(f"copy {number}: {name} must be {words} of shape {shape}.")
         if copy.causal and not next_token:
             raise ValueError(f"copy {number} is causal: declare it with Method(..., next_token=True).")
         if problem := _problem(copy, canvas):
@@ -228,31 +253,31 @@ def _problem(copy: NoisyCopy, canvas: Canvas) -> str:
         return "trains no position"
     if (copy.trained_C & ~canvas.trained_C).any():
         return "trains a position that is not in canvas.trained_C"
-    if ((copy.trained_C | copy.masked_C) & (canvas.unit_C != copy.unit)).any():
-        return f"masks or trains a position outside its unit {copy.unit} (canvas.unit_C)"
-    if not copy.causal and (copy.trained_C & ~copy.masked_C).any():
-        return "trains a position that it does not mask"
+    if ((copy.trained_C | (copy.ids_C != canvas.ids_C)) & (canvas.unit_C != copy.unit)).any():
+        return f"changes or trains a position outside its unit {copy.unit} (canvas.unit_C)"
+    if not copy.causal and canvas.events is None and (copy.trained_C & (copy.ids_C == copy.target_C)).any():
+        return "trains a position that holds its target: mask it, as canvas.masked does"
     return "" if np.isfinite(copy.weight) else f"has the weight {copy.weight}"
 
 
 def sample_copies(
-    copies: list[NoisyCopy], count: int, rng: np.random.Generator, score_C: Floats | None = None
+    copies: list[NoisyCopy], count: int, rng: np.random.Generator, score: Floats | None = None
 ) -> list[NoisyCopy]:
     """`count` of the copies, in their order; each one's weight grows by 1 / (its chance to be drawn), so that the
     expectation of a weighted sum over copies stays what it was.
 
-    Without scores all have one chance. score_C: a copy's chance grows with the sum of the scores of its trained
-    positions (AGRPO, arXiv:2510.04019, and RLDF, arXiv:2605.25638, draw steps by entropy and surprisal), mixed with an
-    equal chance, so that no weight exceeds twice that of equal chances; places are drawn systematically, at even
-    distances.
+    Without scores all have one chance. score: a number a place [C], or an event [E] where copies name events. A copy's
+    chance grows with the sum of the scores of what it trains (AGRPO, arXiv:2510.04019, and RLDF, arXiv:2605.25638, draw
+    steps by entropy and surprisal), mixed with an equal chance, so that no weight exceeds twice that of equal chances;
+    places are drawn systematically, at even distances.
     """
     if len(copies) <= count:
         return copies
-    if score_C is None:
+    if score is None:
         chosen = np.sort(rng.choice(len(copies), count, replace=False))
         growth_K = np.full(len(copies), len(copies) / count)
     else:
-        chance_K = inclusion_chances(np.array([score_C[copy.trained_C].sum() for copy in copies]), count)
+        chance_K = inclusion_chances(np.array([score[copy.chosen].sum() for copy in copies]), count)
         chosen = np.searchsorted(np.cumsum(chance_K), rng.random() + np.arange(count)).clip(max=len(copies) - 1)
         growth_K = 1.0 / chance_K
     return [replace(copies[i], weight=copies[i].weight * float(growth_K[i])) for i in chosen]
@@ -294,7 +319,7 @@ def _copies(canvas: Canvas, chosen_C: Bools, number: int, weight: float) -> list
     """The copies of one mask over the whole response: one for each unit with a chosen position."""
     hidden_C = chosen_C | ~canvas.trained_C
     return [
-        NoisyCopy(int(unit), number, hidden_C & (canvas.unit_C == unit), chosen_C & (canvas.unit_C == unit), weight)
+        canvas.masked(int(unit), number, hidden_C & (canvas.unit_C == unit), chosen_C & (canvas.unit_C == unit), weight)
         for unit in np.unique(canvas.unit_C[chosen_C])
     ]
 

@@ -2,9 +2,9 @@
 
 A block family's response becomes one sequence: one clean copy of prompt and canvas, then one noisy copy of each
 block for each round (denoising step) that has trained tokens. A noisy block sees the clean blocks before its own
-and itself; it holds what the sampler held at that step: earlier tokens in place, the mask id at every position
-decided at that step or later, or never. Blocks lie on the absolute grid from position 0, so the prompt's tail
-stands in the first noisy block as it is.
+and itself; it holds what the sampler held at that step: earlier tokens in place (those that stood then, where they
+are overwritten later), the mask id at every position decided at that step or later, or never. Blocks lie on the
+absolute grid from position 0, so the prompt's tail stands in the first noisy block as it is.
 
 Shapes: S tokens of a sample, N trained tokens of a sample, C canvas tokens, K noisy copies, b block size.
 """
@@ -19,6 +19,7 @@ from configs.schema import TrainingConfig
 from models import Prompt
 from sample.rollout import Key, Rollout
 from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
+from train.algorithm.steps import last_events
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class TrainingSample:
 
     ids, positions, block, copy [S]: token ids, absolute positions, block on the grid, and 0 for the clean copy or
     the number of the noisy block copy. index [N]: where in the sample the trained tokens are read; targets [N]: their
-    ids; canvas_index [N]: their place in the canvas; round_index [N]: the round (rank of the step inside its
-    block). num_rounds: rounds with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the
-    loss, before any normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
+    ids; canvas_index [N]: their place in the canvas; event_index [N]: the event that chose them, their place again
+    where the rollout has no events; round_index [N]: the round (rank of the step inside its block). num_rounds: rounds
+    with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the loss, before any
+    normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
     """
 
     key: Key
@@ -40,6 +42,7 @@ class TrainingSample:
     index: Ints
     targets: Ints
     canvas_index: Ints
+    event_index: Ints
     round_index: Ints
     num_rounds: int
     weight: Floats
@@ -68,6 +71,12 @@ def trained_positions(rollout: Rollout, pad_id: int | None, post_num: int | None
     return trained & decided
 
 
+def recorded_logprobs(rollout: Rollout) -> Floats:
+    """The sampler's log-probabilities: of the events [E], or of the places [C] where there are none. event_index of a
+    training sample numbers them."""
+    return np.asarray(rollout.canvas_logprobs if rollout.events is None else rollout.events.logprob, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Replayer:
     """How a model's responses become training samples.
@@ -81,12 +90,12 @@ class Replayer:
     mask_id: int
     block_size: int
 
-    def canvas(self, prompt_tokens: int, step_C: Ints, trained_C: Bools) -> Canvas:
-        place = np.arange(len(step_C))
-        if self.attention == "full":
-            return Canvas(step_C, trained_C, place // self.block_size, np.zeros_like(place))
-        block = (prompt_tokens + place) // self.block_size
-        return Canvas(step_C, trained_C, block, block)
+    def canvas(self, rollout: Rollout, trained_C: Bools) -> Canvas:
+        ids_C, step_C = (np.asarray(x, dtype=np.int64) for x in (rollout.canvas_ids, rollout.canvas_step_map))
+        place = np.arange(len(ids_C))
+        block = (place if self.attention == "full" else len(rollout.prompt_ids) + place) // self.block_size
+        unit = np.zeros_like(place) if self.attention == "full" else block
+        return Canvas(ids_C, step_C, trained_C, block, unit, self.mask_id, rollout.events)
 
     def samples(
         self,
@@ -102,28 +111,28 @@ class Replayer:
         assert self.logit_shift or not any(copy.causal for copy in copies)
         if self.attention == "block":
             assert not len(ids_S)
-            sample = block_sample(key, ids_P, ids_C, copies, self.block_size, self.mask_id)
+            sample = block_sample(key, ids_P, ids_C, copies, self.block_size)
             return [] if sample is None else [sample]
         if self.logit_shift and not len(ids_P):
             raise ValueError(f"{key}: an empty prompt; the first token is read at the prompt's last position.")
         position = np.arange(len(ids_P) + len(ids_C) + len(ids_S))
         zeros = np.zeros_like(position)
-        return [self._whole_sample(key, (ids_P, ids_C, ids_S), copy, position, zeros) for copy in copies]
+        return [self._whole_sample(key, ids_P, ids_S, copy, position, zeros) for copy in copies]
 
     def _whole_sample(
-        self, key: Key, parts: tuple[Ints, Ints, Ints], copy: NoisyCopy, position: Ints, zeros: Ints
+        self, key: Key, prompt: Ints, suffix: Ints, copy: NoisyCopy, position: Ints, zeros: Ints
     ) -> TrainingSample:
-        """parts: ids of prompt, canvas and what stands right of it."""
-        place, (prompt, canvas, suffix) = np.flatnonzero(copy.trained_C), parts
+        place = np.flatnonzero(copy.trained_C)
         return TrainingSample(
             key=key,
-            ids=np.concatenate([prompt, np.where(copy.masked_C, self.mask_id, canvas), suffix]),
+            ids=np.concatenate([prompt, copy.ids_C, suffix]),
             positions=position,
             block=position if copy.causal else zeros,
             copy=zeros,
             index=len(prompt) + place - self.logit_shift,
-            targets=canvas[place],
+            targets=copy.target_C[place],
             canvas_index=place,
+            event_index=copy.chosen,
             round_index=np.full(len(place), copy.round),
             num_rounds=1,
             weight=np.full(len(place), copy.weight),
@@ -162,13 +171,16 @@ def replay(
         trained[training.max_gen_length :] = False
     if not trained.any():
         return []
-    canvas = replayer.canvas(len(rollout.prompt_ids), np.asarray(rollout.canvas_step_map, dtype=np.int64), trained)
+    canvas = replayer.canvas(rollout, trained)
     copies = method(canvas, training, rng)
+    if rollout.events is not None:
+        last_C = last_events(rollout.events, len(trained))
+        copies = [copy if copy.event_C is not None else replace(copy, event_C=last_C) for copy in copies]
     if per_round and training.post_num is not None:
         copies = limit_pads_per_round(copies, np.arange(len(trained)) >= rollout.num_response_tokens, training.post_num)
     if training.rows_per_response is not None:
-        surprisal_C = -np.asarray(rollout.canvas_logprobs) if training.rows_by == "surprisal" else None
-        copies = sample_copies(copies, training.rows_per_response, rng, surprisal_C)
+        surprisal = -recorded_logprobs(rollout) if training.rows_by == "surprisal" else None
+        copies = sample_copies(copies, training.rows_per_response, rng, surprisal)
     if min(rollout.prompt_ids, default=0) >= 0:
         return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies, rollout.suffix_ids)
     if prompt is None or prompt.ids != rollout.prompt_ids:
@@ -178,7 +190,7 @@ def replay(
 
 
 def block_sample(
-    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int, mask_id: int
+    key: Key, prompt: Ints, canvas: Ints, noisy: Sequence[NoisyCopy], block_size: int
 ) -> TrainingSample | None:
     """Clean copy of everything before the last noisy block, then the noisy blocks, as one `TrainingSample`; None
     without noisy blocks."""
@@ -194,24 +206,28 @@ def block_sample(
     place_Kb = np.clip(position_Kb - P, 0, len(canvas) - 1)
     in_canvas_Kb = exists_Kb & (position_Kb >= P)
     there = list(zip(noisy, place_Kb, strict=True))
-    masked_Kb = in_canvas_Kb & np.array([copy.masked_C[place_b] for copy, place_b in there])
-    trained_Kb = in_canvas_Kb & np.array([copy.trained_C[place_b] for copy, place_b in there])
+    held_Kb, target_Kb, chosen_Kb = (
+        np.array([getattr(copy, name)[place_b] for copy, place_b in there])
+        for name in ("ids_C", "target_C", "trained_C")
+    )
+    event_Kb = np.array([place_b if copy.event_C is None else copy.event_C[place_b] for copy, place_b in there])
+    trained_Kb = in_canvas_Kb & chosen_Kb
     clean = int(unit_K.max()) * b
     offset_Kb = clean + np.cumsum(exists_Kb).reshape(exists_Kb.shape) - 1
     number_Kb = np.broadcast_to(np.arange(1, len(noisy) + 1)[:, None], exists_Kb.shape)
     copy_N = trained_Kb.nonzero()[0]
     position_S = np.concatenate([np.arange(clean), position_Kb[exists_Kb]])
-    ids_S = whole[position_S]
-    ids_S[clean:][masked_Kb[exists_Kb]] = mask_id
+    ids_Kb = np.where(in_canvas_Kb, held_Kb, whole[np.minimum(position_Kb, len(whole) - 1)])
     return TrainingSample(
         key=key,
-        ids=ids_S,
+        ids=np.concatenate([whole[:clean], ids_Kb[exists_Kb]]),
         positions=position_S,
         block=position_S // b,
         copy=np.concatenate([np.zeros(clean, dtype=np.int64), number_Kb[exists_Kb]]),
         index=offset_Kb[trained_Kb],
-        targets=whole[position_Kb[trained_Kb]],
+        targets=target_Kb[trained_Kb],
         canvas_index=place_Kb[trained_Kb],
+        event_index=event_Kb[trained_Kb],
         round_index=rounds_K[copy_N],
         num_rounds=len(set(rounds_K[copy_N].tolist())),
         weight=weight_K[copy_N],

@@ -15,7 +15,7 @@ from sample.rollout import Key
 from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.masking import TRACE, Method
 from train.algorithm.objectives import Weights, token_weights
-from train.algorithm.replay import Replayer, TrainingSample, by_response, replay
+from train.algorithm.replay import Replayer, TrainingSample, by_response, recorded_logprobs, replay
 from train.distributed.sharding import rows_per_update
 
 logger = logging.getLogger(__name__)
@@ -78,18 +78,20 @@ def plan_updates(
 def at_trained_tokens(
     given: float | Sequence[float] | Floats, rollout: Rollout, sample: TrainingSample
 ) -> float | Floats:
-    """A response's number as it is; one number a response token as [N] of the sample's trained tokens, 0 at pads after
-    the response. ValueError for another length."""
+    """A response's number as it is; one number a response token, or an event where the rollout has events, as [N] of
+    the sample's trained tokens, 0 at pads after the response. ValueError for another length."""
     if np.ndim(given) == 0:
         return given  # type: ignore[return-value]
-    if len(given) != rollout.num_response_tokens:  # type: ignore[arg-type]
+    events = rollout.events
+    count, kind = (rollout.num_response_tokens, "token") if events is None else (len(events), "event")
+    if len(given) != count:  # type: ignore[arg-type]
         raise ValueError(
-            f"rollout {rollout.key} has {rollout.num_response_tokens} tokens and {len(given)} rewards or "  # type: ignore[arg-type]
-            "advantages; give one number, or one a token."
+            f"rollout {rollout.key} has {count} {kind}s and {len(given)} rewards or "  # type: ignore[arg-type]
+            f"advantages; give one number, or one {'a' if events is None else 'an'} {kind}."
         )
-    canvas = np.zeros(len(rollout.canvas_ids))
-    canvas[: rollout.num_response_tokens] = given
-    return canvas[sample.canvas_index]
+    recorded = np.zeros(len(recorded_logprobs(rollout)))
+    recorded[:count] = given
+    return recorded[sample.event_index]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class Replay:
         rewards: Sequence[float | None] | None = None,
         shown: Mapping[Key, Prompt] | None = None,
     ) -> StepBatch:
-        """Replays every rollout that has a credit, one number or one a response token. A rollout with a non-finite
+        """Replays every rollout that has a credit, one number or one a response token (an event, where the rollout has
+        events: `sample.Events`). A rollout with a non-finite
         log-probability is left out, counted and named. rewards: of the rollouts, for objectives that read them. shown:
         the prompts of rollouts with pictures, by key."""
         found: list[tuple[TrainingSample, float | Floats, NDArray[np.float32], float]] = []
@@ -165,13 +168,13 @@ class Replay:
         for rollout, given, reward in zip(rollouts, credit, rewards or [None] * len(rollouts), strict=True):
             if given is None:
                 continue
-            logprobs = np.asarray(rollout.canvas_logprobs, dtype=np.float32)
+            logprobs = recorded_logprobs(rollout).astype(np.float32)
             if not np.isfinite(logprobs).all():
                 skipped += 1
                 logger.warning("rollout %s left out: non-finite log-probability", rollout.key)
                 continue
             found += [
-                (sample, at_trained_tokens(given, rollout, sample), logprobs[sample.canvas_index], reward or 0.0)
+                (sample, at_trained_tokens(given, rollout, sample), logprobs[sample.event_index], reward or 0.0)
                 for sample in self._samples(rollout, (shown or {}).get(rollout.key))
             ]
         longest = max((rollout.num_response_tokens for rollout in rollouts), default=0)

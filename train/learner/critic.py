@@ -14,21 +14,23 @@ from torch import Tensor
 from models import ValueModel
 from sample import Rollout
 from train.algorithm.advantages import Floats, last_step_reward, step_gae
-from train.algorithm.masking import Ints, shrink_steps
 from train.algorithm.objectives import Metrics, clipped_value_loss, per_token
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import Replayer, TrainingSample, by_response
+from train.algorithm.steps import Ints, shrink_steps, shrunk_choices
 from train.learner.batch import Replay, StepBatch
 from train.learner.optimizer import Schedule
 from train.learner.updater import Loss, StepTotals, Updater
 
 
 def denoising_steps(rollout: Rollout, sample: TrainingSample, replayer: Replayer, shrink: int) -> Ints:
-    """The step [N] at which the sampler decided each trained token of the sample, `shrink` neighbours merged as TraceRL
+    """The step [N] at which the sampler chose each trained token of the sample, `shrink` neighbours merged as TraceRL
     merges them."""
     step_C = np.asarray(rollout.canvas_step_map, dtype=np.int64)
-    canvas = replayer.canvas(len(rollout.prompt_ids), step_C, step_C > 0)
-    return shrink_steps(step_C, canvas.unit_C, shrink)[sample.canvas_index]
+    unit_C = replayer.canvas(rollout, step_C > 0).unit_C
+    if rollout.events is not None:
+        return shrunk_choices(rollout.events, unit_C, shrink)[sample.event_index]
+    return shrink_steps(step_C, unit_C, shrink)[sample.event_index]
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class Policy:
             kl_weight=spread(dict(zip(numbers.which, numbers.weights.kl, strict=True))),
             response=numbered(keys),
             round=taken("round_index"),
-            place=taken("canvas_index"),
+            place=taken("event_index"),
             share=spread({i: batch.samples[i].weight for i in tokens.samples}),
             reward=spread(batch.rewards),
             group=numbered([self.replay.group_of(key) for key in keys]),

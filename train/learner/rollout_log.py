@@ -110,7 +110,7 @@ class RolloutLog:
                 {"step": step, **described[i], "reward": graded.rewards[i], "block_size": block_size}
                 | _credit(credit.kind, credit.values[i])
                 | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
-                | {name: value for name, value in vars(rollout).items() if name != "images" or value}
+                | rollout.row()
                 for i, rollout in enumerate(graded.rollouts)
             ),
         )

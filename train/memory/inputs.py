@@ -129,7 +129,9 @@ class Inputs:
     @property
     def adapted(self) -> frozenset[str] | None:
         """Names of the linear layers with adapters; None where all weights are trained."""
-        return frozenset(self.adapters.targets or ADAPTED) if self.adapters else None
+        if self.adapters is None:
+            return None
+        return frozenset(name.rpartition(".")[2] for name in self.adapters.targets or ADAPTED)
 
     @property
     def weights(self) -> int:
@@ -229,7 +231,7 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     response = Rollout(
         key=(0,),
         prompt_ids=[0] * prompt_tokens,
-        canvas_ids=[0] * response_tokens,
+        canvas_ids=[1] * response_tokens,  # any id but the mask's
         canvas_step_map=(step - step[0] + 1).tolist(),
         canvas_logprobs=[0.0] * response_tokens,
         num_response_tokens=response_tokens,

@@ -95,7 +95,8 @@ def try_method(method: Method, training: TrainingConfig, attention: Literal["blo
     block_C = np.arange(12) // 4
     step_C = np.array([1, 2, 1, 3, 4, 4, 5, 5, 7, 6, 6, 0])
     unit_C = block_C if attention == "block" else np.zeros_like(block_C)
-    method(Canvas(step_C, (step_C > 0) & (np.arange(12) < 10), block_C, unit_C), training, np.random.default_rng(0))
+    ids_C, trained_C = np.arange(1, 13) * (step_C > 0), (step_C > 0) & (np.arange(12) < 10)
+    method(Canvas(ids_C, step_C, trained_C, block_C, unit_C, mask_id=0), training, np.random.default_rng(0))
 
 
 def try_objective(objective: BoundObjective, reference: bool) -> None:

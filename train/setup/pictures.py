@@ -106,9 +106,11 @@ class Eyes:
         return Picture(image)
 
 
-def usable(items: Sequence[Item], make: Callable[[Item], Made], name: Callable[[Item], str], what: str) -> list[Made]:
+def usable(
+    items: Sequence[Item], make: Callable[[Item], Made], name: Callable[[Item], str], what: str, *, needed: bool = True
+) -> list[Made]:
     """What `make` makes of items, without those whose pictures cannot be used: one warning counts them by cause. what:
-    the items are. ValueError where none is left."""
+    the items are. needed: ValueError where none is left."""
     made: list[Made] = []
     faults: dict[str, list[str]] = defaultdict(list)
     for item in items:
@@ -120,7 +122,7 @@ def usable(items: Sequence[Item], make: Callable[[Item], Made], name: Callable[[
         return made
     bad = len(items) - len(made)
     counted = "; ".join(f"{cause} ({len(at)}: {', '.join(at[:_SHOWN])})" for cause, at in faults.items())
-    if not made:
+    if needed and not made:
         raise ValueError(
             f"{what}: all {bad} have pictures that cannot be used: {counted}. Set dataset.image_root to their folder; "
             "data/check.py looks at every picture."

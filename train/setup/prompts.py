@@ -29,6 +29,8 @@ from train.setup.pictures import Eyes, image_root, usable
 logger = logging.getLogger(__name__)
 
 LONGEST_COLUMN = 2000
+_DECODED_AT_ONCE = 64
+"""Drawn pictures that are pixels on the device at a time: of 512 x 512, 200 MB."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,20 @@ def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> li
     return prompts
 
 
-def see(prompts: Sequence[Prompt], eyes: Eyes) -> list[Prompt]:
+def see(prompts: Sequence[Prompt], eyes: Eyes, *, needed: bool = True, keep: bool = True) -> list[Prompt]:
     """The prompts with their pictures encoded, without those whose pictures cannot be used (`usable`), which are the
-    same on all ranks. ValueError where none is left."""
+    same on all ranks. needed: ValueError where none is left. keep: the pixels, which else are read again when the
+    prompt is at work."""
 
     def seen(prompt: Prompt) -> Prompt:
         if not prompt.picture_tokens:
             return prompt
         made = eyes.see(prompt.guarded, prompt.task.images)
+        if not keep:
+            made.forget()
         return replace(prompt, ids=made.ids, seen=made)
 
-    return usable(prompts, seen, lambda prompt: prompt.task.id, "tasks")
+    return usable(prompts, seen, lambda prompt: prompt.task.id, "tasks", needed=needed)
 
 
 def _tasks(path: Path, source: PromptSource, config: DatasetConfig, family: Family) -> list[Task]:
@@ -254,7 +259,7 @@ def completion_text(rollout: Rollout, model: DiffusionLM) -> str:
 def drawn_images(rollouts: Sequence[Rollout], model: DiffusionLM) -> list[Image.Image]:
     """The pictures that were drawn, decoded."""
     codes_BN = torch.tensor([rollout.token_ids for rollout in rollouts]) - model.need_drawing().codes.start
-    return as_images(model.decode_images(codes_BN))
+    return [image for some in codes_BN.split(_DECODED_AT_ONCE) for image in as_images(model.decode_images(some))]
 
 
 def reward_columns(

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from configs import find
-from configs.schema import Config
+from configs.schema import Config, DecodeConfig
 from data.tasks import Task
 from reward import build_reward
-from reward.base import Reward
+from reward.base import DRAWN, Reward
 from reward.code.sandbox import NO_ISOLATION, find_isolation
 from reward.judge.api import ApiJudge
 from reward.judge.build import build_judge
@@ -67,10 +67,12 @@ def sandbox_row(config: Config, data_types: Collection[str]) -> dict[str, str]:
     return {"sandbox": str(find_isolation() or NO_ISOLATION)}
 
 
-def check_tasks(reward: Reward, tasks: Sequence[Task], key: str) -> None:
-    """ValueError, with the key of their data set, where the reward cannot grade these tasks."""
+def check_tasks(reward: Reward, tasks: Sequence[Task], key: str, decode: DecodeConfig) -> None:
+    """ValueError, with the key of their data set, where the reward cannot grade responses to these tasks that are
+    sampled as section `decode` says."""
+    drawn = {DRAWN: None} if decode.output == "image" else {}
     try:
-        reward.check([task.columns | ({"pictures": task.pictures} if task.pictures else {}) for task in tasks])
+        reward.check([task.columns | drawn | ({"pictures": task.pictures} if task.pictures else {}) for task in tasks])
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 

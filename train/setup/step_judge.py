@@ -11,7 +11,9 @@ from models import DiffusionLM
 from reward.judge.judge import CachedJudge
 from reward.judge.process import ProcessReward, Response
 from sample import Rollout
+from sample.events import NO_CHOICE
 from train.algorithm.advantages import Credit, step_gae
+from train.algorithm.steps import last_events
 from train.setup.local_judge import prompt_tokens
 from train.setup.prompts import Prompt, tokenizer_of
 
@@ -58,9 +60,10 @@ class StepJudge:
         for i, given, votes in zip(members, scores.token_rewards, scores.chunk_scores, strict=True):
             token_rewards[i] = None if all(vote is None for vote in votes) else given
         silent = sum(not any(token_rewards[first : first + self.group_size]) for first in groups)
+        by_event = [at_events(given, rollout) for given, rollout in zip(token_rewards, rollouts, strict=True)]
         values = [
             given if given is None or credit.kind == "reward" else self.returns_to_go(given, rollout)
-            for given, rollout in zip(token_rewards, rollouts, strict=True)
+            for given, rollout in zip(by_event, rollouts, strict=True)
         ]
         return replace(
             credit,
@@ -71,6 +74,26 @@ class StepJudge:
         )
 
     def returns_to_go(self, rewards: list[float], rollout: Rollout) -> list[float]:
-        step_R, nothing = np.asarray(rollout.step_map), np.zeros(len(rewards))
-        returns, _ = step_gae(np.asarray(rewards), nothing, step_R, gamma=self.gamma, lam=1.0)
+        """Of rewards of the response's tokens; of its events where the rollout has any, 0 at those that no one chose or
+        that lie right of the response."""
+        if rollout.events is None:
+            step, chosen = np.asarray(rollout.step_map), np.ones(len(rewards), dtype=bool)
+        else:
+            step, place, action = (np.array(getattr(rollout.events, name)) for name in ("step", "place", "action"))
+            chosen = (action != NO_CHOICE) & (place < rollout.num_response_tokens)
+        returns = np.zeros(len(rewards))
+        nothing = np.zeros(int(chosen.sum()))
+        returns[chosen], _ = step_gae(np.asarray(rewards)[chosen], nothing, step[chosen], gamma=self.gamma, lam=1.0)
         return returns.tolist()
+
+
+def at_events(rewards: list[float] | None, rollout: Rollout) -> list[float] | None:
+    """Rewards of a response's tokens as those of its events: each at the choice that stands, 0 at all others. As they
+    are where the rollout has no events."""
+    if rewards is None or rollout.events is None:
+        return rewards
+    given = [0.0] * len(rollout.events)
+    for place, event in enumerate(last_events(rollout.events, len(rollout.canvas_ids))[: len(rewards)].tolist()):
+        if event >= 0:
+            given[event] = rewards[place]
+    return given

@@ -179,7 +179,7 @@ def test_token_weights(sizes, max_gen_length, longest):
 def row(key, trained, rounds, weight=1.0):
     zeros = np.zeros(trained, dtype=np.int64)
     weights = np.full(trained, weight)
-    return TrainingSample((key,), zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, rounds, weights)
+    return TrainingSample((key,), *[zeros] * 9, rounds, weights)
 
 
 def test_weights_of_several_rows_a_response():

@@ -140,7 +140,7 @@ def row_of(tokens, rounds, key="row"):
     zeros = np.zeros(tokens, dtype=np.int64)
     at = np.array([tokens - 1])
     return TrainingSample(
-        (key,), zeros, np.arange(tokens), zeros, zeros, at, at * 0, at * 0, at * 0, rounds, np.ones(1)
+        (key,), zeros, np.arange(tokens), zeros, zeros, at, at * 0, at * 0, at * 0, at * 0, rounds, np.ones(1)
     )
 
 

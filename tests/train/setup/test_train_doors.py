@@ -127,14 +127,14 @@ from train.algorithm.masking import Method, NoisyCopy, trace
 
 def everything(canvas, training, rng, share=1.0):
     return [
-        NoisyCopy(int(unit), 0, canvas.unit_C == unit, canvas.trained_C & (canvas.unit_C == unit), share)
+        canvas.masked(int(unit), 0, canvas.unit_C == unit, canvas.trained_C & (canvas.unit_C == unit), share)
         for unit in np.unique(canvas.unit_C[canvas.trained_C])
     ]
 
 
 mine = Method(trace, as_sampled=True)
 fine_tuning = Method(everything, rl=False)
-causal = Method(lambda canvas, training, rng: [NoisyCopy(0, 0, canvas.trained_C & False, canvas.trained_C, 1.0, True)])
+causal = Method(lambda canvas, training, rng: [canvas.masked(0, 0, ~canvas.trained_C, canvas.trained_C, 1.0, True)])
 
 
 def nothing(canvas, training, rng):
@@ -142,31 +142,31 @@ def nothing(canvas, training, rng):
 
 
 def of_numbers(canvas, training, rng):
-    return [NoisyCopy(0, 0, canvas.step_C, canvas.trained_C)]
+    return [NoisyCopy(0, 0, canvas.step_C * 1.5, canvas.ids_C, canvas.trained_C)]
 
 
 def short(canvas, training, rng):
-    return [NoisyCopy(0, 0, canvas.trained_C[:-1], canvas.trained_C)]
+    return [NoisyCopy(0, 0, canvas.ids_C, canvas.ids_C[:-1], canvas.trained_C)]
 
 
 def elsewhere(canvas, training, rng):
-    return [NoisyCopy(99, 0, canvas.trained_C, canvas.trained_C)]
+    return [canvas.masked(99, 0, canvas.trained_C, canvas.trained_C)]
 
 
 def open_eyes(canvas, training, rng):
-    return [NoisyCopy(0, 0, canvas.trained_C & False, canvas.trained_C & (canvas.unit_C == 0))]
+    return [canvas.masked(0, 0, canvas.trained_C & False, canvas.trained_C & (canvas.unit_C == 0))]
 
 
 def untrained(canvas, training, rng):
-    return [NoisyCopy(2, 0, canvas.unit_C == 2, canvas.unit_C == 2)]
+    return [canvas.masked(2, 0, canvas.unit_C == 2, canvas.unit_C == 2)]
 
 
 def empty(canvas, training, rng):
-    return [NoisyCopy(0, 0, canvas.unit_C == 0, canvas.trained_C & False)]
+    return [canvas.masked(0, 0, canvas.unit_C == 0, canvas.trained_C & False)]
 
 
 def outside(canvas, training, rng):
-    return [NoisyCopy(0, 0, canvas.trained_C, canvas.trained_C)]
+    return [canvas.masked(0, 0, canvas.trained_C, canvas.trained_C)]
 
 
 def raises(canvas, training, rng):
@@ -268,13 +268,13 @@ BAD = [
     ({"method": "TraceRL", "method_params": {"share": 1}}, "training.method_params.share is unknown"),
     ({"method": "methods.py:nothing"}, "training.method=.*nothing: it must return a list of .*NoisyCopy"),
     ({"method": "methods.py:no_copy"}, "no_copy: it returned no copy of a response that has tokens to train"),
-    ({"method": "methods.py:of_numbers"}, r"copy 0: masked_C must be a bool array of shape \(12,\)"),
-    ({"method": "methods.py:short"}, r"copy 0: masked_C must be a bool array of shape \(12,\)"),
+    ({"method": "methods.py:of_numbers"}, r"copy 0: ids_C must be an array of token ids of shape \(12,\)"),
+    ({"method": "methods.py:short"}, r"copy 0: target_C must be an array of token ids of shape \(12,\)"),
     ({"method": "methods.py:elsewhere"}, "copy 0 is of unit 99, which the canvas has not"),
-    ({"method": "methods.py:open_eyes"}, "copy 0 trains a position that it does not mask"),
+    ({"method": "methods.py:open_eyes"}, "copy 0 trains a position that holds its target: mask it"),
     ({"method": "methods.py:untrained"}, "copy 0 trains a position that is not in canvas.trained_C"),
     ({"method": "methods.py:empty"}, "copy 0 trains no position"),
-    ({"method": "methods.py:outside"}, "copy 0 masks or trains a position outside its unit 0"),
+    ({"method": "methods.py:outside"}, "copy 0 changes or trains a position outside its unit 0"),
     ({"method": "methods.py:causal"}, "copy 0 is causal: declare it with Method"),
     ({"method": "methods.py:raises"}, r"methods.py:raises: IndexError: .* line 51\)"),
 ]
@@ -309,7 +309,7 @@ def test_what_fits_is_taken_with_its_parameters(mine):
     )
     objective = objective_of(make_config(training=training | {"objective": f"{mine}/objectives.py:good"}).training)
     assert dict(objective.params) == {"alpha": 2, "kind": "other", "steps": [1, 2], "eps": 0.1}
-    canvas = Canvas(np.array([1, 2]), np.array([True, True]), np.zeros(2, int), np.zeros(2, int))
+    canvas = Canvas(np.array([7, 8]), np.array([1, 2]), np.array([True] * 2), np.zeros(2, int), np.zeros(2, int), 0)
     (copy,) = method(canvas, make_config().training, np.random.default_rng(0))
     assert copy.weight == 0.25 and not method.as_sampled
     given = {"advantage": f"{mine}/advantages.py:ranks", "advantage_params": {"power": 2}}

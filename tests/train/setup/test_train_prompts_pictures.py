@@ -4,11 +4,14 @@ vision takes a picture as one id for each pixel of its width."""
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from end_to_end import text_checkpoint, write_json
 from PIL import Image
 
+import train.setup.prompts as prompts
 from configs import merge
 from data import Example, Task
 from data.templates import Format, Writer
@@ -149,6 +152,40 @@ def test_examples_with_pictures_are_outlined_and_then_encoded(model, pictures, c
     assert seen.prompt_ids == seen.seen.ids and seen.prompt_ids != samples[0].prompt_ids
 
 
+def test_drawn_pictures_are_decoded_so_many_at_a_time(monkeypatch):
+    """No device holds the pixels of a whole step."""
+    monkeypatch.setattr(prompts, "_DECODED_AT_ONCE", 2)
+    counts = []
+
+    class Draws:
+        def need_drawing(self):
+            return SimpleNamespace(codes=range(10, 20))
+
+        def decode_images(self, codes_BN):
+            counts.append(len(codes_BN))
+            return (codes_BN / 5.0 - 1.0)[:, None, :, None].expand(-1, 3, -1, 2)
+
+    rollouts = [SimpleNamespace(token_ids=[10 + i, 19]) for i in range(5)]
+    images = prompts.drawn_images(rollouts, Draws())
+    assert counts == [2, 2, 1] and [image.getpixel((0, 0))[0] for image in images] == [0, 25, 51, 76, 102]
+
+
+def test_pictures_that_are_not_kept_are_made_again_when_they_are_wanted(model, pictures, monkeypatch):
+    """An evaluation has those of the prompts at work in memory, and no others."""
+    made = []
+
+    def encode(image, fit, resolution, digest):
+        made.append(digest)
+        return Picture([CODES] * image.width, lambda: torch.ones(1), digest, source="pixels")
+
+    monkeypatch.setattr(model.vision, "encode", encode)
+    (prompt,) = loaded(model, pictures, [row("2.png")])
+    for keep, times in ((True, 1), (False, 2)):
+        made.clear()
+        (seen,) = see([prompt], Eyes(model), keep=keep)
+        assert len(made) == 1 and seen.seen.pictures[0].source == "pixels" and len(made) == times
+
+
 def test_rewards_get_the_pictures_of_tasks_that_have_some():
     """A text task has no such column."""
     for images, expected in (((), None), (("a.png", (1, 2), b"x"), [("a.png", b"x")])):
@@ -176,5 +213,6 @@ def test_without_faults_nothing_is_said(caplog):
     def bad(item):
         raise ImageFault("x", "missing")
 
+    assert usable([1, 2], bad, str, "items", needed=False) == [] and "items: 2 of 2 have pictures" in caplog.text
     with pytest.raises(ValueError, match="items: all 2"):
         usable([1, 2], bad, str, "items")

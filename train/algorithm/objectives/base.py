@@ -26,7 +26,8 @@ class TokenBatch:
     training.kl_to=reference. advantage. weight, kl_weight: of the token in the policy's and in the KL term. All fp32.
 
     response: number of the token's response in this batch, from 0; group: of its group (responses of one prompt);
-    round: the denoising step's rank inside its block, or of the masked copy; place: the token's in its response. int64.
+    round: the denoising step's rank inside its block, or of the masked copy; place: the token's in its response, or of
+    its choice among the response's events. int64.
 
     share: how often the token's log-probability counts in its response's log-likelihood, sum_j share_j logp_j: 1 where
     each token is trained once (TraceRL), its copy's weight under random masks and drawn rows. reward: of the response.

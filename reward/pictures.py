@@ -1,17 +1,46 @@
-"""Captions of pictures, by how near a CLIP model finds text and picture."""
+"""Captions of pictures, and pictures that are drawn, by how near a CLIP model finds text and picture."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward.base import Reward, column
+from reward.base import DRAWN, Reward, column, names_of
 
 Similarity = Callable[[Sequence[Any], Sequence[str]], list[float]]
-"""Pictures (files, or their bytes) and texts -> cosine of each pair."""
+"""Pictures (files, their bytes, or Pillow's) and texts -> cosine of each pair."""
+
+
+class DrawnReward(Reward):
+    """Responses that are pictures: the similarity of picture and description, at least 0 (CLIPScore, arXiv:2104.08718,
+    without its factor); texts: by `verifier`."""
+
+    def __init__(self, verifier: Reward, similarity: Similarity | None) -> None:
+        super().__init__()
+        self.verifier, self.similarity = verifier, similarity
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if DRAWN not in names_of(rows):
+            self.verifier.check(rows)
+        elif self.similarity is None:
+            raise ValueError(
+                "responses are pictures, which nothing grades: set reward.clip_model to the folder of a CLIP model, "
+                "which scores how near they are to their descriptions, or name a reward.function"
+            )
+
+    def score(self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]) -> list[float | None]:
+        if DRAWN in columns:
+            assert self.similarity is not None
+            return [max(0.0, cosine) for cosine in self.similarity(columns[DRAWN], prompts)]
+        rewards = self.verifier(prompts, completions, **columns)
+        self.counts.update(self.verifier.counts)
+        return rewards
+
+    def close(self) -> None:
+        self.verifier.close()
 
 
 class CaptionReward(Reward):
-    """Tasks with `is_caption`: the similarity of the completion and the task's picture, at least 0 (CLIPScore,
-    arXiv:2104.08718, without its factor); others: by `verifier`. None where a caption's task has no picture."""
+    """Tasks with `is_caption`: the similarity of the completion and the task's picture, at least 0, as of
+    `DrawnReward`; others: by `verifier`. None where a caption's task has no picture."""
 
     def __init__(self, verifier: Reward, similarity: Similarity | None) -> None:
         super().__init__()

@@ -1,0 +1,98 @@
+"""What benchmarks/study.py compares: tasks, and the kinds of run on each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+BASE = "trace"
+"""The variant that the others are compared with."""
+QUESTIONS = 32
+"""Questions of an RL step, with 8 responses each."""
+COMMON = (
+    "experiment.keep_last=1",
+    "training.batch_size_lm=65536",  # a pass over a step is one update
+    "training.num_train_epochs=2",
+    "lr_scheduler.params.min_lr_scale=0.1",
+    "evaluation.num_response_per_task=8",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL about 90 s of one core; blocks: sizes of a
+    block that the study of blocks trains, none where attention is full."""
+
+    recipe: str
+    sft: str
+    steps: int
+    block_size: int
+    arguments: tuple[str, ...] = ()
+    sft_arguments: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
+
+
+TASKS: Mapping[str, Task] = {
+    "sort": Task(
+        "rl_tiny",
+        "sft_tiny",
+        steps=40,
+        block_size=4,
+        arguments=("optimizer.params.learning_rate=2.0e-4",),
+        sft_arguments=("training.num_train_epochs=30",),
+        blocks=(4, 8, 16, 32),
+    ),
+    "addition": Task("rl_tiny_addition", "sft_tiny_addition", steps=50, block_size=8, blocks=(4, 8, 16, 32)),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of run; arguments: what it sets besides. blocks_only: it needs a block family."""
+
+    label: str
+    arguments: tuple[str, ...] = ()
+    blocks_only: bool = False
+
+
+_ELBO = "training.method=elbo"
+_LIGHTNING = (
+    "reward.speed_goal=apart",
+    "reward.speed_weight=1.0",
+    "reward.min_speed_spread=0.01",
+    "training.advantage=zscore",
+    "training.whiten_advantages=true",
+    "training.min_accuracy=0.01",
+    "training.normalization=response_mean",
+    "training.beta=0.01",
+    "training.kl_to=reference",
+    "training.nll_weight=0.1",
+)
+VARIANTS: Mapping[str, Variant] = {
+    BASE: Variant("TraceRL"),
+    "random2": Variant(
+        "random masking, two masks", ("training.method=random_masking", "training.mask_times_per_sample=2")
+    ),
+    "coupled": Variant("coupled, one pair of masks", ("training.method=coupled",)),
+    "elbo": Variant("elbo, one pair of masks", (_ELBO,)),
+    "ar_order": Variant("ar_order", ("training.method=ar_order", "rollout.strategy=sequential")),
+    "mean_field": Variant("mean_field", ("training.method=mean_field",)),
+    "clip_higher": Variant("clip, eps_high 0.28", ("training.eps_high=0.28",)),
+    "reinforce": Variant("reinforce", ("training.objective=reinforce",)),
+    "gspo": Variant("gspo, eps 0.02", ("training.objective=gspo", "training.eps=0.02")),
+    "espo": Variant("espo, elbo, eps 0.02", ("training.objective=espo", _ELBO, "training.eps=0.02")),
+    "ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), blocks_only=True),
+    "bgpo": Variant("bgpo, elbo", ("training.objective=bgpo", _ELBO)),
+    "spg": Variant("spg, elbo, two pairs", ("training.objective=spg", _ELBO, "training.mask_times_per_sample=2")),
+    "stabledrl": Variant("stabledrl", ("training.objective=stabledrl",)),
+    "gdsd": Variant("gdsd", ("training.objective=gdsd",)),
+    "zscore": Variant("advantage zscore", ("training.advantage=zscore",)),
+    "leave_one_out": Variant("advantage leave_one_out", ("training.advantage=leave_one_out",)),
+    "rank": Variant("advantage rank", ("training.advantage=rank",)),
+    "shrink": Variant("shrink 2", ("training.shrink=2",)),
+    "kl": Variant("KL to the first model, beta 0.1", ("training.kl_to=reference", "training.beta=0.1")),
+    "value": Variant(
+        "value model",
+        ("model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=1.0e-3"),
+    ),
+    "lora": Variant("LoRA of rank 16, ten times the rate", ("lora.rank=16", "optimizer.params.learning_rate=1.0e-3")),
+    "lightning": Variant("LightningRL's additions", _LIGHTNING),
+}

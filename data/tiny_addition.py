@@ -1,0 +1,55 @@
+"""The built-in task of addition: two numbers of six digits in base 4, whose carries run from the right to the left.
+
+A question is `::221131+112111=`, its answer `0333302`: seven digits, the most significant first. Prompt and answer are
+16 and 8 tokens, so that a block of 4, 8 or 16 begins with the answer. The files are split by the two numbers: none
+adds a pair that another file adds, in either order.
+
+This file imports nothing of the project, so `reward.function: data/tiny_addition.py:addition_reward` loads from its
+path alone.
+"""
+
+import random
+from typing import Any
+
+BASE, WIDTH = 4, 6
+SIZES = {"tiny_addition_test": 256, "tiny_addition_sft": 200, "tiny_addition_train": 6000}
+
+
+def addition_reward(
+    prompts: list[str], completions: list[str], *, ground_truth_answer: list[str | None], **columns: Any
+) -> list[float | None]:
+    """1.0 for each completion whose text before the first `<eos>` is exactly the sum, else 0.0; None (left out) without
+    an answer."""
+    return [
+        None if answer is None else float(completion.split("<eos>", 1)[0] == answer)
+        for completion, answer in zip(completions, ground_truth_answer, strict=True)
+    ]
+
+
+def addition_rows(seed: int) -> dict[str, list[dict[str, str]]]:
+    """The rows of each file by its name."""
+    draw = random.Random(f"tiny-addition-{seed}")
+    seen: set[tuple[int, int]] = set()
+    rows: dict[str, list[dict[str, str]]] = {}
+    for name, size in SIZES.items():
+        rows[name] = []
+        while len(rows[name]) < size:
+            a, b = draw.randrange(BASE**WIDTH), draw.randrange(BASE**WIDTH)
+            if (min(a, b), max(a, b)) in seen:
+                continue
+            seen.add((min(a, b), max(a, b)))
+            question, answer = f"::{digits_of(a, WIDTH)}+{digits_of(b, WIDTH)}=", digits_of(a + b, WIDTH + 1)
+            if name == "tiny_addition_sft":
+                rows[name].append({"prompt": question, "response": answer})
+            else:
+                rows[name].append({"question": question, "ground_truth_answer": answer})
+    return rows
+
+
+def digits_of(number: int, width: int) -> str:
+    """The number in base 4, with zeros in front."""
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, BASE)
+        digits.append(str(digit))
+    return "".join(reversed(digits))

@@ -1,0 +1,53 @@
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from data import tiny_addition
+
+FILE = Path(__file__).resolve().parents[2] / "data" / "tiny_addition.py"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return tiny_addition.addition_rows(5)
+
+
+def test_every_answer_is_the_sum_in_base_four_and_begins_at_token_sixteen(rows):
+    for part in rows.values():
+        for row in part:
+            question = row.get("question") or row["prompt"]
+            a, b = re.fullmatch(r"::([0-3]{6})\+([0-3]{6})=", question).groups()
+            answer = row.get("ground_truth_answer") or row["response"]
+            assert len(question) == 16 and len(answer) == 7
+            assert int(answer, 4) == int(a, 4) + int(b, 4)
+
+
+def test_no_pair_is_added_twice_in_any_split_and_order(rows):
+    asked = [row.get("question") or row["prompt"] for part in rows.values() for row in part]
+    assert len({frozenset(re.findall(r"[0-3]+", question)) for question in asked}) == len(asked) == 6456
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        ("0333302", "0333302", 1.0),
+        ("0333302<eos>1", "0333302", 1.0),
+        ("333302<eos>", "0333302", 0.0),
+        ("0333303<eos>", "0333302", 0.0),
+        ("<eos>0333302", "0333302", 0.0),
+        ("", "0333302", 0.0),
+        ("0333302", None, None),
+    ],
+)
+def test_reward_is_the_exact_sum_before_the_first_eos(completion, answer, reward):
+    assert tiny_addition.addition_reward([""], [completion], ground_truth_answer=[answer], num_steps=[3]) == [reward]
+
+
+def test_the_file_loads_from_its_path_alone():
+    spec = importlib.util.spec_from_file_location("alone", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert not re.search(r"^(?:from|import) (?:data|configs|runtime)", FILE.read_text(), re.M)
+    assert module.addition_rows(1) == tiny_addition.addition_rows(1)
