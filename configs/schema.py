@@ -260,6 +260,26 @@ class DecodeConfig(Section):
     strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
     threshold: Any = opt(0.9, "score above which low_confidence_dynamic commits", each=float, low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
+    edit_threshold: Any = opt(
+        None,
+        "block families: a step also overwrites tokens of its block where the model proposes another one with a "
+        "probability above this; null = never (0 is a threshold)",
+        each=float,
+        low=0.0,
+        high=1.0,
+    )
+    remask_threshold: float | None = opt(
+        None,
+        "tokens of the block at hand to which a step gives a probability below this return to the mask; null = never",
+        low=0.0,
+        high=1.0,
+    )
+    max_post_steps: int = opt(
+        16,
+        "of edits and remasking: steps of a block without masks at most; 0 = the block ends with its last mask",
+        low=0,
+    )
+    remask_budget: int = opt(16, "tokens of a block that may return to the mask", low=0)
     alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
@@ -316,9 +336,9 @@ class DecodeConfig(Section):
             )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
-        """Those of strategy, top_k, block_size, steps_per_block, threshold and temperature that are lists: entry i
-        of each goes with entry i of the others. ValueError where their lengths differ or are 0."""
-        names = ("strategy", "top_k", "block_size", "steps_per_block", "threshold", "temperature")
+        """Those of strategy, top_k, block_size, steps_per_block, threshold, edit_threshold and temperature that are
+        lists: entry i of each goes with entry i of the others. ValueError where their lengths differ or are 0."""
+        names = ("strategy", "top_k", "block_size", "steps_per_block", "threshold", "edit_threshold", "temperature")
         lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
         lengths = {self.key(name): len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():

@@ -22,6 +22,7 @@ from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
+from sample.config import check_edits
 from train.algorithm.masking import Method
 from train.algorithm.objectives import TERMS
 from train.distributed.kind import check_engine, world_size
@@ -30,7 +31,7 @@ from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_c
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings, check_steps
+from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, spec_of, value_spec_of
@@ -249,8 +250,10 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     """ValueError where the responses of a section leave the model no position for a prompt, or the family
-    has no such cache."""
+    has no such cache or no edits."""
     cache_mode(decode, spec.family)
+    for chosen in decodings(decode):
+        check_edits(chosen["edit_threshold"], spec.family, decode.key("edit_threshold"))
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
