@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.arguments import argument_tree
-from configs.fields import kind_of
-from configs.load import check_entry
+from configs.fields import check_entry, kind_of
 from configs.schema import opt, output, speed
 
 S = TypeVar("S", bound="ModelSettings")
