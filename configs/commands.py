@@ -53,7 +53,13 @@ _RL_ALONE = (
     "tracking.sample_every",
     "evaluation",
 )
-_SFT_ALONE = ("dataset.optimization_data", "experiment.save_every_updates", "training.max_steps")
+_SFT_ALONE = (
+    "dataset.optimization_data",
+    "dataset.sample_with",
+    "dataset.traces_per_task",
+    "experiment.save_every_updates",
+    "training.max_steps",
+)
 _TRAINING_ALONE = (
     "experiment.save_every",
     "experiment.save_dtype",

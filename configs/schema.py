@@ -151,7 +151,13 @@ class DatasetConfig:
         each=str,
         fields=SET_FIELDS,
     )
-    optimization_data: str = opt("", "SFT examples: a name or a path")
+    optimization_data: str = opt(
+        "", "SFT examples: a name or a path; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py"
+    )
+    sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
+    traces_per_task: int = opt(
+        0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
+    )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
     add_think_prompt: bool = opt(False, "mmu: the question comes after MMaDA's instruction to think first")

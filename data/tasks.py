@@ -15,6 +15,7 @@ from data.faults import Fault, check_data_type, example_fault, steps_fault, task
 from data.hub import fetch_dataset
 from data.pictures import CODES, FIELDS, PictureSource, pictures_of, with_places
 from data.readers import SUFFIXES, Record, iter_rows
+from data.traces import is_trace, trace_of
 
 _SHOWN_PLACES = 5
 Item = TypeVar("Item")
@@ -44,13 +45,15 @@ class Task:
 class Example:
     """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
     of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty.
-    `images`: the pictures of prompt or turns, in the order of their placeholders."""
+    `images`: the pictures of prompt or turns, in the order of their placeholders. `trace`: the record of a response
+    that a model sampled (`data.traces`), which has ids in place of all of these."""
 
     prompt: str
     response: str
     step_map: list[int] | None
     turns: tuple[tuple[str, str], ...] = ()
     images: tuple[PictureSource, ...] = ()
+    trace: Mapping[str, Any] | None = None
 
 
 def load_tasks(
@@ -79,7 +82,7 @@ def load_examples(
     path: Path | str, *, columns: Mapping[str, str] | None = None, image_root: Path | None = None
 ) -> list[Example]:
     """The SFT pairs of a file with `prompt` and `response`, or `messages` or `conversations`, and maybe `step_map`;
-    pictures, drops and errors as in `load_tasks`."""
+    pictures, drops and errors as in `load_tasks`. So are the responses of a model, with their traces."""
     unused: Counter[str] = Counter()
     scanned = scan_examples(path, columns=columns, unused=unused, image_root=image_root)
     examples, dropped = _split(Path(path), scanned)
@@ -148,6 +151,9 @@ def scan_examples(
 
 def _example(row: Record, columns: Mapping[str, str]) -> tuple[Example | Fault, set[str]]:
     """The row's example without pictures, and the columns beside a conversation that it uses."""
+    if is_trace(row):
+        trace = trace_of(row)
+        return trace if isinstance(trace, Fault) else Example("", "", None, trace=trace), {*row.values}
     steps = row.values.get("step_map")
     if (field := chat_field(row)) is not None:
         chat = steps_fault(row) or conversation_of(row, field)

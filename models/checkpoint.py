@@ -84,7 +84,7 @@ def read_weights(
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device)))
     network.tie_weights()
-    weights = dict(network.named_parameters())
+    weights = weights_of(network)
     parts = stored_parts(weights, spec.family, spec.raw)
     for name, tensor in stored_tensors(spec.folder):
         if name in parts:
@@ -98,31 +98,55 @@ def unread_network(spec: CheckpointSpec, dtype: torch.dtype, besides: Collection
     with config_errors(spec.folder, spec.family):
         network = empty_network(spec.family, spec.raw)
     _check_stored(spec, network, besides)
-    weights = dict(network.named_parameters())
+    weights = weights_of(network)
     files = {name: path for path in weight_files(spec.folder) for name, _, _ in file_headers(path)}
     sources: dict[str, list[tuple[str, Piece]]] = {}
     for stored, parts in stored_parts(weights, spec.family, spec.raw).items():
         for weight, piece in parts:
             sources.setdefault(weight, []).append((stored, piece))
 
-    def read(weight: str, shape: torch.Size) -> Tensor:
-        whole = torch.empty(shape, dtype=dtype)
+    def read(weight: str, whole: Tensor) -> Tensor:
         for stored, piece in sources[weight]:
             _copy_in(file_tensor(files[stored], stored), {weight: whole}, [(weight, piece)])
         return whole
+
+    def read_new(weight: str, shape: torch.Size) -> Tensor:
+        return read(weight, torch.empty(shape, dtype=dtype))
 
     for prefix, module in network.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             weight = f"{prefix}.{name}" if prefix else name
             if weight in sources:  # else it is tied to one that is
-                setattr(module, name, stand_in(parameter.shape, dtype, partial(read, weight, parameter.shape)))
+                setattr(module, name, stand_in(parameter.shape, dtype, partial(read_new, weight, parameter.shape)))
+    for name, buffer in kept_buffers(network).items():
+        read(name, buffer)
     network.tie_weights()
     return network
 
 
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """All that a checkpoint holds of a network, by name: parameters, a tied one once, and buffers."""
+    return {**dict(network.named_parameters()), **kept_buffers(network)}
+
+
+def kept_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are part of a checkpoint. Nothing trains them, and they keep their own type."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, module in network.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+
+
+def kept_names(network: nn.Module, spec: CheckpointSpec) -> Collection[str]:
+    """Names of those buffers in the checkpoint."""
+    return stored_parts(kept_buffers(network), spec.family, spec.raw).keys()
+
+
 def _check_stored(spec: CheckpointSpec, network: PreTrainedModel, besides: Collection[str]) -> None:
     """ValueError where the names, shapes and types in the folder's files are not those of the network."""
-    weights = dict(network.named_parameters())
+    weights = weights_of(network)
     parts = stored_parts(weights, spec.family, spec.raw)
     head = {piece.name for piece in spec.family.pieces(spec.raw, "lm_head.weight", network.lm_head.weight.shape)}
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "misshapen": [], "quantised": []}
@@ -202,10 +226,14 @@ def _taken_out(part: Tensor, piece: Piece) -> Tensor:
 
 
 def write_checkpoint(
-    folder: Path, weights: Mapping[str, Tensor], carried: Mapping[str, bytes], dtype: torch.dtype
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    carried: Mapping[str, bytes],
+    dtype: torch.dtype,
+    unrounded: Collection[str] = (),
 ) -> None:
-    """A checkpoint folder in the original layout: weights in `dtype`, carried files as they are, config.json's
-    torch_dtype set to what is saved."""
+    """A checkpoint folder in the original layout: weights in `dtype`, those named `unrounded` in their own, carried
+    files as they are, config.json's torch_dtype set to what is saved."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in carried.items():
         (folder / name).write_bytes(content)
@@ -214,7 +242,7 @@ def write_checkpoint(
     config.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     with writing_weights(folder):
-        alone = {name: _alone(weight, dtype) for name, weight in weights.items()}
+        alone = {name: _alone(w, w.dtype if name in unrounded else dtype) for name, w in weights.items()}
         save_torch_state_dict(alone, folder, max_shard_size="5GB")
 
 

@@ -4,7 +4,7 @@ An adapter folder holds peft's adapter_config.json and adapter_model.safetensors
 beside them; `load_model` reads it like any checkpoint, and reads the base that adapter_config.json names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ _MOST_FEATURES = 2**20
 @dataclass(frozen=True)
 class Adapters:
     """rank and alpha of the adapters (a layer adds alpha / rank * B A x), dropout of x in training, and the names of
-    the linear layers that have one, () = all of the body."""
+    the linear layers that have one (up_proj, shared_experts.up_proj), () = all of the body."""
 
     rank: int
     alpha: float
@@ -45,7 +45,7 @@ class Adapters:
         config = _read_config(folder)
         try:
             names = [] if isinstance(config.target_modules, str) else config.target_modules or []
-            targets = sorted({name.rpartition(".")[2] for name in names})
+            targets = sorted({name.rpartition(".")[2] if ".layers." in name else name for name in names})
             return Adapters(config.r, float(config.lora_alpha), float(config.lora_dropout), tuple(targets))
         except (TypeError, ValueError, AttributeError) as error:
             raise _no_adapters(folder, error) from error
@@ -53,10 +53,13 @@ class Adapters:
     def config(self, body: nn.Module, base: str) -> "LoraConfig":
         from peft import LoraConfig
 
-        linear = sorted({name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, nn.Linear)})
-        unknown = sorted(set(self.targets) - set(linear))
+        linear = sorted({name.rpartition(".")[2] for name in _linear(body)})
+        unknown = [target for target in sorted(self.targets) if not _named(body, [target])]
         if unknown:
-            raise ValueError(f"lora.target_modules: no linear layer is named {unknown[0]!r}; there are {linear}.")
+            routed = " (routed experts are no linear layers)" if "experts" in unknown[0] else ""
+            raise ValueError(
+                f"lora.target_modules: no linear layer is named {unknown[0]!r}; there are {linear}{routed}."
+            )
         return LoraConfig(
             base_model_name_or_path=base,
             r=self.rank,
@@ -67,9 +70,17 @@ class Adapters:
 
     def count(self, body: nn.Module) -> int:
         """Parameters of the adapters of a body without any."""
-        names = set(self.config(body, "").target_modules or ())
-        layers = (m for name, m in body.named_modules() if name.rpartition(".")[2] in names)
-        return sum(self.rank * (m.in_features + m.out_features) for m in layers if isinstance(m, nn.Linear))
+        layers = _named(body, self.config(body, "").target_modules or ())
+        return sum(self.rank * (m.in_features + m.out_features) for m in layers)
+
+
+def _linear(body: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in body.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _named(body: nn.Module, targets: Collection[str]) -> list[nn.Linear]:
+    """The body's linear layers whose name is one of these, or ends with one after a dot."""
+    return [m for name, m in _linear(body).items() if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
 class TokenDropout(nn.Module):
@@ -103,12 +114,23 @@ def add(body: nn.Module, config: "LoraConfig", seed: int, dtype: torch.dtype | N
     from peft import inject_adapter_in_model
 
     body.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]), _seen_as(dtype, body):
+    with torch.random.fork_rng(devices=[]), _seen_as(dtype, body), _without_config(body):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, body)
     for number, layer in enumerate(layers(body).values()):
         if config.lora_dropout:
             layer.lora_dropout["default"] = TokenDropout(config.lora_dropout, number)
+
+
+@contextmanager
+def _without_config(body: nn.Module) -> Iterator[None]:
+    """While the block runs, the body shows no config: by that of some mixtures of experts peft would put adapters on
+    parameters of the routed experts in place of the linear layers of the same names."""
+    config, body.config = body.config, {"model_type": "custom"}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        body.config = config
 
 
 @contextmanager

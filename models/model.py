@@ -188,9 +188,8 @@ class DiffusionLM(Seeing):
 
     def checkpoint_weights(self) -> dict[str, Tensor]:
         """Weights under the names of the original layout."""
-        weights = dict(self.state_dict())
-        if self.hf_config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)
+        tied = ("lm_head.weight",) if self.hf_config.tie_word_embeddings else ()
+        weights = {name: weight for name, weight in self.state_dict().items() if name not in tied}
         return layout_io.stored_weights(weights, self.spec.family, self.spec.raw)
 
     def add_adapters(
@@ -228,7 +227,8 @@ class DiffusionLM(Seeing):
                 write_base(Path(path), str(self.adapters.base_model_name_or_path), self.base_fingerprint)
             return
         weights = self.checkpoint_weights() | dict(besides or {})
-        layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype)
+        exact = layout_io.kept_names(self, self.spec)
+        layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype, exact)
 
 
 def load_model(

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.experts import dense_layers, experts_of
+
 T = TypeVar("T")
 
 _GATHERED = ("colwise_gather_output", "colwise_rep")
@@ -86,11 +88,13 @@ class Parallel:
 def check_team(hf_config: Any, size: int, key: str) -> None:
     """ValueError where a team of so many ranks cannot share a network evenly. key: of the config that sets the size."""
     heads = int(hf_config.num_attention_heads)
-    inner = "moe_intermediate_size" if getattr(hf_config, "num_experts", 0) else "intermediate_size"
+    has_experts = experts_of(hf_config) > 0
+    inner = ["moe_intermediate_size"] if has_experts else []
+    inner += ["intermediate_size"] if not has_experts or dense_layers(hf_config) else []
     counts = {
         "num_attention_heads": heads,
         "num_key_value_heads": int(getattr(hf_config, "num_key_value_heads", None) or heads),
-        inner: int(getattr(hf_config, inner)),
+        **{name: int(getattr(hf_config, name)) for name in inner},
         "vocab_size": int(hf_config.vocab_size),
     }
     fits = [n for n in range(1, heads + 1) if all(count % n == 0 for count in counts.values())]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.checkpoint import kept_buffers
 from models.model import DiffusionLM, load_model
 
 _QWEN = {
@@ -89,6 +90,25 @@ TINY_CONFIGS["sdar_moe"] = TINY_CONFIGS["sdar"] | {
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
+TINY_CONFIGS["llada2"] = {name: value for name, value in _QWEN.items() if "sliding" not in name} | {
+    "architectures": ["LLaDA2MoeModelLM"],
+    "block_size": 4,
+    "first_k_dense_replace": 1,
+    "head_dim": 16,
+    "model_type": "llada2_moe",
+    "moe_intermediate_size": 24,
+    "n_group": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 1,
+    "partial_rotary_factor": 0.5,
+    "rope_scaling": None,
+    "routed_scaling_factor": 2.5,
+    "score_function": "sigmoid",
+    "topk_group": 2,
+    "use_bias": False,
+    "use_qkv_bias": False,
+}
 TINY_CONFIGS["mmada"] = TINY_CONFIGS["llada"] | {
     "architectures": ["MMadaModelLM"],
     "codebook_size": 16,
@@ -155,6 +175,8 @@ def tiny_checkpoint(
                 weight.copy_(1.0 + 0.2 * torch.randn(weight.shape, generator=generator))
             else:
                 weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+        for buffer in kept_buffers(model).values():
+            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     model.save(folder)
     return folder
 

@@ -44,6 +44,7 @@ def hangs(prompts, completions, **columns):
 SIZES = {
     "sdar": {"vocab_size": 40, "max_position_embeddings": 256},
     "sdar_moe": {"vocab_size": 40, "max_position_embeddings": 256},
+    "llada2": {"vocab_size": 40, "max_position_embeddings": 256},
     "dream": {"vocab_size": 40, "max_position_embeddings": 256},
     "lladav": {"vocab_size": 40, "max_position_embeddings": 256},
     "llada": {"vocab_size": 40, "embedding_size": 40, "max_sequence_length": 256},

@@ -13,6 +13,8 @@ from train.setup.prompts import Prompt
 MOST_SOURCES, LONGEST_SOURCE = 24, 60
 ALL = "all"
 """The label of the mean over several sets."""
+_MAY_LACK = ("images", "suffix_ids")
+"""Of a rollout's record: fields that most rollouts have not."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,9 @@ class Evaluation:
                 "finish_reason": rollout.finish_reason,
             }
             if with_steps:
-                row |= {
-                    "block_size": self.block_size,
-                    "prompt_ids": rollout.prompt_ids,
-                    "token_ids": rollout.token_ids,
-                    "step_map": rollout.step_map,
-                    "logprobs": rollout.logprobs,
-                }
+                view = {name: getattr(rollout, name) for name in ("token_ids", "step_map", "logprobs")}
+                record = {name: value for name, value in vars(rollout).items() if value or name not in _MAY_LACK}
+                row |= {"block_size": self.block_size, **view, **record}
             yield row
 
 

@@ -1,36 +1,18 @@
 """The fine-tuning that makes an RL run's first model (model.prepare_with)."""
 
-from operator import attrgetter
 from pathlib import Path
 
-from configs import find, load_config
+from configs import find
 from configs.schema import Config
 from runtime.run_folder import RunFolder, run_path
 from train import sft
-
-PASSED_ON = (
-    "training.seed",
-    "training.mixed_precision",
-    "dataset.seed",
-    "dataset.folder",
-    "experiment.output_dir",
-    "experiment.threads",
-    "experiment.deterministic",
-    "model.device",
-    "experiment.deepspeed_file",
-    "experiment.processes",
-    "experiment.num_node",
-    "experiment.gpu_memory_gib",
-    "dry_run",
-)
-"""Keys that the fine-tuning takes from the run: seeds, folders, precision and engine (a process has one of each)."""
+from train.setup.prepared import prepared_by
 
 
 def preparation(config: Config) -> Config:
     """The SFT config named by model.prepare_with, with what the run passes on to it."""
-    given = {key: attrgetter(key)(config) for key in PASSED_ON}
-    arguments = [f"{key}={'null' if value is None else value}" for key, value in given.items()]
-    return load_config([f"config={config.model.prepare_with}", *arguments], command="sft")
+    assert config.model.prepare_with
+    return prepared_by(config.model.prepare_with, "sft", config)
 
 
 def to_be_prepared(config: Config) -> bool:

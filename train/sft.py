@@ -27,11 +27,13 @@ from torch import Tensor
 from configs import naming
 from configs.schema import Config, TrainingConfig
 from data.tasks import Example, load_examples
+from models.spec import CheckpointSpec
 from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
-from train import checks
+from train import checks, evaluation, traces
+from train.algorithm.masking import Method
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
@@ -52,6 +54,7 @@ from train.setup.models import RunModels, make_trained_model, spec_of
 from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
+from train.setup.traces import chosen_traces
 
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
@@ -59,6 +62,11 @@ SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 def run(config: Config) -> dict[str, Any] | None:
     """A whole SFT run, new or resumed. Returns what the final line shows; None for a dry run."""
     prepare_process(config)
+    if (first := ranks.on_main(checked_sampling, config)) is not None:
+        if config.dry_run:
+            return None
+        traces.sample(first)
+        prepare_process(config)  # over what the evaluation set for itself
     examples = ranks.on_main(check, config)
     if config.dry_run:
         return None
@@ -85,8 +93,36 @@ class UpdatePlan:
         return f"{self.total:,} updates, {self.total / self.per_epoch:.3g} epochs of {self.per_epoch:,}"
 
 
+def checked_sampling(config: Config) -> Config | None:
+    """The eval.py config that samples the examples first, after everything that can be known to fail before it; None
+    where they are there."""
+    if (first := traces.to_be_sampled(config)) is None:
+        return None
+    check_settings(config)
+    if config.dry_run:
+        print_text(f"{config.dataset.optimization_data} is absent; {config.dataset.sample_with} would sample it first.")
+    evaluation.check(first)
+    return first
+
+
 def check(config: Config) -> list[Example]:
     """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
+    spec, method = check_settings(config)
+    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    checks.check_start(config, SFT)
+    with naming("dataset.optimization_data"):
+        root = image_root(config.dataset, path, spec.family)
+        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
+    examples = chosen_traces(examples, config, spec, method)
+    examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
+    if config.dry_run:
+        _print_plan(config, len(examples))
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(config.training, examples))
+    return examples
+
+
+def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
+    """What can be known to fail without the examples; the model's spec, and the masking method."""
     training = config.training
     method_of(training, "sft")
     if config.experiment.keep_best:
@@ -96,18 +132,9 @@ def check(config: Config) -> list[Example]:
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
-    check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
-    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
-    checks.check_start(config, SFT)
+    method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     checks.check_trackers(config)
-    with naming("dataset.optimization_data"):
-        root = image_root(config.dataset, path, spec.family)
-        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
-    examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
-    if config.dry_run:
-        _print_plan(config, len(examples))
-    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(training, examples))
-    return examples
+    return spec, method
 
 
 def _print_plan(config: Config, examples: int) -> None:
@@ -121,6 +148,8 @@ def _print_plan(config: Config, examples: int) -> None:
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
     """The longest response, before any is tokenised."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // CHARACTERS_A_TOKEN
+    sampled = (example.trace["num_response_tokens"] for example in examples if example.trace is not None)
+    longest = max(longest, *sampled, 0)
     return min(longest, training.max_gen_length or longest)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from models.families.base import ChatFormat, Decoding, Family, Piece
 from models.families.dream import DREAM
 from models.families.llada import LLADA, MMADA
+from models.families.llada2 import LLADA2
 from models.families.lladav import LLADAV
 from models.families.sdar import SDAR
 from models.families.sdar_moe import SDAR_MOE
@@ -17,8 +18,7 @@ FAMILIES: tuple[Family, ...] = tuple(value for value in [*globals().values()] if
 """Every family that is imported above."""
 
 _WITHOUT_FAMILY = {
-    "llada2_moe": "LLaDA2.x has a sigmoid router over groups with an expert bias, shared experts, partial rotary "
-    "embeddings and one query_key_value projection",
+    "llada2_moe_veomni": "dFactory's merged form of LLaDA2; convert it back with its scripts/moe_convertor.py",
 }
 
 

@@ -30,9 +30,11 @@ class ChatFormat:
 
     opening: what a conversation begins with. turn: header and content of a turn, with a %s for role and content;
     picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
+    roles: (role, its name in a turn) where they differ.
     end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
-    a thought too, None where the family has none. system: the system turn of a conversation without one.
+    a thought too, None where the family has none. system: the system turn of a conversation without one;
+    after_system: what follows the content of one that is given.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
     stdin, with {{problem}} where the question goes.
     """
@@ -42,10 +44,12 @@ class ChatFormat:
     assistant: str
     opening: str = ""
     trims: bool = False
+    roles: tuple[tuple[str, str], ...] = ()
     after_turn: str = ""
     picture_turn: str | None = None
     thinking_assistant: str | None = None
     system: str | None = None
+    after_system: str = ""
     math: str = BOXED
     thinking_math: str = BOXED
     stdio: str = STDIO
@@ -54,7 +58,9 @@ class ChatFormat:
         """The turns as text and the assistant's open header; the family's system turn first if none is given.
         ValueError for start_with_think where the family has no such header."""
         pairs = [(turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn for turn in turns]
-        if self.system is not None and (not pairs or pairs[0][0] != "system"):
+        if pairs and pairs[0][0] == "system":
+            pairs[0] = ("system", pairs[0][1] + self.after_system)
+        elif self.system is not None:
             pairs = [("system", self.system), *pairs]
         text = self.opening + "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
@@ -69,7 +75,8 @@ class ChatFormat:
     def _written(self, role: str, content: str) -> str:
         content = content.strip() if self.trims else content
         turn = self.picture_turn if self.picture_turn is not None and PLACEHOLDER in content else self.turn
-        opened = self.assistant + content if role == "assistant" else turn % (role, content)
+        name = dict(self.roles).get(role, role)
+        opened = self.assistant + content if role == "assistant" else turn % (name, content)
         return opened + self.end_of_turn + self.after_turn
 
 
@@ -101,6 +108,24 @@ Pieces = Callable[[Mapping[str, Any], str, Sequence[int]], list[Piece]]
 
 def same_name(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) -> list[Piece]:
     """A checkpoint with transformers' own names."""
+    return [Piece(weight)]
+
+
+def expert_pieces(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) -> list[Piece]:
+    """A checkpoint with transformers' own names but one tensor an expert and projection: experts.gate_up_proj
+    [E, 2 * I, D] holds gate_proj [I, D] and up_proj [I, D] of each expert, experts.down_proj [E, D, I] their
+    down_proj."""
+    experts, _, projection = weight.rpartition(".experts.")
+    if projection == "down_proj":
+        return [Piece(f"{experts}.experts.{e}.down_proj.weight", at=(e,)) for e in range(shape[0])]
+    if projection == "gate_up_proj":
+        half = shape[1] // 2
+        parts = {"gate_proj": slice(0, half), "up_proj": slice(half, 2 * half)}
+        return [
+            Piece(f"{experts}.experts.{e}.{name}.weight", at=(e, rows))
+            for e in range(shape[0])
+            for name, rows in parts.items()
+        ]
     return [Piece(weight)]
 
 

@@ -72,6 +72,11 @@ def no_model_work(monkeypatch):
         monkeypatch.setattr(setup_models, name, refuse)
 
 
+PAIR = {"prompt": "12=", "response": "21"}
+TRACE = {"prompt_ids": [5, 6], "canvas_ids": [7, 2], "canvas_step_map": [1, 1], "canvas_logprobs": [-0.5, -0.5]}
+TRACE |= {"num_response_tokens": 2, "num_steps": 1, "reward": 1.0, "finish_reason": "stop"}
+
+
 def command(name):
     if name.startswith("sft_"):
         return sft.run
@@ -79,7 +84,7 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada", "30b": "sdar_moe"}
+    known = {"drawing": "mmada", "brackets": "llada", "30b": "sdar_moe"}
     known |= {family: family for family in ("dream", "lladav", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
@@ -94,7 +99,7 @@ def arguments(name, model_folder, tmp_path):
     if sees := name.removesuffix(".yaml") in SEEING:
         picture = {"image": "a.png"}
         tasks = write_json(tmp_path / "seen.json", [{"question": "12=", "ground_truth_answer": "21", **picture}] * 9)
-    pairs = write_json(tmp_path / "pairs.json", [{"prompt": "12=", "response": "21", **picture}])
+    pairs = write_json(tmp_path / "pairs.json", [TRACE if "distill" in name else PAIR | picture])
     return [
         *([f"dataset.image_root={tmp_path}"] if sees else []),
         *([f"model.vq_model_path={GOLDEN / 'magvit'}"] if "drawing" in name else []),

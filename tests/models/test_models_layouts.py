@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from helpers import REAL
 
-from models.checkpoint import empty_network
+from models.checkpoint import empty_network, stored_parts, stored_shape, weights_of
 from models.families import find_family
 
 LAYOUTS = REAL / "layouts"
@@ -31,8 +32,17 @@ def test_names_and_shapes_on_the_meta_device(name, parameters):
         assert listed["metadata"]["total_size"] == 2 * total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LLaDA2.0-mini", "LLaDA2.1-mini"])
-def test_layouts_without_a_family_are_refused_by_name(name):
+def test_names_and_shapes_of_llada2(name):
+    """2.0 keeps the router's bias in bf16, 2.1 in fp32."""
     config = json.loads((LAYOUTS / name / "config.json").read_text())
-    with pytest.raises(ValueError, match=f"{name}.*{config['model_type']}"):
-        find_family(config, None, name)
+    family = find_family(config, None, name)
+    weights = weights_of(empty_network(family, config))
+    parts = stored_parts(weights, family, config)
+    listed = json.loads((LAYOUTS / name / "model.safetensors.index.json").read_text())
+    assert set(parts) == set(listed["weight_map"]) and len(parts) == 14_813
+    sizes = {stored: torch.Size(stored_shape(weights, pieces)).numel() for stored, pieces in parts.items()}
+    biases = sum(size for stored, size in sizes.items() if stored.endswith("expert_bias"))
+    assert biases == 19 * 256 and sum(sizes.values()) == sum(weight.numel() for weight in weights.values())
+    assert listed["metadata"]["total_size"] == 2 * sum(sizes.values()) + (2 * biases if "2.1" in name else 0)

@@ -22,7 +22,7 @@ from models.merge import merge
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 
 
-@pytest.fixture(params=["sdar", "dream", "llada", "sdar_moe"])
+@pytest.fixture(params=["sdar", "dream", "llada", "llada2", "sdar_moe"])
 def adapted(request, tmp_path):
     """(folder of the base, model with adapters that change something)."""
     base = tmp_path / "base"
@@ -101,6 +101,35 @@ def test_dropout_drops_its_share_by_seed_layer_and_feature_in_training_alone():
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[:, 0], kept[:, 1])
     with lora.dropping(dropout.train(), seeds[1:]):
         assert torch.equal(dropout(x[1:]), kept[1:])
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (("shared_experts.up_proj", "q_proj"), {"mlp.shared_experts.up_proj": 1, "self_attn.q_proj": 2}),
+        (("up_proj",), {"mlp.up_proj": 1, "mlp.shared_experts.up_proj": 1}),
+        (("mlp.down_proj",), {"mlp.down_proj": 1}),
+    ],
+)
+def test_parts_of_a_mixture_are_chosen_by_name(targets, layers, tmp_path):
+    """Attention, the dense layer and the shared experts; the folder keeps the choice."""
+    base = tiny_checkpoint(tmp_path / "base", "llada2")
+    model, adapters = load_model(base), Adapters(2, 4.0, targets=tuple(sorted(targets)))
+    count = adapters.count(model.model)
+    model.add_adapters(adapters, base, seed=0)
+    names = [name.split(".", 2)[2] for name in lora.layers(model.model)]
+    assert {name: names.count(name) for name in names} == layers
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+    model.save(tmp_path / "adapters")
+    assert Adapters.of(tmp_path / "adapters") == adapters
+    assert set(lora.layers(load_model(tmp_path / "adapters").model)) == set(lora.layers(model.model))
+
+
+@pytest.mark.parametrize("target", ["experts.down_proj", "gate_up_proj"])
+def test_routed_experts_have_no_adapters(target, tmp_path):
+    base = tiny_checkpoint(tmp_path, "llada2")
+    with pytest.raises(ValueError, match=f"no linear layer is named '{target}'; there are .'down_proj', 'gate_proj'"):
+        load_model(base).add_adapters(Adapters(2, 4.0, targets=(target,)), base, seed=0)
 
 
 def test_layers_that_do_not_exist_are_named(tmp_path):

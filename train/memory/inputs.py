@@ -129,7 +129,9 @@ class Inputs:
     @property
     def adapted(self) -> frozenset[str] | None:
         """Names of the linear layers with adapters; None where all weights are trained."""
-        return frozenset(self.adapters.targets or ADAPTED) if self.adapters else None
+        if self.adapters is None:
+            return None
+        return frozenset(name.rpartition(".")[2] for name in self.adapters.targets or ADAPTED)
 
     @property
     def weights(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from models.attention import Packed
+from models.experts import experts_of
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
 from train.algorithm.packing import MicroBatch
@@ -61,7 +62,7 @@ class Network:
         seeing = {name: size for name, size in sizes.items() if name.startswith("vision.")}
         body = {name: size for name, size in sizes.items() if name not in outer | seeing}
         heads = int(hf_config.num_attention_heads)
-        experts = int(getattr(hf_config, "num_experts", 0) or 0)
+        experts = experts_of(hf_config)
         return Network(
             parameters=sum(sizes.values()),
             body=sum(body.values()),

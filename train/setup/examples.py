@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class TokenizedExample:
     """One example as ids: prompt, response with its end id, and for `trace` the step of each response id. Ids of
     pictures (`picture_tokens`) are such in length alone, until they are `seen`; guarded: the prompt as it is tokenised,
-    where it has pictures."""
+    where it has pictures. rollout: the record of a response that a model sampled, which is replayed as it is."""
 
     index: int
     prompt_ids: list[int]
@@ -39,6 +39,7 @@ class TokenizedExample:
     images: tuple[PictureSource, ...] = ()
     picture_tokens: int = 0
     seen: Prompt | None = None
+    rollout: Rollout | None = None
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
@@ -52,9 +53,9 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
         i, prompt, response, steps = sample.index, sample.prompt_ids, sample.response_ids, sample.step_map
-        if method.as_sampled:
+        if method.as_sampled and sample.rollout is None:
             steps = _checked_steps(steps, len(response), i, training.method)
-        if not response or response[-1] not in model.eos_ids:
+        if sample.rollout is None and (not response or response[-1] not in model.eos_ids):
             response = [*response, model.end_of_response_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
         require_known(model, prompt + response, f"SFT data: example {i}")
@@ -90,6 +91,9 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
 
 def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> TokenizedExample:
     i, example = numbered
+    if example.trace is not None:
+        rollout = Rollout.from_dict({**example.trace, "key": (i,)})
+        return TokenizedExample(i, rollout.prompt_ids, rollout.token_ids, rollout.step_map, rollout=rollout)
     prompt, response = writer.example(example)
     ids_of_response = encode(eyes.model.tokenizer, response)
     if not example.images:
@@ -114,7 +118,7 @@ def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExampl
 def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
     """Where the tokenizer has a chat template and no prompt is a turn of a chat: evaluation and RL then have other
     prompts than training."""
-    if not tokenizer.chat_template or any(example.turns or example.images for example in examples):
+    if not tokenizer.chat_template or any(example.turns or example.images or example.trace for example in examples):
         return
     control = ControlTokens.of_tokenizer(tokenizer)
     if not any(control.in_responses.search(example.prompt) for example in examples):
@@ -142,12 +146,17 @@ def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, bloc
 def make_samples(
     sample: TokenizedExample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int, window: int
 ) -> list[TrainingSample]:
-    """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace.
+    """The training samples of one example: masks drawn from (seed, epoch, example), or its own trace. A sampled
+    response is replayed on its own canvas, as RL replays it.
 
     The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
     Padding is masked; the first training.post_num pads are trained.
     """
     b = training.block_size or model.spec.schedule_block_size
+    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
+    rng = np.random.default_rng([training.seed, epoch, sample.index])
+    if sample.rollout is not None:
+        return replay(sample.rollout, replayer, training, method=method, pad_id=model.pad_id, rng=rng)
     P, R = len(sample.prompt_ids), len(sample.response_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_response_id
     padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
@@ -163,8 +172,6 @@ def make_samples(
         finish_reason="stop",
         num_steps=max(steps),
     )
-    rng = np.random.default_rng([training.seed, epoch, sample.index])
-    replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng, prompt=sample.seen)
 
 

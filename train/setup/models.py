@@ -210,7 +210,7 @@ def adapters_of(config: Config, spec: CheckpointSpec) -> Adapters | None:
     """The adapters that a model is trained with: the checkpoint's, else the lora section's; None without. ValueError
     where there are both and they differ."""
     section, found = config.lora, spec.adapters
-    configured = Adapters(section.rank, section.alpha, section.dropout, tuple(section.target_modules))
+    configured = Adapters(section.rank, section.alpha, section.dropout, tuple(sorted(section.target_modules)))
     if not section.rank:
         return found
     if found is not None and configured != replace(found, targets=configured.targets and found.targets):

@@ -1,0 +1,52 @@
+"""A model's own responses as examples of fine-tuning: rows of samples.jsonl (eval.py) and rollouts.jsonl (rl.py), whose
+token ids and denoising steps are taken as they are, never their text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data.faults import Fault
+from data.readers import Record
+
+LISTS = ("prompt_ids", "canvas_ids", "canvas_step_map", "canvas_logprobs")
+COUNTS = ("num_response_tokens", "num_steps")
+_TEXTS = ("prompt", "completion", "answer", "columns", "token_ids", "step_map", "logprobs")
+
+
+def is_trace(row: Record) -> bool:
+    """Whether a row is a response that a model sampled, with the record of how."""
+    return "prompt_ids" in row.values and "canvas_ids" in row.values
+
+
+def trace_of(row: Record) -> Mapping[str, Any] | Fault:
+    """The record of a row, its texts left out, or its first fault."""
+    fault = next(_faults(row), None)
+    return fault or {name: value for name, value in row.values.items() if name not in _TEXTS}
+
+
+def _faults(row: Record) -> Iterator[Fault]:
+    for name in LISTS:
+        kind = (int, float) if name == "canvas_logprobs" else int
+        value = row.values.get(name)
+        if not isinstance(value, list) or not all(isinstance(x, kind) and not isinstance(x, bool) for x in value):
+            yield Fault(row.place, name, "must be a list of numbers, as eval.py and rl.py write it")
+    for name in COUNTS:
+        if type(row.values.get(name)) is not int or row.values[name] < 0:
+            yield Fault(row.place, name, "must be a whole number, 0 or more")
+    lengths = {name: len(row.values[name]) for name in LISTS[1:] if isinstance(row.values.get(name), list)}
+    if len(set(lengths.values())) > 1 or max(lengths.values(), default=0) < row.values["num_response_tokens"]:
+        yield Fault(row.place, "canvas_ids", f"and what goes with it differ in length: {lengths}")
+    if row.values.get("images"):
+        yield Fault(row.place, "images", "has pictures, which a row of responses does not hold", blank=True)
+    if not row.values["num_response_tokens"]:
+        yield Fault(row.place, "num_response_tokens", "is 0: an empty response", blank=True)
+
+
+def speed_of(trace: Mapping[str, Any]) -> float:
+    """Tokens a denoising step."""
+    return float(trace["num_response_tokens"] / max(1, trace["num_steps"]))
+
+
+def is_right(trace: Mapping[str, Any]) -> bool:
+    """As accuracy counts: a reward of 1 at least."""
+    reward = trace.get("reward")
+    return isinstance(reward, int | float) and reward >= 1.0

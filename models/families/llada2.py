@@ -1,0 +1,97 @@
+"""LLaDA2.0 and 2.1: GLM-4-MoE weights under block-causal attention. The router scores experts by sigmoids and chooses
+inside groups by a bias that is no weight but a buffer: fp32, saved, never trained. https://github.com/inclusionAI/LLaDA2.X
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from models.families.base import CONFIG_KEYS, ChatFormat, Family, Piece, expert_pieces, pick, refuse_sliding_window
+
+_CONFIG_KEYS = (
+    *(key for key in CONFIG_KEYS if not key.startswith("rope_")),
+    *("attention_dropout", "first_k_dense_replace", "head_dim", "moe_intermediate_size", "n_group"),
+    *("num_experts_per_tok", "routed_scaling_factor", "topk_group"),
+)
+_INNER = {
+    "self_attn.o_proj": "attention.dense",
+    "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm",
+}
+
+
+def _refuse(raw_config: Mapping[str, Any]) -> None:
+    """ValueError naming what the network cannot express."""
+    refuse_sliding_window(raw_config)
+    wanted = {"hidden_act": "silu", "score_function": "sigmoid", "use_bias": False, "rope_scaling": None}
+    bad = [name for name, value in wanted.items() if (raw_config.get(name) or value) != value]
+    bad += [name for name in ("num_shared_experts",) if not raw_config.get(name)]
+    if raw_config.get("expert_capacity"):
+        bad.append("expert_capacity")
+    if bad:
+        raise ValueError(
+            f"config.json has {', '.join(f'{name}: {raw_config.get(name)!r}' for name in bad)}: LLaDA2 runs as a "
+            "GLM-4-MoE network here, which cannot express this. It takes silu, a sigmoid router, at least one shared "
+            "expert, no bias beside those of queries, keys and values, no scaled rope, and no expert_capacity "
+            "(LLaDA2.2)."
+        )
+
+
+def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
+    _refuse(raw_config)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": raw_config["rope_theta"],
+        "partial_rotary_factor": raw_config.get("partial_rotary_factor", 0.5),
+    }
+    return pick(raw_config, _CONFIG_KEYS) | dict(
+        n_routed_experts=raw_config["num_experts"],
+        n_shared_experts=raw_config["num_shared_experts"],
+        norm_topk_prob=raw_config["num_experts_per_tok"] > 1,
+        use_qk_norm=True,
+        attention_bias=bool(raw_config.get("use_qkv_bias")),
+        rope_parameters=rope,
+    )
+
+
+def _projections(raw_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Rows of query_key_value: all query heads, all key heads, all value heads."""
+    heads = int(raw_config["num_attention_heads"])
+    size = int(raw_config.get("head_dim") or raw_config["hidden_size"] // heads)
+    q, shared = heads * size, int(raw_config.get("num_key_value_heads") or heads) * size
+    return {"q_proj": (0, q), "k_proj": (q, q + shared), "v_proj": (q + shared, q + 2 * shared)}
+
+
+def _pieces(raw_config: Mapping[str, Any], weight: str, shape: Sequence[int]) -> list[Piece]:
+    module, _, kind = weight.rpartition(".")
+    if module == "model.embed_tokens":
+        return [Piece(f"model.word_embeddings.{kind}")]
+    if kind == "e_score_correction_bias":
+        return [Piece(f"{module}.expert_bias")]
+    layer, _, name = module.partition(".self_attn.")
+    if name in (projections := _projections(raw_config)):
+        return [Piece(f"{layer}.attention.query_key_value.{kind}", projections[name])]
+    if stored := _INNER.get(f"self_attn.{name}"):
+        return [Piece(f"{layer}.{stored}.{kind}")]
+    return expert_pieces(raw_config, weight, shape)
+
+
+LLADA2 = Family(
+    name="llada2",
+    model_types=("llada2_moe",),
+    attention="block",
+    model_class="Glm4MoeForCausalLM",
+    config_arguments=_config_arguments,
+    pieces=_pieces,
+    mask_token="<|mask|>",
+    mask_id=156895,
+    tokenizer_class="PreTrainedTokenizerFast",
+    chat=ChatFormat(
+        turn="<role>%s</role>%s",
+        roles=(("system", "SYSTEM"), ("user", "HUMAN")),
+        end_of_turn="<|role_end|>",
+        assistant="<role>ASSISTANT</role>",
+        system="detailed thinking off",
+        after_system="\ndetailed thinking off",
+    ),
+    default_block_size=32,
+)

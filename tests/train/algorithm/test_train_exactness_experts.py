@@ -1,0 +1,44 @@
+"""Mixtures of experts: the trainer sees what the sampler saw."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_prompts, tiny_model
+from trainees import STOPS, make_policy, plain_log_probs
+
+from sample import Sampler, SamplingConfig
+
+
+@functools.cache
+def model_of(family):
+    return tiny_model(family)
+
+
+@pytest.mark.parametrize("family", ["llada2", pytest.param("sdar_moe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("block_size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 32))])
+def test_trainer_log_probs_are_the_samplers_and_those_of_plain_sequences(family, block_size):
+    """Prompts that end on and inside blocks, and one shorter than a block; stops inside blocks."""
+    model = model_of(family)
+    config = SamplingConfig(
+        max_new_tokens=2 * block_size + 3,
+        block_size=block_size,
+        steps_per_block=-(-block_size // 2),
+        threshold=0.4,
+        temperature=1.0,
+        stop_ids=STOPS,
+    )
+    prompts = random_prompts([block_size, 2 * block_size + 1, block_size - 1, 3], seed=block_size)
+    rollouts = Sampler(model, config).generate(prompts, n=2)
+    policy = make_policy(model, config)
+    batch = policy.batch(rollouts, [1.0] * len(rollouts))
+    assert batch.skipped == 0 and len(batch.samples) == len(rollouts)
+    logps = policy.updater.outputs(batch.samples, range(len(rollouts)))
+    for place, (rollout, row, logp) in enumerate(zip(rollouts, batch.samples, logps, strict=True)):
+        assert sorted(row.canvas_index.tolist()) == list(range(rollout.num_response_tokens))
+        assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[row.canvas_index], abs=1e-5)
+        if place % 3 == 0:
+            with torch.no_grad():
+                found, _ = plain_log_probs(model, rollout, block_size)
+            assert logp == pytest.approx([float(found[i]) for i in row.canvas_index.tolist()], abs=1e-5)

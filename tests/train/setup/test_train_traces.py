@@ -1,0 +1,84 @@
+"""Which responses a distillation trains, and that it replays them as RL would."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from end_to_end import text_checkpoint
+from trainees import make_config
+
+from data.tasks import Example
+from models import load_model
+from sample import Sampler, SamplingConfig
+from train.algorithm.masking import METHODS
+from train.learner.batch import Replay
+from train.setup.examples import for_model, make_samples, tokenise
+from train.setup.traces import chosen_traces, fastest
+
+TRACE = METHODS["trace"]
+
+
+def example(task, reward, tokens, steps, **more):
+    return Example(
+        "", "", None, trace={"task": task, "reward": reward, "num_response_tokens": tokens, "num_steps": steps} | more
+    )
+
+
+def test_the_fastest_right_responses_of_each_task_are_kept():
+    given = [
+        example("a", 1.0, 8, 8),
+        example("b", 0.0, 8, 1),
+        example("a", 1.0, 8, 2),
+        example("a", 0.5, 8, 1),
+        example("a", 1.0, 9, 3),
+        example("b", 1.0, 8, 8),
+        example("c", None, 8, 1),
+    ]
+    assert fastest(given, 1) == [given[2], given[5]]
+    assert fastest(given, 2) == [given[2], given[4], given[5]]
+    assert fastest(given, 9) == [given[0], given[2], given[4], given[5]]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([example("a", 1.0, 8, 8), Example("1=", "2", None)], "1 of 2 examples are no responses of a model"),
+        ([example("a", 0.0, 8, 8)], "none of the 1 responses is right"),
+    ],
+)
+def test_what_has_no_right_response_is_named(given, words):
+    with pytest.raises(ValueError, match=f"^dataset.traces_per_task: {words}"):
+        fastest(given, 1)
+
+
+def test_blocks_of_another_size_are_refused_where_steps_are_replayed(tmp_path):
+    model = load_model(text_checkpoint(tmp_path))
+    config, given = make_config(training={"method": "trace"}), [example("a", 1.0, 8, 8, block_size=8)]
+    with pytest.raises(ValueError, match=r"in blocks of 8, and training.block_size is 4"):
+        chosen_traces(given, config, model.spec, TRACE)
+    assert chosen_traces(given, config, model.spec, METHODS["random_masking"]) == given
+    assert chosen_traces([example("a", 1.0, 8, 8, block_size=4)], config, model.spec, TRACE)
+
+
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+def test_a_sampled_response_is_replayed_as_rl_replays_it(tmp_path, family):
+    """What stood right of the stop while it was decided too."""
+    model = load_model(text_checkpoint(tmp_path, family))
+    sampling = SamplingConfig(
+        block_size=4, max_new_tokens=16, temperature=1.0, threshold=0.03, stop_ids=list(range(3, 30))
+    )
+    rollouts = Sampler(model, sampling).generate([[5, 6, 7], [8] * 6, [9] * 5])
+    config = make_config(training={"method": "trace", "block_size": 4, "shrink": 2})
+    given = [Example("", "", None, trace=vars(rollout)) for rollout in rollouts]
+    settings = for_model(config.training, model, TRACE, 4)
+    tokenised = tokenise(given, model, replace(config, training=settings), TRACE)
+    assert [t.response_ids for t in tokenised] == [rollout.token_ids for rollout in rollouts]
+    mine = [make_samples(t, model, settings, TRACE, epoch=1, window=0) for t in tokenised]
+    rl = Replay.of(model, sampling, config.training)
+    theirs = rl.batch(rollouts, [1.0] * 3).samples
+    flat = [sample for samples in mine for sample in samples]
+    assert len(flat) == len(theirs) > 0
+    for got, want in zip(flat, theirs, strict=True):
+        for name in ("ids", "positions", "block", "copy", "index", "targets", "canvas_index", "round_index", "weight"):
+            assert np.array_equal(getattr(got, name), getattr(want, name)), name
+    assert any(any(r.canvas_step_map[r.num_response_tokens :]) for r in rollouts)

@@ -1,0 +1,49 @@
+"""Trace distillation (d3LLM, arXiv:2601.07568): a model's own right and fast responses, on whose denoising steps it is
+fine-tuned."""
+
+from collections.abc import Sequence
+
+from configs import naming
+from configs.schema import Config
+from data.tasks import Example
+from data.traces import is_right, speed_of
+from models.spec import CheckpointSpec
+from train.algorithm.masking import Method
+from train.setup.blocks import Blocks
+
+
+def chosen_traces(examples: Sequence[Example], config: Config, spec: CheckpointSpec, method: Method) -> list[Example]:
+    """The examples that are trained: under dataset.traces_per_task the fastest right responses of each task. ValueError
+    where that has none, or where responses were sampled in blocks of another size than the one that replays them."""
+    count = config.dataset.traces_per_task
+    kept = fastest(examples, count) if count else [*examples]
+    if method.as_sampled and spec.family.attention == "block":
+        _check_blocks(kept, Blocks.of(config, spec, "sft").trained)
+    return kept
+
+
+def fastest(examples: Sequence[Example], count: int) -> list[Example]:
+    """The `count` right responses of each task with the most tokens a denoising step, in the order of the file."""
+    with naming("dataset.traces_per_task"):
+        if missing := sum(example.trace is None for example in examples):
+            raise ValueError(
+                f"{missing} of {len(examples)} examples are no responses of a model: give the samples.jsonl of eval.py "
+                "or the rollouts.jsonl of rl.py, or set it to 0."
+            )
+        right = [i for i, example in enumerate(examples) if example.trace and is_right(example.trace)]
+        if not right:
+            raise ValueError(f"none of the {len(examples)} responses is right (has a reward of 1 or more).")
+    traces = [example.trace or {} for example in examples]
+    of_task: dict[str, list[int]] = {}
+    for i in sorted(right, key=lambda i: -speed_of(traces[i])):
+        of_task.setdefault(str(traces[i].get("task")), []).append(i)
+    return [examples[i] for i in sorted(i for places in of_task.values() for i in places[:count])]
+
+
+def _check_blocks(examples: Sequence[Example], block_size: int) -> None:
+    sizes = {example.trace.get("block_size") for example in examples if example.trace}
+    if other := sizes - {block_size, None}:
+        raise ValueError(
+            f"dataset.optimization_data has responses that were sampled in blocks of {', '.join(map(str, other))}, and "
+            f"training.block_size is {block_size}: their steps are replayed in blocks of the same size. Set it to that."
+        )
