@@ -13,8 +13,6 @@ from train.setup.prompts import Prompt
 MOST_SOURCES, LONGEST_SOURCE = 24, 60
 ALL = "all"
 """The label of the mean over several sets."""
-_MAY_LACK = ("images", "suffix_ids")
-"""Of a rollout's record: fields that most rollouts have not."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,7 @@ class Evaluation:
 
     def _by_source(self) -> dict[str, float]:
         """Figures of the tasks of each source."""
-        if not self.source_column:
-            return {}
-        sources = [prompt.task.columns.get(self.source_column) for prompt in self.prompts]
-        names = [str(source)[:LONGEST_SOURCE].replace("/", "_") if source is not None else "" for source in sources]
-        if not 1 < len({*names} - {""}) <= MOST_SOURCES:
-            return {}
+        names = sources_of(self.prompts, self.source_column)
         found: dict[str, float] = {}
         by_task = self._by_task()
         for source in sorted({*names} - {""}):
@@ -115,9 +108,18 @@ class Evaluation:
             }
             if with_steps:
                 view = {name: getattr(rollout, name) for name in ("token_ids", "step_map", "logprobs")}
-                record = {name: value for name, value in vars(rollout).items() if value or name not in _MAY_LACK}
-                row |= {"block_size": self.block_size, **view, **record}
+                row |= {"block_size": self.block_size, **view, **rollout.row()}
             yield row
+
+
+def sources_of(prompts: Sequence[Prompt], column: str) -> list[str]:
+    """Where each task is from, by its column of this name; "" where that holds nothing, and everywhere where there is
+    one source alone, or more than MOST_SOURCES."""
+    if not column:
+        return [""] * len(prompts)
+    sources = [prompt.task.columns.get(column) for prompt in prompts]
+    names = [str(source)[:LONGEST_SOURCE].replace("/", "_") if source is not None else "" for source in sources]
+    return names if 1 < len({*names} - {""}) <= MOST_SOURCES else [""] * len(names)
 
 
 def _shares(by_task: Sequence[Sequence[float]]) -> np.ndarray:
