@@ -20,7 +20,7 @@ from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
 from train.algorithm.masking import Method
-from train.algorithm.objectives import TERMS
+from train.algorithm.objectives import TERMS, Needs
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
@@ -30,7 +30,7 @@ from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps
 from train.setup.doors import check_doors, method_of, objective_of
 from train.setup.eval_sets import KEYS, EvalSet, eval_sets
-from train.setup.models import RunModels, check_team, spec_of, value_spec_of
+from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, value_spec_of
 from train.setup.pictures import check_drawing, image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, format_of, require_room, training_source
@@ -96,7 +96,7 @@ def check(config: Config, first: Config | None = None) -> None:
             print_text(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print_text("\n".join(plan_lines(config, tasks)))
         return
-    models = RunModels("rl", spec, blocks, _value_model(config, spec))
+    models = RunModels("rl", spec, blocks, _value_model(config, spec), _reference(config, spec))
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
@@ -118,11 +118,23 @@ def _check_objective(config: Config, method: Method) -> None:
             f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
             "token: choose clip, reinforce, bgpo or spg, or leave that out."
         )
+    _check_teacher(config, needs)
     plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
     for name in TERMS:
         value = getattr(training, name)
         if name not in {*needs.training, *by_critic} and value and value != getattr(plain, name):
             logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
+
+
+def _check_teacher(config: Config, needs: Needs) -> None:
+    """ValueError where an objective that learns from a teacher has none, or more than that."""
+    if not needs.teacher:
+        return
+    given = f"training.objective={config.training.objective}"
+    if not config.model.reference_model:
+        raise ValueError(f"{given} learns from a teacher: set model.reference_model to its checkpoint.")
+    if by_token := [key for key, on in _credits_tokens(config).items() if on]:
+        raise ValueError(f"{given} reads no advantage, and {by_token[0]} makes some: leave one of the two out.")
 
 
 def _check_credit(config: Config) -> None:
@@ -166,6 +178,19 @@ def _value_model(config: Config, policy: CheckpointSpec) -> CheckpointSpec | Non
     """The value model's spec, of a checkpoint that is as it was written; None without one."""
     if (spec := value_spec_of(config, policy)) is not None:
         require_as_written(spec)
+    return spec
+
+
+def _reference(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
+    """The spec of model.reference_model, likewise; a warning where nothing reads it."""
+    if (spec := reference_spec_of(config, policy)) is not None:
+        require_as_written(spec)
+    elif config.model.reference_model:
+        logger.warning(
+            "model.reference_model=%s has no effect: set training.kl_to=reference and training.beta, or "
+            "training.objective=distill",
+            config.model.reference_model,
+        )
     return spec
 
 

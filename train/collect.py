@@ -23,7 +23,7 @@ from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
 from train.learner.rollout_log import GradedRollouts, RolloutLog
-from train.setup.doors import advantage_of
+from train.setup.doors import advantage_of, objective_of
 from train.setup.pictures import Eyes
 from train.setup.prompts import Prompt, completion_text, reward_columns, see
 from train.setup.step_judge import StepJudge
@@ -87,6 +87,7 @@ class Collector:
         self.group_size = config.rollout.num_response_per_task
         training = config.training
         self.advantage, self.eyes = advantage_of(training), Eyes.of(config, sampler.model)
+        self.taught = objective_of(training).needs.teacher
         self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in prompts],
@@ -229,6 +230,9 @@ class Collector:
 
     def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
         training, reward = self.config.training, self.config.reward
+        keep = [training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts]
+        if self.taught:
+            return Credit([0.0 if kept else None for kept in keep], Counter(), "advantage")
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         bonus = [
             reward.speed_weight * fast if given is not None and given > 0.0 else 0.0
@@ -241,7 +245,7 @@ class Collector:
             advantage=self.advantage,
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
-            keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
+            keep=keep,
             bonus=bonus if reward.speed_goal == "bonus" else None,
             speed=None if reward.speed_goal == "bonus" else apart,
             whiten=training.whiten_advantages,
