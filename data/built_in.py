@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import tiny, tiny_addition
+from data import tiny, tiny_addition, tiny_brackets
 
 Rows = dict[str, list[dict[str, str]]]
 
@@ -36,6 +36,7 @@ def from_rows(rows: Callable[[int], Rows]) -> Callable[[Path, int], dict[str, Pa
 BUILT_IN: Mapping[str, BuiltIn] = {
     "tiny": BuiltIn(tiny.SIZES, from_rows(tiny.tiny_rows)),
     "tiny-addition": BuiltIn(tiny_addition.SIZES, from_rows(tiny_addition.addition_rows)),
+    "tiny-brackets": BuiltIn(tiny_brackets.SIZES, from_rows(tiny_brackets.brackets_rows)),
 }
 """By the first part of the name of their folder, which ends with the seed."""
 

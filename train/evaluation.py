@@ -130,8 +130,8 @@ def run(config: Config) -> dict[str, Any] | None:
     """eval.py: every entry of the rollout section on the sets of dataset.eval_dataset, of model.compared_with too where
     that is set. Returns metrics by entry; None for a dry run.
 
-    Writes samples.jsonl, scores.jsonl and results.json into the run's folder; an earlier evaluation of the same config
-    is replaced.
+    Writes samples.jsonl, scores.jsonl and results.json into the run's folder, each model's when it is done; an earlier
+    evaluation of the same config is replaced.
     """
     prepare_process(config)
     config = ranks.on_main(free_folder, two_models(config))
@@ -146,27 +146,34 @@ def run(config: Config) -> dict[str, Any] | None:
         monitor = monitor_of(config, folder, "eval")
         monitor.banner(f"eval {config.experiment.project}", rows)
         results = evaluate(setup, lambda each: each.reward_of(config), monitor)
-        found = figures(results, setup.weights)
-        other: list[Evaluation] = []
+        found = Found(figures(results, setup.weights), results)
+        ranks.on_main(_report, config, folder, monitor, found)
         if config.model.compared_with:
             second = compared(config)
             setup = None  # type: ignore[assignment]  # its memory is the second model's
             gc.collect()
             setup, rows = _setup(second)
             monitor.banner(f"compared with {config.model.compared_with}", rows)
-            other = evaluate(setup, lambda each: each.reward_of(config), monitor)
-            found |= {f"{COMPARED}/{name}": entry for name, entry in figures(other, setup.weights).items()}
-            other = [replace(result, name=f"{COMPARED}/{result.name}") for result in other]
-        return ranks.on_main(_report, config, folder, monitor, Found(found, results, other))
+            found = found.with_second(evaluate(setup, lambda each: each.reward_of(config), monitor), setup.weights)
+            ranks.on_main(_report, config, folder, monitor, found)
+        ranks.on_main(_end, monitor, found.figures)
+        return found.figures
 
 
 @dataclass(frozen=True)
 class Found:
-    """Figures by entry, and what they are of: the evaluations of the model, and of the one that it is compared with."""
+    """Figures by entry, and what they are of: the evaluations of the model, and of the one that it is compared with,
+    once that is done."""
 
     figures: dict[str, dict[str, float]]
     results: Sequence[Evaluation]
-    other: Sequence[Evaluation]
+    other: Sequence[Evaluation] = ()
+
+    def with_second(self, other: Sequence[Evaluation], weights: Mapping[str, float]) -> "Found":
+        """With the second model's, whose entries begin with COMPARED."""
+        added = {f"{COMPARED}/{name}": entry for name, entry in figures(other, weights).items()}
+        named = [replace(result, name=f"{COMPARED}/{result.name}") for result in other]
+        return Found(self.figures | added, self.results, named)
 
 
 def two_models(config: Config) -> Config:
@@ -232,8 +239,9 @@ def check(config: Config) -> Path:
     pick_device(config.model.device)
     check_decodings(config.rollout, config.evaluation)
     spec, tasks = _check_model(config)
+    models = [(config, spec)]
     if config.model.compared_with:
-        _check_model(compared(config))
+        models.append((second := compared(config), _check_model(second)[0]))
     check_folder(config, "eval")
     check_trackers(config)
     for each, of_set in tasks:
@@ -241,7 +249,8 @@ def check(config: Config) -> Path:
             check_tasks(reward, of_set, KEYS["eval"], each.source.decode)
     if config.dry_run:
         _print_plan(config, [len(of_set) for _, of_set in tasks])
-    check_memory(config, RunModels.of(config, spec, "eval"))
+    for each_config, of_model in models:
+        check_memory(each_config, RunModels.of(each_config, of_model, "eval"))
     return spec.folder
 
 
@@ -270,25 +279,30 @@ def _print_plan(config: Config, tasks: Sequence[int]) -> None:
     )
 
 
-def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -> dict[str, Any]:
-    samples = folder.path / "samples.jsonl"
-    samples.unlink(missing_ok=True)
-    for result in (*found.results, *found.other):
+def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -> None:
+    """Writes what the newest of the models did, and the figures of all that are done."""
+    newest = found.other or found.results
+    if not found.other:
+        (folder.path / "samples.jsonl").unlink(missing_ok=True)
+    for result in newest:
         PictureLog(folder.path).add(prompt.images for prompt in result.prompts)
-        append_jsonl(samples, result.samples(config.rollout.output_unmasking_history))
+        append_jsonl(folder.path / "samples.jsonl", result.samples(config.rollout.output_unmasking_history))
         append_jsonl(folder.scores, [result.scores(0)])
     metrics = found.figures
     atomic_write_text(folder.path / "results.json", json.dumps(metrics, indent=2) + "\n")
     for name, entry in metrics.items():
-        monitor.evaluation(0, entry, name=name, quiet=True)
+        if name.startswith(f"{COMPARED}/") == bool(found.other):
+            monitor.evaluation(0, entry, name=name, quiet=True)
     monitor.evaluation_table(0, metrics)
     monitor.event(table(metrics))
     _report_curves(folder, monitor, metrics)
     if found.other:
         _report_pairs(folder, monitor, found)
+
+
+def _end(monitor: Monitor, metrics: dict[str, dict[str, float]]) -> None:
     monitor.final(metrics)
     monitor.close()
-    return metrics
 
 
 def _report_curves(folder: RunFolder, monitor: Monitor, metrics: Mapping[str, Mapping[str, float]]) -> None:

@@ -1,6 +1,7 @@
 """RL from Python in a few lines: a checkpoint, tasks, a reward. Everything else is a key of the configuration."""
 
 import dis
+import hashlib
 import inspect
 import json
 import textwrap
@@ -11,6 +12,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from configs import merge
+from runtime.files import atomic_write_text
 from runtime.run_folder import RunFolder, run_path
 from train import rl as loop
 
@@ -40,7 +42,8 @@ def rl(
     f(prompts, completions, **columns) -> list of numbers or None; path/to/file.py:name; None = the verifier of
     dataset.data_type. These three are given by position. sections: those of a YAML, as rollout={"max_new_tokens": 256},
     experiment={"total_step": 20}. Given tasks and a function of a script or notebook are written beside the run's
-    folder. ValueError as of `rl.py`, and for a function that uses names from around it.
+    folder, under names that hold a digest: those of an earlier call stay. ValueError as of `rl.py`, and for a function
+    that uses names from around it.
     """
     for name, section in sections.items():
         if not isinstance(section, Mapping):
@@ -54,7 +57,7 @@ def rl(
     if isinstance(tasks, str | Path):
         data["train_dataset"] = str(tasks)
     else:
-        data["train_dataset"] = str(_write(inputs / "tasks.json", json.dumps(list(map(dict, tasks)), indent=1)))
+        data["train_dataset"] = str(_write(inputs, "tasks.json", json.dumps(list(map(dict, tasks)), indent=1)))
     given.setdefault("model", {})["pretrained_model"] = str(model)
     if reward is not None:
         data.setdefault("data_type", "general")
@@ -96,7 +99,7 @@ def _target(function: Reward, inputs: Path) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except OSError:
         raise ValueError(f"reward {name} has no source that can be read: give path/to/file.py:name.") from None
-    return f"{_write(inputs / 'reward.py', chr(10).join([_LATER, *imports, '', source]))}:{name}"
+    return f"{_write(inputs, 'reward.py', chr(10).join([_LATER, *imports, '', source]))}:{name}"
 
 
 def _globals(code: CodeType) -> Iterator[str]:
@@ -107,7 +110,10 @@ def _globals(code: CodeType) -> Iterator[str]:
             yield from _globals(inner)
 
 
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def _write(folder: Path, name: str, text: str) -> Path:
+    """Writes an input of a run; what it holds is in its name, so that no other is replaced."""
+    path = Path(name)
+    path = folder / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{path.suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, text)
     return path.resolve()

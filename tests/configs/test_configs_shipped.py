@@ -84,7 +84,7 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada", "30b": "sdar_moe"}
+    known = {"drawing": "mmada", "brackets": "llada", "30b": "sdar_moe"}
     known |= {family: family for family in ("dream", "lladav", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 

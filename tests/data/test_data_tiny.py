@@ -89,10 +89,11 @@ def test_reward_loads_from_its_path_alone(tmp_path):
     assert done.stdout.strip() == "[1.0]", done.stderr
 
 
-def test_committed_tokenizer_is_what_the_code_writes(tmp_path):
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_llada_model"])
+def test_committed_tokenizer_is_what_the_code_writes(model, tmp_path):
     tiny.write_tokenizer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert json.loads((tmp_path / name).read_text()) == json.loads((MODEL / name).read_text())
+        assert json.loads((tmp_path / name).read_text()) == json.loads((MODEL.parent / model / name).read_text())
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import time
 import pytest
 from run_folders import NASTY, lines, rl_run
 
-from configs import load_config
+from configs import load_config, resolved
+from runtime import run_config
 from runtime.monitor import Monitor
 from runtime.report import writer
 from runtime.report.page import build_page, write_report
@@ -174,6 +175,19 @@ def test_keys_that_differ_from_the_recipe_are_kept(tmp_path):
     about(config, "rl").write(tmp_path)
     found = About.read(tmp_path)
     assert (found.command, found.recipe, found.changed) == ("rl", "configs/rl_tiny.yaml", {"training.eps": (0.2, 0.3)})
+
+
+def test_a_run_resumed_by_its_own_config_yaml_keeps_its_recipe(tmp_path):
+    typed = ["config=configs/rl_tiny.yaml", "training.eps=0.3", "experiment.project=x"]
+    config = load_config(typed, command="rl")
+    about(config, "rl").write(tmp_path)
+    run_config.write(tmp_path / "config.yaml", run_config.Settings(resolved(config), "rl"))
+    again = load_config([f"config={tmp_path / 'config.yaml'}", "training.beta=0.5"], command="rl")
+    for _ in range(2):  # the second time from what the first wrote
+        found = about(again, "rl")
+        assert found.recipe == "configs/rl_tiny.yaml"
+        assert dict(found.changed) == {"training.eps": (0.2, 0.3), "training.beta": (0.0, 0.5)}
+        found.write(tmp_path)
 
 
 def test_secrets_are_not_in_the_recipe_s_differences(tmp_path, monkeypatch):

@@ -35,13 +35,29 @@ def test_tasks_and_a_reward_become_a_configuration(run, model_folder, tmp_path):
     trained = rl(model_folder, TASKS, digits, experiment={"output_dir": str(tmp_path), "total_step": 3}, **SMALL)
     (config,) = run
     assert (config.experiment.total_step, config.rollout.max_new_tokens, config.dataset.data_type) == (3, 8, "general")
-    assert json.loads((tmp_path / "run.inputs" / "tasks.json").read_text()) == TASKS
+    assert json.loads(Path(config.dataset.train_dataset).read_text()) == TASKS
     path, name = config.reward.function.rsplit(":", 1)
     space = {}
     source = Path(path).read_text()
     exec(source, space)
     assert space[name]([], ["a12"]) == [2.0] and "import re as re" in source
     assert trained.final == {"loss": 0.5} and trained.model == tmp_path / "run" / "ckpt" / "optimized"
+
+
+def test_inputs_of_an_earlier_call_stay(run, model_folder, tmp_path):
+    def one(prompts, completions, **columns):
+        return [1.0 for _ in completions]
+
+    def two(prompts, completions, **columns):
+        return [2.0 for _ in completions]
+
+    where = {"experiment": {"output_dir": str(tmp_path)}}
+    for tasks, reward in ((TASKS, one), (TASKS[:2], two), (TASKS, one)):
+        rl(model_folder, tasks, reward, **where)
+    files = [(config.dataset.train_dataset, config.reward.function) for config in run]
+    assert files[0] == files[2] and files[0][0] != files[1][0] and files[0][1] != files[1][1]
+    assert [len(json.loads(Path(tasks).read_text())) for tasks, _ in files] == [4, 2, 4]
+    assert "return [1.0" in Path(files[0][1].rsplit(":", 1)[0]).read_text()
 
 
 def test_annotations_need_nothing_from_around_a_function(run, model_folder, tmp_path):
@@ -92,7 +108,7 @@ def test_the_lines_in_the_readme_train_a_model(run, model_folder, tmp_path, monk
     linecache.cache["<readme>"] = (len(code), None, code.splitlines(keepends=True), "<readme>")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "<readme>", "exec"), {"__name__": "__main__"})
-    assert run[0].experiment.total_step == 20 and run[0].reward.function.endswith("reward.py:short")
+    assert run[0].experiment.total_step == 20 and re.search(r"/reward-\w+\.py:short$", run[0].reward.function)
 
 
 @pytest.mark.slow

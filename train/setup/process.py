@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from configs import find, resolved
+from configs import resolved
 from configs.commands import Command
 from configs.schema import Config
 from runtime import ranks
@@ -88,7 +88,7 @@ def run_folder(config: Config, command: Command) -> Iterator[RunFolder]:
 
 def monitor_of(config: Config, folder: RunFolder, command: Command) -> Monitor:
     """What a run prints and logs; silent on other ranks than 0."""
-    if ranks.is_main() and find(config.config).resolve() != folder.config.resolve():
+    if ranks.is_main():
         about(config, command).write(folder.path)
     trackers, rank = config.tracking.report_to, ranks.rank()
     return Monitor(folder.path, trackers=trackers, config=resolved(config), enabled=ranks.is_main(), rank=rank)
