@@ -10,8 +10,6 @@ TITLES: dict[Command, str] = {"rl": "rl.py", "sft": "train/sft.py", "eval": "eva
 
 _RL_ALONE = (
     "experiment.total_step",
-    "experiment.eval_every",
-    "experiment.eval_first",
     "experiment.train_value_every",
     "experiment.keep_best",
     "model.value_base_model",
@@ -55,13 +53,16 @@ _RL_ALONE = (
     "evaluation",
 )
 _SFT_ALONE = (
-    "dataset.optimization_data",
-    "dataset.sample_with",
-    "dataset.traces_per_task",
-    "experiment.save_every_updates",
-    "training.max_steps",
+    *("dataset.optimization_data", "dataset.validation_dataset", "dataset.validation_split"),
+    *("dataset.sample_with", "dataset.traces_per_task"),
+    *("experiment.save_every_updates", "training.max_steps"),
 )
 _TRAINING_ALONE = (
+    "experiment.eval_every",
+    "experiment.eval_first",
+    "experiment.early_stopping",
+    "experiment.early_stopping_metric",
+    "experiment.early_stopping_gain",
     "experiment.save_every",
     "experiment.save_dtype",
     "experiment.keep_last",
@@ -100,6 +101,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         "dataset.source_column",
         "dataset.data_type",
         "dataset.template",
+        "dataset.few_shot",
         "dataset.add_think_prompt",
         "rollout",
         "reward",
@@ -110,6 +112,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         *_RL_ALONE,
         *_TRAINING_ALONE,
         *_SFT_ALONE,
+        "reward.combine",
         "reward.speed_weight",
         "reward.speed_goal",
         "reward.min_speed_spread",

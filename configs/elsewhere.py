@@ -256,8 +256,10 @@ TABLE: dict[str, tuple[Named, ...]] = {
         Named(
             "dataset.template",
             trl="chat_template_path",
-            others="chat_template prompt_template apply_chat_template system_prompt",
+            others="chat_template prompt_template apply_chat_template",
         ),
+        Named("dataset.system", others="system_prompt system_message system_instruction"),
+        Named("dataset.few_shot", others="num_fewshot n_shot fewshot few_shots fewshot_examples"),
         Named("dataset.image_root", others="image_folder image_dir media_dir"),
         Named(
             "reward.function",

@@ -1,8 +1,11 @@
-"""The leaves of the schema."""
+"""The leaves of the schema, and what their values must fit."""
 
 import dataclasses
+import difflib
+import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from configs.schema import Config
 
@@ -22,3 +25,34 @@ def kind_of(item: dataclasses.Field) -> str:
     if each:
         return f"{each.__name__} or list of {each.__name__}"
     return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.", "")
+
+
+def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
+    """ValueError unless a value, or an entry of a list, fits the schema's field. name: of the key, as it was typed."""
+    low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
+    if choices and entry not in choices:
+        by_lower = {choice.lower(): choice for choice in choices}
+        near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
+        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+        raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+    if item.metadata["fields"] and isinstance(entry, Mapping):
+        _check_fields(name, entry, item.metadata["fields"])
+        return
+    if each is str and not isinstance(entry, str):
+        raise ValueError(f"{name} is {entry!r}; it must be a name.")
+    if low is None:
+        return
+    kind = int if each is int else (int, float)
+    if isinstance(entry, bool) or not isinstance(entry, kind) or not math.isfinite(entry):
+        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each is int else 'finite'} number.")
+    if entry < low or (high is not None and entry > high):
+        bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _check_fields(name: str, entry: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """ValueError unless a mapping in a list has these names alone, the first of them at least."""
+    if unknown := [field for field in entry if field not in fields]:
+        raise ValueError(f"{name} has an entry with {unknown[0]!r}; it may have {', '.join(fields)}.")
+    if not isinstance(entry.get(fields[0]), str):
+        raise ValueError(f"{name} has an entry without {fields[0]}: {dict(entry)}.")

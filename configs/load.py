@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import functools
 import logging
-import math
 import re
 import sys
 import typing
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, as_typed, curve_arguments, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
-from configs.fields import flat_fields, kind_of
+from configs.fields import check_entry, flat_fields, kind_of
 from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.hints import keys_for, note_for
@@ -91,7 +90,7 @@ def load_config(
     for source in sources:
         set_here = flat(source.tree)
         typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
-    return _checked(_as_dllm_rl(_with_template(_overlaid(sources, typed)), sources, command), typed)
+    return _checked(_as_dllm_rl(_with_texts(_overlaid(sources, typed)), sources, command), typed)
 
 
 def _as_dllm_rl(config: Config, sources: Sequence["_Source"], command: Command | None) -> Config:
@@ -123,18 +122,24 @@ def _check_command(command: Command, sources: Sequence["_Source"], file: str) ->
         warnings.warn(f"{file} sets keys that {TITLES[command]} does not read: {', '.join(found)}", stacklevel=3)
 
 
-def _with_template(config: Config) -> Config:
-    """The config with a template that is named by its file (`@file`) read. ValueError where there is no such file."""
-    template = config.dataset.template
-    if not template.startswith("@"):
-        return config
-    path = find(template[1:])
+def _with_texts(config: Config) -> Config:
+    """The config with the texts that are named by their files (`@file`) read. ValueError where there is no such
+    file."""
+    dataset = config.dataset
+    template = _text_of("dataset.template", dataset.template)
+    system = None if dataset.system is None else _text_of("dataset.system", dataset.system)
+    return dataclasses.replace(config, dataset=dataclasses.replace(dataset, template=template, system=system))
+
+
+def _text_of(key: str, given: str) -> str:
+    if not given.startswith("@"):
+        return given
+    path = find(given[1:])
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"dataset.template={template}: {path} cannot be read ({why}).") from error
-    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, template=text))
+        raise ValueError(f"{key}={given}: {path} cannot be read ({why}).") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,36 +347,6 @@ def _check_ranges(config: Config, typed: Mapping[str, str]) -> None:
             for block_size in decode.parallel_lists().get("block_size", [decode.block_size]):
                 if block_size is not None:
                     decode.check_steps(block_size)
-
-
-def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
-    low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
-    if choices and entry not in choices:
-        by_lower = {choice.lower(): choice for choice in choices}
-        near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
-        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
-        raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
-    if item.metadata["fields"] and isinstance(entry, Mapping):
-        _check_fields(name, entry, item.metadata["fields"])
-        return
-    if each is str and not isinstance(entry, str):
-        raise ValueError(f"{name} is {entry!r}; it must be a name.")
-    if low is None:
-        return
-    kind = int if each is int else (int, float)
-    if isinstance(entry, bool) or not isinstance(entry, kind) or not math.isfinite(entry):
-        raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each is int else 'finite'} number.")
-    if entry < low or (high is not None and entry > high):
-        bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
-
-
-def _check_fields(name: str, entry: Mapping[str, Any], fields: Sequence[str]) -> None:
-    """ValueError unless a mapping in a list has these names alone, the first of them at least."""
-    if unknown := [field for field in entry if field not in fields]:
-        raise ValueError(f"{name} has an entry with {unknown[0]!r}; it may have {', '.join(fields)}.")
-    if not isinstance(entry.get(fields[0]), str):
-        raise ValueError(f"{name} has an entry without {fields[0]}: {dict(entry)}.")
 
 
 def _not_resolved(error: OmegaConfBaseException, merged: DictConfig, typed: Mapping[str, str]) -> str:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "swanlab")
-SET_FIELDS = ("name", "data_type", "weight", "reward")
-"""Of one of several sets of evaluation tasks."""
+SET_FIELDS = ("name", "data_type", "weight", "reward", "columns")
+"""Of one of several sets of tasks."""
+EXAMPLE_FIELDS = ("name", "weight", "columns")
+"""Of one of several sets of SFT examples."""
+HELD_OUT_FIELDS = ("name", "columns")
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
 Effect = Literal["result", "speed", "output", "length"]
 
@@ -58,9 +61,18 @@ class ExperimentConfig:
     save_every_updates: int | None = output(
         None, "SFT: a checkpoint every so many updates too, to resume within an epoch; null = by epochs only", low=1
     )
-    eval_every: int = output(10, "evaluation every so many RL steps", low=1)
+    eval_every: int = output(10, "evaluation every so many RL steps (SFT: held-out loss, updates)", low=1)
     train_value_every: int = opt(1, "the value model, if there is one, learns every so many RL steps", low=1)
-    eval_first: bool = output(True, "evaluate before the first RL step too")
+    eval_first: bool = output(True, "evaluate before the first RL step (SFT: update) too")
+    early_stopping: int | None = length(
+        None, "stop after so many evaluations (SFT: held-out losses) in a row without a better one; null = never", low=1
+    )
+    early_stopping_metric: str = length(
+        "auto",
+        "which of their figures: auto = accuracy, or mean reward where rewards are not 0 or 1 (SFT: loss); or its "
+        "name: reward, pass@4, accuracy(x) (SFT: nll)",
+    )
+    early_stopping_gain: float = length(0.0, "better by more than so much", low=0.0)
     save_dtype: str = output(
         "fp32",
         "type of the weights in a checkpoint's model folder; bf16 halves them, and the fp32 weights, with which a run "
@@ -149,19 +161,39 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    train_dataset: str = opt("", "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME")
-    eval_dataset: Any = opt(
+    train_dataset: Any = opt(
         "",
-        "eval.py's tasks: a name, a path, or a list of such, or of {name, data_type, weight, reward}",
+        "RL tasks: a name in `folder` (MATH_train), a path or hub:OWNER/NAME, or a list of such, or of {name, "
+        "data_type, weight, reward, columns}, drawn by weight; without weights the sets are one",
         each=str,
         fields=SET_FIELDS,
     )
-    optimization_data: str = opt(
-        "", "SFT examples: a name or a path; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py"
+    eval_dataset: Any = opt(
+        "",
+        "eval.py's tasks: a name, a path, or a list of such, or of {name, data_type, weight, reward, columns}",
+        each=str,
+        fields=SET_FIELDS,
+    )
+    optimization_data: Any = opt(
+        "",
+        "SFT examples: a name, a path, or a list of such, or of {name, weight, columns}, drawn by weight; without "
+        "weights the sets are one; also the samples.jsonl of eval.py and the rollouts.jsonl of rl.py",
+        each=str,
+        fields=EXAMPLE_FIELDS,
     )
     sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
     traces_per_task: int = opt(
         0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
+    )
+    validation_dataset: Any = output(
+        None,
+        "SFT: examples whose loss is measured every experiment.eval_every updates: a name, a path, or a list of such, "
+        "or of {name, columns}",
+        each=str,
+        fields=HELD_OUT_FIELDS,
+    )
+    validation_split: float = opt(
+        0.0, "SFT: share of optimization_data, of each set, that is held out for that instead", low=0.0, high=0.99
     )
     data_type: str = opt("math", "kind of task: decides prompt and reward; mmu: about pictures", choices=DATA_TYPES)
     image_root: str = opt("", "folder of the pictures that rows name; default that of the data file")
@@ -171,13 +203,25 @@ class DatasetConfig:
     template: str = opt(
         "auto",
         "auto = the family's prompt, chat = its instruction in the tokenizer's chat template, plain = the question as "
-        "it is, or a text with {{problem}}",
+        "it is, or a text with {{problem}}, or @FILE with such a text",
+    )
+    system: str | None = opt(
+        None, "system prompt of prompts and conversations that have none, a text or @FILE; null = the family's"
+    )
+    few_shot: Any = opt(
+        [],
+        "examples put before each question as turns: a data file with question and answer, or a list of {question, "
+        "answer}",
+        each=str,
+        fields=("question", "answer"),
     )
     source_column: str = output(
         "source", "column of tasks whose values (at most 24) get an accuracy of their own in evaluations"
     )
     columns: dict[str, str] = opt(
-        {}, "names of your columns: {question: problem}; rows without such a column keep the field of the wanted name"
+        {},
+        "names of your columns, or of fields inside them: {question: problem, ground_truth_answer: "
+        "reward_model.ground_truth}; rows without such a column keep the field of the wanted name",
     )
     max_tasks: int = opt(0, "use the first so many tasks only; 0 = all", low=0)
     curriculum: float = opt(
@@ -221,6 +265,26 @@ class DecodeConfig(Section):
     strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
     threshold: Any = opt(0.9, "score above which low_confidence_dynamic commits", each=float, low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
+    edit_threshold: Any = opt(
+        None,
+        "block families: a step also overwrites tokens of its block where the model proposes another one with a "
+        "probability above this; null = never (0 is a threshold)",
+        each=float,
+        low=0.0,
+        high=1.0,
+    )
+    remask_threshold: float | None = opt(
+        None,
+        "tokens of the block at hand to which a step gives a probability below this return to the mask; null = never",
+        low=0.0,
+        high=1.0,
+    )
+    max_post_steps: int = opt(
+        16,
+        "of edits and remasking: steps of a block without masks at most; 0 = the block ends with its last mask",
+        low=0,
+    )
+    remask_budget: int = opt(16, "tokens of a block that may return to the mask", low=0)
     alg_temp: float = opt(0.0, "low_confidence_static draws positions at this temperature; 0 = the best", low=0.0)
     target: str = opt(
         "confidence",
@@ -277,9 +341,9 @@ class DecodeConfig(Section):
             )
 
     def parallel_lists(self) -> dict[str, list[Any]]:
-        """Those of strategy, top_k, block_size, steps_per_block, threshold and temperature that are lists: entry i
-        of each goes with entry i of the others. ValueError where their lengths differ or are 0."""
-        names = ("strategy", "top_k", "block_size", "steps_per_block", "threshold", "temperature")
+        """Those of strategy, top_k, block_size, steps_per_block, threshold, edit_threshold and temperature that are
+        lists: entry i of each goes with entry i of the others. ValueError where their lengths differ or are 0."""
+        names = ("strategy", "top_k", "block_size", "steps_per_block", "threshold", "edit_threshold", "temperature")
         lists = {name: value for name in names if isinstance(value := getattr(self, name), list)}
         lengths = {self.key(name): len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -310,8 +374,8 @@ class EvaluationConfig(DecodeConfig):
 
     eval_dataset: Any = opt(
         None,
-        "evaluation tasks during RL: a name, a path, or a list of such, or of {name, data_type, weight, reward}; "
-        "null = no evaluation",
+        "evaluation tasks during RL: a name, a path, or a list of such, or of {name, data_type, weight, reward, "
+        "columns}; null = no evaluation",
         each=str,
         fields=SET_FIELDS,
     )
@@ -508,7 +572,13 @@ class RewardConfig:
         each=str,
     )
     weights: dict[str, float] = opt(
-        {}, "weights in that sum, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+        {}, "weights of its parts, default 1, by the functions' names: {digits: 0.5}; verifier: beside_verifier's"
+    )
+    combine: str = opt(
+        "sum",
+        "how several rewards become one advantage: sum = of their weighted sum; normalise = of each apart inside its "
+        "group, added up by weight (GDPO)",
+        choices=("sum", "normalise"),
     )
     beside_verifier: bool = opt(
         False,

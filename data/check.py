@@ -73,8 +73,8 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            said = (item.question,) if isinstance(item, Task) else (item.prompt, item.turns, item.response)
-            item_hash = hash((*said, item.images))
+            said = (item.question,) if isinstance(item, Task) else (item.prompt, item.response)
+            item_hash = hash((*said, item.turns, item.images))
             found.num_repeated += item_hash in seen
             seen.add(item_hash)
             found.rows.append(found.num_rows)

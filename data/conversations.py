@@ -1,5 +1,5 @@
-"""Conversations of SFT files: `messages` (role, content) or `conversations` (from, value), with a system prompt beside
-them."""
+"""Conversations: of SFT files, `messages` (role, content) or `conversations` (from, value), with a system prompt beside
+them; of tasks whose question is a chat."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,24 @@ def conversation_of(row: Record, field: str) -> Conversation | Fault:
     return Conversation(tuple(messages), response)
 
 
+def question_turns(row: Record) -> list[tuple[str, str]] | None | Fault:
+    """The (role, content) turns of a task whose `question`, or `prompt` where it has none, is a list of objects (TRL's
+    and verl's form); None where it is none."""
+    field = "question" if "question" in row.values else "prompt"
+    given = row.values.get(field)
+    if not isinstance(given, list) or not any(isinstance(turn, dict) for turn in given):
+        return None
+    turns = _messages(row, field)
+    if isinstance(turns, Fault):
+        return turns
+    if turns[-1][0] != "user" or not turns[-1][1].strip():
+        return Fault(row.place, field, "does not end with a turn of the user", blank=True)
+    system = system_of(row)
+    if isinstance(system, Fault):
+        return system
+    return [("system", system), *turns] if system is not None and turns[0][0] != "system" else turns
+
+
 def unused_columns(row: Record, field: str) -> list[str]:
     """The columns beside the conversation in `field` that hold something and have no place in it."""
     used = {field} if _begins_with_system(row, field) else {field, *SYSTEM_FIELDS}
@@ -73,7 +91,8 @@ def _messages(row: Record, field: str) -> list[tuple[str, str]] | Fault:
         return Fault(row.place, field, "has no turn", blank=True)
     if not isinstance(turns, list):
         return Fault(row.place, field, f"is {short(turns)}, expected a list of turns")
-    role_name, text_name = CHAT_FIELDS[field]
+    named_from = isinstance(turns[0], dict) and "from" in turns[0] and "role" not in turns[0]
+    role_name, text_name = CHAT_FIELDS.get(field) or CHAT_FIELDS["conversations" if named_from else "messages"]
     messages: list[tuple[str, str]] = []
     for number, turn in enumerate(turns, 1):
         role = _role(turn, role_name)

@@ -1,12 +1,15 @@
-"""Rows out of files, one at a time: JSON lists, JSON lines and parquet, of any size, each row with its place."""
+"""Rows out of files, one at a time: JSON lists, JSON lines, CSV and parquet, of any size, each row with its place."""
 
+import csv
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_LONGEST_CELL = 1 << 30
 _CHUNK_CHARS = 1 << 20
 _LOOKAHEAD_CHARS = 16
 _PARQUET_BATCH_ROWS = 1024
@@ -24,18 +27,39 @@ class Record:
 
 
 def iter_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
-    """The rows of a .json (a list of objects, or one object a line), .jsonl or .parquet file, without holding the file.
+    """The rows of a .json (a list of objects, or one object a line), .jsonl, .csv (its first line names the columns,
+    values are text) or .parquet file, without holding the file.
 
-    `columns` maps the wanted name to the name in the file: {"question": "problem"}.
+    `columns` maps the wanted name to the name in the file, {"question": "problem"}, or to a field inside a column,
+    {"ground_truth_answer": "reward_model.ground_truth"}. One that no row has is named in a warning.
     ValueError that names the file and the line (or row) for anything that cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    rows = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(path.suffix, _json_rows)(path)
+    if not columns:
+        yield from rows
+        return
+    unseen = dict(columns)
     for row in rows:
-        yield Record(row.number, row.place, rename(row.values, columns), tuple(row.values)) if columns else row
+        for wanted in [wanted for wanted, name in unseen.items() if _holds(row.values, name)]:
+            del unseen[wanted]
+        yield Record(row.number, row.place, rename(row.values, columns), tuple(row.values))
+    for wanted, name in unseen.items():
+        warnings.warn(f"{path}: no row has the column {name!r} that dataset.columns maps {wanted} to", stacklevel=2)
+
+
+def _holds(values: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a column, or a field inside one (`reward_model.ground_truth`)."""
+    column, dot, inside = name.partition(".")
+    return name in values or (dot != "" and isinstance(values.get(column), dict) and _holds(values[column], inside))
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    column, _, inside = name.partition(".")
+    return values[name] if name in values else _value(values[column], inside)
 
 
 def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -44,7 +68,7 @@ def rename(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     the fields names it."""
     moved = {name for name in columns.values() if name in columns}
     kept = {name: value for name, value in values.items() if name not in moved}
-    return kept | {wanted: values[name] for wanted, name in columns.items() if name in values}
+    return kept | {wanted: _value(values, name) for wanted, name in columns.items() if _holds(values, name)}
 
 
 def _json_rows(path: Path) -> Iterator[Record]:
@@ -182,6 +206,39 @@ class _JsonList:
     def _error(self, reason: str, position: int | None = None) -> ValueError:
         line = self.line + self.text.count("\n", self.start, position) if position is not None else self.line
         return ValueError(f"{self.path}, row {max(self.number, 1)} (line {line}): malformed JSON: {reason}")
+
+
+def _csv_rows(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            names = _csv_header(path, next(rows, []))
+            for number, cells in enumerate((cells for cells in rows if cells), 1):
+                if len(cells) != len(names):
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}: {len(cells)} cells, and the first line names {len(names)}: put "
+                        'a text with commas or line breaks in quotes (")'
+                    )
+                yield Record(number, f"line {rows.line_num}", dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: malformed CSV: {error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {_undecodable_line(path)} is not UTF-8: save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _csv_header(path: Path, names: list[str]) -> list[str]:
+    """The names of the columns. ValueError where they cannot be such."""
+    if not any(names):
+        raise ValueError(f"{path}: the file is empty, or its first line names no column")
+    if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise ValueError(f"{path}: its columns are separated by {other!r}: save it with commas")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: the first line names {twice[0]!r} twice")
+    return names
 
 
 def _parquet_rows(path: Path) -> Iterator[Record]:

@@ -3,14 +3,14 @@
 import difflib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.built_in import built_in_file, built_in_names
 from data.catalog import CATALOG
-from data.conversations import chat_field, conversation_of, unused_columns
+from data.conversations import chat_field, conversation_of, question_turns, unused_columns
 from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
 from data.pictures import CODES, FIELDS, PictureSource, pictures_of, with_places
@@ -19,6 +19,7 @@ from data.traces import is_trace, trace_of
 
 _SHOWN_PLACES = 5
 Item = TypeVar("Item")
+Turns = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Task:
     """One question. `columns` is its whole row after column mapping; `answer` is None where the row has none.
 
     `id` is the row's task_id or id, else its number in the file, and differs between the tasks of a file. `images`: its
-    pictures, in the order of the question's placeholders; it has one for each of them, or none at all.
+    pictures, in the order of the question's placeholders; it has one for each of them, or none at all. `turns`: (role,
+    content) of a prompt that is a chat, whose last turn, the user's, is the question.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Task:
     answer: str | None
     columns: dict[str, Any]
     images: tuple[PictureSource, ...] = ()
+    turns: Turns = ()
 
     @property
     def pictures(self) -> tuple[str | bytes, ...]:
@@ -46,14 +49,16 @@ class Example:
     """One pair for SFT. `step_map`, if given, has the unmasking step of each response token. `turns`: (role, content)
     of a conversation before the response, which the model's family writes as its prompt; then `prompt` is empty.
     `images`: the pictures of prompt or turns, in the order of their placeholders. `trace`: the record of a response
-    that a model sampled (`data.traces`), which has ids in place of all of these."""
+    that a model sampled (`data.traces`), which has ids in place of all of these. `of`: the label of its data set, where
+    there are several."""
 
     prompt: str
     response: str
     step_map: list[int] | None
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: Turns = ()
     images: tuple[PictureSource, ...] = ()
     trace: Mapping[str, Any] | None = None
+    of: str = ""
 
 
 def load_tasks(
@@ -100,7 +105,13 @@ def scan_tasks(
     check_data_type(data_type)
     seen: set[str] = set()
     for row in iter_rows(Path(path), columns):
-        if data_type == "mmu" and "prompt" in row.values:
+        turns = question_turns(row)
+        if isinstance(turns, Fault):
+            yield turns
+            continue
+        if turns is not None:
+            row.values["question"] = turns[-1][1]
+        elif data_type == "mmu" and "prompt" in row.values:
             row.values.setdefault("question", row.values["prompt"])
         fault = task_fault(row, data_type, columns or {})
         if fault is not None:
@@ -115,7 +126,7 @@ def scan_tasks(
         while name in seen:
             name = f"{name}#{row.number}"
         seen.add(name)
-        task = Task(name, values["question"], values.get("ground_truth_answer"), values)
+        task = Task(name, values["question"], values.get("ground_truth_answer"), values, turns=tuple(turns or ()))
         yield task if image_root is None else _with_pictures(task, row, data_type, image_root)
 
 
@@ -125,9 +136,11 @@ def _with_pictures(task: Task, row: Record, data_type: str, root: Path) -> Task 
         return images
     if not images and data_type == "mmu":
         return Fault(row.place, "image", "is absent or empty", blank=True)
-    if images and isinstance(wrong := with_places([task.question], len(images)), str):
-        return Fault(row.place, "question", wrong, blank=True)
-    return replace(task, images=images)
+    asked = [content for role, content in task.turns if role == "user"] or [task.question]
+    if images and isinstance(placed := with_places(asked, len(images)), str):
+        return Fault(row.place, "question", placed, blank=True)
+    turns = _with_user_turns(task.turns, placed) if images and task.turns else task.turns
+    return replace(task, images=images, turns=turns)
 
 
 def scan_examples(
@@ -175,13 +188,17 @@ def _seeing(example: Example, row: Record, root: Path) -> Example | Fault:
         return Fault(row.place, "messages" if example.turns else "prompt", placed, blank=True)
     if not example.turns:
         return replace(example, prompt=placed[0], images=images)
-    said = iter(placed)
-    turns = tuple((role, next(said) if role == "user" else content) for role, content in example.turns)
-    return replace(example, turns=turns, images=images)
+    return replace(example, turns=_with_user_turns(example.turns, placed), images=images)
+
+
+def _with_user_turns(turns: Turns, contents: Sequence[str]) -> Turns:
+    """The turns with these contents of the user's."""
+    said = iter(contents)
+    return tuple((role, next(said) if role == "user" else content) for role, content in turns)
 
 
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
-    """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl or .parquet.
+    """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl, .csv or .parquet.
 
     A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in), and hub:OWNER/NAME
     (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
@@ -197,7 +214,7 @@ def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     candidates = [given, folder / given] if is_file_name else [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     found = [path for path in candidates if path.is_file()]
     if name and given.is_dir():
-        raise ValueError(f"data set {name!r} is a folder: name a file in it (json, jsonl or parquet).")
+        raise ValueError(f"data set {name!r} is a folder: name a file in it (json, jsonl, csv or parquet).")
     if not found:
         raise ValueError(_not_found(name, candidates, folder))
     if len(found) > 1 and not is_file_name:

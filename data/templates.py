@@ -39,6 +39,10 @@ _THINK_FIRST = (
 )
 
 
+_NO_CHAT = "template 'chat' is the chat template of the checkpoint's tokenizer, which has none here: use 'auto'"
+_OF_A_QUESTION = ("family", "data_type", "template", "start_with_think", "in_box", "think_first")
+
+
 DESCRIPTION = "description"
 """The template of what a model is to draw: the question alone, whose control tokens are text."""
 
@@ -46,7 +50,8 @@ DESCRIPTION = "description"
 @dataclass(frozen=True)
 class Format:
     """How texts are written: for which family, and how a single question becomes a prompt (see `render_prompt`). Of mmu
-    tasks in_box: the answer is asked for in a box; think_first: after a thought."""
+    tasks in_box: the answer is asked for in a box; think_first: after a thought. system: the system prompt of what has
+    none of its own. shots: (question, answer) turns before each question."""
 
     family: str
     data_type: str = "math"
@@ -54,6 +59,8 @@ class Format:
     start_with_think: bool = False
     in_box: bool = True
     think_first: bool = False
+    system: str | None = None
+    shots: tuple[tuple[str, str], ...] = ()
 
 
 class Writer:
@@ -65,6 +72,9 @@ class Writer:
     """
 
     def __init__(self, how: Format, tokenizer: Any = None):
+        if (how.system is not None or how.shots) and how.template not in ("auto", "chat"):
+            name = "dataset.system" if how.system is not None else "dataset.few_shot"
+            raise ValueError(f"there is no place for {name} in it: use 'auto' or 'chat', whose prompts have turns")
         self.how = how
         self.own = chat_formats().get(how.family.lower())
         self.chat = chat_of(tokenizer) if tokenizer is not None and how.template == "chat" else None
@@ -76,17 +86,45 @@ class Writer:
         """The prompt of a task, after a system prompt if there is one (the templates "auto" and "chat" have a place for
         it). ValueError as of `render_prompt`."""
         how, chat, guard = self.how, self.chat, self.control.guard
-        first = [] if system is None else [("system", guard(system))]
+        if task.turns:
+            return self._chat(task)
+        before = self._before(system, instruction(self._family, task, how) if how.shots else _PLAIN)
         if how.template != "plain":
             prefix = task.columns.get("prefix")
             columns = task.columns | {"prefix": guard(prefix)} if isinstance(prefix, str) else task.columns
             task = replace(task, question=self._guarded(task.question, task.images), columns=columns)
         return render_prompt(
             task,
-            **vars(how),
-            chat=None if chat is None else lambda turn: chat([*first, ("user", turn)]),
-            system=None if system is None else guard(system),
+            **{name: getattr(how, name) for name in _OF_A_QUESTION},
+            chat=None if chat is None else lambda turn: chat([*before, ("user", turn)]),
+            before=before,
         )
+
+    @property
+    def _family(self) -> ChatFormat:
+        """ValueError where the family has no chat format."""
+        return chat_family(self.how.family)
+
+    def _before(self, system: str | None, asked: str) -> list[tuple[str, str]]:
+        """The turns before a question, guarded. asked: the user's turn, with {{problem}} where a question goes."""
+        system, guard = self.how.system if system is None else system, self.control.guard
+        turns = [] if system is None else [("system", guard(system))]
+        for question, answer in self.how.shots:
+            turns.append(("user", insert_question(asked, guard(question))))
+            turns.append(("assistant", self.control.guard_response(answer)))
+        return turns
+
+    def _chat(self, task: Task) -> str:
+        """The prompt of a task that is a chat: its own turns, without an instruction, after those of the format."""
+        how = self.how
+        if how.template not in ("auto", "chat"):
+            raise ValueError(f"task {task.id} is a chat, which has no place in it: use 'auto' or 'chat'")
+        if how.template == "chat" and self.chat is None:
+            raise ValueError(_NO_CHAT)
+        own = task.turns[0][1] if task.turns[0][0] == "system" else None
+        turns = task.turns[1:] if own is not None else task.turns
+        text = self.conversation([*self._before(own, _PLAIN), *turns], task.images)
+        return text + self.control.guard(_prefix(task, how.data_type))
 
     def _guarded(self, text: str, images: Sequence[object]) -> str:
         """A question or a user's turn, guarded but for the placeholders of its pictures."""
@@ -108,11 +146,13 @@ class Writer:
     def example(self, example: Example) -> tuple[str, str]:
         """Prompt and response of an SFT example. Those of a pair are as they stand: what they hold counts; but a prompt
         with pictures that holds no control token is one turn of the user, as dLLM-RL's files have it."""
-        turns, is_raw = example.turns, not self.control.in_responses.search(example.prompt)
+        turns, is_raw = list(example.turns), not self.control.in_responses.search(example.prompt)
         if not turns and example.images and is_raw and self.own is not None:
-            turns = (("user", example.prompt),)
+            turns = [("user", example.prompt)]
         if not turns:
             return example.prompt, example.response
+        if self.how.system is not None and turns[0][0] != "system":
+            turns.insert(0, ("system", self.how.system))
         end = None if self.own is None else self.own.end_of_turn
         response = self.control.guard_response(example.response.rstrip(), end)
         return self.conversation(turns, example.images), response
@@ -128,7 +168,7 @@ def render_prompt(
     in_box: bool = True,
     think_first: bool = False,
     chat: Callable[[str], str] | None = None,
-    system: str | None = None,
+    before: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The prompt's text for one task. Pictures for which the question has no placeholders stand first in the user's
     turn.
@@ -136,8 +176,8 @@ def render_prompt(
     `template`: "auto" is the family's own for this type of task, "plain" the question as it is, "chat" the family's
     words in the checkpoint's own chat template, and a text that holds `{{problem}}` is used with the question in its
     place. `chat`: that chat template, from the user's turn to a conversation that the answer continues; None where the
-    checkpoint has none. `system`: a system prompt in place of the family's, for "auto". A function task's `prefix` (the
-    code that the answer continues) ends the prompt, except under "plain".
+    checkpoint has none. `before`: turns before the question's, for "auto". A function task's `prefix` (the code that
+    the answer continues) ends the prompt, except under "plain".
     ValueError for an unknown family, data type or template, for "chat" without one, and for `start_with_think`
     where a family has no such prompt.
     """
@@ -145,30 +185,35 @@ def render_prompt(
     places = "" if PLACEHOLDER in task.question else f"{PLACEHOLDER}\n" * len(task.images)
     if template in ("plain", DESCRIPTION):
         return places + task.question
-    is_function = data_type == "code" and task.columns.get("test_method") != "stdio"
-    prefix = (task.columns.get("prefix") or "") if is_function else ""
+    prefix = _prefix(task, data_type)
     if _PLACEHOLDER.search(template):
         return insert_question(template, places + task.question) + prefix
     if template not in ("auto", "chat"):
         raise ValueError(
             f"unknown template {template!r}: use 'auto', 'plain', 'chat', or a text with {{{{problem}}}} for the "
-            "question"
+            "question (of a file: @FILE)"
         )
     if template == "chat" and chat is None:
-        raise ValueError(
-            "template 'chat' is the chat template of the checkpoint's tokenizer, which has none here: use 'auto'"
-        )
-    if is_function and start_with_think:
+        raise ValueError(_NO_CHAT)
+    if _is_function(task, data_type) and start_with_think:
         warnings.warn("start_with_think is ignored for function tasks: their prompt ends with code", stacklevel=2)
         start_with_think = False
     own = chat_family(family)
     how = Format(family, data_type, template, start_with_think, in_box, think_first)
     turn = places + insert_question(instruction(own, task, how), task.question)
     if template == "auto" or chat is None:
-        first = [] if system is None else [("system", system)]
-        return own.conversation([*first, ("user", turn)], start_with_think=start_with_think) + prefix
+        return own.conversation([*before, ("user", turn)], start_with_think=start_with_think) + prefix
     text = chat(turn)
     return text + (_THINK if start_with_think and not text.endswith(_THINK) else "") + prefix
+
+
+def _is_function(task: Task, data_type: str) -> bool:
+    return data_type == "code" and task.columns.get("test_method") != "stdio"
+
+
+def _prefix(task: Task, data_type: str) -> str:
+    """The code that the answer to a function task continues."""
+    return (task.columns.get("prefix") or "") if _is_function(task, data_type) else ""
 
 
 def instruction(chat: ChatFormat, task: Task, how: Format) -> str:

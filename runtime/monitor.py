@@ -144,27 +144,27 @@ class Monitor:
         metrics: Mapping[str, float],
         *,
         name: str = "",
+        under: str = "eval",
         score: str = "accuracy",
         shown: Sequence[str] = EVALUATION_SHOWN,
         quiet: bool = False,
     ) -> None:
-        """A line for an evaluation, its `score` compared with the best so far; all of it logged under eval/{name}/.
+        """A line for an evaluation, its `score` compared with the best so far; all of it logged under {under}/{name}/.
 
         Its time does not count as the next step's. `quiet` leaves the line on stdout out.
         """
         self._timing.leave_out()
         if not self.enabled:
             return
-        prefix = f"eval/{name}/" if name else "eval/"
+        prefix = f"{under}/{name}/" if name else f"{under}/"
         earlier = read_jsonl(self._metrics_path) if self._metrics_path.exists() else ()
         scores = [row[prefix + score] for row in earlier if row.get(prefix + score) is not None]
         self._log(step, {prefix + key: value for key, value in metrics.items()})
-        if quiet:
-            return
         cells = [f"{LABELS.get(key, key)} {format_number(metrics[key])}" for key in shown if key in metrics]
         best = [f"(best {score} before: {format_number(max(scores))})"] if scores else []
-        name = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
-        self._print_cells([name, *cells, *best], style="bold")
+        title = f"{prefix.rstrip('/').replace('/', ' ')} after step {step}"
+        if not quiet:
+            self._print_cells([title, *cells, *best], style="bold")
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Responses of a step: the first on stdout, the long texts cut in their middle, TABLE_ROWS in trackers. Of each

@@ -16,6 +16,7 @@ from configs.commands import Command
 from configs.effects import OF_ONE_START, effect_between, note
 from configs.hidden import Hidden, actual, holds_hidden, shown
 from configs.load import RUN_HEADER, find, flat_run
+from configs.sets import SET_KEYS, besides_places
 from configs.tree import flat
 from runtime.files import atomic_write_text
 from runtime.text import mask_passwords
@@ -122,6 +123,8 @@ class _Pair:
     def names_the_same(self, key: str) -> bool:
         """Whether a key, or all that are looked up in the folder that it names, names what it did, by its digest, or,
         where the run keeps none, by its place."""
+        if key in SET_KEYS and besides_places(self.there.get(key)) != besides_places(self.here.get(key)):
+            return False
         if key in _FOLDERS:
             found = [self.digests(name) for name in self.settings.sources if name.startswith(_FOLDERS[key])]
             return bool(found) and all(pair is not None and pair[0] == pair[1] for pair in found)

@@ -23,6 +23,16 @@ class Choices:
     """Of low_confidence_dynamic: positions whose probability exceeds it are committed."""
     entropy_bound: float = 0.35
     """Of entropy_bounded, nats."""
+    edit_threshold: float | None = None
+    """Of block families: a step also overwrites tokens of its block where the model proposes another one with a
+    probability above this. None = what is decided stays."""
+    remask_threshold: float | None = None
+    """Tokens of the block at hand to which a step gives a probability below this return to the mask. None = none do."""
+    max_post_steps: int = 16
+    """Steps of a block without masks, which can only overwrite or remask, at most; 0 = the block ends when its last
+    mask falls."""
+    remask_budget: int = 16
+    """Tokens of a block that may return to the mask."""
     alg_temp: float = 0.0
     """low_confidence_static draws positions from softmax(score / alg_temp) without replacement; 0 = the best."""
     pad_id: int | None = None
@@ -37,12 +47,22 @@ class Choices:
         require_name("confidence", self.confidence, ("untempered", "tempered"))
         require(0.0 <= self.threshold <= 1.0, "threshold", self.threshold, "between 0 and 1")
         require(self.entropy_bound >= 0.0, "entropy_bound", self.entropy_bound, "at least 0")
+        for name in ("edit_threshold", "remask_threshold"):
+            value = getattr(self, name)
+            require(value is None or 0.0 <= value <= 1.0, name, value, "between 0 and 1 (null = off)")
+        require(self.max_post_steps >= 0, "max_post_steps", self.max_post_steps, "at least 0 (0 = none)")
+        require(self.remask_budget >= 0, "remask_budget", self.remask_budget, "at least 0 (0 = none)")
         require(self.alg_temp >= 0.0, "alg_temp", self.alg_temp, "at least 0 (0 = the best positions)")
         require(self.pad_target_penalty > 0.0, "pad_target_penalty", self.pad_target_penalty, "above 0")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def revises(self) -> bool:
+        """Whether steps change what is decided."""
+        return self.edit_threshold is not None or self.remask_threshold is not None
 
 
 def require(ok: bool, name: str, value: Any, range_text: str) -> None:

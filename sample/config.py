@@ -85,6 +85,9 @@ class SamplingConfig(Choices):
         require_name("attention", self.attention, ("auto", "flex", "sdpa"))
         require_name("output", self.output, ("text", "image"))
         require(self.guidance >= 0.0, "guidance", self.guidance, "at least 0")
+        for name in ("edit_threshold", "remask_threshold"):
+            value = getattr(self, name)
+            require(self.output == "text" or value is None, name, value, "null for pictures: it is of text")
         require(self.output == "image" or not self.guidance, "guidance", self.guidance, "0 for text: it is of pictures")
         ranked = not self.alg_temp or self.output == "text" or self.target == "confidence"
         require(ranked, "alg_temp", self.alg_temp, "0 for pictures that are ranked by another target than confidence")
@@ -110,6 +113,7 @@ class SamplingConfig(Choices):
             return self._of_a_picture(model)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         cache = cache_of(self.cache, model.spec.family)
+        check_edits(self.edit_threshold, model.spec.family)
         self.kind_on(model)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
@@ -143,6 +147,15 @@ class SamplingConfig(Choices):
             steps_per_block=min(size, steps or default_steps),
             cache=cache_of(self.cache, model.spec.family),
             stop_ids=(),
+        )
+
+
+def check_edits(edit_threshold: float | None, family: Family, key: str = "edit_threshold") -> None:
+    """ValueError where a family has no rule for edits. key: what the message calls it."""
+    if edit_threshold is not None and family.attention == "full":
+        raise ValueError(
+            f"{key}={edit_threshold}: {family.name} has full attention, for which there is no rule for edits: they are "
+            "of block families. Leave it out (null), or set remask_threshold: unsure tokens return to the mask."
         )
 
 

@@ -10,6 +10,7 @@ from models import DiffusionLM
 from models.compiled import compiled_on
 from sample.config import SamplingConfig
 from sample.drawing import Drawer
+from sample.revision import Revision
 from sample.slots import StepState
 from sample.spans import Bounds, CachePolicy, first_true
 from sample.strategies import Proposal
@@ -21,7 +22,8 @@ class Denoiser:
     """Steps under one config (after `for_model`). Works on the slots' state and a cache policy; keeps nothing of them.
 
     schedule: positions that a step decides, [blocks, steps]; the last row and column hold for all further ones. Under
-    full attention a row follows for each length that the last block of a shorter response may have.
+    full attention a row follows for each length that the last block of a shorter response may have. Where steps revise,
+    a block that needs more steps than it has goes on with the share of its last one.
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig):
@@ -30,12 +32,13 @@ class Denoiser:
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
         self.propose = compiled_on(model.device, propose)
+        self.revision = Revision(config, model.mask_id) if config.revises else None
         self.drawer = Drawer(model, config, self.rules) if config.output == "image" else None
         plans, last = _plans(model, config, self.rules)
         self.blocks = len(plans)
         plans += last
         longest = max(map(len, plans))
-        table = [plan + [1] * (longest - len(plan)) for plan in plans]
+        table = [plan + [plan[-1] if config.revises else 1] * (longest - len(plan)) for plan in plans]
         self.schedule = torch.tensor(table, device=model.device).clamp_min(1)
         stop_ids = config.stop_ids if config.early_stop else ()
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
@@ -45,19 +48,28 @@ class Denoiser:
         hidden_nbD, active_n = cache.hidden(state, bounds)
         position_nb = state.start[:, None] + self.offset_b
         ids_nb = state.ids.gather(1, position_nb)
-        masked_nb = (ids_nb == self.model.mask_id) & active_n[:, None]
+        open_nb = self._open(state, ids_nb, position_nb) & active_n[:, None]
+        masked_nb = open_nb
         if self.decoding.opens_with_first:
-            masked_nb &= (state.block_step > 0)[:, None] | (self.offset_b == 0)
-        if self.decoding.stop_narrows and len(self.stop_ids):
-            masked_nb &= self.offset_b < self._first_stop(state, ids_nb, position_nb)[:, None]
-        proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds)
+            masked_nb = open_nb & ((state.block_step > 0)[:, None] | (self.offset_b == 0))
+        if self.revision is None:
+            proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb, bounds)
+        else:
+            written_nb = self.revision.written(state, ids_nb, position_nb, active_n)
+            proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb | written_nb, bounds)
         chosen_nb = self.rules.strategy(proposal, masked_nb, self._share(state), self.config)
 
         state.step += active_n
         state.block_step += active_n
-        ids_nb = torch.where(chosen_nb, proposal.token, ids_nb)
-        state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
-        self._advance(state, active_n, ids_nb, position_nb)
+        leaves_n = active_n
+        if self.revision is None:
+            ids_nb = torch.where(chosen_nb, proposal.token, ids_nb)
+            state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
+        else:
+            ids_nb, changed_n = self.revision.revise(state, proposal, chosen_nb, written_nb, position_nb)
+            began_full_n, full_n = (active_n & ~o.any(1) for o in (open_nb, self._open(state, ids_nb, position_nb)))
+            leaves_n = self.revision.settled(state, began_full_n, full_n, changed_n)
+        self._advance(state, leaves_n, ids_nb, position_nb)
 
     @property
     def suffix_ids(self) -> tuple[int, ...]:
@@ -65,16 +77,23 @@ class Denoiser:
         return self.drawer.drawing.suffix_ids if self.drawer is not None else ()
 
     def first_masks(self, undecided: int) -> int:
-        """Positions that the first step of a block may decide, of those undecided."""
-        return min(undecided, 1) if self.decoding.opens_with_first else undecided
+        """Positions that the first step of a block may decide, of those undecided; where steps revise, that any may."""
+        return min(undecided, 1) if self.decoding.opens_with_first and self.revision is None else undecided
+
+    def _open(self, state: StepState, ids_nb: Tensor, position_nb: Tensor) -> Tensor:
+        """Positions [n, b] that must be decided before the block is left."""
+        masked_nb = ids_nb == self.model.mask_id
+        if self.decoding.stop_narrows and len(self.stop_ids):
+            masked_nb &= self.offset_b < self._first_stop(state, ids_nb, position_nb)[:, None]
+        return masked_nb
 
     def _proposal(
-        self, hidden_nbD: Tensor, state: StepState, position_nb: Tensor, masked_nb: Tensor, bounds: Bounds
+        self, hidden_nbD: Tensor, state: StepState, position_nb: Tensor, wanted_nb: Tensor, bounds: Bounds
     ) -> Proposal:
-        """Candidates of the masked positions, [n, b]. The head runs on `bounds.masks` positions, the masked ones
+        """Candidates of the wanted positions, [n, b]. The head runs on `bounds.masks` positions, the wanted ones
         first."""
-        n, b = masked_nb.shape
-        row_N = first_true(masked_nb.flatten(), bounds.masks)
+        n, b = wanted_nb.shape
+        row_N = first_true(wanted_nb.flatten(), bounds.masks)
         slot_N = row_N // b
         coordinates = Coordinates(state.key[slot_N], position_nb.flatten()[row_N], state.step[slot_N])
         if self.drawer is not None:
@@ -82,7 +101,10 @@ class Denoiser:
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
         vocabulary = (self.model.mask_id, self.model.text_vocab_size)
-        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings)
+        standing_N = None
+        if self.config.remask_threshold is not None:
+            standing_N = state.ids.gather(1, position_nb).flatten()[row_N].clamp_min(0)
+        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings, standing_N)
         return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:
@@ -94,8 +116,8 @@ class Denoiser:
             row_n = torch.where(ends_apart, self.blocks - 1 + left_n, row_n)
         return self.schedule[row_n, state.block_step.clamp_max(self.schedule.shape[1] - 1)]
 
-    def _advance(self, state: StepState, active_n: Tensor, ids_nb: Tensor, position_nb: Tensor) -> None:
-        """Ends slots whose response is complete, moves those with a decided block on."""
+    def _advance(self, state: StepState, leaves_n: Tensor, ids_nb: Tensor, position_nb: Tensor) -> None:
+        """Ends slots whose response is complete, moves those with a decided block on. leaves_n: those that may."""
         b = self.b
         is_mask = ids_nb == self.model.mask_id
         undecided = torch.where(is_mask, self.offset_b, b).amin(1)
@@ -104,15 +126,21 @@ class Denoiser:
             ended |= self._first_stop(state, ids_nb, position_nb) < undecided
         if self.decoding.pads_end and self.config.early_stop and self.config.pad_id is not None:
             only_pads = ((ids_nb == self.config.pad_id) | (position_nb >= state.end[:, None])).all(1)
-            self._fill_pads(state, active_n & only_pads & ~ended)
+            self._fill_pads(state, leaves_n & only_pads & ~ended)
             ended |= only_pads
-        state.live &= ~(active_n & ended)
-        advance = active_n & state.live & (undecided == b)
+        state.live &= ~(leaves_n & ended)
+        advance = leaves_n & state.live & (undecided == b)
         state.start += b * advance
         state.block_index += advance
         state.block_step *= ~advance
         state.needs_commit |= advance
-        state.masks.copy_(torch.where(advance, self.first_masks(b), is_mask.sum(1)))
+        left_n = state.masks
+        if self.revision is None:
+            left_n = is_mask.sum(1)
+        else:
+            state.post_steps *= ~advance
+            state.remasked *= ~advance
+        state.masks.copy_(torch.where(advance, self.first_masks(b), left_n))
 
     def _first_stop(self, state: StepState, ids_nb: Tensor, position_nb: Tensor) -> Tensor:
         """Place [n] in the block of the first stop id of the response, b where there is none."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from sample.draw import Drawing, Mix
 from sample.graphs import CommitBudget, Steps, bucket
 from sample.pictures import PictureTable
 from sample.request import Request, hash_key
+from sample.revision import event_counts, events_of
 from sample.rollout import Rollout
 from sample.seating import Copy, Seating
 from sample.slots import GREEDY, Seat, SlotKV, StepState
@@ -192,6 +193,7 @@ class Generation:
     def _collect(self) -> int:
         """Turns ended slots into rollouts and frees them; how many."""
         live = self.state.live.tolist()
+        counts = event_counts(self.state, self.occupant, self.config)
         ended = [slot for slot in self.occupant if not live[slot]]
         if not ended:
             return 0
@@ -199,7 +201,10 @@ class Generation:
         columns = [getattr(self.state, name)[ended].tolist() for name in names]
         for slot, *numbers in zip(ended, *columns, strict=True):
             request = self.occupant.pop(slot)
-            self.rollouts[request.index] = self._rollout(request, **dict(zip(names, numbers, strict=True)))
+            rollout = self._rollout(request, **dict(zip(names, numbers, strict=True)))
+            if slot in counts:
+                rollout = replace(rollout, events=events_of(self.state, slot, counts[slot], self.model.mask_id))
+            self.rollouts[request.index] = rollout
         return len(ended)
 
     def _rollout(

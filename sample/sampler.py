@@ -15,6 +15,7 @@ from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
 from sample.graphs import Capture, Steps, capture_of
 from sample.request import requests_of
+from sample.revision import event_room
 from sample.rollout import Key, Rollout
 from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
@@ -174,7 +175,8 @@ class Sampler:
         model, config = self.model, self.config
         keeps_keys = CACHES[config.cache].keeps_keys
         kv = SlotKV(model.hf_config, slots, capacity_tokens, model.dtype, model.device) if keeps_keys else None
-        state = StepState.empty(slots, capacity_tokens, model.mask_id, model.device)
+        room = event_room(config, self._denoiser.b, config.max_new_tokens)
+        state = StepState.empty(slots, capacity_tokens, model.mask_id, model.device, room)
         cache = cache_policy(model, config, kv)
         return _Held(kv, state, cache, Steps(self._denoiser, cache, self.capture))
 

@@ -6,7 +6,7 @@ Shapes: n slots, b positions of a block, T capacity in tokens, H query heads, G 
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -85,9 +85,9 @@ class Seat(NamedTuple):
     suffix_ids: Sequence[int] = ()
 
 
-def _numbers(dtype: torch.dtype = torch.long, per_token: bool = False) -> Any:
-    """A field of StepState: one number a slot, or one a token of it."""
-    return field(metadata={"dtype": dtype, "per_token": per_token})
+def _numbers(dtype: torch.dtype = torch.long, per: Literal["slot", "token", "event"] = "slot") -> Any:
+    """A field of StepState: one number a slot, one a token of it, or one an event."""
+    return field(metadata={"dtype": dtype, "per": per})
 
 
 @dataclass
@@ -106,11 +106,16 @@ class StepState:
     which it found no room to be.
     live: being decoded.
     temperature, top_k, top_p: of a sequence that has its own `Drawing`.
+    post_steps, remasked: steps that the block at hand has begun without masks, and tokens of it that have returned to
+    the mask; both stay 0 where steps do not revise.
+    events: how often a token was written or remasked so far; event_step, event_place, event_token, event_logp
+    [n, E + 1]: the first E of them in order, as `sample.events` has them. The last column takes what there is no room
+    for.
     """
 
-    ids: Tensor = _numbers(per_token=True)
-    step_map: Tensor = _numbers(torch.int32, per_token=True)
-    logp: Tensor = _numbers(torch.float32, per_token=True)
+    ids: Tensor = _numbers(per="token")
+    step_map: Tensor = _numbers(torch.int32, per="token")
+    logp: Tensor = _numbers(torch.float32, per="token")
     start: Tensor = _numbers()
     end: Tensor = _numbers()
     length: Tensor = _numbers()
@@ -128,26 +133,32 @@ class StepState:
     temperature: Tensor = _numbers(torch.float32)
     top_k: Tensor = _numbers()
     top_p: Tensor = _numbers(torch.float32)
+    post_steps: Tensor = _numbers()
+    remasked: Tensor = _numbers()
+    events: Tensor = _numbers()
+    event_step: Tensor = _numbers(torch.int32, per="event")
+    event_place: Tensor = _numbers(torch.int32, per="event")
+    event_token: Tensor = _numbers(torch.int32, per="event")
+    event_logp: Tensor = _numbers(torch.float32, per="event")
 
     @staticmethod
-    def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device) -> "StepState":
-        """Of slots that are not live; the capacity is rounded up as `SlotKV`'s is."""
+    def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device, events: int = 0) -> "StepState":
+        """Of slots that are not live, with room for so many events; the capacity is rounded up as `SlotKV`'s is."""
+        shapes = {item: _shape(item, slots, capacity_tokens, events) for item in fields(StepState)}
         state = StepState(
             **{
-                item.name: torch.zeros(
-                    _shape(item, slots, capacity_tokens), dtype=item.metadata["dtype"], device=device
-                )
-                for item in fields(StepState)
+                item.name: torch.zeros(shape, dtype=item.metadata["dtype"], device=device)
+                for item, shape in shapes.items()
             }
         )
         state.ids.fill_(mask_id)
         return state
 
     @staticmethod
-    def bytes(slots: int, capacity_tokens: int) -> int:
+    def bytes(slots: int, capacity_tokens: int, events: int = 0) -> int:
         """Of the memory that so many slots take."""
         return sum(
-            math.prod(_shape(item, slots, capacity_tokens)) * item.metadata["dtype"].itemsize
+            math.prod(_shape(item, slots, capacity_tokens, events)) * item.metadata["dtype"].itemsize
             for item in fields(StepState)
         )
 
@@ -175,9 +186,31 @@ class StepState:
 
     def commit(self, chosen_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
         """Decides the chosen positions of each slot's block in the step that `step` counts."""
-        step_nb = self.step.int()[:, None]
-        for column, new in ((self.ids, ids_nb), (self.step_map, step_nb), (self.logp, logp_nb)):
-            column.scatter_(1, position_nb, torch.where(chosen_nb, new, column.gather(1, position_nb)))
+        self._write(chosen_nb, position_nb, ids_nb, self.step.int()[:, None], logp_nb)
+
+    def remask(self, returned_nb: Tensor, position_nb: Tensor, mask_id: int) -> None:
+        """Returns positions of each slot's block to the mask."""
+        self._write(returned_nb, position_nb, mask_id, 0, 0.0)
+
+    def _write(self, where_nb: Tensor, position_nb: Tensor, *values: Tensor | float) -> None:
+        for column, new in zip((self.ids, self.step_map, self.logp), values, strict=True):
+            column.scatter_(1, position_nb, torch.where(where_nb, new, column.gather(1, position_nb)))
+
+    @property
+    def event_room(self) -> int:
+        """E."""
+        return self.event_step.shape[1] - 1
+
+    def log(self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
+        """Appends what the step changed: the ids that stand there now, and their log-probabilities. `events` counts on
+        where the room ends, so that the host sees it whenever it looks."""
+        index_nb = self.events[:, None] + changed_nb.cumsum(1) - 1
+        index_nb = torch.where(changed_nb, index_nb, self.event_room).clamp_max(self.event_room)
+        step_nb, place_nb = self.step[:, None].expand_as(ids_nb), position_nb - self.prompt[:, None]
+        columns = (self.event_step, self.event_place, self.event_token, self.event_logp)
+        for column, new in zip(columns, (step_nb, place_nb, ids_nb, logp_nb), strict=True):
+            column.scatter_(1, index_nb, new.to(column.dtype))
+        self.events += changed_nb.sum(1)
 
     def place(self, seats: Sequence[Seat], mask_id: int) -> None:
         """Begins sequences: prompt ids, masks to the end, what stands right of it (then a token that stands for
@@ -207,5 +240,7 @@ class StepState:
             getattr(self, name)[slot] = torch.tensor(values, device=device)
 
 
-def _shape(item: Field, slots: int, capacity_tokens: int) -> tuple[int, ...]:
-    return (slots, rounded_capacity(capacity_tokens)) if item.metadata["per_token"] else (slots,)
+def _shape(item: Field, slots: int, capacity_tokens: int, events: int) -> tuple[int, ...]:
+    if item.metadata["per"] == "event":
+        return slots, events + (events > 0)
+    return (slots, rounded_capacity(capacity_tokens)) if item.metadata["per"] == "token" else (slots,)

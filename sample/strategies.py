@@ -16,14 +16,15 @@ from sample.choices import Choices
 
 class Proposal(NamedTuple):
     """A candidate for each position: token, its log-probability at temperature 1, its score under the target; the
-    entropy (nats) where strategy or target needs it; the confidence where the strategy compares it with a threshold and
-    the score is no probability."""
+    entropy (nats) where strategy or target needs it; the confidence where a threshold is compared with it and the score
+    is no probability; where tokens may be remasked, `held`, the probability of the token that stands there."""
 
     token: Tensor
     logp: Tensor
     score: Tensor
     entropy: Tensor | None = None
     confidence: Tensor | None = None
+    held: Tensor | None = None
 
     @property
     def probability(self) -> Tensor:
@@ -43,7 +44,7 @@ class Proposal(NamedTuple):
         def place(value_N: Tensor) -> Tensor:
             return value_N.new_zeros(n * b).index_copy_(0, row_N, value_N).view(n, b)
 
-        more = (None if value is None else place(value) for value in (self.entropy, self.confidence))
+        more = (None if value is None else place(value) for value in (self.entropy, self.confidence, self.held))
         return Proposal(place(self.token), place(self.logp), place(self.score), *more)
 
 

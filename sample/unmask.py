@@ -34,7 +34,7 @@ class Rules:
     @property
     def needs_confidence(self) -> bool:
         """Whether a threshold is compared with something else than the score."""
-        return self.strategy.by_threshold and not self.target.bounded
+        return (self.strategy.by_threshold or self.choices.edit_threshold is not None) and not self.target.bounded
 
     @property
     def filters(self) -> bool:
@@ -88,15 +88,18 @@ def propose(
     mask_id: int | None,
     text_vocab_size: int | None = None,
     drawings: Drawings | None = None,
+    standing_N: Tensor | None = None,
 ) -> Proposal:
     """A candidate for each position. The mask id (None: it is not among these) and ids from text_vocab_size on are
     never drawn but stay in the softmax of `logp`.
 
     logits_NV is float32 and is overwritten. drawings: how each position draws its token; None = all as the choices say.
+    standing_N: the ids that stand there, for `Proposal.held`.
     """
     choices, strategy, target = rules.choices, rules.strategy, rules.target
     weight_NV = logits_NV.softmax(-1)
     lse = logits_NV.amax(-1) - weight_NV.amax(-1).log()
+    held = None if standing_N is None else (_at(logits_NV, standing_N) - lse).exp()
     entropy = lse - (weight_NV * logits_NV).sum(-1) if rules.needs_entropy else None
     margin = _margin(weight_NV) if target.needs_margin else None
     _forbid(logits_NV, mask_id, text_vocab_size, -math.inf)
@@ -117,7 +120,7 @@ def propose(
     if choices.alg_temp > 0.0 and strategy.draws_order:
         uniform = coordinates.uniform(ORDER_STREAM).clamp_min(2.0**-53)
         score = score / choices.alg_temp - (-uniform.log()).log().float()
-    return Proposal(token, logp, score, entropy, compared)
+    return Proposal(token, logp, score, entropy, compared, held)
 
 
 def _drawn(

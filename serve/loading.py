@@ -13,7 +13,7 @@ from models.folder import weight_files
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from sample import Sampler, SamplingConfig
-from sample.config import cache_of
+from sample.config import cache_of, check_edits
 from serve.settings import ModelSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
@@ -30,6 +30,7 @@ def check(settings: ModelSettings) -> CheckpointSpec:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here. Set device=cpu or auto.")
     cache_of(settings.cache, spec.family)  # type: ignore[arg-type]
+    check_edits(settings.edit_threshold, spec.family)
     config_of(sized(settings, spec))
     return spec
 

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.arguments import argument_tree
-from configs.fields import kind_of
-from configs.load import check_entry
+from configs.fields import check_entry, kind_of
 from configs.schema import opt, output, speed
 
 S = TypeVar("S", bound="ModelSettings")
@@ -47,6 +46,14 @@ class ModelSettings:
     target: str = opt("confidence", "the score that ranks positions: a name, or path/to/file.py:name")
     threshold: float = opt(0.9, "low_confidence_dynamic commits positions above it", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "of entropy_bounded, nats", low=0.0)
+    edit_threshold: float | None = opt(
+        None, "block families: a block's tokens are overwritten by others above this probability", low=0.0, high=1.0
+    )
+    remask_threshold: float | None = opt(
+        None, "a block's tokens below this probability return to the mask", low=0.0, high=1.0
+    )
+    max_post_steps: int = opt(16, "of both: steps of a block without masks at most", low=0, high=32)
+    remask_budget: int = opt(16, "tokens of a block that may return to the mask", low=0, high=32)
     cache: str = opt(
         "auto", "cache of keys and values (docs/sampling.md)", choices=("auto", "exact", "none", "prefix", "dual")
     )

@@ -101,3 +101,5 @@ def test_a_cache_that_a_family_does_not_have_is_reported_before_a_model_is_loade
     run = rl.run if text is RL else evaluation.run
     with pytest.raises(ValueError, match="rollout.cache: cache 'exact' does not exist for llada"):
         run(load_config(shop.arguments(text, f"model.pretrained_model={llada}", "rollout.cache=exact")))
+    with pytest.raises(ValueError, match="rollout.edit_threshold=0.5: llada has full attention.*remask_threshold"):
+        run(load_config(shop.arguments(text, f"model.pretrained_model={llada}", "rollout.edit_threshold=0.5")))

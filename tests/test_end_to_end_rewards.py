@@ -8,7 +8,7 @@ from judge_server import judge_checkpoint, serving
 from configs import load_config
 from reward.code.sandbox import INSTALL_HINT, find_isolation
 from train import rl
-from train.algorithm.advantages import step_gae
+from train.algorithm.advantages import step_gae, zscore
 from train.setup import models as setup_models
 
 needs_sandbox = pytest.mark.skipif(find_isolation() is None, reason=f"no sandbox here: {INSTALL_HINT}")
@@ -170,3 +170,22 @@ def test_parts_of_a_reward_are_logged_with_each_response(shop):
         assert row["reward"] == pytest.approx(row["rewards"]["share_of_small_digits"] + 0.25)
     (metrics,) = read_jsonl(shop.runs / "rl" / "metrics.jsonl")
     assert metrics["reward/always_one_mean"] == 1.0
+
+
+@pytest.mark.slow
+def test_parts_that_are_normalised_each_in_their_group_give_advantages_by_weight(shop):
+    functions = f"reward.function=[{shop.reward}:share_of_small_digits,{shop.reward}:by_answer]"
+    keys = [functions, "reward.combine=normalise", "reward.weights={by_answer: 0.5}", "experiment.total_step=1"]
+    rl.run(load_config(shop.arguments(RL, *keys, NO_EVALUATION, reward=None), command="rl"))
+    rows = read_jsonl(shop.runs / "rl" / "rollouts.jsonl")
+    trained = 0
+    for first in range(0, len(rows), 4):
+        group = rows[first : first + 4]
+        share, by_answer = (np.array([row["rewards"][name] for row in group]) for name in group[0]["rewards"])
+        if group[0]["advantage"] is not None:
+            wanted = zscore(share) + 0.5 * zscore(by_answer)
+            assert [row["advantage"] for row in group] == pytest.approx(wanted.tolist())
+            trained += 1
+    assert trained
+    with pytest.raises(ValueError, match="reward.combine=normalise needs several rewards"):
+        rl.run(load_config(shop.arguments(RL, "reward.combine=normalise"), command="rl"))

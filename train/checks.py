@@ -3,22 +3,26 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
 from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
+from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
 from models.families import Family
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
+from reward.registry import named_functions
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
+from sample.config import check_edits
 from train.algorithm.masking import Method
 from train.algorithm.objectives import TERMS, Needs
 from train.distributed.kind import check_engine, world_size
@@ -27,15 +31,17 @@ from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_c
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings, check_steps
+from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
 from train.setup.doors import check_doors, method_of, objective_of
-from train.setup.eval_sets import KEYS, EvalSet, eval_sets
+from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, value_spec_of
 from train.setup.pictures import check_drawing, image_root
 from train.setup.process import pick_device, precision
-from train.setup.prompts import PromptSource, format_of, require_room, training_source
-from train.setup.rewards import check_tasks, reward_of, step_judge_of
+from train.setup.prompts import PromptSource, format_of, require_room
+from train.setup.rewards import check_tasks, step_judge_of
 from train.setup.sources import require_as_written, require_kept, settings_of
+from train.setup.train_sets import KEY as TRAINED
+from train.setup.train_sets import TrainRewards, TrainSet, train_sets
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +144,13 @@ def _check_teacher(config: Config, needs: Needs) -> None:
 
 
 def _check_credit(config: Config) -> None:
-    """ValueError where keys of speed and advantages do not go together."""
+    """ValueError where keys of speed, parts of the reward and advantages do not go together."""
     reward, training = config.reward, config.training
+    if reward.combine == "normalise" and len(named_functions(reward)) + reward.beside_verifier < 2:
+        raise ValueError(
+            "reward.combine=normalise needs several rewards: give reward.function a list, or set "
+            "reward.beside_verifier=true."
+        )
     if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
         raise ValueError(
             f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
@@ -254,18 +265,20 @@ def check_dataset(config: Config, name: str, key: str) -> Path:
         return resolve_dataset(name, folder=find(config.dataset.folder), seed=config.dataset.seed)
 
 
-def tasks_of(config: Config, name: str, key: str, data_type: str, family: Family) -> list[Task]:
+def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> list[Task]:
     """The tasks of a data set, read as the run will read it: malformed rows are reported before any model is loaded."""
-    path = check_dataset(config, name, key)
-    root = image_root(config.dataset, path, family, data_type)
+    path = check_dataset(config, source.name, key)
+    root, columns = image_root(config.dataset, path, family, source.data_type), source.columns_in(config.dataset)
     with naming(key):
-        return read_tasks(path, data_type=data_type, columns=config.dataset.columns, image_root=root)[0]
+        return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     """ValueError where the responses of a section leave the model no position for a prompt, or the family
-    has no such cache."""
+    has no such cache or no edits."""
     cache_mode(decode, spec.family)
+    for chosen in decodings(decode):
+        check_edits(chosen["edit_threshold"], spec.family, decode.key("edit_threshold"))
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
@@ -282,27 +295,35 @@ def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, ta
 
 def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
-    dataset = config.dataset
-    tasks = tasks_of(config, dataset.train_dataset, "dataset.train_dataset", dataset.data_type, spec.family)
-    check_prompts(config, training_source(config), spec, tasks)
-    with reward_of(config, dataset.data_type) as reward:
-        check_tasks(reward, tasks, "dataset.train_dataset", config.rollout)
-        sets = [(each, check_set(config, each, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
-        for each, tests in sets:
-            if each.graded_as_training(config):
+    trained = [(each, check_set(config, each.source, TRAINED, spec)) for each in _train_sets(config)]
+    with closing(TrainRewards(config)) as rewards:
+        for each, tasks in trained:
+            check_tasks(rewards.of(each.named.label), tasks, TRAINED, config.rollout)
+        tested = [(each, check_set(config, each.source, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
+        shared = [each for each, _ in tested if rewards.of_config and each.graded_as_training(config)]
+        for test, tests in tested:
+            if rewards.of_config and test in shared:
+                check_tasks(rewards.of_config, tests, KEYS["rl"], config.evaluation)
+    for test, tests in tested:
+        if test not in shared:
+            with test.reward_of(config) as reward:
                 check_tasks(reward, tests, KEYS["rl"], config.evaluation)
-    for each, tests in sets:
-        if not each.graded_as_training(config):
-            with each.reward_of(config) as reward:
-                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
-    return len(tasks)
+    most = config.dataset.max_tasks
+    return sum(min(len(tasks), most or len(tasks)) for _, tasks in trained)
 
 
-def check_set(config: Config, each: EvalSet, key: str, spec: CheckpointSpec) -> list[Task]:
-    """The tasks of a set that an evaluation samples, with a prompt for the first of them. ValueError otherwise."""
-    tests = tasks_of(config, each.source.name, key, each.source.data_type, spec.family)
-    check_prompts(config, each.source, spec, tests)
-    return tests
+def _train_sets(config: Config) -> list[TrainSet]:
+    """ValueError where there is none."""
+    if not (sets := train_sets(config)):
+        check_dataset(config, "", TRAINED)
+    return sets
+
+
+def check_set(config: Config, source: PromptSource, key: str, spec: CheckpointSpec) -> list[Task]:
+    """The tasks of a set that is sampled, with a prompt for the first of them. ValueError otherwise."""
+    tasks = tasks_of(config, source, key, spec.family)
+    check_prompts(config, source, spec, tasks)
+    return tasks
 
 
 def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blocks) -> None:
@@ -322,6 +343,8 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
 
 
 def _check_best(config: Config) -> None:
+    if config.experiment.early_stopping is not None and not config.evaluation.eval_dataset:
+        raise ValueError("experiment.early_stopping needs evaluations that get no better: set evaluation.eval_dataset.")
     if not config.experiment.keep_best:
         return
     if not config.evaluation.eval_dataset:
@@ -333,12 +356,12 @@ def _check_best(config: Config) -> None:
 
 def plan_lines(config: Config, tasks: int) -> list[str]:
     """The arithmetic of a step, for a dry run."""
-    rollout = config.rollout
-    tasks = min(tasks, config.dataset.max_tasks or tasks)
+    rollout, steps = config.rollout, config.experiment.total_step
+    drawn = steps * rollout.num_task_per_step / tasks
     return [
         f"dry run of {config.experiment.project}: everything named exists and fits together",
-        f"  data    {config.dataset.train_dataset}: {tasks:,} tasks; {config.experiment.total_step} steps draw "
-        f"{config.experiment.total_step * rollout.num_task_per_step / tasks:.2g} times as many",
+        f"  data    {described(config.dataset.train_dataset)}: {tasks:,} tasks; "
+        f"{steps} steps draw {drawn:.2g} times as many",
         f"  step    {responses_line(config)}, up to {rollout.max_new_tokens} tokens each",
         f"  update  {rows_line(config)}",
         *([f"  value   {value_line(config)}"] if config.model.value_base_model else []),

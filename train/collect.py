@@ -3,9 +3,8 @@
 Shapes: G responses of a prompt.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -13,8 +12,6 @@ import numpy as np
 
 import models
 from configs.schema import Config
-from reward.base import Reward
-from reward.function import means_of
 from runtime import ranks, stopping
 from runtime.monitor import Monitor
 from sample import Rollout, Sampler
@@ -22,13 +19,13 @@ from sample.rollout import Key
 from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
-from train.learner.rollout_log import GradedRollouts, RolloutLog
+from train.figures import sources_of
+from train.grading import Grading, Scores
+from train.learner.rollout_log import GradedRollouts
 from train.setup.doors import advantage_of, objective_of
 from train.setup.pictures import Eyes
-from train.setup.prompts import Prompt, completion_text, reward_columns, see
-from train.setup.step_judge import StepJudge
-
-logger = logging.getLogger(__name__)
+from train.setup.prompts import Prompt, see
+from train.setup.train_sets import TrainTasks
 
 
 @dataclass(frozen=True)
@@ -49,40 +46,14 @@ class StepRollouts:
         return replace(self, prompts=prompts, rollouts=rollouts, seconds=self.seconds + more.seconds)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Completions of a step's rollouts, their rewards, and counts of the reward's calls. parts: of a sum, what each of
-    its rewards gave."""
-
-    texts: list[str]
-    rewards: list[float | None]
-    stats: dict[str, float]
-    parts: dict[str, list[float | None]]
-
-    def joined(self, more: "Scores") -> "Scores":
-        names = self.stats.keys() | more.stats.keys()
-        stats = {name: self.stats.get(name, 0.0) + more.stats.get(name, 0.0) for name in sorted(names)}
-        parts = {name: self.parts.get(name, []) + values for name, values in more.parts.items()}
-        return Scores(self.texts + more.texts, self.rewards + more.rewards, stats | means_of(parts), parts)
-
-
-@dataclass(frozen=True)
-class Grading:
-    """What grades and keeps rollouts: on rank 0 alone, other ranks have none. judge: the one of process rewards."""
-
-    reward: Reward | None
-    judge: StepJudge | None
-    log: RolloutLog | None
-
-
 class Collector:
     """Makes the graded rollouts of a step. Every rank calls every method and gets the same; rank 0 alone grades, judges
     and writes.
 
     A step that an interrupted run graded already is taken from disk, as long as this run would sample the same."""
 
-    def __init__(self, config: Config, sampler: Sampler, prompts: Sequence[Prompt], grading: Grading, monitor: Monitor):
-        self.config, self.sampler, self.prompts = config, sampler, prompts
+    def __init__(self, config: Config, sampler: Sampler, tasks: TrainTasks, grading: Grading, monitor: Monitor):
+        self.config, self.sampler, self.prompts = config, sampler, tasks.prompts
         self.grading, self.monitor = grading, monitor
         self.group_size = config.rollout.num_response_per_task
         training = config.training
@@ -90,11 +61,15 @@ class Collector:
         self.taught = objective_of(training).needs.teacher
         self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
-            [prompt.task.id for prompt in prompts],
+            [prompt.task.id for prompt in self.prompts],
             training.seed,
             config.dataset.curriculum,
             (training.min_accuracy, training.max_accuracy),
+            tasks.sets,
         )
+        by_column = sources_of(self.prompts, config.dataset.source_column)
+        found = {prompt.task.id: prompt.of or name for prompt, name in zip(self.prompts, by_column, strict=True)}
+        self.sources = {task: name for task, name in found.items() if name}
 
     def draw(self, step: int) -> list[Prompt]:
         """The prompts of a step."""
@@ -149,17 +124,17 @@ class Collector:
         return graded
 
     def _graded(self, sampled: StepRollouts) -> GradedRollouts:
-        scores = ranks.on_main(self._rewards, sampled.prompts, sampled.rollouts)
+        scores = ranks.on_main(self._scores, sampled.prompts, sampled.rollouts)
         stopping.check()
         for draw in range(1, self.config.rollout.refill_draws + 1):
             more = self._refill(sampled, scores, draw)
             if not more.prompts:
                 break
-            scores = scores.joined(ranks.on_main(self._rewards, more.prompts, more.rollouts))
+            scores = scores.joined(ranks.on_main(self._scores, more.prompts, more.rollouts))
             sampled = sampled.joined(more)
             stopping.check()
         rewards, stats = scores.rewards, scores.stats
-        credit = self._credit(sampled.rollouts, rewards)
+        credit = self._credit(sampled.rollouts, scores)
         if self.config.judge.mode == "process" and sampled.rollouts:
             with self.monitor.timed("judge"):
                 credit = ranks.on_main(self._judged, sampled, rewards, credit)
@@ -171,7 +146,7 @@ class Collector:
     def _refill(self, sampled: StepRollouts, scores: Scores, draw: int) -> StepRollouts:
         """Rollouts of further tasks, one for each group that teaches nothing; none where all do, where no task is left,
         or where groups have no reward at all, which no other task would cure."""
-        dropped = self._credit(sampled.rollouts, scores.rewards).dropped
+        dropped = self._credit(sampled.rollouts, scores).dropped
         kept = len(sampled.prompts) - dropped.total()
         missing = self.config.rollout.num_task_per_step - kept - dropped["unrewarded"]
         taken = {prompt.task.id for prompt in sampled.prompts}
@@ -216,23 +191,15 @@ class Collector:
             shown = zip(rows, graded.rewards, strict=True)
             self.monitor.samples(sampled.step, [row | {"reward": reward} for row, reward in shown])
 
-    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
-        reward = self.grading.reward
-        assert reward is not None
-        if not rollouts:
-            return Scores([], [], {}, {})
-        texts = [completion_text(rollout, self.sampler.model) for rollout in rollouts]
-        questions = [prompt.text for prompt in prompts for _ in range(self.group_size)]
-        rewards = reward(questions, texts, **reward_columns(prompts, rollouts, self.sampler.model))
-        if self.config.training.truncated == "wrong":
-            rewards = _cut_is_wrong(rollouts, rewards, self.config.rollout.key("max_new_tokens"))
-        return Scores(texts, rewards, reward.stats, reward.given)
+    def _scores(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Scores:
+        return self.grading.scores(prompts, rollouts, self.sampler.model, self.config)
 
-    def _credit(self, rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> Credit:
-        training, reward = self.config.training, self.config.reward
+    def _credit(self, rollouts: Sequence[Rollout], scores: Scores) -> Credit:
+        training, reward, rewards = self.config.training, self.config.reward, scores.rewards
         keep = [training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts]
         if self.taught:
             return Credit([0.0 if kept else None for kept in keep], Counter(), "advantage")
+        columns = scores.columns() if reward.combine == "normalise" else {}
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         bonus = [
             reward.speed_weight * fast if given is not None and given > 0.0 else 0.0
@@ -240,9 +207,10 @@ class Collector:
         ]
         apart = Speed(speed, reward.speed_weight, reward.min_speed_spread, reward.speed_goal == "apart_right")
         return group_advantages(
-            rewards,
+            _rows(columns, rewards) if columns else rewards,
             self.group_size,
             advantage=self.advantage,
+            weights=[reward.weights.get(name, 1.0) for name in columns] if columns else None,
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=keep,
@@ -256,20 +224,17 @@ class Collector:
         return self.grading.judge(sampled.prompts, sampled.rollouts, rewards, credit)
 
 
-def _cut_is_wrong(rollouts: Sequence[Rollout], rewards: Sequence[float | None], longest_key: str) -> list[float | None]:
-    """The rewards with 0 for responses without a stop (training.truncated=wrong). longest_key: of the longest one."""
-    cut = [rollout.finish_reason == "length" for rollout in rollouts]
-    if any(is_cut and reward for is_cut, reward in zip(cut, rewards, strict=True)):
-        logger.warning(
-            "responses without a stop had a reward and count as 0 (training.truncated=wrong): raise %s, or set "
-            "training.truncated to keep or drop",
-            longest_key,
-        )
-    return [0.0 if is_cut and reward is not None else reward for is_cut, reward in zip(cut, rewards, strict=True)]
+def _rows(columns: Mapping[str, Sequence[float]], rewards: Sequence[float | None]) -> list[tuple[float, ...] | None]:
+    """What each response has of each kind of reward; None where it has no reward."""
+    rows = zip(*columns.values(), strict=True)
+    return [None if reward is None else row for reward, row in zip(rewards, rows, strict=True)]
 
 
-def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]:
-    """Figures of a step's rollouts and what they earned; of a step without any, that it has none."""
+def rollout_metrics(
+    graded: GradedRollouts, group_size: int, sources: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Figures of a step's rollouts and what they earned; of a step without any, that it has none. sources: ids of tasks
+    -> where they are from, whose rollouts get figures of their own."""
     rollouts, rewards, credit = graded.rollouts, graded.rewards, graded.credit
     if not rollouts:
         return {"groups": 0.0}
@@ -288,7 +253,23 @@ def rollout_metrics(graded: GradedRollouts, group_size: int) -> dict[str, float]
         "tokens_per_second": tokens / graded.seconds,
         "groups": float(len(rollouts) // group_size),
         **{f"groups_dropped/{why}": float(count) for why, count in credit.dropped.items()},
+        **_by_source(graded, sources or {}),
     }
+
+
+def _by_source(graded: GradedRollouts, sources: Mapping[str, str]) -> dict[str, float]:
+    """Mean reward, share of rewards of 1 and more, mean length and responses of each source in the step."""
+    found: dict[str, float] = {}
+    of = [sources.get(str(rollout.key[1]), "") for rollout in graded.rollouts]
+    for name in sorted({*of} - {""}):
+        which = [i for i, source in enumerate(of) if source == name]
+        given = [reward for i in which if (reward := graded.rewards[i]) is not None]
+        if given:
+            found[f"reward/mean({name})"] = float(np.mean(given))
+            found[f"accuracy({name})"] = float(np.mean([reward >= 1.0 for reward in given]))
+        found[f"completion_length({name})"] = float(np.mean([graded.rollouts[i].num_response_tokens for i in which]))
+        found[f"responses({name})"] = float(len(which))
+    return found
 
 
 def _entropy(rollouts: Sequence[Rollout]) -> dict[str, float]:

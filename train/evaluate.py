@@ -13,6 +13,7 @@ from runtime import ranks
 from runtime.files import append_jsonl, atomic_write_text, parsed
 from runtime.monitor import Monitor
 from runtime.run_folder import RunFolder
+from train.algorithm.early import rounds_without_gain
 from train.evaluation import EvaluationSetup, evaluate
 from train.figures import figures
 from train.setup.eval_sets import EvalSet
@@ -73,6 +74,25 @@ class Evaluations:
             yield reward
 
     @property
+    def is_stale(self) -> bool:
+        """Whether the headline has not got better at experiment.early_stopping evaluations in a row."""
+        patience = self.config.experiment.early_stopping
+        if patience is None or self.setup is None:
+            return False
+        return ranks.on_main(self._rounds_without_gain) >= patience  # speeds differ between ranks
+
+    def _rounds_without_gain(self) -> int:
+        experiment, found = self.config.experiment, self._headlines
+        name = self._score if experiment.early_stopping_metric == "auto" else experiment.early_stopping_metric
+        values = [found[step][name] for step in sorted(found) if name in found[step]]
+        if found and not values:
+            raise ValueError(
+                f"experiment.early_stopping_metric={name}: no evaluation has it; choose from "
+                f"{', '.join(next(iter(found.values())))}."
+            )
+        return rounds_without_gain(values, experiment.early_stopping_gain)
+
+    @property
     def scores(self) -> dict[int, float] | None:
         """The accuracy of each evaluated step that has one, or the mean reward where rewards are not 0 or 1; None
         without experiment.keep_best."""
@@ -90,10 +110,10 @@ class Evaluations:
         """What steps are compared by."""
         return "reward" if any("partial" in metrics for metrics in self._headlines.values()) else "accuracy"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, last_step: int) -> dict[str, Any]:
         """The headline before the first step and after the last one."""
         found: dict[str, Any] = {}
-        for when, step in (("before", 0), ("after", self.config.experiment.total_step)):
+        for when, step in (("before", 0), ("after", last_step)):
             headline = next(iter(self.found.get(step, {}).values()), {})
             found |= {f"{name}_{when}": headline.get(name) for name in HEADLINE}
         return found

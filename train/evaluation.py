@@ -264,7 +264,7 @@ def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, li
     sets = eval_sets(config, "eval")
     if not sets:
         check_dataset(config, "", KEYS["eval"])
-    return spec, [(each, check_set(config, each, KEYS["eval"], spec)) for each in sets]
+    return spec, [(each, check_set(config, each.source, KEYS["eval"], spec)) for each in sets]
 
 
 def _print_plan(config: Config, tasks: Sequence[int]) -> None:
@@ -361,6 +361,6 @@ def _banner_rows(config: Config, setup: EvaluationSetup, folder_of_model: Path) 
         "tasks": ", ".join(f"{each.source.name}: {len(prompts):,}" for each, prompts in setup.sets),
         "samples": f"{setup.responses_per_task} a task",
         "entries": ", ".join(setup.decodings),
-        **sandbox_row(config, config.dataset.data_type),
+        **sandbox_row(config, [each.source.data_type for each, _ in setup.sets]),
         "seed": str(config.training.seed),
     }

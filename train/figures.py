@@ -62,12 +62,7 @@ class Evaluation:
 
     def _by_source(self) -> dict[str, float]:
         """Figures of the tasks of each source."""
-        if not self.source_column:
-            return {}
-        sources = [prompt.task.columns.get(self.source_column) for prompt in self.prompts]
-        names = [str(source)[:LONGEST_SOURCE].replace("/", "_") if source is not None else "" for source in sources]
-        if not 1 < len({*names} - {""}) <= MOST_SOURCES:
-            return {}
+        names = sources_of(self.prompts, self.source_column)
         found: dict[str, float] = {}
         by_task = self._by_task()
         for source in sorted({*names} - {""}):
@@ -118,6 +113,16 @@ class Evaluation:
                 record = {name: value for name, value in vars(rollout).items() if value or name not in _MAY_LACK}
                 row |= {"block_size": self.block_size, **view, **record}
             yield row
+
+
+def sources_of(prompts: Sequence[Prompt], column: str) -> list[str]:
+    """Where each task is from, by its column of this name; "" where that holds nothing, and everywhere where there is
+    one source alone, or more than MOST_SOURCES."""
+    if not column:
+        return [""] * len(prompts)
+    sources = [prompt.task.columns.get(column) for prompt in prompts]
+    names = [str(source)[:LONGEST_SOURCE].replace("/", "_") if source is not None else "" for source in sources]
+    return names if 1 < len({*names} - {""}) <= MOST_SOURCES else [""] * len(names)
 
 
 def _shares(by_task: Sequence[Sequence[float]]) -> np.ndarray:

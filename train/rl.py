@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 from configs.schema import Config, DecodeConfig
+from configs.sets import described
 from models import DiffusionLM
 from runtime import heartbeat, ranks, stopping
 from runtime.run_folder import RunFolder
 from sample import Sampler, SamplingConfig
 from train import checks, prepare
-from train.collect import Collector, Grading, rollout_metrics
+from train.collect import Collector, rollout_metrics
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import engine_kind, engine_line, offloads
 from train.evaluate import Evaluations
 from train.evaluation import EvaluationSetup
+from train.grading import Grading
 from train.learner.batch import Replay
 from train.learner.checkpoint import BEST, RL
 from train.learner.critic import Critic, NoCritic
@@ -42,10 +44,11 @@ from train.setup.models import (
 )
 from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder, sampling_dtype
-from train.setup.prompts import load_prompts, training_source
-from train.setup.rewards import reward_of, sandbox_row, step_judge_of
+from train.setup.prompts import load_prompts
+from train.setup.rewards import sandbox_row, step_judge_of
 from train.setup.sources import pinned
 from train.setup.step_judge import StepJudge
+from train.setup.train_sets import TrainRewards, TrainTasks, train_sets
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -72,7 +75,7 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.folder, self.monitor = folder, monitor_of(config, folder, "rl")
-        self.reward = reward_of(config, config.dataset.data_type) if ranks.is_main() else None
+        self.rewards = TrainRewards(config) if ranks.is_main() else None
         judge = step_judge_of(config) if ranks.is_main() else None
         self.checkpoints = RunCheckpoints(folder, config, RL)
         config, step = self.checkpoints.resumed_config(config), self.checkpoints.progress.step
@@ -82,21 +85,20 @@ class Run:
         self.learner = Learner(config, self.checkpoints)
         model = self.learner.model
         grading = Grading(
-            self.reward,
+            self.rewards,
             StepJudge(config, model, judge) if judge else None,
             RolloutLog(folder, step) if ranks.is_main() else None,
         )
-        self.collector = Collector(
-            config, self.learner.sampler, load_prompts(config, training_source(config), model), grading, self.monitor
-        )
+        tasks = TrainTasks.load(config, model)
+        self.collector = Collector(config, self.learner.sampler, tasks, grading, self.monitor)
         self.collector.curriculum.load_state_dict(self.checkpoints.saved.get("curriculum", {}))
         if fit.keeps_slots:
             longest = max(len(prompt.ids) for prompt in self.collector.prompts)
             self.learner.sampler.keep_slots(fit.sizes["slots"].number, longest)
         setup = _evaluation_setup(config, self.learner)
         self.checkpoints.restore(*self.learner.trained)
-        done = step if self.checkpoints.start else -1
-        self.evaluations = Evaluations(config, folder, setup, self.reward, self.monitor, done)
+        done, reward = step if self.checkpoints.start else -1, self.rewards.of_config if self.rewards else None
+        self.evaluations = Evaluations(config, folder, setup, reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
         self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows() | fit.rows())
@@ -105,6 +107,8 @@ class Run:
         """The whole run. On a signal it drops the rollouts at hand, or finishes the step's updates, and saves."""
         try:
             self.steps()
+            if self.done > self.checkpoints.progress.step:  # it stopped early
+                self.save(self.done)
         except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save(self.done)
@@ -117,6 +121,9 @@ class Run:
         self.monitor.begin(self.done)
         self.evaluate_if_due(self.done)
         for step in range(self.done + 1, self.config.experiment.total_step + 1):
+            if self.evaluations.is_stale:
+                self.monitor.event(f"evaluations get no better: stopped after step {self.done}")
+                break
             self.monitor.begin(step)
             prompts = collector.draw(step)
             with timed("rollout"):
@@ -159,7 +166,7 @@ class Run:
         """The step's line and metrics; a step whose groups all dropped reports why it was skipped."""
         group_size = self.config.rollout.num_response_per_task
         version = {"weights_version": float(self.learner.sampler.weights_version)}
-        metrics = result.metrics | rollout_metrics(graded, group_size) | version | used_memory()
+        metrics = result.metrics | rollout_metrics(graded, group_size, self.collector.sources) | version | used_memory()
         if result.skipped is not None:
             dropped = graded.credit.dropped.items()
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]
@@ -174,10 +181,10 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         summary: dict[str, Any] = {
-            "steps": self.config.experiment.total_step,
+            "steps": self.done,
             "seconds": round(self.checkpoints.seconds, 1),
         }
-        summary |= self.evaluations.summary() | {"model": str(self.checkpoints.model)}
+        summary |= self.evaluations.summary(self.done) | {"model": str(self.checkpoints.model)}
         best = self.folder.checkpoints / BEST
         if self.config.experiment.keep_best and best.is_symlink():
             summary["best_model"] = str(best)
@@ -194,7 +201,7 @@ class Run:
         return {
             "model": checks.model_line(config, model),
             "device": f"{model.device}, training {checks.precision_line(config, model)}, sampling {sampled_dtype}",
-            "tasks": f"{config.dataset.train_dataset}: {len(self.collector.prompts):,} prompts",
+            "tasks": f"{described(config.dataset.train_dataset)}: {len(self.collector.prompts):,} prompts",
             "step": checks.responses_line(config),
             "update": f"{checks.rows_line(config)} (a response and round each)",
             "sampling": f"{rollout.strategy}, block {self.learner.blocks.sampled[0]}, "
@@ -203,7 +210,7 @@ class Run:
             f"{training.normalization}, {training.advantage}",
             **({"value": checks.value_line(config)} if config.model.value_base_model else {}),
             "steps": steps,
-            **sandbox_row(config, config.dataset.data_type),
+            **sandbox_row(config, [each.named.data_type for each in train_sets(config)]),
             "engine": engine_line(config),
             "seed": str(training.seed),
             "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),
@@ -215,8 +222,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.reward is not None:
-            self.reward.close()
+        if self.rewards is not None:
+            self.rewards.close()
         self.monitor.close()
 
 

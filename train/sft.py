@@ -13,7 +13,7 @@ if __name__ == "__main__":
     main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")
     sys.exit()  # what follows takes seconds to import; it is run as the module train.sft, and never by a launcher
 
-import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from configs import naming
 from configs.schema import Config, TrainingConfig
+from configs.sets import described, named_sets, shares
+from configs.tree import get
 from data.tasks import Example, load_examples
 from models.spec import CheckpointSpec
 from reward.judge.judge import CHARACTERS_A_TOKEN
@@ -34,12 +35,15 @@ from runtime.run_folder import RunFolder
 from runtime.text import print_text
 from train import checks, evaluation, traces
 from train.algorithm.masking import Method
+from train.algorithm.mixture import epoch_order
 from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
 from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
+from train.held_out import KEY as HELD_OUT
+from train.held_out import HeldOut, described_split, split_off
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
@@ -49,13 +53,14 @@ from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import for_model, make_samples, see, tokenise
+from train.setup.examples import TokenizedExample, for_model, make_samples, see, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
 from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 from train.setup.traces import chosen_traces
 
+DATA = "dataset.optimization_data"
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
@@ -67,11 +72,11 @@ def run(config: Config) -> dict[str, Any] | None:
             return None
         traces.sample(first)
         prepare_process(config)  # over what the evaluation set for itself
-    examples = ranks.on_main(check, config)
+    examples, held_out = ranks.on_main(check, config)
     if config.dry_run:
         return None
     config = ranks.on_main(pinned, config)
-    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples) as tuning:
+    with run_folder(config, "sft") as folder, FineTuning(config, folder, examples, held_out) as tuning:
         return tuning.loop()
 
 
@@ -105,20 +110,16 @@ def checked_sampling(config: Config) -> Config | None:
     return first
 
 
-def check(config: Config) -> list[Example]:
-    """The examples, after everything that can be known to fail before a model is loaded. A dry run prints sizes."""
+def check(config: Config) -> tuple[list[Example], list[Example]]:
+    """The examples, and those held out, after everything that can be known to fail before a model is loaded. A dry run
+    prints sizes."""
     spec, method = check_settings(config)
-    path = checks.check_dataset(config, config.dataset.optimization_data, "dataset.optimization_data")
+    examples, held_out = _examples(config, spec, method)
     checks.check_start(config, SFT)
-    with naming("dataset.optimization_data"):
-        root = image_root(config.dataset, path, spec.family)
-        examples = load_examples(path, columns=config.dataset.columns, image_root=root)
-    examples = chosen_traces(examples, config, spec, method)
-    examples = examples[: config.dataset.max_tasks] if config.dataset.max_tasks else examples
     if config.dry_run:
         _print_plan(config, len(examples))
-    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(config.training, examples))
-    return examples
+    check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(config.training, [*examples, *held_out]))
+    return examples, held_out
 
 
 def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
@@ -137,11 +138,60 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
     return spec, method
 
 
+def _examples(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
+    """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
+    dataset, experiment = config.dataset, config.experiment
+    examples = _read(config, DATA, spec, method)
+    if dataset.validation_split and dataset.validation_dataset:
+        raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
+    if dataset.validation_dataset:
+        held_out = _read(config, HELD_OUT, spec, method)
+    else:
+        examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
+    if experiment.early_stopping is not None and not held_out:
+        raise ValueError(
+            "experiment.early_stopping needs a held-out loss: set dataset.validation_split or validation_dataset."
+        )
+    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted({example.of for example in held_out} - {""})))
+    if experiment.early_stopping is not None and experiment.early_stopping_metric not in known:
+        raise ValueError(
+            f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
+        )
+    return examples, held_out
+
+
+def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> list[Example]:
+    """The examples of the sets that a key names, set after set."""
+    dataset, given = config.dataset, get(config, key)
+    sets = named_sets(key, given, dataset.data_type) or named_sets(key, [""], dataset.data_type)
+    shares(key, sets, [1] * len(sets))
+    found: list[Example] = []
+    for each in sets:
+        path = checks.check_dataset(config, each.name, key)
+        with naming(key):
+            root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
+            examples = load_examples(path, columns=columns, image_root=root)
+        examples = chosen_traces(examples, config, spec, method) if key == DATA else examples
+        found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
+    return found
+
+
+def _mixture(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:
+    """(examples, weight) of each set. ValueError where one has none that can be trained."""
+    sets = named_sets(DATA, config.dataset.optimization_data, config.dataset.data_type)
+    counts = Counter(sample.of for sample in samples)
+    for each in sets:
+        if not counts[each.label]:
+            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
+    sizes = [counts[each.label] for each in sets]
+    return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))
+
+
 def _print_plan(config: Config, examples: int) -> None:
     """The arithmetic of a fine-tuning, for a dry run."""
     plan = UpdatePlan.of(config.training, examples)
     print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-    print_text(f"  data    {config.dataset.optimization_data}: {examples:,} examples")
+    print_text(f"  data    {described(config.dataset.optimization_data)}: {examples:,} examples")
     print_text(f"  update  {plan.examples} examples; {plan}")
 
 
@@ -153,20 +203,15 @@ def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> i
     return min(longest, training.max_gen_length or longest)
 
 
-@functools.lru_cache(maxsize=1)
-def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
-    """The order of the examples in an epoch (from 0)."""
-    return np.random.default_rng([seed, epoch]).permutation(examples)
-
-
 class FineTuning:
     """Everything alive during fine-tuning; `steps` is the algorithm."""
 
-    def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example]):
+    def __init__(self, config: Config, folder: RunFolder, examples: Sequence[Example], held_out: Sequence[Example]):
         self.folder, self.monitor = folder, monitor_of(config, folder, "sft")
         self.checkpoints = RunCheckpoints(folder, config, SFT)
         config = self.checkpoints.resumed_config(config)
-        spec, longest = spec_of(config, self.checkpoints.start), _response_tokens(config.training, examples)
+        spec = spec_of(config, self.checkpoints.start)
+        longest = _response_tokens(config.training, [*examples, *held_out])
         fit = Fit.of(config, RunModels.of(config, spec, "sft"), longest)
         config = fit.config
         device = pick_device(config.model.device)
@@ -183,11 +228,16 @@ class FineTuning:
         self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
+        self.sets = _mixture(config, self.samples)
+        self.label_of = {sample.index: sample.of for sample in self.samples if sample.of}
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
+        self.held_out = HeldOut(
+            *(held_out, self.model, config, self.method, self.checkpoints.saved.get("held_out", {})),
+        )
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
-        ranks.on_main(folder.drop_after, self.done)
+        ranks.on_main(folder.drop_after, self.done if self.checkpoints.start else -1)
         plan = UpdatePlan.of(config.training, len(self.samples))
         key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
@@ -199,6 +249,8 @@ class FineTuning:
         """The whole run. On a signal it finishes the update at hand and saves."""
         try:
             self.steps()
+            if self.done > self.checkpoints.progress.step:  # it stopped early
+                self.save()
         except stopping.Stopped as stop:
             if self.done > self.checkpoints.progress.step:
                 self.save()
@@ -208,7 +260,11 @@ class FineTuning:
 
     def steps(self) -> None:
         timed = self.monitor.timed
+        self.measure_if_due(self.done)
         for step in range(self.done + 1, self.plan.total + 1):
+            if self.held_out.is_stale:
+                self.monitor.event(f"the held-out loss falls no more: stopped after update {self.done}")
+                break
             self.monitor.begin(step)
             with timed("replay"):
                 samples = self.training_samples(step)
@@ -216,18 +272,24 @@ class FineTuning:
                 totals = self.update(samples, step)
             self.log(step, totals)
             self.done, self.nll = step, totals.per_token("nll") if totals.results else self.nll
+            self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
+
+    def measure_if_due(self, step: int) -> None:
+        if self.held_out.due(step, self.plan.total):
+            with self.monitor.timed("eval"):
+                self.held_out.measure(self.updater, step, self.monitor)
 
     def training_samples(self, step: int) -> list[TrainingSample]:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
         masks."""
         epoch, place = divmod(step - 1, self.plan.per_epoch)
-        order = epoch_order(self.config.training.seed, epoch, len(self.samples))
-        chosen = [self.samples[i] for i in order[place * self.plan.examples : (place + 1) * self.plan.examples]]
-        chosen = see(chosen, self.eyes)
-        given = self.model, self.config.training, self.method, epoch, self.longest
-        return [sample for example in chosen for sample in make_samples(example, *given)]
+        order = epoch_order(self.config.training.seed, epoch, self.sets)
+        drawn = order[place * self.plan.examples : (place + 1) * self.plan.examples]
+        chosen = see([replace(self.samples[i], turn=turn) for i, turn in drawn], self.eyes)
+        given = self.model, self.config.training, self.method
+        return [sample for each in chosen for sample in make_samples(each, *given, each.turn, self.longest)]
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
         """Update `step` (from 1) on these training samples; without any, none."""
@@ -243,10 +305,21 @@ class FineTuning:
         )
 
         def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-            return negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
+            loss, sums = negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
+            return loss, sums | self._by_set(logp_N.detach(), micro, samples)
 
         self.updater.set_rate(self.schedule.scale(step - 1))
         return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
+
+    def _by_set(self, logp_N: Tensor, micro: MicroBatch, samples: Sequence[TrainingSample]) -> Metrics:
+        """Of several sets, the sums of each in a micro-batch."""
+        found: Metrics = {}
+        of = [self.label_of.get(int(samples[i].key[0]), "") for i in micro.samples]
+        for label in sorted({*of} - {""}):
+            is_own = np.array([each == label for each in of])[micro.sample_of_N]
+            own_N = torch.from_numpy(is_own).to(logp_N.device)
+            found |= {f"tokens({label})": own_N.sum(), f"nll({label})": -(logp_N * own_N).sum()}
+        return found
 
     def log(self, step: int, totals: StepTotals) -> None:
         if not totals.results:
@@ -263,6 +336,9 @@ class FineTuning:
             "updates_skipped": float(totals.skipped),
             **used_memory(),
         }
+        for label in sorted({*self.label_of.values()}):
+            if tokens := totals.total(f"tokens({label})"):
+                metrics |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
         self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
 
@@ -277,13 +353,15 @@ class FineTuning:
 
     def save(self) -> None:
         with self.monitor.timed("save"):
-            self.checkpoints.save(self.done, {"nll": self.nll})
+            self.checkpoints.save(self.done, {"nll": self.nll, "held_out": self.held_out.found})
             self.checkpoints.prune()
 
     def finish(self) -> dict[str, Any]:
+        measured = self.held_out.found.get(self.done, {})
         summary = {
-            "steps": self.plan.total,
+            "steps": self.done,
             "nll": self.nll,
+            **{f"validation_{name}": value for name, value in measured.items()},
             "seconds": round(self.checkpoints.seconds, 1),
             "model": str(self.checkpoints.model),
         }
@@ -297,7 +375,8 @@ class FineTuning:
         return {
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
-            "examples": f"{config.dataset.optimization_data}: {len(self.samples):,}",
+            "examples": f"{described(config.dataset.optimization_data)}: {len(self.samples):,}",
+            **described_split(config, self.held_out.samples),
             "update": f"{self.plan.examples} examples x {training.mask_times_per_sample} noisy copies",
             "steps": str(self.plan),
             "method": f"{training.method}, block {training.block_size}, {training.normalization}",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import find
+from configs.sets import described
 from runtime.files import atomic_write_text
 from runtime.pages import page
 from runtime.report.paired import paired
@@ -68,7 +69,7 @@ def _facts(run: RunData, name: str, curves: Mapping[str, Any]) -> dict[str, Any]
         "state": state,
         "time": _duration(seconds) if seconds else "",
         "model": run.config.get("model.pretrained_model"),
-        "data": run.config.get(data[run.about.command]),
+        "data": described(run.config.get(data[run.about.command])),
         "recipe": run.about.recipe,
         "seed": run.config.get("training.seed"),
         "folder": str(run.folder),

@@ -23,15 +23,16 @@ class Panel:
 
 
 PANELS = (
-    Panel("reward", r"reward/mean", "mean over a step's responses"),
+    Panel("reward", r"reward/mean(?:\((.+)\))?", "mean over a step's responses, and over those of each source"),
     Panel("parts of the reward", r"reward/(?!left_out|std)(.+)_(?:mean|score)", "mean of each"),
     Panel(
         "accuracy", r"eval/(?:(.+)/)?accuracy", "held-out tasks, share of right answers, one standard error each way"
     ),
     Panel("reward on held-out tasks", r"eval/(?:(.+)/)?reward", "mean"),
     Panel("loss of held-out examples", r"validation/(.+)", "nats a token"),
-    Panel("loss a token", r"nll", "nats"),
-    Panel("response length", r"completion_length", "tokens"),
+    Panel("loss a token", r"nll(?:\((.+)\))?", "nats"),
+    Panel("right answers in training", r"accuracy\((.+)\)", "share of each source"),
+    Panel("response length", r"completion_length(?:\((.+)\))?", "tokens"),
     Panel("length on held-out tasks", r"eval/(?:(.+)/)?length", "tokens"),
     Panel("responses without a stop", r"truncated", "share"),
     Panel("tokens per forward", r"tokens_per_forward", "response tokens for each denoising step"),

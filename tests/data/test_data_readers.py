@@ -93,7 +93,7 @@ def test_places_are_the_lines_an_editor_shows(write):
         ("a.json", b'[{"a": "\xff\xfe"}]', "line 1 is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2 is not UTF-8"),
         ("a.json", '[{"a": 1}]'.encode("utf-16"), "line 1 is not UTF-8"),
-        ("a.csv", "a,b", r"cannot read \.csv; use \.json, \.jsonl, \.parquet"),
+        ("a.txt", "a,b", r"cannot read \.txt; use \.json, \.jsonl, \.csv, \.parquet"),
         ("a", "[]", "cannot read a file without a suffix"),
         ("a.parquet", "PAR", "not a readable parquet file"),
     ],
@@ -150,3 +150,42 @@ def test_columns_are_renamed_and_the_rest_is_kept(write):
     assert read(path, {"question": "nowhere", "answer": "question"}) == [{"problem": "p", "answer": "old", "extra": 1}]
     assert read(path, {"question": "nowhere"}) == [{"problem": "p", "question": "old", "answer": 3, "extra": 1}]
     assert read(path, {"question": "question"}) == [{"problem": "p", "question": "old", "answer": 3, "extra": 1}]
+
+
+def test_csv_rows_are_texts_under_the_names_of_the_first_line(write):
+    text = '\ufeffquestion,ground_truth_answer\r\n"2, 3",5\r\n\r\n"two\nlines","say ""x"""\r\n'
+    wanted = [
+        {"question": "2, 3", "ground_truth_answer": "5"},
+        {"question": "two\nlines", "ground_truth_answer": 'say "x"'},
+    ]
+    path = write("rows.csv", text)
+    assert read(path) == wanted and [row.place for row in iter_rows(path)] == ["line 2", "line 5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "names no column"),
+        ("question;answer\n1;2\n", "its columns are separated by ';'"),
+        ("a,b,a\n1,2,3\n", "the first line names 'a' twice"),
+        ("a,b\n1,2\n1,2,3\n", "line 3: 3 cells, and the first line names 2"),
+        ('a,b\n1,"2\n', "malformed CSV"),
+        (b"a,b\n\xff,2\n", "line 2 is not UTF-8"),
+    ],
+)
+def test_a_csv_file_that_is_none_is_named_with_its_line(write, text, problem):
+    with pytest.raises(ValueError, match=rf"rows\.csv.*{problem}"):
+        read(write("rows.csv", text))
+
+
+def test_a_column_may_be_a_field_inside_one(write):
+    rows = [{"prompt": "p", "reward_model": {"ground_truth": "7", "style": "rule"}}, {"reward_model": None}]
+    found = read(write("verl.json", rows), {"ground_truth_answer": "reward_model.ground_truth"})
+    assert found[0]["ground_truth_answer"] == "7" and "ground_truth_answer" not in found[1]
+
+
+def test_a_mapped_column_that_no_row_has_is_named_also_where_the_wanted_field_is_there(write, recwarn):
+    path = write("rows.json", [{"question": "q"}, {"question": "r", "problem": "p"}])
+    assert read(path, {"question": "problem"})[0] == {"question": "q"} and not recwarn
+    with pytest.warns(UserWarning, match=r"no row has the column 'qestion' that dataset.columns maps question to"):
+        read(path, {"question": "qestion"})

@@ -26,6 +26,8 @@ CASES = [
     ("llada", {"steps_per_block": 3}),
     ("dream", {"steps_per_block": 4}),
     ("llada", {"cache": "dual"}),
+    ("sdar", {"edit_threshold": 0.2, "max_post_steps": 3}),
+    ("llada", {"remask_threshold": 0.3}),
 ]
 
 

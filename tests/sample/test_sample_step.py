@@ -83,6 +83,7 @@ VARIANTS = [
     {"fuse_commit": False},
     {"deterministic": True},
     {"cache": "none"},
+    {"edit_threshold": 0.3, "remask_threshold": 0.2},
 ]
 
 
@@ -105,6 +106,7 @@ def test_a_step_reads_nothing_to_the_host(sdar, monkeypatch, variant, polls):
         ("dream", {"cache": "none", "pad_id": 5}),
         ("dream", {"cache": "prefix", "strategy": "low_confidence_static", "alg_temp": 0.5, "temperature": 1.0}),
         ("llada", {"cache": "dual"}),
+        ("dream", {"remask_threshold": 0.3}),
         ("mmada", {"cache": "prefix", "further_horizon": 2, "temperature": 1.0, "deterministic": True}),
     ],
 )

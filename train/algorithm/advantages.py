@@ -97,12 +97,13 @@ class Speed:
         return np.where(reward_G > 0, speed_G, speed_G.min()) if self.of_right else speed_G
 
 
-def group_advantage(reward: Floats, advantage: Advantage = zscore) -> Floats:
+def group_advantage(reward: Floats, advantage: Advantage = zscore, weights: Sequence[float] | None = None) -> Floats:
     """Advantages [G] of one group's rewards [G], or of C kinds of reward [G, C]: each column goes through `advantage`,
-    then the columns are summed (GDPO, arXiv:2601.05242). ValueError where it returns another shape, or a number that is
-    not finite."""
+    then the columns are summed, each times its weight (default 1; GDPO, arXiv:2601.05242). ValueError where it returns
+    another shape, or a number that is not finite."""
     columns = reward[:, None] if reward.ndim == 1 else reward
-    return np.sum([_checked(advantage, column) for column in columns.T], axis=0)
+    found = [_checked(advantage, column) for column in columns.T]
+    return np.sum(found if weights is None else [w * a for w, a in zip(weights, found, strict=True)], axis=0)
 
 
 def _checked(advantage: Advantage, reward_G: Floats) -> Floats:
@@ -122,6 +123,7 @@ def group_advantages(
     group_size: int,
     *,
     advantage: Advantage = zscore,
+    weights: Sequence[float] | None = None,
     kind: CreditKind = "advantage",
     accuracy_band: tuple[float, float] = (0.0, 1.0),
     keep: Sequence[bool] | None = None,
@@ -129,8 +131,9 @@ def group_advantages(
     speed: Speed | None = None,
     whiten: bool = False,
 ) -> Credit:
-    """Credit of prompt-major rewards, one number a response or one of each of C kinds. A reward of None (or keep False)
-    leaves its response out of its group. kind: what the numbers will serve as.
+    """Credit of prompt-major rewards, one number a response or one of each of C kinds, whose advantages count by
+    `weights`. A reward of None (or keep False) leaves its response out of its group. kind: what the numbers will serve
+    as.
 
     Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
     ("equal"), where there is one kind of reward and each of the group is 0 or 1, an accuracy outside `accuracy_band`,
@@ -154,7 +157,7 @@ def group_advantages(
             continue
         if bonus is not None:
             values[:, 0] += [bonus[i] for i in members]
-        number_G = group_advantage(values, advantage)
+        number_G = group_advantage(values, advantage, weights)
         if speed is not None and speed_G is not None and (values[:, 0] > 0).any():
             number_G = number_G + speed.weight * group_advantage(speed_G, advantage)
         for i, number in zip(members, number_G, strict=True):

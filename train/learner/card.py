@@ -8,6 +8,7 @@ from typing import Any
 
 from configs import resolved
 from configs.schema import Config
+from configs.sets import described
 from configs.tree import flat
 from models import DiffusionLM
 from runtime.files import parsed
@@ -59,7 +60,7 @@ class Card:
             "base": base,
             "family": f"{model.family}"
             + (f", {model.block_size} tokens a block" if model.attention == "block" else ""),
-            "data": str(settings["dataset.train_dataset" if rl else "dataset.optimization_data"]),
+            "data": described(settings["dataset.train_dataset" if rl else "dataset.optimization_data"]),
             "method": _METHODS.get(method, method) if rl else f"supervised fine-tuning, {method}",
             "steps": f"{step} {'RL steps' if rl else 'updates'}",
             "learning rate": f"{settings['optimizer.params.learning_rate']:g}",

@@ -16,6 +16,7 @@ from models.log_probs import keeps_fp32
 from models.parallel import shared_heads
 from sample import SamplingConfig
 from sample.drawing import positions_at_once
+from sample.revision import event_room
 from sample.slots import SlotKV, StepState
 from sample.spans import CACHES, CachePolicy
 from sample.unmask import choice_bytes
@@ -130,7 +131,8 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     positions = slots * block_size
     chosen = positions if config.output == "text" else min(positions, positions_at_once(net.vocab))
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
-    return {"slots": kept + StepState.bytes(slots, capacity), "a step": max(*forwards, choosing)}
+    events = event_room(config, block_size, config.max_new_tokens)
+    return {"slots": kept + StepState.bytes(slots, capacity, events), "a step": max(*forwards, choosing)}
 
 
 def features(inputs: Inputs, prompts: int) -> float:

@@ -27,7 +27,7 @@ def sampling_entries(
     decode: DecodeConfig, model: DiffusionLM, blocks: Sequence[int], *, seed: int, deterministic: bool
 ) -> dict[str, SamplingConfig]:
     """Name -> sampling config for each entry of the parallel lists strategy, top_k, block_size, steps_per_block,
-    threshold, temperature.
+    threshold, edit_threshold, temperature.
 
     blocks: tokens of a block of each entry (`Blocks`).
     A scalar goes with every entry; lists must be of one length. ValueError otherwise, or where a choice does not
@@ -50,6 +50,8 @@ def sampling_entries(
         name = f"{strategy}-b{config.block_size}-{mode}"
         name += f"-k{config.top_k}" if config.top_k > 1 else ""
         name += f"-t{config.threshold:g}" if isinstance(decode.threshold, list) else ""
+        edited = isinstance(decode.edit_threshold, list) and config.edit_threshold is not None
+        name += f"-e{config.edit_threshold:g}" if edited else ""
         entries[_unused(name, entries)] = config
     return entries
 

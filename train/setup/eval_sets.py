@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from configs.schema import DATA_TYPES, Config, DatasetConfig, DecodeConfig, EvaluationConfig
+from configs.schema import Config, DatasetConfig, DecodeConfig, EvaluationConfig
+from configs.sets import named_sets
 from reward.base import Reward
 from train.setup.prompts import PromptSource
 from train.setup.rewards import evaluates_as_it_trains, reward_of
@@ -41,30 +41,13 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
     dataset, evaluation = config.dataset, config.evaluation
     section: DatasetConfig | EvaluationConfig = evaluation if command == "rl" else dataset
     decode: DecodeConfig = evaluation if command == "rl" else config.rollout
-    given, kind, most = section.eval_dataset, section.data_type, section.max_tasks
-    if not given:
-        return []
-    entries = given if isinstance(given, list) else [given]
-    sets = []
-    for entry in entries:
-        values: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"name": entry}
-        own_kind, weight = _checked(KEYS[command], values, kind)
-        label = Path(values["name"]).stem.rpartition(":")[2] if len(entries) > 1 else ""
-        sets.append(EvalSet(label, PromptSource(values["name"], own_kind, most, decode), weight, values.get("reward")))
-        if label in ("all", "compared"):  # the mean over sets and a second model's figures have these names
-            sets[-1] = replace(sets[-1], label=f"{label}-set")
-    labels = [each.label for each in sets]
-    for i, each in enumerate(sets):
-        if labels.count(each.label) > 1:
-            sets[i] = replace(each, label=f"{each.label}-{labels[:i].count(each.label) + 1}")
-    return sets
-
-
-def _checked(key: str, values: Mapping[str, Any], kind: str) -> tuple[str, float]:
-    """data_type and weight of an entry."""
-    own_kind, weight = values.get("data_type") or kind, values.get("weight", 1.0)
-    if own_kind not in DATA_TYPES:
-        raise ValueError(f"{key}: data_type {own_kind!r} of {values['name']}; choose from {', '.join(DATA_TYPES)}.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-        raise ValueError(f"{key}: weight {weight!r} of {values['name']}; it must be a number above 0.")
-    return own_kind, float(weight)
+    taken = ("all", "compared")  # the mean over sets and a second model's figures have these names
+    return [
+        EvalSet(
+            each.label,
+            PromptSource(each.name, each.data_type, section.max_tasks, decode, each.columns),
+            1.0 if each.weight is None else each.weight,
+            each.reward,
+        )
+        for each in named_sets(KEYS[command], section.eval_dataset, section.data_type, taken)
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config, TrainingConfig
+from configs.sets import described
 from data.control import ControlTokens, encode
 from data.pictures import PictureSource
 from data.tasks import Example
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 class TokenizedExample:
     """One example as ids: prompt, response with its end id, and for `trace` the step of each response id. Ids of
     pictures (`picture_tokens`) are such in length alone, until they are `seen`; guarded: the prompt as it is tokenised,
-    where it has pictures. rollout: the record of a response that a model sampled, which is replayed as it is."""
+    where it has pictures. rollout: the record of a response that a model sampled, which is replayed as it is. of: the
+    label of its data set, where there are several. turn: the pass over its set that it is drawn in."""
 
     index: int
     prompt_ids: list[int]
@@ -40,6 +42,8 @@ class TokenizedExample:
     picture_tokens: int = 0
     seen: Prompt | None = None
     rollout: Rollout | None = None
+    of: str = ""
+    turn: int = 0
 
 
 def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
@@ -47,8 +51,10 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
     response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
     responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
     tokenizer, training = tokenizer_of(model), config.training
-    writer, eyes = Writer(Format(model.family), tokenizer), Eyes.of(config, model)
-    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, config.dataset.optimization_data)
+    writer, eyes = Writer(Format(model.family, system=config.dataset.system), tokenizer), Eyes.of(config, model)
+    if config.dataset.system is not None and not all(example.turns for example in examples):
+        logger.warning("dataset.system: no part of prompts that are texts (`prompt`), which stay as they are")
+    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, described(config.dataset.optimization_data))
     samples, long_prompts, cut, masked = [], 0, 0, 0
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
@@ -69,7 +75,7 @@ def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, me
             cut += 1
             response = response[: training.max_gen_length]
         steps = steps[: len(response)] if steps is not None else None
-        samples.append(replace(sample, response_ids=response, step_map=steps))
+        samples.append(replace(sample, response_ids=response, step_map=steps, of=examples[i].of))
     if long_prompts:
         drop_over_long(
             f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
@@ -155,15 +161,16 @@ def make_samples(
     b = training.block_size or model.spec.schedule_block_size
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     rng = np.random.default_rng([training.seed, epoch, sample.index])
+    key = (sample.index, epoch) if sample.of else (sample.index,)  # an update may have it from two passes
     if sample.rollout is not None:
-        return replay(sample.rollout, replayer, training, method=method, pad_id=model.pad_id, rng=rng)
+        return replay(replace(sample.rollout, key=key), replayer, training, method=method, pad_id=model.pad_id, rng=rng)
     P, R = len(sample.prompt_ids), len(sample.response_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_response_id
     padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
     traced = method.as_sampled
     steps = sample.step_map if traced and sample.step_map is not None else [1] * R
     canvas = Rollout(
-        key=(sample.index,),
+        key=key,
         prompt_ids=sample.prompt_ids,
         canvas_ids=[*sample.response_ids, *[pad] * padding],
         canvas_step_map=[*steps, *[0 if traced else 1] * padding],

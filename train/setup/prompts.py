@@ -4,8 +4,8 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import models
-from configs import find
+from configs import find, naming
 from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode, uncut
+from data.shots import load_shots
 from data.tasks import Task, load_tasks, resolve_dataset
 from data.templates import DESCRIPTION, Format, Writer
 from models import DiffusionLM
@@ -36,7 +37,8 @@ _DECODED_AT_ONCE = 64
 class Prompt:
     """A task ready to sample: its text and token ids; of pictures in length alone, until they are `seen`.
 
-    guarded: the text as it is tokenised (`data.control`), where it has pictures. picture_tokens: ids of pictures.
+    guarded: the text as it is tokenised (`data.control`), where it has pictures. picture_tokens: ids of pictures. of:
+    the label of its data set, where there are several.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class Prompt:
     guarded: str = ""
     picture_tokens: int = 0
     seen: models.Prompt | None = None
+    of: str = ""
 
     @property
     def sampled(self) -> models.Prompt | list[int]:
@@ -64,6 +67,7 @@ class Prompt:
         task = self.task
         named: dict[str, Any] = {"task": task.id, "prompt": self.text, "completion": completion, "answer": task.answer}
         named |= {"images": [*self.images]} if self.images else {}
+        named |= {"set": self.of} if self.of else {}
         return named | {"columns": self._columns}
 
     @functools.cached_property
@@ -80,18 +84,17 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptSource:
     """Tasks that are sampled: name: of their data set, or its path; data_type: their kind; max_tasks: the first so many
-    of them, 0 = all; decode: the section of decoding."""
+    of them, 0 = all; decode: the section of decoding; columns: names of its own columns, before dataset.columns."""
 
     name: str
     data_type: str
     max_tasks: int
     decode: DecodeConfig
+    columns: Mapping[str, str] = field(default_factory=dict)
 
-
-def training_source(config: Config) -> PromptSource:
-    """The tasks of RL."""
-    dataset = config.dataset
-    return PromptSource(dataset.train_dataset, dataset.data_type, dataset.max_tasks, config.rollout)
+    def columns_in(self, dataset: DatasetConfig) -> dict[str, str]:
+        """The wanted names of columns -> those of its file."""
+        return {**dataset.columns, **self.columns}
 
 
 def load_prompts(config: Config, source: PromptSource, model: DiffusionLM) -> list[Prompt]:
@@ -133,7 +136,7 @@ def see(prompts: Sequence[Prompt], eyes: Eyes, *, needed: bool = True, keep: boo
 
 def _tasks(path: Path, source: PromptSource, config: DatasetConfig, family: Family) -> list[Task]:
     root = image_root(config, path, family, source.data_type)
-    tasks = load_tasks(path, data_type=source.data_type, columns=config.columns, image_root=root)
+    tasks = load_tasks(path, data_type=source.data_type, columns=source.columns_in(config), image_root=root)
     tasks = tasks[: source.max_tasks] if source.max_tasks else tasks
     columns = dict.fromkeys(name for task in tasks for name in task.columns)
     return [replace(task, columns=columns | task.columns) for task in tasks]
@@ -208,7 +211,22 @@ def format_of(config: Config, source: PromptSource, family: Family) -> Format:
         source.decode.start_with_think,
         config.reward.answer_must_in_box,
         config.dataset.add_think_prompt,
+        config.dataset.system,
+        shots_of(config),
     )
+
+
+def shots_of(config: Config) -> tuple[tuple[str, str], ...]:
+    """(question, answer) of dataset.few_shot. ValueError, with the key, where that is neither a list of such nor a data
+    file with them."""
+    given, dataset = config.dataset.few_shot, config.dataset
+    entries = given if isinstance(given, list) else [given] if given else []
+    with naming("dataset.few_shot"):
+        files = [
+            resolve_dataset(entry, folder=find(dataset.folder), seed=dataset.seed) if isinstance(entry, str) else entry
+            for entry in entries
+        ]
+        return tuple(shot for file in files for shot in load_shots(file, dataset.columns))
 
 
 def require_known(model: DiffusionLM, ids: Sequence[int], what: str) -> None:

@@ -1,6 +1,6 @@
 """The reward and the judge that a config names."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from configs import find
@@ -57,11 +57,12 @@ def evaluates_as_it_trains(config: Config, data_type: str) -> bool:
     return data_type == config.dataset.data_type and not config.reward.beside_verifier
 
 
-def sandbox_row(config: Config, data_type: str) -> dict[str, str]:
-    """The banner's line about where programs run, and what this machine cannot hold of them; none for other rewards."""
+def sandbox_row(config: Config, data_types: Collection[str]) -> dict[str, str]:
+    """The banner's line about where programs run, and what this machine cannot hold of them; none for other rewards.
+    data_types: of the tasks."""
     replaced = config.reward.function and not config.reward.beside_verifier
     judged = config.judge.mode != "process" and (config.judge.api or config.judge.local)
-    if data_type != "code" or replaced or judged:
+    if "code" not in data_types or replaced or judged:
         return {}
     return {"sandbox": str(find_isolation() or NO_ISOLATION)}
 

@@ -26,9 +26,9 @@ _MODELS: dict[Command, tuple[str, ...]] = {
     "eval": ("model.pretrained_model", "model.compared_with", "judge.local"),
 }
 _DATA: dict[Command, tuple[str, ...]] = {
-    "rl": ("dataset.train_dataset", "evaluation.eval_dataset"),
-    "sft": ("dataset.optimization_data",),
-    "eval": ("dataset.eval_dataset",),
+    "rl": ("dataset.train_dataset", "evaluation.eval_dataset", "dataset.few_shot"),
+    "sft": ("dataset.optimization_data", "dataset.validation_dataset"),
+    "eval": ("dataset.eval_dataset", "dataset.few_shot"),
 }
 _CODE: dict[Command, tuple[str, ...]] = {
     "rl": (REWARD_KEY, *CODE_KEYS),

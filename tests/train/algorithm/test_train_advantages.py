@@ -229,3 +229,14 @@ def test_whitened_advantages_have_mean_0_and_spread_1_over_the_step():
     want = ((given - given.mean()) / given.std()).tolist()
     assert [value for value in white.values if value is not None] == pytest.approx(want)
     assert white.values[4] is None and group_advantages([None, None], 2, whiten=True).values == [None, None]
+
+
+def test_kinds_of_reward_count_by_their_weights_whatever_their_scale():
+    """GDPO: each kind's advantage in its group, then the weighted sum; a kind that is equal in a group adds nothing."""
+    rewards = [(0.0, 500.0), (1.0, 100.0), (1.0, 300.0), (2.0, 7.0), (3.0, 7.0), (4.0, 7.0)]
+    found = group_advantages(rewards, 3, advantage=zscore, weights=[1.0, 0.25])
+    columns = np.array(rewards)
+    for first in (0, 3):
+        wanted = zscore(columns[first : first + 3, 0]) + 0.25 * zscore(columns[first : first + 3, 1])
+        assert found.values[first : first + 3] == pytest.approx(wanted)
+    assert not found.dropped

@@ -50,6 +50,15 @@ def test_block_families_have_their_cache_anyway(sdar, caplog):
     assert "rollout.cache: prefix approximates full attention; sdar keeps its exact cache" in caplog.text
 
 
+def test_entries_are_named_by_the_edit_threshold_where_it_is_a_list(sdar):
+    found = entries(sdar, edit_threshold=[None, 0.5], max_post_steps=3, temperature=0.0)
+    assert [(name, config.edit_threshold) for name, config in found.items()] == [
+        ("dynamic-b4-greedy", None),
+        ("dynamic-b4-greedy-e0.5", 0.5),
+    ]
+    assert {config.max_post_steps for config in found.values()} == {3}
+
+
 def test_steps_that_do_not_fit(dream):
     with pytest.raises(ValueError, match=r"rollout\.steps=3 are fewer than the 4 blocks of 32 tokens in 128"):
         entries(dream, steps=3, max_new_tokens=128, block_size=32)
@@ -94,10 +103,11 @@ def test_every_choice_of_the_sampler_is_a_key():
 @pytest.mark.parametrize("name", SHARED)
 def test_a_key_arrives_in_the_sampler_under_its_name(dream, name, monkeypatch):
     """Both ways: under a value that neither schema nor sampler has by default."""
-    if name in ("guidance", "output"):  # of a model that draws, which dream does not
+    if name in ("guidance", "output", "edit_threshold"):  # of models that draw or edit, which dream does not
         monkeypatch.setattr(SamplingConfig, "for_model", lambda config, model: config)
     default = getattr(RolloutConfig(), name)
-    number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1}.get(name, 3)
+    number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1}
+    number = (number | {"edit_threshold": 0.5, "remask_threshold": 0.5}).get(name, 3)
     value = OTHER.get(name, not default if isinstance(default, bool) else number)
     keys = {"further_horizon": {"cache": "prefix"}, "guidance": {"output": "image"}}.get(name, {})
     (config,) = entries(dream, **keys | {name: value}).values()

@@ -1,0 +1,116 @@
+"""Revision: how a denoising step changes tokens that its block holds already, and when such a block ends.
+
+Shapes: n slots, b positions of a block.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sample.choices import Choices
+from sample.events import NO_CHOICE, Events
+from sample.request import Request
+from sample.slots import StepState
+from sample.strategies import Proposal, best
+
+EVENTS_PER_TOKEN = 64
+"""Room for the events of a response at most, on average over its tokens."""
+
+
+def edits(proposal: Proposal, ids_nb: Tensor, written_nb: Tensor, choices: Choices) -> Tensor:
+    """Where the proposal overwrites what is written: another token, with a probability above the threshold.
+
+    x != v and p(v) > tau: token-to-token editing of LLaDA2.1 (arXiv:2602.08676, eq. 2), in the same step as, and
+    whatever becomes of, the masked positions.
+    """
+    assert choices.edit_threshold is not None
+    return written_nb & (proposal.token != ids_nb) & (proposal.probability > choices.edit_threshold)
+
+
+def remasks(proposal: Proposal, written_nb: Tensor, left_n: Tensor, choices: Choices) -> Tensor:
+    """Where what is written returns to the mask: the model gives the token that stands there a probability below the
+    threshold; the least probable first, at most left_n.
+
+    Remasking of low confidence as in ReMDM (arXiv:2503.00307), by the confidence that the token has now, as in Saber
+    (arXiv:2510.18165), instead of that which it had when it was chosen.
+    """
+    assert proposal.held is not None and choices.remask_threshold is not None
+    return best(-proposal.held, written_nb & (proposal.held < choices.remask_threshold), left_n)
+
+
+def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> int:
+    """Events of a response that are kept: all that can happen, or `EVENTS_PER_TOKEN` a token where that is less; 0
+    where nothing is revised. A step writes a position once at most, and a block has no more steps than masks to fill,
+    tokens to remask and steps without masks."""
+    if not choices.revises:
+        return 0
+    remasked = choices.remask_budget if choices.remask_threshold is not None else 0
+    steps = block_size + remasked + choices.max_post_steps
+    return min(steps, EVENTS_PER_TOKEN) * (max_new_tokens + block_size - 1)
+
+
+def event_counts(state: StepState, requests: Mapping[int, Request], choices: Choices) -> dict[int, int]:
+    """Of the slots at work (slot -> request), none where nothing is revised. ValueError where a slot has no room left:
+    its record would not be whole."""
+    if not choices.revises:
+        return {}
+    counts = state.events.tolist()
+    for slot, request in requests.items():
+        if counts[slot] > state.event_room:
+            raise ValueError(
+                f"the response of {request.key} was changed {counts[slot]} times, and there is room for "
+                f"{state.event_room}: tokens are overwritten to and fro. Raise edit_threshold "
+                f"({choices.edit_threshold}), or lower max_post_steps ({choices.max_post_steps}) or remask_budget "
+                f"({choices.remask_budget})."
+            )
+    return {slot: counts[slot] for slot in requests}
+
+
+def events_of(state: StepState, slot: int, count: int, mask_id: int) -> Events:
+    """What a slot has logged."""
+    names = ("event_step", "event_place", "event_token", "event_logp")
+    step, place, token, logp = (getattr(state, name)[slot, :count].tolist() for name in names)
+    return Events(step, place, token, [NO_CHOICE if i == mask_id else i for i in token], logp)
+
+
+class Revision:
+    """What a step does besides filling masks, under choices that revise."""
+
+    def __init__(self, choices: Choices, mask_id: int):
+        self.choices, self.mask_id = choices, mask_id
+
+    def written(self, state: StepState, ids_nb: Tensor, position_nb: Tensor, active_n: Tensor) -> Tensor:
+        """Positions of the block that hold a token of the response."""
+        own_nb = (position_nb >= state.prompt[:, None]) & (position_nb < state.end[:, None])
+        return own_nb & (ids_nb != self.mask_id) & active_n[:, None]
+
+    def revise(
+        self, state: StepState, proposal: Proposal, chosen_nb: Tensor, written_nb: Tensor, position_nb: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fills the chosen positions, changes written ones, and logs all of it: the block's ids now, and whether each
+        slot's has changed [n]."""
+        ids_nb, logp_nb = state.ids.gather(1, position_nb), proposal.logp
+        if self.choices.edit_threshold is not None:
+            edited_nb = edits(proposal, ids_nb, written_nb, self.choices)
+            chosen_nb, written_nb = chosen_nb | edited_nb, written_nb & ~edited_nb
+        ids_nb = torch.where(chosen_nb, proposal.token, ids_nb)
+        state.commit(chosen_nb, position_nb, ids_nb, logp_nb)
+        if self.choices.remask_threshold is not None:
+            left_n = self.choices.remask_budget - state.remasked
+            returned_nb = remasks(proposal, written_nb, left_n, self.choices)
+            state.remasked += returned_nb.sum(1)
+            state.remask(returned_nb, position_nb, self.mask_id)
+            ids_nb, logp_nb = ids_nb.masked_fill(returned_nb, self.mask_id), logp_nb.masked_fill(returned_nb, 0.0)
+            chosen_nb = chosen_nb | returned_nb
+        state.log(chosen_nb, position_nb, ids_nb, logp_nb)
+        return ids_nb, chosen_nb.any(1)
+
+    def settled(self, state: StepState, began_full_n: Tensor, full_n: Tensor, changed_n: Tensor) -> Tensor:
+        """Whether each slot's block is final [n]: it is full, and was before a step that changed nothing, or no further
+        step may change it. began_full_n: active slots whose block had no position to fill before the step."""
+        state.post_steps += began_full_n
+        final_n = (began_full_n & ~changed_n) | (state.post_steps >= self.choices.max_post_steps)
+        if self.choices.edit_threshold is None:
+            final_n |= state.remasked >= self.choices.remask_budget
+        return full_n & final_n
