@@ -21,7 +21,7 @@ class Trace:
     where the file has no ids. ids, steps, logprobs: those of the canvas, or of the response where the file has no
     canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_response_tokens: so many
     from the first are the response. block_size: None where the row has none. images: digests of the prompt's pictures,
-    in order.
+    in order. is_drawn: the response is a picture.
     """
 
     group: str
@@ -38,6 +38,7 @@ class Trace:
     answer: str | None
     block_size: int | None
     images: tuple[str, ...] = ()
+    is_drawn: bool = False
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Trace":
@@ -82,6 +83,7 @@ class Trace:
             answer=row["answer"] if isinstance(row.get("answer"), str) else None,
             block_size=as_block_size(row.get("block_size")),
             images=tuple(map(str, row["images"])) if isinstance(row.get("images"), list) else (),
+            is_drawn=bool(row.get("suffix_ids")),
         )
 
     def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:

@@ -209,6 +209,7 @@ function showStep(wanted) {
   if (view.block)
     for (const block of view.blocks) for (const part of block.parts) part.classList.toggle("ahead", block.from > step);
   view.shown = state.step = step;
+  drawPicture(step);
   const share = view.steps ? (100 * step) / view.steps : 0;
   at("done").style.width = at("knob").style.left = `${share}%`;
   at("veil").style.width = `${100 - share}%`;
@@ -219,6 +220,14 @@ function showStep(wanted) {
   at("where").replaceChildren(bold, ` of ${view.steps.toLocaleString("en")}`);
   at("where").append(element("span", "quiet", step ? ` · ${plural(decided, "token")} decided` : " · all masked"));
   rememberSoon();
+}
+
+/** Of a response that is a picture: the last frame up to this step; the first one is all that is known before it. */
+function drawPicture(step) {
+  const frames = sample().frames ?? [];
+  const frame = frames.findLast(([from]) => from <= step);
+  at("drawn").hidden = !frame;
+  if (frame) at("drawn").setAttribute("src", frame[1]);
 }
 
 function follow() {
