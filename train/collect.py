@@ -19,6 +19,7 @@ from sample.rollout import Key
 from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
+from train.edits import edit_metrics
 from train.figures import sources_of
 from train.grading import Grading, Scores
 from train.learner.rollout_log import GradedRollouts
@@ -249,6 +250,7 @@ def rollout_metrics(
         "completion_length": tokens / len(rollouts),
         "truncated": float(np.mean([r.finish_reason == "length" for r in rollouts])),
         **_entropy(rollouts),
+        **edit_metrics(rollouts),
         "tokens_per_forward": tokens / max(1, sum(r.num_steps for r in rollouts)),
         "tokens_per_second": tokens / graded.seconds,
         "groups": float(len(rollouts) // group_size),

@@ -8,7 +8,8 @@ lines of Rollout.to_json.
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
 from runtime.pages import page
 from runtime.text import print_error, print_text
+from sample.events import NO_CHOICE, Events
 from sample.viewer.pictures import Thumbnails, picture_runs
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
@@ -213,7 +215,8 @@ def page_data(
                 prompts.append(prompt)
             size = forced_block_size or trace.block_size or origin.block_size
             first = trace.first_block_tokens(size, origin.attention) if size else None
-            samples.append(_sample(trace, indices(trace.ids), prompts.index(prompt), size, first))
+            sample = _sample(trace, indices(trace.ids), prompts.index(prompt), size, first)
+            samples.append(sample | {"events": trace.events and _events(trace.events, indices)})
             if forming is not None and (frames := forming.frames(trace)):
                 samples[-1]["frames"] = frames
         groups.append({"title": title, "prompts": prompts, "samples": samples})
@@ -245,6 +248,17 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
         "advantage": trace.advantage,
         "answer": trace.answer,
     }
+
+
+def _events(events: Events, indices: Callable[[list[int]], list[int]]) -> list[list[Any]]:
+    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes."""
+    again = events.remasks()
+    chosen = [action != NO_CHOICE for action in events.action]
+    tokens = [-1 if again[i] else indices([token])[0] for i, token in enumerate(events.token)]
+    logprobs = [
+        round(p, 4) if mine and math.isfinite(p) else None for p, mine in zip(events.logprob, chosen, strict=True)
+    ]
+    return [events.step, events.place, tokens, logprobs]
 
 
 def _positive(text: str) -> int:
