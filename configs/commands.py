@@ -84,6 +84,7 @@ _TRAINING_ALONE = (
     "training.num_train_epochs",
     "training.max_tokens_per_microbatch",
     "training.max_grad_norm",
+    "training.ema_decay",
     "training.max_skipped_updates",
     "training.train_vision",
     "training.gradient_checkpointing_enable",

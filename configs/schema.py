@@ -502,6 +502,13 @@ class TrainingConfig:
         low=1,
     )
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
+    ema_decay: float = opt(
+        0.0,
+        "a running mean of the weights, mean <- decay x mean + (1 - decay) x weights after each update, is saved "
+        "beside them (ckpt/optimized_ema); 0 = off",
+        low=0.0,
+        high=0.999999,
+    )
     max_skipped_updates: int = output(10, "stop after so many non-finite updates in a row", low=1)
     mixed_precision: str = opt(
         "bf16",

@@ -260,7 +260,7 @@ class Learner:
         if value is not None:
             checkpoints.restore_weights(value, "value_updater")
             optimizer = OptimizerSettings.of(params, params.value_learning_rate)
-            updater = Updater(value, accelerator, optimizer, settings)
+            updater = Updater(value, accelerator, optimizer, replace(settings, ema_decay=0.0))
             self.critic = Critic(value, updater, replay, schedule, config.experiment.train_value_every)
             self.trained.append(Trained(value, updater, config.model.optimized_value_name, "value_updater"))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import lora
+from models import DiffusionLM, lora
 from runtime import ranks
 from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
@@ -20,6 +20,7 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_engine
 from train.distributed.engine import RunAccelerator
 from train.distributed.sharding import require_equal_weights, share
+from train.learner.average import Average
 from train.learner.divergence import NotFinite
 from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_optimizer
 
@@ -180,6 +181,11 @@ class Updater:
         require_equal_weights(model, type(model).__name__)
         self.engine = make_engine(model, make_optimizer(model, optimizer), accelerator, self.settings.max_grad_norm)
         self.model = self.engine.model
+        self.average: Average | None = None
+        if self.settings.ema_decay and ranks.is_main():
+            assert isinstance(model, DiffusionLM)
+            with self.engine.whole_on_main():
+                self.average = Average(model, self.settings.ema_decay)
         self.updates = self.skipped_in_a_row = 0
         self.rate = self.peak_rate
 
@@ -217,10 +223,16 @@ class Updater:
         )
         if result.taken:
             self.skipped_in_a_row = 0
+            self._take_into_average()
         else:
             self.count_skipped(samples, which, result)
         self.updates += 1
         return result
+
+    def _take_into_average(self) -> None:
+        if self.average is not None:
+            with self.engine.whole_on_main():
+                self.average.update()
 
     def _passes(
         self,
@@ -267,12 +279,15 @@ class Updater:
             "optimizer": self.engine.state_dict(),
             "updates": self.updates,
             "skipped_in_a_row": self.skipped_in_a_row,
+            **({"average": self.average.state_dict()} if self.average is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.engine.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.average is not None and "average" in state:
+            self.average.load_state_dict(state["average"])
 
     def _dropping(self, samples: Sequence[TrainingSample], batch: MicroBatch) -> AbstractContextManager[None]:
         """The adapters' dropout, by seeds from (seed, update, place of the sample, place of the token in it): neither
