@@ -88,6 +88,7 @@ _TRAINING_ALONE = (
     "training.max_skipped_updates",
     "training.train_vision",
     "training.gradient_checkpointing_enable",
+    "tracking.profile_steps",
     "lora",
     "optimizer",
     "lr_scheduler",

@@ -658,6 +658,9 @@ class ExecuteConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=TRACKERS)
+    profile_steps: list[int] = output(
+        [], "steps (SFT: updates) that torch's profiler records, into profile/ of the run's folder", low=1
+    )
     sample_every: int = output(
         10, "RL: show responses every so many steps, one on the terminal and a table in trackers; 0 = never", low=0
     )

@@ -31,6 +31,7 @@ from data.tasks import Example, load_examples
 from models.spec import CheckpointSpec
 from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
+from runtime.profiler import Profiler
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
 from train import checks, evaluation, traces
@@ -59,6 +60,7 @@ from train.setup.pictures import Eyes, image_root
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 from train.setup.traces import chosen_traces
+from train.utilisation import Utilisation
 
 DATA = "dataset.optimization_data"
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
@@ -243,6 +245,8 @@ class FineTuning:
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
+        self.profiler = Profiler(config.tracking.profile_steps, folder.path, ranks.rank())
+        self.utilisation = Utilisation(self.model, ranks.world_size())
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
@@ -266,6 +270,7 @@ class FineTuning:
                 self.monitor.event(f"the held-out loss falls no more: stopped after update {self.done}")
                 break
             self.monitor.begin(step)
+            self.profiler.at(step)
             with timed("replay"):
                 samples = self.training_samples(step)
             with timed("update"):
@@ -333,6 +338,7 @@ class FineTuning:
             "learning_rate": self.updater.rate,
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
+            **totals.speed,
             "updates_skipped": float(totals.skipped),
             **used_memory(),
         }
@@ -340,6 +346,7 @@ class FineTuning:
             if tokens := totals.total(f"tokens({label})"):
                 metrics |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
+        metrics |= self.utilisation.metrics(metrics)
         self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
 
     def save_if_due(self, step: int) -> None:
@@ -391,4 +398,5 @@ class FineTuning:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.profiler.close()
         self.monitor.close()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 class UpdateResult:
     """One update. taken: False where loss or gradient were not finite and the weights stayed; loss and sums (of the
     metrics that the loss function returns), micro_batches and packed_tokens are over all ranks; grad_norm: before
-    clipping."""
+    clipping; seconds: that it took."""
 
     taken: bool
     loss: float
@@ -41,6 +42,7 @@ class UpdateResult:
     sums: Mapping[str, float] = field(default_factory=dict)
     micro_batches: int = 0
     packed_tokens: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ class StepTotals:
     @property
     def packed_tokens(self) -> int:
         return sum(result.packed_tokens for result in self.results)
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Metric: packed tokens of all ranks in a second of updates; none where there were none."""
+        seconds = sum((result.seconds for result in self.results), 0.0)
+        return {"update_tokens_per_second": self.packed_tokens / seconds} if seconds else {}
 
     @property
     def mean_loss(self) -> float:
@@ -209,6 +217,7 @@ class Updater:
     ) -> UpdateResult:
         """One optimizer step on samples[which]; loss_of maps (the model's numbers [N], or [2, N] where it needs
         entropies, micro-batch) to (its share of the loss, sums); progress gets the number of rows as they are done."""
+        started = perf_counter()
         self.model.train()
         parts = ranks.gather(self._passes(samples, which, loss_of, progress or (lambda rows: None), needs))
         loss = sum((part.loss for part in parts), 0.0)
@@ -220,6 +229,7 @@ class Updater:
             _summed(part.sums for part in parts),
             sum(part.micro_batches for part in parts),
             sum(part.packed_tokens for part in parts),
+            perf_counter() - started,
         )
         if result.taken:
             self.skipped_in_a_row = 0
