@@ -211,7 +211,7 @@ class DatasetConfig:
         fields=("question", "answer"),
     )
     source_column: str = output(
-        "source", "column of tasks whose values (at most 24) get an accuracy of their own in evaluations"
+        "source", "column of tasks whose values (at most 24) get figures of their own, in evaluations and RL"
     )
     columns: dict[str, str] = opt(
         {},
