@@ -389,7 +389,7 @@ class TrainingConfig:
     method: str = opt(
         "TraceRL",
         "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
-        "random_masking, ar; or your own, path/to/file.py:name",
+        "random_masking, coupled, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -421,6 +421,12 @@ class TrainingConfig:
         1,
         "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
         low=1,
+    )
+    replaced_p: float = opt(
+        0.0,
+        "SFT: chance that a token which is not masked becomes a random one, to be put right (LLaDA2.1's edits)",
+        low=0.0,
+        high=1.0,
     )
     loss_weight: str = opt(
         "none",

@@ -334,6 +334,7 @@ class FineTuning:
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
             "updates_skipped": float(totals.skipped),
+            **totals.expert_balance,
             **used_memory(),
         }
         for label in sorted({*self.label_of.values()}):

@@ -232,4 +232,5 @@ class Policy:
             "packed_tokens": float(totals.packed_tokens),
             "rows": float(count_rows(batch.samples, range(len(batch.samples)))),
             "rollouts_skipped": float(batch.skipped),
+            **totals.expert_balance,
         }
