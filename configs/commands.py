@@ -13,6 +13,7 @@ _RL_ALONE = (
     "experiment.train_value_every",
     "experiment.keep_best",
     "model.value_base_model",
+    "model.reference_model",
     "model.optimized_value_name",
     "model.prepare_with",
     "dataset.train_dataset",
