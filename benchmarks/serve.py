@@ -87,9 +87,8 @@ def slowest_tenth(values: Sequence[float]) -> float:
     return sorted(values)[int(0.9 * (len(values) - 1))]
 
 
-async def load(url: str, clients: int, requests: int, tokens: int) -> dict[str, Any]:
-    """One row of the curve."""
-    prompts = prompts_of(clients * requests)
+async def load(url: str, clients: int, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:
+    """One row of the curve: the prompts shared out to the clients."""
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits) as http:
         begun = time.perf_counter()
@@ -103,17 +102,19 @@ async def load(url: str, clients: int, requests: int, tokens: int) -> dict[str, 
     return row
 
 
-def prompts_of(count: int) -> list[list[int]]:
-    """48 to 80 tokens, none of them special."""
-    return random_prompts([48 + i * 7 % 33 for i in range(count)], vocab_size=VOCABULARY, seed=1, avoid=range(4))
+def prompts_of(count: int, model: DiffusionLM) -> list[list[int]]:
+    """48 to 80 tokens, none of them the mask or an end."""
+    special = {*range(4), model.mask_id, *model.eos_ids}
+    most = min(VOCABULARY, model.text_vocab_size)
+    return random_prompts([48 + i * 7 % 33 for i in range(count)], vocab_size=most, seed=1, avoid=special)
 
 
-def alone(model: DiffusionLM, slots: int, count: int, tokens: int) -> dict[str, Any]:
+def alone(model: DiffusionLM, slots: int, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:
     """The same prompts in one call of the sampler."""
     sampler = Sampler(model, SamplingConfig(max_new_tokens=tokens, max_slots=slots, threshold=THRESHOLD))
-    sampler.generate(prompts_of(2))
+    sampler.generate(prompts[:2])
     begun = time.perf_counter()
-    rollouts = sampler.generate(prompts_of(count))
+    rollouts = sampler.generate(prompts)
     seconds = time.perf_counter() - begun
     total = sum(len(rollout.token_ids) for rollout in rollouts)
     steps = sum(rollout.num_steps for rollout in rollouts)
@@ -129,13 +130,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint folder; its answers may stop early")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or write_model(Path(folder))
-        most = max(options.clients) * options.requests
-        print(json.dumps(alone(load_model(model), options.slots, most, options.tokens)), flush=True)
-        process, url = start(model, options.slots, options.tokens)
+        place = options.model or write_model(Path(folder))
+        model = load_model(place)
+        prompts = prompts_of(max(options.clients) * options.requests, model)
+        print(json.dumps(alone(model, options.slots, prompts, options.tokens)), flush=True)
+        del model
+        process, url = start(place, options.slots, options.tokens)
         try:
             for clients in options.clients:
-                row = asyncio.run(load(url, clients, options.requests, options.tokens))
+                row = asyncio.run(load(url, clients, prompts[: clients * options.requests], options.tokens))
                 print(json.dumps(row | {"load_average": round(os.getloadavg()[0], 1)}), flush=True)
         finally:
             process.send_signal(signal.SIGTERM)

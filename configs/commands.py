@@ -13,6 +13,7 @@ _RL_ALONE = (
     "experiment.train_value_every",
     "experiment.keep_best",
     "model.value_base_model",
+    "model.reference_model",
     "model.optimized_value_name",
     "model.prepare_with",
     "dataset.train_dataset",
@@ -54,7 +55,7 @@ _RL_ALONE = (
 _SFT_ALONE = (
     *("dataset.optimization_data", "dataset.validation_dataset", "dataset.validation_split"),
     *("dataset.sample_with", "dataset.traces_per_task"),
-    *("experiment.save_every_updates", "training.max_steps"),
+    *("experiment.save_every_updates", "training.max_steps", "training.replaced_p"),
 )
 _TRAINING_ALONE = (
     "experiment.eval_every",

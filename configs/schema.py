@@ -137,6 +137,11 @@ class ModelConfig:
     value_base_model: str | None = opt(
         None, "checkpoint that a value model starts from (a new head is zero); null = advantages without one"
     )
+    reference_model: str | None = opt(
+        None,
+        "checkpoint that training.kl_to=reference and objective=distill compare the policy with, a teacher of one "
+        "vocabulary with it; null = the first model",
+    )
     optimized_value_name: str = opt("optimized_value", "name under ckpt/ of the newest trained value model")
     random_init: bool = opt(
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
@@ -382,14 +387,14 @@ class EvaluationConfig(DecodeConfig):
 class TrainingConfig:
     objective: str = opt(
         "clip",
-        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd (docs/algorithms.md), or "
-        "your own, path/to/file.py:name",
+        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd, distill "
+        "(docs/algorithms.md), or your own, path/to/file.py:name",
     )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
         "TraceRL",
         "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
-        "random_masking, ar; or your own, path/to/file.py:name",
+        "random_masking, coupled, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -422,6 +427,12 @@ class TrainingConfig:
         "random masks: noisy copies (coupled, elbo: pairs) of every sample; full attention's semi-ar has one always",
         low=1,
     )
+    replaced_p: float = opt(
+        0.0,
+        "SFT: chance that a token which is not masked becomes a random one, to be put right (LLaDA2.1's edits)",
+        low=0.0,
+        high=1.0,
+    )
     loss_weight: str = opt(
         "none",
         "random masks: weight of a token, equal or 1 / noise level",
@@ -438,7 +449,7 @@ class TrainingConfig:
     kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
         "old",
-        "what the KL penalty is to: the policy of the last step, or the frozen first model",
+        "what the KL penalty is to: the policy of the last step, or the frozen first model (or model.reference_model)",
         choices=("old", "reference"),
     )
     gam: float = opt(1.0, "value model, process rewards: discount a denoising step", low=0.0, high=1.0)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lives on the hub.
+    """Where a data set lives on the hub, or, with `pictures`, on GitHub.
 
     `data_type` is what to train or evaluate it as ("sft": prompt and response). `revision` is the commit that everybody
     gets; None takes the newest one, which the first download then records. `converter` names the function of
     data/download_data.py that turns the file into the project's schema, None where it has it already. `gated`: the hub
-    gives the file only to accounts that accepted its terms.
+    gives the file only to accounts that accepted its terms. pictures: the repository's folder that the rows' pictures
+    are in; they come too, into a folder of the same name beside the data.
     """
 
     repo: str
@@ -20,10 +21,16 @@ class Source:
     revision: str | None = None
     converter: str | None = None
     gated: bool = False
+    pictures: str | None = None
 
 
 def _gen_verse(name: str, split: str, data_type: str, about: str) -> Source:
     return Source(f"Gen-Verse/{name}", f"{split}/{name}.json", data_type, about)
+
+
+def _dllm_rl(name: str, data_type: str, about: str) -> Source:
+    commit = "10b4fd1cba83e4496c20585dc2fd01dc02f20255"
+    return Source("Gen-Verse/dLLM-RL", f"data/{name}.json", data_type, about, commit, pictures="data/images")
 
 
 CATALOG = {
@@ -49,4 +56,6 @@ CATALOG = {
         converter="gpqa_rows",
         gated=True,
     ),
+    "SEEDBench_IMG_32": _dllm_rl("SEEDBench_IMG_32", "mmu", "32 questions about pictures (SEED-Bench)"),
+    "sft_test_v": _dllm_rl("sft_test_v", "sft", "answered questions about pictures, most of which are not given"),
 }

@@ -4,7 +4,7 @@
     python data/check.py own.jsonl --data-type math --columns question=problem,ground_truth_answer=answer
     python data/check.py MATH500 --data-type math --tokenizer path/to/SDAR-4B-Chat --max-prompt-tokens 784
     python data/check.py sft.json --data-type sft
-    python data/check.py SEEDBench_IMG_32 --data-type mmu --image-root data/images
+    python data/check.py SEEDBench_IMG_32 --data-type mmu
 
 Exit status 0: training can use the file. 1: it would stop at the line that is named.
 """
@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.schema import DATA_TYPES
+from data.catalog import CATALOG
 from data.console import chat_name, columns_option, load_tokenizer, warnings_as_lines
 from data.control import encode_all, uncut
 from data.faults import Fault
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print_error(str(error))
             return 1
-        root = options.image_root or (path.parent if options.data_type == "mmu" else None)
+        root = options.image_root or _default_root(path, options.data_type)
         if options.data_type == "sft":
             items: Iterable[Any] = scan_examples(path, columns=options.columns, image_root=root)
         else:
@@ -125,6 +126,14 @@ def main(arguments: list[str] | None = None) -> int:
         found = examine(items, texts_of, _measure_with(tokenizer))
     print_text(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
     return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
+
+
+def _default_root(path: Path, data_type: str) -> Path | None:
+    """Where the rows' pictures lie: of a downloaded set where the download put them, else of mmu beside the file."""
+    known = CATALOG.get(path.stem)
+    if known is not None and known.pictures and (fetched := path.parent / Path(known.pictures).name).is_dir():
+        return fetched
+    return path.parent if data_type == "mmu" else None
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,7 +145,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--image-root",
         type=Path,
         metavar="DIR",
-        help="open the rows' pictures, which lie in this folder (mmu: default that of the file)",
+        help="open the rows' pictures, which lie in this folder (default: where download_data.py put them; mmu: that "
+        "of the file)",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="count tokens with this checkpoint's tokenizer")
     parser.add_argument("--max-prompt-tokens", type=int, help="count the prompts that are longer (needs --tokenizer)")

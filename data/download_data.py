@@ -31,6 +31,7 @@ from filelock import FileLock
 from data.catalog import CATALOG, Source
 from data.console import warnings_as_lines
 from data.faults import Fault
+from data.github import Repository
 from data.hub import download, sha256
 from data.readers import iter_rows
 from data.tasks import scan_examples, scan_tasks, summary
@@ -72,7 +73,10 @@ def fetch(name: str, folder: Path, *, revision: str | None = None, force: bool =
             if record.revision == wanted:
                 return f"is there: {record.rows} rows of commit {record.revision[:8]}"
         part = aside / f"{name}{Path(source.file).suffix}"
-        commit = download(source.repo, source.file, wanted, part)
+        given = Repository.at(source.repo, wanted) if source.pictures else None
+        if given is not None:
+            given.download(source.file, part)
+        commit = download(source.repo, source.file, wanted, part) if given is None else given.commit
         digest = sha256(part)
         if record and record.revision == commit and record.source_sha256 != digest:
             raise ValueError(
@@ -81,11 +85,24 @@ def fetch(name: str, folder: Path, *, revision: str | None = None, force: bool =
             )
         ready = _convert(part, source) if source.converter else part
         num_rows, remark = _read_through(ready, source.data_type)
+        if given is not None:
+            remark = f"{_fetch_pictures(given, source, ready, folder)}{remark}"
         record = Record(source.repo, source.file, commit, digest, sha256(ready), num_rows)
         os.replace(ready, target)
         part.unlink(missing_ok=True)
         atomic_write_text(aside / f"{name}.record.json", json.dumps(asdict(record), indent=1) + "\n")
     return f"downloaded {num_rows} rows of commit {commit[:8]}{remark}"
+
+
+def _fetch_pictures(given: Repository, source: Source, data: Path, folder: Path) -> str:
+    """The rows' pictures, as far as the repository has them; a remark on how many that is."""
+    assert source.pictures is not None
+    names = dict.fromkeys(row.values["image"] for row in iter_rows(data, {}) if row.values.get("image"))
+    there = [name for name in names if f"{source.pictures}/{name}" in given.files]
+    aside = folder / Path(source.pictures).name
+    for name in there:
+        given.download(f"{source.pictures}/{name}", aside / name)
+    return f", {len(there)} of their {len(names)} pictures (dataset.image_root={aside})"
 
 
 def amc23_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -162,7 +179,8 @@ def _print_list(folder: Path) -> None:
         if (folder / f"{name}.json").is_file():
             here = f"here, {record.rows} rows, {record.revision[:8]}" if record else "here, not from this command"
         gated = "; gated: its terms must be accepted" if source.gated else ""
-        print_text(f"{name:<18} {source.data_type:<7} {here:<30} {source.about} ({source.repo}{gated})")
+        place = f"github.com/{source.repo}" if source.pictures else source.repo
+        print_text(f"{name:<18} {source.data_type:<7} {here:<30} {source.about} ({place}{gated})")
 
 
 def _convert(part: Path, source: Source) -> Path:

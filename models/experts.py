@@ -1,6 +1,14 @@
-"""Mixtures of experts."""
+"""Mixtures of experts: their sizes, their routers, and how evenly these share out tokens.
 
+Shapes: T tokens, E experts, k experts of a token.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 def experts_of(hf_config: Any) -> int:
@@ -13,3 +21,56 @@ def dense_layers(hf_config: Any) -> int:
     first, named = getattr(hf_config, "first_k_dense_replace", 0), getattr(hf_config, "mlp_only_layers", None) or ()
     step, layers = getattr(hf_config, "decoder_sparse_step", 1) or 1, range(int(hf_config.num_hidden_layers))
     return sum(i < first or i in named or (i + 1) % step != 0 for i in layers)
+
+
+def routers(model: nn.Module) -> dict[str, nn.Module]:
+    """The routers of a mixture's layers by name; none of a dense network. Each maps hidden states to (logits [T, E],
+    weights [T, k], numbers of the experts [T, k])."""
+    return {name: module for name, module in model.named_modules() if name.endswith(".mlp.gate")}
+
+
+class ExpertLoad:
+    """Tokens that each expert got while `counting`, a row a layer. Nothing is read on the host before `take`."""
+
+    def __init__(self, model: nn.Module):
+        self.routers = routers(model)
+        self.counts: dict[str, Tensor] = {}
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Forward passes of the block count; one that checkpointing runs again counts again."""
+        hooks = [router.register_forward_hook(self._counter(name)) for name, router in self.routers.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _counter(self, name: str) -> Any:
+        def count(router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+            logits_TE, _, experts_Tk = output
+            if name not in self.counts:
+                self.counts[name] = torch.zeros(logits_TE.shape[-1], dtype=torch.int64, device=logits_TE.device)
+            chosen = experts_Tk.detach().flatten()
+            self.counts[name].scatter_add_(0, chosen, torch.ones_like(chosen))
+
+        return count
+
+    def take(self) -> dict[str, Tensor]:
+        """Counts [E] by router, on the host."""
+        return {name: count.cpu() for name, count in self.counts.items()}
+
+
+def balance(counts: Mapping[str, Tensor]) -> dict[str, float]:
+    """How evenly layers share out their tokens, from counts [E] by router: experts/max_load, the busiest expert's
+    tokens over the mean, of the worst layer and of the mean one; experts/unused: share of experts without a token.
+    Empty without counts."""
+    if not counts:
+        return {}
+    loads = torch.stack([count.double() / count.double().mean().clamp_min(1e-9) for count in counts.values()])
+    most = loads.amax(1)
+    return {
+        "experts/max_load": float(most.max()),
+        "experts/mean_max_load": float(most.mean()),
+        "experts/unused": float((loads == 0).double().mean()),
+    }

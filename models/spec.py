@@ -72,6 +72,16 @@ class CheckpointSpec:
         return self.family.decoding.block_size or self.block_size
 
 
+def check_block_size(spec: CheckpointSpec, tokens: int) -> None:
+    """ValueError where the checkpoint's network cannot run blocks of so many tokens."""
+    least = spec.family.whole_blocks(spec.raw) if spec.family.whole_blocks is not None else None
+    if least is not None and tokens % least:
+        raise ValueError(
+            f"block_size {tokens}: {spec.folder} chooses experts for blocks of {least} tokens together "
+            f"(expert_capacity in config.json). Take a multiple of {least}."
+        )
+
+
 def _at_least_one(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} where a whole number of at least 1 must stand")

@@ -20,8 +20,11 @@ class Reward(ABC):
 
     columns: every column of the tasks as a list aligned with the completions, and completion_ids, finish_reason,
     num_steps. `stats` holds the counts of the last call under the names that the metrics line uses
-    (`reward/none_count`, ...); `given`, of a sum, what each of its parts gave then.
+    (`reward/none_count`, ...); `given`, of a sum, what each of its parts gave then. verifies: it compares a completion
+    with a true answer, cheaply and always alike, so that other texts than the responses may be asked about.
     """
+
+    verifies = False
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -34,6 +34,7 @@ MADE_HERE = (
     "report.json",
     "report.html",
     "trace.html",
+    "inspect",
     "final.json",
     "start.json",
     "ckpt",

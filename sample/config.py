@@ -7,6 +7,7 @@ from typing import Any, Literal
 from models import DiffusionLM
 from models.attention import AttentionKind, attention_kind
 from models.families import Family
+from models.spec import check_block_size
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
 from sample.strategies import Choose, Strategy
@@ -112,6 +113,7 @@ class SamplingConfig(Choices):
         if self.output == "image":
             return self._of_a_picture(model)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
+        check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
         check_edits(self.edit_threshold, model.spec.family)
         self.kind_on(model)

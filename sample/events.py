@@ -3,7 +3,6 @@
 Shapes: E events, C canvas tokens.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +57,9 @@ class Events:
             raise ValueError("events that are not in the order of step and place, each place once a step")
         return events
 
-    def check(self, ids: Sequence[int], step_map: Sequence[int], logprobs: Sequence[float], num_steps: int) -> None:
+    def check(
+        self, ids: Sequence[int], step_map: Sequence[int], logprobs: Sequence[float | None] | None, num_steps: int
+    ) -> None:
         """ValueError, which goes on after "has", where the last event of a place is not what the canvas holds there."""
         if max(self.place, default=0) >= len(ids) or max(self.step, default=0) > num_steps:
             raise ValueError(f"events outside its {len(ids)} places or {num_steps} steps")
@@ -70,7 +71,7 @@ class Events:
             stands = step_map[place] > 0
             same = ids[place] == self.token[i] and step_map[place] == (self.step[i] if stands else 0)
             if self.action[i] != NO_CHOICE:
-                same &= stands and _equal(logprobs[place], self.logprob[i])
+                same &= stands and (logprobs is None or _equal(logprobs[place], self.logprob[i]))
             if not same and step_map[place] <= num_steps:  # else filled with pads after the last step
                 raise ValueError(f"another token, step or log-probability at place {place} than its last event there")
 
@@ -100,5 +101,5 @@ class Events:
         return (previous >= 0) & (action == NO_CHOICE) & (action[previous] != NO_CHOICE)
 
 
-def _equal(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
+def _equal(one: float | None, other: float) -> bool:
+    return one == other or (one != one and other != other)  # NaN is NaN

@@ -58,15 +58,12 @@ class Rollout:
         return self.canvas_logprobs[: self.num_response_tokens]
 
     def to_json(self, **more: Any) -> str:
-        row = self.row()
-        if not row["suffix_ids"]:
-            del row["suffix_ids"]
-        return json.dumps(row | more)
+        return json.dumps(self.row() | more)
 
     def row(self) -> dict[str, Any]:
-        """As a dict of lists and numbers, without images and events where it has none."""
+        """As a dict of lists and numbers, without images, suffix and events where it has none."""
         row = vars(self) | {"events": None if self.events is None else vars(self.events)}
-        return {name: value for name, value in row.items() if value or name not in ("images", "events")}
+        return {name: value for name, value in row.items() if value or name not in ("images", "suffix_ids", "events")}
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> "Rollout":

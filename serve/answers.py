@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from models import Prompt
 from sample.draw import Drawing
 from serve.engine import Engine, Event, Job
 from serve.protocol import Asked
@@ -29,7 +30,7 @@ class Answers:
     """n answers to each prompt of a request. `start` submits it and raises what `Engine.submit` does, before anything
     is sent; whoever starts it must `close` it, which frees the slots of those that are open."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], asked: Asked, settings: ServeSettings):
+    def __init__(self, engine: Engine, prompts: Sequence[Prompt], asked: Asked, settings: ServeSettings):
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._begun = self._loop.time()
         self._deadline = self._begun + settings.timeout_seconds
@@ -37,7 +38,7 @@ class Answers:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         room = settings.max_new_tokens or engine.sequence_tokens
         if asked.most_tokens is None:  # as long as there is room
-            room = min(room, engine.sequence_tokens - max(map(len, prompts)))
+            room = min(room, engine.sequence_tokens - max(len(prompt.ids) for prompt in prompts))
         self.job = Job(
             prompts=prompts,
             n=asked.n,
@@ -78,7 +79,7 @@ class Answers:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(map(len, self.job.prompts))
+        return sum(len(prompt.ids) for prompt in self.job.prompts)
 
     @property
     def usage(self) -> dict[str, int]:

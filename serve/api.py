@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models import Prompt
 from sample.session import TooLong
 from serve.answers import Answers
 from serve.engine import Engine, Overloaded, Unavailable
@@ -73,19 +74,19 @@ class Service:
 
     async def chat(self, request: Request, asked: ChatAsked) -> Response:
         turns, read = [message.turn for message in asked.messages], self.reader.chat
-        return await self._answer(request, asked, ChatReply, lambda: [read(turns)])
+        return await self._answer(request, asked, ChatReply, lambda: [read(turns, asked.pictures)])
 
     async def completions(self, request: Request, asked: TextAsked) -> Response:
         read = self.reader.text
         texts = asked.prompts
         return await self._answer(
-            request, asked, TextReply, lambda: [read(text) if isinstance(text, str) else text for text in texts]
+            request, asked, TextReply, lambda: [read(text) if isinstance(text, str) else Prompt(text) for text in texts]
         )
 
     async def _answer(
-        self, request: Request, asked: Asked, kind: type[Reply], prompts_of: Callable[[], list[list[int]]]
+        self, request: Request, asked: Asked, kind: type[Reply], prompts_of: Callable[[], list[Prompt]]
     ) -> Response:
-        """prompts_of: token ids, read in a thread, since a long text takes a while."""
+        """prompts_of: called in a thread, since a long text and pictures take a while."""
         try:
             answers = Answers(self.engine, await asyncio.to_thread(prompts_of), asked, self.settings)
             answers.start()

@@ -61,7 +61,7 @@ class Chat:
         """Asks, shows the cells of the answer after every step, and adds both turns to the conversation. ValueError: a
         conversation that leaves no room. An answer that KeyboardInterrupt stops leaves the conversation as it was."""
         turns = [*self.turns, ("user", question)]
-        prompt = self.reader.chat(turns)
+        prompt = self.reader.chat(turns).ids
         room = min(self.sampler.config.max_new_tokens, self.session.sequence_tokens - len(prompt))
         if room < 1:
             raise ValueError(f"the conversation has {len(prompt)} tokens, which leaves no room: /reset begins anew.")

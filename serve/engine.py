@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from models import DiffusionLM
+from models import DiffusionLM, Prompt
 from sample import Sampler
 from sample.draw import Drawing
 from sample.session import Session, Update
@@ -33,7 +33,7 @@ class Event(NamedTuple):
 class Job:
     """n answers to each of some prompts, prompt-major: its choices. deliver is called in the engine's thread."""
 
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence[Prompt]
     n: int
     max_new_tokens: int
     seed: int
@@ -119,7 +119,7 @@ class Engine:
         """Queues a job. `Unavailable`, `Overloaded`; ValueError as of `Session.check`."""
         session = self.require_ready()
         for prompt in job.prompts:
-            session.check(prompt, job.max_new_tokens)
+            session.check(prompt.ids, job.max_new_tokens)
         if job.choices > self._limit:
             raise ValueError(f"{job.choices} answers in one request: the server takes {self._limit} at a time")
         with self._lock:

@@ -1,5 +1,6 @@
 """From settings to a sampler: what can be known to fail at once, then the weights."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 from configs import find, naming
 from data.control import encode
 from data.templates import Format, Writer, chat_formats
-from models import DiffusionLM, load_model
+from models import DiffusionLM, Prompt, load_model
 from models.folder import weight_files
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
@@ -61,25 +62,32 @@ def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> 
     names = {"auto": "bfloat16" if gpu else "float32", "bf16": "bfloat16", "fp32": "float32"}
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    return Sampler(load_model(spec, names[settings.dtype], "cuda" if gpu else "cpu"), config_of(settings, **more))
+    device, image_tokenizer = "cuda" if gpu else "cpu", settings.vq_model_path
+    model = load_model(spec, names[settings.dtype], device, image_tokenizer=image_tokenizer)
+    return Sampler(model, config_of(settings, **more))
 
 
 class Reader:
-    """Chats and texts -> token ids."""
+    """Chats and texts -> prompts."""
 
     def __init__(self, model: DiffusionLM, settings: ModelSettings):
-        self.family = model.spec.family
+        self.model, self.family = model, model.spec.family
         self.tokenizer: Any = model.tokenizer
         how = Format(self.family.name, "general", settings.template, settings.start_with_think)
         self.writer = Writer(how, self.tokenizer)
 
-    def chat(self, turns: list[tuple[str, str]]) -> list[int]:
-        """A conversation that the answer continues. Control tokens in its turns are text. ValueError: no chat format,
-        or a chat template that fails."""
+    def chat(self, turns: list[tuple[str, str]], pictures: Sequence[bytes] = ()) -> Prompt:
+        """A conversation that the answer continues, with a placeholder for each picture. Control tokens in its turns
+        are text. ValueError: no chat format, a chat template that fails, pictures that cannot be used or that the
+        model does not take."""
         if self.writer.chat is None and self.family.name.lower() not in chat_formats():
             raise ValueError(f"{self.family.name} has no chat format: ask for completions, or set template=chat.")
-        return encode(self.tokenizer, self.writer.conversation(turns))
+        text = self.writer.conversation(turns, pictures)
+        return self.model.prompt(text, pictures, encode=self._encode) if pictures else self.text(text)
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str) -> Prompt:
         """A text as it stands: control tokens in it count."""
+        return Prompt(self._encode(text))
+
+    def _encode(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)

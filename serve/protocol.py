@@ -7,8 +7,10 @@ supported is an error, never ignored; so is an unknown one.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from models.vision.images import PLACEHOLDER
+from serve.pictures import MOST_PICTURES, picture_of
 from serve.text import Token
 
 LONGEST_STOP = 256
@@ -102,21 +104,56 @@ class Asked(BaseModel):
         raise NotImplementedError
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: Text
 
 
+class ImageUrl(BaseModel):
+    """url: a data URL, kept as the file that it holds."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: Annotated[bytes, BeforeValidator(lambda url: picture_of(url) if isinstance(url, str) else url)]
+    detail: Literal["auto"] | None = None
+
+
+class PicturePart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | PicturePart, Field(discriminator="type")]
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[Part], Tag("parts")],
+        Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
+    ]
+
+    @model_validator(mode="after")
+    def _pictures_of_users(self) -> "Message":
+        if self.pictures and self.role != "user":
+            raise ValueError(f"a picture in a message of the {self.role}: send it in one of the user")
+        return self
+
+    @property
+    def parts(self) -> list[Part]:
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def pictures(self) -> list[bytes]:
+        return [part.image_url.url for part in self.parts if isinstance(part, PicturePart)]
 
     @property
     def turn(self) -> tuple[str, str]:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return ("system" if self.role == "developer" else self.role), content
+        """Role and text, a placeholder where a picture is."""
+        texts = [part.text if isinstance(part, TextPart) else f"{PLACEHOLDER}\n" for part in self.parts]
+        return ("system" if self.role == "developer" else self.role), "".join(texts)
 
 
 class ChatAsked(Asked):
@@ -125,6 +162,19 @@ class ChatAsked(Asked):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
+
+    @model_validator(mode="after")
+    def _few_pictures(self) -> "ChatAsked":
+        texts = [part.text for message in self.messages for part in message.parts if isinstance(part, TextPart)]
+        if len(self.pictures) > MOST_PICTURES:
+            raise ValueError(f"{len(self.pictures)} pictures: at most {MOST_PICTURES} are taken in a request")
+        if self.pictures and any(PLACEHOLDER in text for text in texts):
+            raise ValueError(f"{PLACEHOLDER} in a text stands for a picture: leave it out")
+        return self
+
+    @property
+    def pictures(self) -> list[bytes]:
+        return [picture for message in self.messages for picture in message.pictures]
 
     @property
     def most_tokens(self) -> int | None:

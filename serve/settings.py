@@ -23,6 +23,9 @@ class ModelSettings:
 
     model: str = opt("", "checkpoint folder (original layout), a folder of adapters, or a hub name")
     model_base: str | None = opt(None, "the model's family where config.json does not name it: sdar, dream, llada, ...")
+    vq_model_path: str | None = opt(
+        None, "mmada, for pictures: folder or hub name of MAGVIT-v2 (showlab/magvitv2), which makes tokens of them"
+    )
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
     dtype: str = opt(
         "auto", "type of the weights; auto = bf16 on a GPU, fp32 on a CPU", choices=("auto", "bf16", "fp32")

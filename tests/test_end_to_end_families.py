@@ -15,6 +15,7 @@ from train import evaluation, rl, sft
 from train.algorithm.masking import METHODS
 
 FAMILIES = tuple(family for family in EVERY_FAMILY if family != "lladav")  # in test_end_to_end_pictures
+MIXTURES = ("sdar_moe", "llada2")
 FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("mmada", "random_masking")]
 RL_METHODS, SFT_METHODS = ([name for name in METHODS if getattr(METHODS[name], command)] for command in ("rl", "sft"))
 FAST_RL = [("dream", "TraceRL"), ("llada", "coupled")]
@@ -92,6 +93,7 @@ def test_one_step_of_sft(shop_of, family, method, tmp_path):
     assert summary["steps"] == 1
     (row,) = read_jsonl(shop.runs / "sft" / "metrics.jsonl")
     assert row["grad_norm"] > 0 and row["trained_tokens"] > 0 and row["updates_skipped"] == 0
+    assert ("experts/max_load" in row) == (family in MIXTURES)
     trained = shop.runs / "sft" / "ckpt" / "optimized"
     assert still(shop.model, trained) == set()
     assert_reads_back(trained, tmp_path / "again")
@@ -109,6 +111,7 @@ def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     assert [row["step"] for row in rows] == [1, 2] and summary["steps"] == 2
     for row in rows:
         assert row["updates"] >= 1 and row["grad_norm"] > 0 and row["reward/std"] > 0
+        assert row.get("experts/max_load", 0.0) >= (1.0 if family in MIXTURES else 0.0)
         assert ("mismatch_kl" in row) == (method == "TraceRL") and row.get("mismatch_kl", 0.0) < 1e-9
     folder = shop.runs / "rl" / "ckpt"
     assert still(shop.model, folder / "step-000001") == still(folder / "step-000001", folder / "optimized") == set()

@@ -13,8 +13,6 @@ from train.setup.prompts import Prompt
 MOST_SOURCES, LONGEST_SOURCE = 24, 60
 ALL = "all"
 """The label of the mean over several sets."""
-_MAY_LACK = ("images", "suffix_ids")
-"""Of a rollout's record: fields that most rollouts have not."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,7 @@ class Evaluation:
             }
             if with_steps:
                 view = {name: getattr(rollout, name) for name in ("token_ids", "step_map", "logprobs")}
-                record = {name: value for name, value in vars(rollout).items() if value or name not in _MAY_LACK}
-                row |= {"block_size": self.block_size, **view, **record}
+                row |= {"block_size": self.block_size, **view, **rollout.row()}
             yield row
 
 

@@ -8,6 +8,7 @@ from configs.schema import Config
 from models import DiffusionLM
 from reward.function import means_of
 from sample import Rollout
+from train.edits import draft, effects
 from train.learner.rollout_log import RolloutLog
 from train.setup.prompts import Prompt, completion_text, reward_columns
 from train.setup.step_judge import StepJudge
@@ -79,13 +80,18 @@ class Grading:
             sampled = [rollouts[i] for i in members]
             texts = [completion_text(rollout, model) for rollout in sampled]
             questions = [prompt.text for prompt in chosen for _ in range(n)]
-            rewards = reward(questions, texts, **reward_columns(chosen, sampled, model))
-            parts = reward.given
+            columns = reward_columns(chosen, sampled, model)
+            rewards = reward(questions, texts, **columns)
+            parts, stats = reward.given, reward.stats
+            if reward.verifies and any(rollout.events is not None for rollout in sampled):
+                drafts = [draft(rollout, model.eos_ids, config.rollout.max_new_tokens) for rollout in sampled]
+                first = [completion_text(rollout, model) for rollout in drafts]
+                stats = stats | effects(reward, questions, texts, first, rewards, columns)
             if config.training.truncated == "wrong":
                 rewards = _cut_is_wrong(sampled, rewards, config.rollout.key("max_new_tokens"))
                 if config.reward.combine == "normalise":
                     parts = {name: _without_cut(sampled, values) for name, values in parts.items()}
-            found = found.joined(Scores(texts, rewards, reward.stats, parts))
+            found = found.joined(Scores(texts, rewards, stats, parts))
             places += members
         return found.ordered(places)
 

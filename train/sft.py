@@ -286,6 +286,7 @@ class FineTuning:
             "packed_tokens": float(totals.packed_tokens),
             **totals.speed,
             "updates_skipped": float(totals.skipped),
+            **totals.expert_balance,
             **used_memory(),
         }
         for label in sorted({*self.label_of.values()}):

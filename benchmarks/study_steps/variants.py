@@ -41,6 +41,7 @@ TASKS: Mapping[str, Task] = {
         blocks=(4, 8, 16, 32),
     ),
     "addition": Task("rl_tiny_addition", "sft_tiny_addition", steps=50, block_size=8, blocks=(4, 8, 16, 32)),
+    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, block_size=13),
 }
 
 

@@ -181,6 +181,8 @@ class Family:
     transformers' class that replaces the remote code that the tokenizer's files ask for.
     text_vocab_size: config.json -> ids from here on are never sampled; None = those that the tokenizer has no name for.
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
+    whole_blocks: config.json -> tokens that the network can only run together, None = any number: blocks of decoding
+    and training are a multiple of it.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
     pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
     part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture.
@@ -202,6 +204,7 @@ class Family:
     tokenizer_class: str | None = None
     text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
+    whole_blocks: Callable[[Mapping[str, Any]], int | None] | None = None
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None
     trains_vision: bool = False

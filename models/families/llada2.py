@@ -1,5 +1,8 @@
-"""LLaDA2.0 and 2.1: GLM-4-MoE weights under block-causal attention. The router scores experts by sigmoids and chooses
-inside groups by a bias that is no weight but a buffer: fp32, saved, never trained. https://github.com/inclusionAI/LLaDA2.X
+"""LLaDA2.0, 2.1 and 2.2: GLM-4-MoE weights under block-causal attention. The router scores experts by sigmoids and
+chooses by a bias that is no weight but a buffer: fp32, saved, never trained. 2.0 and 2.1 choose inside groups; 2.2,
+known by `expert_capacity`, for a whole block together (not checked against the original, and without its DELETE and
+INSERT).
+https://github.com/inclusionAI/LLaDA2.X
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +28,11 @@ def _refuse(raw_config: Mapping[str, Any]) -> None:
     wanted = {"hidden_act": "silu", "score_function": "sigmoid", "use_bias": False, "rope_scaling": None}
     bad = [name for name, value in wanted.items() if (raw_config.get(name) or value) != value]
     bad += [name for name in ("num_shared_experts",) if not raw_config.get(name)]
-    if raw_config.get("expert_capacity"):
-        bad.append("expert_capacity")
     if bad:
         raise ValueError(
             f"config.json has {', '.join(f'{name}: {raw_config.get(name)!r}' for name in bad)}: LLaDA2 runs as a "
             "GLM-4-MoE network here, which cannot express this. It takes silu, a sigmoid router, at least one shared "
-            "expert, no bias beside those of queries, keys and values, no scaled rope, and no expert_capacity "
-            "(LLaDA2.2)."
+            "expert, no bias beside those of queries, keys and values, and no scaled rope."
         )
 
 
@@ -51,6 +51,25 @@ def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
         attention_bias=bool(raw_config.get("use_qkv_bias")),
         rope_parameters=rope,
     )
+
+
+def _routed_together(raw_config: Mapping[str, Any]) -> int | None:
+    """Tokens of a block whose experts are chosen together, None where each token's are."""
+    return int(raw_config.get("block_size") or LLADA2.default_block_size) if raw_config.get("expert_capacity") else None
+
+
+def _adapt(network: Any, raw_config: Mapping[str, Any]) -> None:
+    """LLaDA2.2's routers."""
+    if (block_size := _routed_together(raw_config)) is None:
+        return
+    from models.block_router import route_blocks
+
+    capacity, least, most = (
+        int(raw_config[name]) for name in ("expert_capacity", "num_experts_per_tok", "num_experts")
+    )
+    if not least <= capacity <= most:
+        raise ValueError(f"config.json has expert_capacity: {capacity}, which must be from {least} to {most}")
+    route_blocks(network, block_size, capacity)
 
 
 def _projections(raw_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -81,6 +100,7 @@ LLADA2 = Family(
     attention="block",
     model_class="Glm4MoeForCausalLM",
     config_arguments=_config_arguments,
+    adapt=_adapt,
     pieces=_pieces,
     mask_token="<|mask|>",
     mask_id=156895,
@@ -94,4 +114,5 @@ LLADA2 = Family(
         after_system="\ndetailed thinking off",
     ),
     default_block_size=32,
+    whole_blocks=_routed_together,
 )

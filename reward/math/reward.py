@@ -131,6 +131,8 @@ class OptionReward(Reward):
     """1.0 where the answer (`stated_answer`) is the letter of the task's `ground_truth_answer` (A, (A), a, A. and its
     text)."""
 
+    verifies = True
+
     def __init__(self, in_box: bool = True) -> None:
         super().__init__()
         self.in_box = in_box
@@ -162,6 +164,8 @@ class OptionReward(Reward):
 class MathReward(Reward):
     """1.0 where the answer (`stated_answer`) equals the task's `ground_truth_answer`, else 0.0; None where the task has
     no answer."""
+
+    verifies = True
 
     def __init__(self, *, workers: int, timeout_seconds: float, in_box: bool = True) -> None:
         super().__init__()

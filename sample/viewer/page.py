@@ -8,10 +8,11 @@ lines of Rollout.to_json.
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -23,9 +24,13 @@ from models.tokenizer import read_tokenizer
 from runtime.files import atomic_write_text
 from runtime.pages import page
 from runtime.text import print_error, print_text
+from sample.events import NO_CHOICE, Events
 from sample.viewer.pictures import Thumbnails, picture_runs
 from sample.viewer.token_texts import token_texts
 from sample.viewer.trace import Chosen, Trace, as_block_size, read_traces, samples_of
+
+if TYPE_CHECKING:
+    from sample.viewer.forming import Forming
 
 PARTS = Path(__file__).parent
 KINDS = ("text", "special", "bytes", "id")
@@ -48,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = samples_of(options.path)
         chosen = read_traces(path, options.limit)
         origin = find_origin(path, options.tokenizer, options.block_size)
-        text = build_page(path.name, chosen, origin, options.block_size, Thumbnails(path.parent))
+        forming, unseen = _forming(path, chosen, origin)
+        text = build_page(path.name, chosen, origin, options.block_size, Thumbnails(path.parent), forming)
         try:
             atomic_write_text(options.output, text)
         except OSError as error:
@@ -56,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(str(error))
         return 2
-    for note in (*origin.notes, *left_out(chosen)):
+    for note in (*origin.notes, *unseen, *left_out(chosen, forming)):
         print_error(note, "note: ")
     embedded = sum(map(len, chosen.groups.values()))
     print_text(f"{options.output}: {embedded:,} samples, {len(text.encode()) / 1e6:.1f} MB")
@@ -116,9 +122,33 @@ def _run_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 
 
-def left_out(chosen: Chosen) -> list[str]:
+def _forming(path: Path, chosen: Chosen, origin: Origin) -> tuple["Forming | None", list[str]]:
+    """What decodes the pictures that the samples are, by the image tokenizer of the run whose folder `path` lies in;
+    None where there are none, or, with a note, where it cannot be read."""
+    if not any(trace.is_drawn for traces in chosen.groups.values() for trace in traces):
+        return None, []
+    section = _run_config(path).get("model")
+    named = section.get("vq_model_path") if isinstance(section, dict) else None
+    if not isinstance(named, str) or origin.tokenizer is None:
+        return None, ["Drawn pictures are shown as codes: the run's tokenizer or its model.vq_model_path is not known."]
+    from sample.viewer.forming import Forming
+
+    try:
+        return Forming(find(named), text_ids_of(origin.tokenizer)), []
+    except (ValueError, OSError) as error:
+        return None, [f"Drawn pictures are shown as codes, since {str(error).rstrip('.')}."]
+
+
+def text_ids_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """So many ids are text: what comes after them are codes of pictures."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def left_out(chosen: Chosen, forming: "Forming | None" = None) -> list[str]:
     """What of the file is not in the page, in sentences."""
     notes = []
+    if forming is not None and forming.left_out:
+        notes.append(f"{forming.left_out:,} drawn pictures are not shown as they form: --limit takes fewer samples.")
     embedded = sum(map(len, chosen.groups.values()))
     if embedded < chosen.num_samples:
         notes.append(
@@ -136,9 +166,10 @@ def build_page(
     origin: Origin,
     forced_block_size: int | None = None,
     thumbnails: Thumbnails | None = None,
+    forming: "Forming | None" = None,
 ) -> str:
     """The page as text: see `pages.page`."""
-    data = page_data(name, chosen, origin, forced_block_size, thumbnails)
+    data = page_data(name, chosen, origin, forced_block_size, thumbnails, forming)
     return page(PARTS, f"{name} · trace", data, "viewer.js")
 
 
@@ -148,13 +179,15 @@ def page_data(
     origin: Origin,
     forced_block_size: int | None = None,
     thumbnails: Thumbnails | None = None,
+    forming: "Forming | None" = None,
 ) -> dict[str, Any]:
     """What viewer.js reads. Ids stand as indices into `vocabulary`, rows of [id, text, kind]; in a prompt -1 - i stands
-    for picture i of `pictures`, rows of [positions, thumbnail or null]."""
+    for picture i of `pictures`, rows of [positions, thumbnail or null]. A drawn sample has `frames`, rows of [step,
+    picture]."""
     text_of = token_texts(origin.tokenizer)
     index: dict[int, int] = {}
     pictures: dict[tuple[int, str | None], int] = {}
-    text_ids = None if origin.tokenizer is None else max(origin.tokenizer.get_vocab().values(), default=-1) + 1
+    text_ids = None if origin.tokenizer is None else text_ids_of(origin.tokenizer)
 
     def indices(ids: Sequence[int]) -> list[int]:
         return [index.setdefault(token_id, len(index)) for token_id in ids]
@@ -173,7 +206,6 @@ def page_data(
                 made += indices(trace.prompt[start:end])
         return made
 
-    notes = [*origin.notes, *left_out(chosen)]
     groups: list[dict[str, Any]] = []
     for title, traces in chosen.groups.items():
         prompts: list[list[int] | str] = []
@@ -183,8 +215,12 @@ def page_data(
                 prompts.append(prompt)
             size = forced_block_size or trace.block_size or origin.block_size
             first = trace.first_block_tokens(size, origin.attention) if size else None
-            samples.append(_sample(trace, indices(trace.ids), prompts.index(prompt), size, first))
+            sample = _sample(trace, indices(trace.ids), prompts.index(prompt), size, first)
+            samples.append(sample | {"events": trace.events and _events(trace.events, indices)})
+            if forming is not None and (frames := forming.frames(trace)):
+                samples[-1]["frames"] = frames
         groups.append({"title": title, "prompts": prompts, "samples": samples})
+    notes = [*origin.notes, *left_out(chosen, forming)]
     unplaced = any(sample["block"] is None for group in groups for sample in group["samples"])
     if unplaced and origin.attention != "full":
         notes.append("Where blocks begin is not known from the file: --block-size and --tokenizer say it.")
@@ -212,6 +248,17 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
         "advantage": trace.advantage,
         "answer": trace.answer,
     }
+
+
+def _events(events: Events, indices: Callable[[list[int]], list[int]]) -> list[list[Any]]:
+    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes."""
+    again = events.remasks()
+    chosen = [action != NO_CHOICE for action in events.action]
+    tokens = [-1 if again[i] else indices([token])[0] for i, token in enumerate(events.token)]
+    logprobs = [
+        round(p, 4) if mine and math.isfinite(p) else None for p, mine in zip(events.logprob, chosen, strict=True)
+    ]
+    return [events.step, events.place, tokens, logprobs]
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,9 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
+
+from PIL import Image
 
 from models.folder import read_json
 from models.vision.images import ImageFault, image_digest, open_image
@@ -53,6 +56,11 @@ class Thumbnails:
         except ImageFault:
             return None
         image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return data_uri(image)
+
+
+def data_uri(image: Image.Image, kind: Literal["jpeg", "png"] = "jpeg") -> str:
+    """A small picture as a page holds it."""
+    file = io.BytesIO()
+    image.save(file, kind, quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

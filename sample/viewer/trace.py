@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sample.events import Events
+
 MOST_STEPS, MOST_IDS = 100_000, 2**31
 """What a page can show, and more than any sampler writes: steps of a response, ids of a vocabulary."""
 CANVAS = ("canvas_ids", "canvas_step_map", "canvas_logprobs")
@@ -21,7 +23,7 @@ class Trace:
     where the file has no ids. ids, steps, logprobs: those of the canvas, or of the response where the file has no
     canvas; step 0 = still masked; logprobs in nats, None where the file has none. num_response_tokens: so many
     from the first are the response. block_size: None where the row has none. images: digests of the prompt's pictures,
-    in order.
+    in order. events: every write, where tokens were overwritten or masked again. is_drawn: the response is a picture.
     """
 
     group: str
@@ -38,6 +40,8 @@ class Trace:
     answer: str | None
     block_size: int | None
     images: tuple[str, ...] = ()
+    events: Events | None = None
+    is_drawn: bool = False
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Trace":
@@ -82,6 +86,8 @@ class Trace:
             answer=row["answer"] if isinstance(row.get("answer"), str) else None,
             block_size=as_block_size(row.get("block_size")),
             images=tuple(map(str, row["images"])) if isinstance(row.get("images"), list) else (),
+            events=_events(row, ids, steps, logprobs, num_steps),
+            is_drawn=bool(row.get("suffix_ids")),
         )
 
     def first_block_tokens(self, block_size: int, attention: Literal["block", "full"] | None) -> int | None:
@@ -188,6 +194,21 @@ def _traces(path: Path, wanted: set[int] | None = None) -> Iterator[tuple[int, T
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} {error}.") from error
             yield start, trace
+
+
+def _events(
+    row: Mapping[str, Any], ids: list[int], steps: list[int], logprobs: list[Any] | None, num_steps: int
+) -> Events | None:
+    if row.get("events") is None:
+        return None
+    try:
+        events = Events.from_row(row["events"])
+        events.check(ids, steps, logprobs, num_steps)
+    except ValueError as error:
+        raise ValueError(f"has {error}") from None
+    if max(events.token, default=0) > MOST_IDS:
+        raise ValueError(f"has events with a token above {MOST_IDS:,}")
+    return events
 
 
 def _group(row: Mapping[str, Any], key: Sequence[Any]) -> str:

@@ -66,16 +66,20 @@ function joinedBytes(tokens) {
 }
 
 function tokenElement(index, joined) {
+  return fillToken(element("span", "tok"), index, joined);
+}
+
+/** Puts a token's text into its element. */
+function fillToken(made, index, joined) {
   const [, text, kind] = data.vocabulary[index];
-  const made = element("span", "tok");
-  if (kind === KIND.special) made.classList.add("special");
+  made.replaceChildren();
+  made.classList.toggle("special", kind === KIND.special);
+  made.classList.toggle("id", kind === KIND.id);
   if (kind === KIND.bytes) {
     if (joined) addText(made, joined);
     else made.append(element("i", "mark", joined === "" ? "·" : text.match(/../g).join(" ")));
-  } else if (kind === KIND.id) {
-    made.classList.add("id");
-    made.append(text, element("wbr"));
-  } else if (text === "") made.append(element("i", "mark", "∅"));
+  } else if (kind === KIND.id) made.append(text, element("wbr"));
+  else if (text === "") made.append(element("i", "mark", "∅"));
   else addText(made, text);
   return made;
 }
@@ -90,6 +94,29 @@ function pictureElement([positions, thumbnail]) {
   return made;
 }
 
+/** For each place its writes in order, [step, index of the token or -1 = masked again, log-prob or null]. */
+function writesOf(chosen) {
+  if (!chosen.events) return chosen.tokens.map((index, i) => (chosen.steps[i] ? [[chosen.steps[i], index, chosen.logprobs?.[i] ?? null]] : []));
+  const writes = chosen.tokens.map(() => []);
+  const [steps, places, indices, logprobs] = chosen.events;
+  steps.forEach((step, i) => writes[places[i]].push([step, indices[i], logprobs[i]]));
+  chosen.tokens.forEach((index, i) => {
+    if (chosen.steps[i] && !writes[i].length) writes[i].push([chosen.steps[i], index, null]); // pads after the last step
+  });
+  return writes;
+}
+
+/** The number of the write at place i that stands at the end of `step`, -1 before the first. */
+const writeAt = (i, step) => view.writes[i].findLastIndex(([written]) => written <= step);
+
+/** Whether write n of place i puts another token where one stood. */
+function overwrites(i, n) {
+  const [before, now] = [view.writes[i][n - 1]?.[1] ?? -1, view.writes[i][n][1]];
+  return before >= 0 && now >= 0 && before !== now;
+}
+
+const remasks = (i, n) => view.writes[i][n][1] < 0;
+
 function blockOf(position) {
   if (!view.block) return 0;
   const [first, size] = view.block;
@@ -101,8 +128,9 @@ function drawSample() {
   const chosen = sample();
   const steps = Math.max(chosen.num_steps, 0);
   view = { block: chosen.block, tokens: [], blocks: [], byStep: Array.from({ length: steps + 1 }, () => []), steps, shown: 0, same: [] };
+  view.writes = writesOf(chosen);
   const canvas = document.createDocumentFragment();
-  const joined = joinedBytes(chosen.tokens);
+  const joined = (view.joined = joinedBytes(chosen.tokens));
   let beyond = null;
   chosen.tokens.forEach((index, i) => {
     const block = blockOf(i);
@@ -116,15 +144,15 @@ function drawSample() {
       (beyond ?? canvas).append(made);
       (view.blocks[block] ??= { parts: [], from: Infinity }).parts.push(made);
     }
-    const step = chosen.steps[i];
+    const writes = view.writes[i];
     const token = tokenElement(index, joined[i]);
     token.classList.add("masked");
-    if (step === 0) {
+    if (!writes.length) {
       token.classList.add("never");
       token.textContent = "\u00a0\u00a0\u00a0";
-    } else view.blocks[block].from = Math.min(view.blocks[block].from, step);
+    } else view.blocks[block].from = Math.min(view.blocks[block].from, writes[0][0]);
     token.dataset.i = i;
-    view.byStep[step].push(i);
+    for (const [step] of writes) view.byStep[step].push(i);
     view.tokens.push(token);
     view.blocks[block].parts.at(-1).append(token);
   });
@@ -163,6 +191,8 @@ function drawFacts(chosen) {
     ["advantage", chosen.advantage === null ? null : number(chosen.advantage)],
     ["length", plural(chosen.length, "token")],
     ["steps", view.steps.toLocaleString("en")],
+    ["overwritten", chosen.events ? countWrites(overwrites) : null],
+    ["masked again", (chosen.events && countWrites(remasks)) || null],
     ["tokens per step", rate],
     ["ended by", chosen.finish || null],
     ["block", chosen.block ? `${chosen.block[1]} tokens` : null],
@@ -178,6 +208,7 @@ function drawFacts(chosen) {
   );
   const legend = [["lit", "decided in this step"], ["mask", "masked"]];
   if (chosen.block) legend.push(["ahead", "block not begun"]);
+  if (chosen.events) legend.push(["edit", "overwritten or masked again"]);
   at("legend").replaceChildren(
     ...legend.flatMap(([colour, text]) => {
       const square = element("i");
@@ -187,38 +218,82 @@ function drawFacts(chosen) {
   );
 }
 
-const barPath = (steps, tallest) =>
-  steps.map((s) => (view.byStep[s].length ? `M${s - 1 + view.gap} 1V${1 - view.byStep[s].length / tallest}H${s - view.gap}V1z` : "")).join("");
+const countWrites = (kind) => view.writes.reduce((sum, writes, i) => sum + writes.filter((_, n) => kind(i, n)).length, 0);
 
-/** A bar for each step, as high as the number of tokens that it decided. */
+/** How many writes of a step are of a kind. */
+const countIn = (step, kind) => view.byStep[step].filter((i) => kind(i, writeAt(i, step))).length;
+
+const barPath = (steps, tallest, count = (s) => view.byStep[s].length) =>
+  steps.map((s) => (count(s) ? `M${s - 1 + view.gap} 1V${1 - count(s) / tallest}H${s - view.gap}V1z` : "")).join("");
+
+/** A bar for each step, as high as the number of places that it wrote; its foot, those that it overwrote or masked again. */
 function drawBars() {
   const steps = Array.from({ length: view.steps }, (_, i) => i + 1);
   view.tallest = Math.max(1, ...steps.map((s) => view.byStep[s].length));
   view.gap = view.steps > 200 ? 0 : 0.08;
   at("bars").setAttribute("viewBox", `0 0 ${Math.max(1, view.steps)} 1`);
   at("bars").querySelector(".all").setAttribute("d", barPath(steps, view.tallest));
+  view.edits = sample().events ? barPath(steps, view.tallest, (s) => countIn(s, overwrites) + countIn(s, remasks)) : "";
+  at("bars").querySelector(".edits").setAttribute("d", view.edits);
+}
+
+/** Draws place i as it is at the end of `step`: masked, or its token, in the step that overwrites it with the old one struck. */
+function drawPlace(i, step) {
+  const token = view.tokens[i];
+  const writes = view.writes[i];
+  const n = writeAt(i, step);
+  const masked = n < 0 || remasks(i, n);
+  token.classList.toggle("masked", masked);
+  if (writes.length < 2) return;
+  const shown = masked ? (writes.slice(n + 1).find(([, index]) => index >= 0) ?? writes[n])[1] : writes[n][1];
+  if (shown >= 0) fillToken(token, shown, shown === writes.at(-1)[1] ? view.joined[i] : null);
+  else token.textContent = "\u00a0\u00a0\u00a0";
+  token.classList.toggle("edited", writes.slice(0, n + 1).some((_, k) => overwrites(i, k) || remasks(i, k)));
+  if (n >= 0 && writes[n][0] === step && (overwrites(i, n) || (masked && n > 0))) {
+    const old = element("s", "old");
+    fillToken(old, writes[n - 1][1], null);
+    old.classList.remove("special", "id");
+    if (masked) token.replaceChildren(old);
+    else token.prepend(old);
+  }
 }
 
 function showStep(wanted) {
   const step = Math.min(Math.max(0, wanted), view.steps);
   for (const i of view.byStep[view.shown] ?? []) view.tokens[i].classList.remove("lit");
   const [low, high] = [Math.min(view.shown, step), Math.max(view.shown, step)];
-  for (let s = low + 1; s <= high; s++)
-    for (const i of view.byStep[s]) view.tokens[i].classList.toggle("masked", step < view.shown);
+  const changed = new Set();
+  for (let s = low; s <= high; s++) for (const i of view.byStep[s]) changed.add(i);
+  for (const i of changed) drawPlace(i, step);
   if (step > 0) for (const i of view.byStep[step]) view.tokens[i].classList.add("lit");
   if (view.block)
     for (const block of view.blocks) for (const part of block.parts) part.classList.toggle("ahead", block.from > step);
   view.shown = state.step = step;
+  drawPicture(step);
   const share = view.steps ? (100 * step) / view.steps : 0;
   at("done").style.width = at("knob").style.left = `${share}%`;
   at("veil").style.width = `${100 - share}%`;
   at("bars").querySelector(".now").setAttribute("d", step ? barPath([step], view.tallest) : "");
   at("slider").value = step;
-  const decided = step ? view.byStep[step].length : 0;
+  const [overwritten, again] = step ? [countIn(step, overwrites), countIn(step, remasks)] : [0, 0];
+  const kept = step ? countIn(step, (i, n) => n > 0 && !remasks(i, n) && view.writes[i][n - 1][1] === view.writes[i][n][1]) : 0;
+  const decided = step ? view.byStep[step].length - overwritten - again - kept : 0;
+  const parts = [`${plural(decided, "token")} decided`];
+  if (overwritten) parts.push(`${overwritten} overwritten`);
+  if (kept) parts.push(`${kept} chosen again`);
+  if (again) parts.push(`${again} masked again`);
   const bold = element("b", "", `step ${step.toLocaleString("en")}`);
   at("where").replaceChildren(bold, ` of ${view.steps.toLocaleString("en")}`);
-  at("where").append(element("span", "quiet", step ? ` · ${plural(decided, "token")} decided` : " · all masked"));
+  at("where").append(element("span", "quiet", step ? ` · ${parts.join(", ")}` : " · all masked"));
   rememberSoon();
+}
+
+/** Of a response that is a picture: the last frame up to this step; the first one is all that is known before it. */
+function drawPicture(step) {
+  const frames = sample().frames ?? [];
+  const frame = frames.findLast(([from]) => from <= step);
+  at("drawn").hidden = !frame;
+  if (frame) at("drawn").setAttribute("src", frame[1]);
 }
 
 function follow() {
@@ -314,6 +389,17 @@ function switchTheme() {
   rememberSoon();
 }
 
+const chance = (logprob) => (typeof logprob === "number" ? `, p = ${number(100 * Math.exp(logprob), 2)} %` : "");
+
+/** What a place held, write by write; the one that stands is marked. */
+function historyLines(i, writes) {
+  const now = writeAt(i, state.step);
+  const named = ([, index]) => (index < 0 ? "masked again" : data.vocabulary[index][2] === KIND.id ? `id ${data.vocabulary[index][0]}` : JSON.stringify(data.vocabulary[index][1]));
+  const standing = writes[now]?.[1] >= 0 ? writes[now] : writes.findLast(([, index]) => index >= 0);
+  const lines = writes.map((write, n) => `${n === now ? "▸ " : ""}step ${write[0]}: ${named(write)}${chance(write[2])}`);
+  return [data.vocabulary[standing[1]], `position ${i}${view.block ? ` · block ${blockOf(i)}` : ""}`, ...lines];
+}
+
 function tipLines(token) {
   if (token.dataset.p !== undefined) {
     const i = Number(token.dataset.p);
@@ -322,6 +408,8 @@ function tipLines(token) {
   }
   const i = Number(token.dataset.i);
   const { tokens, steps, logprobs } = sample();
+  const writes = view.writes[i];
+  if (writes.length > 1) return historyLines(i, writes);
   const lines = [data.vocabulary[tokens[i]], `position ${i}${view.block ? ` · block ${blockOf(i)}` : ""}`];
   if (steps[i] === 0) return [...lines, "never decided: still masked at the end"];
   lines.push(`${steps[i] > state.step ? "masked until" : "decided in"} step ${steps[i]} of ${view.steps}`);
@@ -342,7 +430,8 @@ function showTip(token) {
   head.append(element("b", "", name), `${name ? " · " : ""}id ${id}`);
   at("tip").replaceChildren(head, ...lines.map((line) => element("div", "", line)));
   if (token.dataset.i !== undefined) {
-    const step = sample().steps[Number(token.dataset.i)];
+    const i = Number(token.dataset.i);
+    const step = view.writes[i][writeAt(i, state.step)]?.[0] ?? view.writes[i][0]?.[0];
     view.same = step ? view.byStep[step].map((i) => view.tokens[i]) : [];
     for (const same of view.same) same.classList.add("same");
   }

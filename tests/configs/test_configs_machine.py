@@ -23,10 +23,11 @@ LAYOUTS = {
     "sdar": ["SDAR-4B-Chat", "SDAR-8B-Chat"],
     "llada": ["LLaDA-8B-Instruct"],
     "dream": ["Dream-v0-Instruct-7B"],
+    "llada2": ["LLaDA2.1-mini"],
 }
 MACHINE = re.compile(
     r"^# Machine: (?:(?P<nodes>\d+) nodes of )?(?P<gpus>\d+) GPUs? of (?P<gb>\d+) GB(?: \((?P<engine>\w+)\))?"
-    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>4|8|30)B"
+    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>4|8|16|30)B"
     r"(?: \(8B: GPUs of 141 GB\))?\.$",
     re.MULTILINE,
 )
@@ -72,7 +73,7 @@ def folders(tmp_path_factory):
             return [REAL / "layouts" / "SDAR-30B-A3B-Chat"]
         family = next(
             family
-            for family in ("dream", "lladav", "llada", "mmada", "sdar")
+            for family in ("dream", "lladav", "llada2", "llada", "mmada", "sdar")
             if family in name.replace("trado", "sdar")
         )
         return [made[family]] if family in made else [REAL / "layouts" / layout for layout in LAYOUTS[family]]

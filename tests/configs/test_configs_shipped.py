@@ -54,7 +54,8 @@ def model_folder(tmp_path_factory):
     for family in ("sdar", "dream", "llada", "mmada", "lladav"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
-    text_checkpoint(folder / "sdar_moe", "sdar_moe", max_position_embeddings=32768, num_key_value_heads=4)
+    for family in ("sdar_moe", "llada2"):  # heads that a team of four can share
+        text_checkpoint(folder / family, family, max_position_embeddings=32768, num_key_value_heads=4)
     return folder
 
 
@@ -85,7 +86,7 @@ def command(name):
 
 def family_of(name):
     known = {"drawing": "mmada", "brackets": "llada", "30b": "sdar_moe"}
-    known |= {family: family for family in ("dream", "lladav", "llada", "mmada")}
+    known |= {family: family for family in ("dream", "lladav", "llada2", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
 
@@ -108,7 +109,7 @@ def arguments(name, model_folder, tmp_path):
         f"dataset.eval_dataset={tasks}",
         f"dataset.optimization_data={pairs}",
         f"experiment.output_dir={tmp_path / 'runs'}",
-        *(["experiment.processes=4"] if "30b" in name else []),
+        *(["experiment.processes=4"] if "30b" in name or "rl_llada2" in name else []),
         *([f"judge.local={model_folder / family}"] if "process_reward" in name else []),
         *([f"model.value_base_model={model_folder / family}"] if "with_value" in name else []),
         *([f"evaluation.eval_dataset={tasks}"] if "eval" not in name and "sft" not in name else []),
@@ -121,7 +122,7 @@ def test_what_is_shipped():
     assert {"rl_trado_with_value.yaml", "rl_sdar_with_value.yaml"} <= set(SHIPPED)
     assert {f"rl_{name}_process_reward_rlhf_with_value.yaml" for name in ("trado", "sdar")} <= set(SHIPPED)
     assert {"trado_eval.yaml", "sdar_eval.yaml", "trado_longcot_eval.yaml"} <= set(SHIPPED)
-    for family in ("dream", "llada", "mmada"):
+    for family in ("dream", "llada", "llada2", "mmada"):
         assert {f"{family}_eval.yaml", f"rl_{family}.yaml", f"sft_{family}.yaml"} <= set(SHIPPED)
     assert "rl_sdar_code.yaml" in SHIPPED
     assert {f"{name}.yaml" for name in SEEING} <= set(SHIPPED)

@@ -13,6 +13,7 @@ from models import load_model
 from models.attention import Masked
 from models.checkpoint import kept_buffers
 from models.tiny import tiny_folder
+from sample import Sampler, SamplingConfig
 from train.distributed.masters import Masters
 
 
@@ -32,6 +33,42 @@ from train.distributed.masters import Masters
 def test_what_the_network_cannot_express_is_refused_by_name(changes, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         load_model(tiny_folder(tmp_path, "llada2", **changes), random_init_seed=0)
+
+
+BLOCKS = {"expert_capacity": 3, "block_size": 4}
+
+
+def test_llada2_2_chooses_experts_for_a_block_together():
+    """Each block's tokens take theirs from its own pool, of the experts with the highest scores of its tokens."""
+    gate = tiny_model("llada2", **BLOCKS).model.layers[1].mlp.gate
+    hidden = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
+    logits, weights, experts = gate(hidden)
+    assert torch.equal(logits, tiny_model("llada2").model.layers[1].mlp.gate(hidden)[0])
+    choice = (logits.sigmoid() + gate.e_score_correction_bias).tolist()
+    for block in range(6):
+        tokens = range(4 * block, 4 * block + 4)
+        best = {e: max(choice[t][e] for t in tokens) for e in range(8)}
+        pool = sorted(best, key=best.get)[-3:]
+        for t in tokens:
+            chosen = sorted(pool, key=lambda e, t=t: choice[t][e])[-2:]
+            assert set(experts[t].tolist()) == set(chosen)
+            plain = logits[t].sigmoid()[experts[t]]
+            torch.testing.assert_close(weights[t], 2.5 * plain / plain.sum())
+    with pytest.raises(ValueError, match="10 tokens: LLaDA2.2 routes blocks of 4"):
+        gate(hidden[0, :5].repeat(2, 1))
+
+
+def test_llada2_2_is_saved_copied_and_asks_for_whole_blocks(tmp_path):
+    model = load_model(tiny_checkpoint(tmp_path / "in", "llada2", **BLOCKS))
+    ids = torch.arange(3, 19)[None]
+    assert not torch.equal(model.logits(ids), tiny_model("llada2").logits(ids))
+    model.save(tmp_path / "out")
+    assert torch.equal(load_model(tmp_path / "out").logits(ids), model.logits(ids))
+    assert torch.equal(model.copy_as(torch.float32).logits(ids), model.logits(ids))
+    with pytest.raises(ValueError, match="block_size 6: .*blocks of 4 tokens together.*Take a multiple of 4"):
+        Sampler(model, SamplingConfig(block_size=6, max_new_tokens=8))
+    with pytest.raises(ValueError, match="expert_capacity: 9, which must be from 2 to 8"):
+        load_model(tiny_folder(tmp_path / "bad", "llada2", **BLOCKS | {"expert_capacity": 9}), random_init_seed=0)
 
 
 @pytest.mark.parametrize("changes", [{"use_qkv_bias": True}, {"head_dim": None, "num_key_value_heads": 1}])

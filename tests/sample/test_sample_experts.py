@@ -8,12 +8,13 @@ from oracle import same
 
 from sample import Sampler, SamplingConfig
 
-FAMILIES = ("llada2", pytest.param("sdar_moe", marks=pytest.mark.slow))
+FAMILIES = ("llada2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llada2_2", "sdar_moe")))
 
 
 @functools.cache
 def model_of(family):
-    return tiny_model(family)
+    """llada2_2: with experts that are chosen for blocks of 4 together."""
+    return tiny_model("llada2", expert_capacity=3) if family == "llada2_2" else tiny_model(family)
 
 
 def settings(block_size, **changes):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import document_of, needs_chromium
 from helpers import tiny_model
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
@@ -395,3 +396,46 @@ def test_the_command_runs_from_where_it_is_typed(run_folder, folder, script):
     done = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{out}: 1 samples") and done.stderr == ""
     assert len(data_of(out.read_text(encoding="utf-8"))["groups"]) == 1
+
+
+EDITS = {"step": [1, 1, 2, 3, 3, 4], "place": [1, 2, 1, 0, 1, 2], "token": [20, 12, 99, 10, 11, 12]}
+EDITS |= {"action": [20, 12, -1, 10, 11, 12], "logprob": [-1.0, -0.5, 0.0, -0.1, -0.2, -0.3]}
+
+
+def edited_row(**events):
+    return row(canvas_ids=[10, 11, 12, 1], canvas_step_map=[3, 3, 4, 0], canvas_logprobs=[-0.1, -0.2, -0.3, 0.0],
+               num_response_tokens=3, events=EDITS | events)  # fmt: skip
+
+
+def test_the_page_holds_every_write_of_an_edited_answer(tmp_path):
+    file = write(tmp_path / "rollouts.jsonl", [edited_row(), row(task="t1")])
+    data = page_data("name", read_traces(file, 9), Origin(None, None, None))
+    (edited,), (plain,) = (group["samples"] for group in data["groups"])
+    steps, places, tokens, logprobs = edited["events"]
+    assert (steps, places) == (EDITS["step"], EDITS["place"]) and logprobs == [-1.0, -0.5, None, -0.1, -0.2, -0.3]
+    assert [i if i < 0 else data["vocabulary"][i][0] for i in tokens] == [20, 12, -1, 10, 11, 12]
+    assert plain["events"] is None
+
+
+def test_events_that_are_not_the_canvas_are_named_with_their_line(tmp_path):
+    file = write(tmp_path / "rollouts.jsonl", [row(), edited_row(token=[20, 12, 99, 10, 13, 12])])
+    with pytest.raises(ValueError, match="line 2 has another token, step or log-probability at place 1"):
+        read_traces(file, 9)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_an_overwritten_token_is_struck_in_its_step_and_underlined_after_it(tmp_path):
+    again = [*zip(*(EDITS[name] for name in EDITS), strict=True), (4, 1, 15, 15, -0.7)]
+    events = dict(zip(EDITS, map(list, zip(*sorted(again), strict=True)), strict=True))
+    given = edited_row(**events) | {"canvas_ids": [10, 15, 12, 1], "canvas_step_map": [3, 4, 4, 0]}
+    given["canvas_logprobs"] = [-0.1, -0.7, -0.3, 0.0]
+    file = write(tmp_path / "rollouts.jsonl", [given])
+    page = tmp_path / "trace.html"
+    page.write_text(build_page("name", read_traces(file, 9), Origin(None, None, None)))
+    seen, complaints = document_of(page)
+    assert not complaints and len(re.findall(r'class="tok[^"]*edited', seen)) == 1
+    assert re.search(r'<s class="old">11.*?</s>15', seen)
+    assert "1 overwritten, 1 chosen again" in seen and ">masked again</dt><dd>1<" in seen.replace(
+        ' class="undefined"', ""
+    )

@@ -92,10 +92,13 @@ def test_a_chat_is_written_in_the_familys_format_and_its_control_tokens_are_text
     parts = [{"type": "text", "text": "12"}, {"type": "text", "text": "3=<eos>"}]
     turns = [{"role": "system", "content": "9"}, {"role": "user", "content": parts}]
     answer = server.client.chat.completions.create(model="m", messages=turns, temperature=0, max_tokens=12)
-    ids = reader.chat([("system", "9"), ("user", "123=<eos>")])
-    assert ids == reader.text("<|im_start|>system\n9<|im_end|>\n<|im_start|>user\n123=") + [
-        i for c in "<eos>" for i in reader.text(c)
-    ] + reader.text("<|im_end|>\n<|im_start|>assistant\n")
+    ids = reader.chat([("system", "9"), ("user", "123=<eos>")]).ids
+    assert (
+        ids
+        == reader.text("<|im_start|>system\n9<|im_end|>\n<|im_start|>user\n123=").ids
+        + [i for c in "<eos>" for i in reader.text(c).ids]
+        + reader.text("<|im_end|>\n<|im_start|>assistant\n").ids
+    )
     (want,) = whole(model, ids, {"temperature": 0.0, "max_new_tokens": 12})
     assert answer.choices[0].message.content == text_of(model, want)
     assert answer.usage.prompt_tokens == len(ids)

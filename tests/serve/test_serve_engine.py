@@ -6,6 +6,7 @@ import time
 import pytest
 from helpers import tiny_model
 
+from models import Prompt
 from sample import Sampler, SamplingConfig
 from sample.draw import Drawing
 from serve.engine import Engine, Job, Overloaded, Unavailable
@@ -33,7 +34,7 @@ def engine_of(limit=8, sabotage=lambda session: None):
 
 def job(n=1):
     events = queue.Queue()
-    return Job([[5, 6, 7]], n, 32, 0, Drawing(0.0, 0, 1.0), events.put), events
+    return Job([Prompt([5, 6, 7])], n, 32, 0, Drawing(0.0, 0, 1.0), events.put), events
 
 
 @pytest.mark.slow

@@ -15,14 +15,15 @@ def edited(model, prompt, key=(0,), *, block_size=4, max_new_tokens=13, stop_ids
     end = P + max_new_tokens + (0 if full else -(P + max_new_tokens) % block_size)
     ids, rows, step = list(prompt) + [model.mask_id] * (end - P), [], 0
     for start in range(P if full else P // block_size * block_size, end, block_size):
-        block, post = range(max(start, P), min(start + block_size, end)), 0
+        block, post, budget = range(max(start, P), min(start + block_size, end)), 0, 3
         while model.mask_id in (held := [ids[i] for i in block]) or post < most_post:
             post += model.mask_id not in held
             step += 1
             seen, given = (ids, {}) if full else (ids[: start + block_size], {"block_size": block_size})
             with torch.no_grad():
                 logp_LV = torch.log_softmax(model.logits(torch.tensor([seen]), **given)[0].double(), -1).numpy()
-            written = _writes(logp_LV, ids, block, model, rng)
+            written = _writes(logp_LV, ids, block, model, rng, budget)
+            budget -= sum(action < 0 for *_, action, _ in written)
             for i, token, action, logp in written:
                 ids[i] = token
                 rows.append((step, i - P, token, action, logp))
@@ -33,10 +34,10 @@ def edited(model, prompt, key=(0,), *, block_size=4, max_new_tokens=13, stop_ids
     return _rollout(ids[P:], rows, list(prompt), key, max_new_tokens, step, stop_ids)
 
 
-def _writes(logp_LV, ids, block, model, rng):
+def _writes(logp_LV, ids, block, model, rng, budget):
     """(position, token, action, log-probability) of one step: one or two masks are filled; other tokens are overwritten
-    (also by what they are) or masked again. A step that begins without masks masks none, and now and then changes
-    nothing."""
+    (also by what they are) or masked again, `budget` of them at most. A step that begins without masks masks none, and
+    now and then changes nothing."""
     masked = [i for i in block if ids[i] == model.mask_id]
     filled = rng.permutation(masked)[: rng.integers(1, 3)].tolist()
     edits, written = bool(masked) or rng.random() < 0.7, []
@@ -46,8 +47,9 @@ def _writes(logp_LV, ids, block, model, rng):
             chance_V = np.where(np.arange(len(logp_V)) == model.mask_id, 0.0, np.exp(logp_V))
             token = int(rng.choice(len(chance_V), p=chance_V / chance_V.sum()))
             written.append((i, token, token, float(logp_V[token])))
-        elif masked and i not in masked and rng.random() < 0.15:
+        elif budget and masked and i not in masked and rng.random() < 0.3:
             written.append((i, model.mask_id, -1, 0.0))
+            budget -= 1
     return written
 
 

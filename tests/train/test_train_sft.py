@@ -118,6 +118,20 @@ def test_pads_after_the_answer_are_trained_as_asked(model, post_num, pads):
     assert row.ids[row.copy == 2].tolist() == [MASK] * 4
 
 
+def test_a_mask_and_its_complement_train_each_token_once_the_pads_of_the_last_block_too(model):
+    """LLaDA2.0's objective (configs/sft_llada2.yaml), and 2.1's noise on what the masks leave clean."""
+    sample = TokenizedExample(0, [5] * 3, [10, 11, 12, 13, 14, EOS], None)
+    settings = {"method": "coupled", "lower_p": 0.3, "upper_p": 0.8, "post_num": None}
+    row = make_row(sample, model, training(**settings), epoch=0)
+    assert sorted(row.canvas_index.tolist()) == list(range(9)) and row.targets.tolist().count(PAD) == 3
+    assert set(row.ids[row.index].tolist()) == {MASK}
+    noisy = make_row(sample, model, training(**settings, replaced_p=1.0), epoch=0)
+    read = noisy.ids[noisy.index]
+    assert (read != noisy.targets).all() and {MASK} < set(read.tolist())
+    assert set(noisy.canvas_index.tolist()) == set(range(9)) and len(noisy.index) > len(row.index)
+    assert (noisy.ids[(noisy.copy > 0) & (noisy.positions < 3)] == 5).all()
+
+
 def test_noise_depends_on_seed_epoch_and_example_alone(model):
     samples = [TokenizedExample(i, [5, 6], list(range(10, 30)), None) for i in range(3)]
     settings = training(lower_p=0.5, upper_p=0.5)

@@ -214,7 +214,7 @@ def autoregressive(canvas: Canvas, training: TrainingConfig, rng: np.random.Gene
 TRACE = Method(trace, as_sampled=True)
 METHODS: dict[str, Method] = {
     "TraceRL": replace(TRACE, sft=False),
-    "coupled": Method(coupled, sft=False),
+    "coupled": Method(coupled),
     "random_masking": Method(random_masking),
     "elbo": Method(elbo, sft=False),
     "ar_order": Method(ar_order, sft=False),
@@ -223,6 +223,27 @@ METHODS: dict[str, Method] = {
     "trace": replace(TRACE, rl=False),
     "ar": Method(autoregressive, rl=False, next_token=True),
 }
+
+
+def with_replaced(method: Masking, share: float, vocab_size: int) -> Masking:
+    """The method's copies with noise on what they leave clean: inside the blocks that a copy trains, each position that
+    it does not mask becomes another random id below `vocab_size` with probability `share`, and is trained to say its
+    token too (LLaDA2.1, arXiv:2602.08676, mask-to-token and token-to-token in one loss; its ratios are not public)."""
+
+    def noisy(copy: NoisyCopy, canvas: Canvas, rng: np.random.Generator) -> NoisyCopy:
+        if copy.causal or copy.event_C is not None:
+            return copy
+        inside_C = (canvas.unit_C == copy.unit) & np.isin(canvas.block_C, canvas.block_C[copy.trained_C])
+        clean_C = inside_C & canvas.trained_C & ~copy.trained_C & (copy.ids_C == canvas.ids_C)
+        replaced_C = clean_C & (rng.random(len(clean_C)) < share)
+        kept_CK = np.sort(np.stack([canvas.ids_C, np.full_like(canvas.ids_C, canvas.mask_id)], 1), 1)
+        other_C = rng.integers(vocab_size - 2, size=len(clean_C))
+        other_C += other_C >= kept_CK[:, 0]
+        other_C += other_C >= kept_CK[:, 1]
+        ids_C = np.where(replaced_C, other_C, copy.ids_C)
+        return replace(copy, ids_C=ids_C, trained_C=copy.trained_C | replaced_C)
+
+    return lambda canvas, training, rng: [noisy(copy, canvas, rng) for copy in method(canvas, training, rng)]
 
 
 def check_copies(copies: object, canvas: Canvas, next_token: bool = False) -> list[NoisyCopy]:

@@ -233,4 +233,5 @@ class Policy:
             **totals.speed,
             "rows": float(count_rows(batch.samples, range(len(batch.samples)))),
             "rollouts_skipped": float(batch.skipped),
+            **totals.expert_balance,
         }

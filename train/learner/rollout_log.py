@@ -111,6 +111,7 @@ class RolloutLog:
                 | _credit(credit.kind, credit.values[i])
                 | ({"token_rewards": credit.token_rewards[i]} if credit.token_rewards else {})
                 | rollout.row()
+                | {"suffix_ids": rollout.suffix_ids}
                 for i, rollout in enumerate(graded.rollouts)
             ),
         )

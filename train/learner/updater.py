@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import DiffusionLM, lora
+from models.experts import ExpertLoad, balance
 from runtime import ranks
 from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
@@ -27,14 +28,15 @@ from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_opti
 
 logger = logging.getLogger(__name__)
 
+Summand = TypeVar("Summand", float, Tensor)
 Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
 class UpdateResult:
     """One update. taken: False where loss or gradient were not finite and the weights stayed; loss and sums (of the
-    metrics that the loss function returns), micro_batches and packed_tokens are over all ranks; grad_norm: before
-    clipping; seconds: that it took."""
+    metrics that the loss function returns), micro_batches and packed_tokens are over all ranks, and so are experts,
+    the tokens of each expert by router; grad_norm: before clipping; seconds: that it took."""
 
     taken: bool
     loss: float
@@ -42,6 +44,7 @@ class UpdateResult:
     sums: Mapping[str, float] = field(default_factory=dict)
     micro_batches: int = 0
     packed_tokens: int = 0
+    experts: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -86,6 +89,11 @@ class StepTotals:
         return float(np.mean([result.grad_norm for result in self.taken])) if self.taken else 0.0
 
     @property
+    def expert_balance(self) -> dict[str, float]:
+        """How evenly a mixture's layers shared out the tokens (`models.experts.balance`); empty for a dense network."""
+        return balance(_summed(result.experts for result in self.results))
+
+    @property
     def names(self) -> list[str]:
         """Of the sums, in the order in which they came."""
         return list(dict.fromkeys(name for result in self.results for name in result.sums))
@@ -106,13 +114,14 @@ class _Passes:
     sums: dict[str, float]
     micro_batches: int
     packed_tokens: int
+    experts: dict[str, Tensor]
 
 
-def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
+def _summed(parts: Iterable[Mapping[str, Summand]]) -> dict[str, Summand]:
+    total: dict[str, Summand] = {}
     for part in parts:
         for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
+            total[name] = total[name] + value if name in total else value
     return total
 
 
@@ -229,6 +238,7 @@ class Updater:
             _summed(part.sums for part in parts),
             sum(part.micro_batches for part in parts),
             sum(part.packed_tokens for part in parts),
+            _summed(part.experts for part in parts),
             perf_counter() - started,
         )
         if result.taken:
@@ -257,13 +267,13 @@ class Updater:
         limit, lockstep = self.settings.max_tokens, self.engine.lockstep
         groups = _sharded_groups(samples, which, limit, lockstep, needs.whole_responses)
         totals: dict[str, Tensor] = {}
-        loss_sum = torch.zeros((), device=device)
+        loss_sum, load = torch.zeros((), device=device), ExpertLoad(self.model)
         for place, (group, is_padding) in enumerate(groups):
             batch, last = pack(samples, group, device), place == len(groups) - 1
             if is_padding:
                 self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)
                 continue
-            with self._dropping(samples, batch):
+            with self._dropping(samples, batch), load.counting():
                 loss, metrics = loss_of(_forward(self.model, batch, needs.entropy), batch)
                 self.engine.backward(loss, last)
             loss_sum += loss.detach()
@@ -274,7 +284,7 @@ class Updater:
             progress(count_rows(samples, group))
         progress(count_rows(samples, which) - sum(count_rows(samples, group) for group in mine))
         sums = {name: float(value) for name, value in totals.items()}
-        return _Passes(float(loss_sum), sums, len(mine), packed_tokens)
+        return _Passes(float(loss_sum), sums, len(mine), packed_tokens, load.take())
 
     def outputs(
         self, samples: Sequence[TrainingSample], which: Sequence[int], entropy: bool = False

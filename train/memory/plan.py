@@ -75,6 +75,8 @@ def always(inputs: Inputs) -> Parts:
 
 def _reference(inputs: Inputs) -> int:
     width = BF16 if inputs.machine.half else FP32
+    if inputs.reference is not None:
+        return width * inputs.reference.parameters
     if inputs.adapters is None:
         return width * inputs.net.parameters
     return width * inputs.adapter_parameters if inputs.models.policy.adapters is not None else 0
@@ -100,6 +102,9 @@ def _all_updates(inputs: Inputs, tokens: int) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
     if inputs.value is not None:
         found |= updates(inputs, "value ", inputs.value, inputs.value_trained, tokens)
+    if inputs.reference is not None:
+        width = BF16 if inputs.machine.half else FP32
+        found["reference, before the update"] = {"a pass": forward_bytes(inputs.reference, tokens, width)}
     if inputs.models.kind != "eval":
         found |= updates(inputs, "", inputs.net, inputs.trained, tokens)
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from models.attention import Packed
-from models.experts import experts_of
+from models.experts import dense_layers, experts_of
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
 from train.algorithm.packing import MicroBatch
@@ -32,7 +32,8 @@ class Network:
 
     parameters: all of it; body: without embedding and head; largest: elements of its largest matrix in the body;
     layers: decoder layers; head_norms: queries and keys are normed; experts: of a mixture's layer, experts_per_token
-    of them at work, expert_parameters in all, inner then that of one expert; tied: the head is the embedding. vision:
+    of them at work, expert_parameters in all, inner then that of one expert, shared_inner that of the shared ones, and
+    dense_inner that of the dense_layers, which have none; tied: the head is the embedding. vision:
     parameters of a tower and of what projects its output, which are not of the body; tower: of that alone.
     """
 
@@ -51,6 +52,9 @@ class Network:
     experts: int = 0
     experts_per_token: int = 0
     expert_parameters: int = 0
+    shared_inner: int = 0
+    dense_inner: int = 0
+    dense_layers: int = 0
     vision: int = 0
     tower: int = 0
 
@@ -81,6 +85,11 @@ class Network:
             vision=sum(seeing.values()),
             tower=sum(size for name, size in seeing.items() if name.startswith("vision.tower.")),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
+            shared_inner=int(getattr(hf_config, "n_shared_experts", 0) * hf_config.moe_intermediate_size)
+            if experts
+            else 0,
+            dense_inner=int(hf_config.intermediate_size) if experts else 0,
+            dense_layers=dense_layers(hf_config) if experts else 0,
         )
 
     @property
@@ -165,12 +174,20 @@ def layer_bytes(net: Network, packing: Packing, precision: Precision) -> float:
     if net.head_norms:
         attention += (H + G) * d * (FP32 + normed * a)
     if net.experts:
-        k = net.experts_per_token
-        mlp = FP32 * net.experts + precision.inputs(D, "gate_proj") + k * a * (2 * D + 4 * F)
+        k, dense = net.experts_per_token, net.dense_layers / net.layers
+        routed = FP32 * net.experts + k * a * ((1 + normed) * D + (3 + normed) * F)
+        shared = _mlp_bytes(D, net.shared_inner, precision)
+        mlp = dense * _mlp_bytes(D, net.dense_inner, precision) + (1 - dense) * (routed + shared)
     else:
-        mlp = precision.inputs(D, "gate_proj", "up_proj") + 3 * a * F + precision.inputs(F, "down_proj")
+        mlp = _mlp_bytes(D, F, precision)
     ranks = a * precision.rank * precision.count(*ADAPTED) if precision.adapted is not None else 0
     return T * (norms + attention + mlp + ranks) + a * 2 * G * d * packing.keys
+
+
+def _mlp_bytes(D: int, F: int, precision: Precision) -> int:
+    """What autograd keeps of a token in a plain MLP of this inner size."""
+    kept = precision.inputs(D, "gate_proj", "up_proj")
+    return kept + 3 * precision.width * F + precision.inputs(F, "down_proj")
 
 
 def micro_batch_bytes(net: Network, packing: Packing, precision: Precision) -> float:

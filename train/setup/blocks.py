@@ -6,7 +6,7 @@ from typing import Literal
 
 from configs.schema import Config, DecodeConfig
 from models import DiffusionLM
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, check_block_size
 from train.setup.decodings import decodings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class Blocks:
         where the two differ in a block family."""
         requested = config.training.block_size
         if kind == "sft":
+            check_block_size(spec, requested or spec.schedule_block_size)
             return Blocks(requested or spec.schedule_block_size, (), ())
         sampled = block_sizes(config.rollout, spec, spec.block_size)
         if kind == "eval":
@@ -51,7 +52,10 @@ def block_sizes(decode: DecodeConfig, spec: CheckpointSpec, own: int) -> tuple[i
     if decode.output == "image":
         return (decode.max_new_tokens,) * len(decodings(decode))
     requested = [chosen["block_size"] for chosen in decodings(decode)]
-    return tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in requested)
+    sizes = tuple(spec.family.decoding_block_size(size, own, decode.max_new_tokens) for size in requested)
+    for size in sizes:
+        check_block_size(spec, size)
+    return sizes
 
 
 def adopt_block_size(model: DiffusionLM, block_size: int) -> None:

@@ -18,7 +18,7 @@ from data.templates import Format, Writer
 from models import DiffusionLM, Prompt
 from models.families import Family
 from sample import Rollout
-from train.algorithm.masking import Method
+from train.algorithm.masking import Method, with_replaced
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.setup.pictures import Eyes, usable
 from train.setup.prompts import drop_over_long, require_known, tokenizer_of
@@ -161,9 +161,10 @@ def make_samples(
     b = training.block_size or model.spec.schedule_block_size
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     rng = np.random.default_rng([training.seed, epoch, sample.index])
+    masks = with_replaced(method, training.replaced_p, model.text_vocab_size) if training.replaced_p else method
     key = (sample.index, epoch) if sample.of else (sample.index,)  # an update may have it from two passes
     if sample.rollout is not None:
-        return replay(replace(sample.rollout, key=key), replayer, training, method=method, pad_id=model.pad_id, rng=rng)
+        return replay(replace(sample.rollout, key=key), replayer, training, method=masks, pad_id=model.pad_id, rng=rng)
     P, R = len(sample.prompt_ids), len(sample.response_ids)
     pad = model.pad_id if model.pad_id is not None else model.end_of_response_id
     padding = -(P + R) % b if model.attention == "block" else max(0, window - R)
@@ -179,7 +180,7 @@ def make_samples(
         finish_reason="stop",
         num_steps=max(steps),
     )
-    return replay(canvas, replayer, training, method=method, pad_id=pad, rng=rng, prompt=sample.seen)
+    return replay(canvas, replayer, training, method=masks, pad_id=pad, rng=rng, prompt=sample.seen)
 
 
 def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:

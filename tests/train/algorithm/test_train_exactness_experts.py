@@ -13,10 +13,13 @@ from sample import Sampler, SamplingConfig
 
 @functools.cache
 def model_of(family):
-    return tiny_model(family)
+    """llada2_2: with experts that are chosen for blocks of 4 together."""
+    return tiny_model("llada2", expert_capacity=3) if family == "llada2_2" else tiny_model(family)
 
 
-@pytest.mark.parametrize("family", ["llada2", pytest.param("sdar_moe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["llada2", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llada2_2", "sdar_moe"))]
+)
 @pytest.mark.parametrize("block_size", [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 32))])
 def test_trainer_log_probs_are_the_samplers_and_those_of_plain_sequences(family, block_size):
     """Prompts that end on and inside blocks, and one shorter than a block; stops inside blocks."""

@@ -16,6 +16,7 @@ from train.algorithm.masking import (
     inclusion_chances,
     mean_field,
     sample_copies,
+    with_replaced,
 )
 
 BLOCK = np.arange(12) // 4
@@ -132,3 +133,29 @@ def test_equal_chances_draw_each_subset_alike():
     assert len(seen) == comb(5, 2) and min(seen.values()) > 30
     every = copies_of(3)
     assert sample_copies(every, 3, rng, np.ones(3)) is every and sample_copies(every, 5, rng) is every
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("name", ["coupled", "random_masking", "semi-ar", "trace"])
+def test_replaced_tokens_are_other_ids_that_are_to_be_put_right(full, name):
+    """Inside the blocks that a copy trains, of what it does not mask, its share; what it masked is as it was."""
+    given, training = canvas(full), TrainingConfig(mask_times_per_sample=40)
+    seen, replaced, clean = set(), 0, 0
+    for copy in with_replaced(METHODS[name], 0.25, 14)(given, training, np.random.default_rng(0)):
+        wrong_C = (copy.ids_C != given.ids_C) & ~masked(copy)
+        inside_C = (given.unit_C == copy.unit) & np.isin(BLOCK, BLOCK[copy.trained_C])
+        assert np.array_equal(copy.target_C, given.ids_C) and not (wrong_C & ~(inside_C & TRAINED)).any()
+        assert (wrong_C <= copy.trained_C).all() and (copy.trained_C <= masked(copy) | wrong_C).all()
+        seen |= set(copy.ids_C[wrong_C].tolist())
+        replaced, clean = replaced + wrong_C.sum(), clean + (inside_C & TRAINED & ~masked(copy)).sum()
+    assert seen <= set(range(1, 14)) and replaced > 0
+    if name != "trace":
+        assert len(seen) > 8 and abs(replaced / clean - 0.25) < 0.1
+
+
+def test_without_chance_or_in_ar_nothing_is_replaced():
+    given, training = canvas(full=True), TrainingConfig()
+    for name, share in (("ar", 0.9), ("coupled", 0.0)):
+        want = METHODS[name](given, training, np.random.default_rng(0))
+        got = with_replaced(METHODS[name], share, 14)(given, training, np.random.default_rng(0))
+        assert [copy.ids_C.tolist() for copy in got][:1] == [copy.ids_C.tolist() for copy in want][:1]

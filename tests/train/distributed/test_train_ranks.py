@@ -75,6 +75,7 @@ CASES = {
     "value": {"with_value": True},
     "full": {"family": "dream"},
     "experts": {"family": "sdar_moe"},
+    "llada2": {"family": "llada2"},
     "reference": {"normalization": "reference"},
     "tokens": {"normalization": "token_mean", "logp_old": "recompute", "num_train_epochs": 2},
     "clipped": {"max_grad_norm": 0.1},

@@ -15,7 +15,7 @@ from models.spec import CheckpointSpec, network_class
 from train.setup.models import check_team as check_config
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-FAMILIES = ("sdar", "sdar_moe", "dream", "llada")
+FAMILIES = ("sdar", "sdar_moe", "dream", "llada", "llada2")
 
 
 class Pair:
@@ -69,7 +69,10 @@ def test_teams_that_cannot_share_a_model_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("families", [("sdar", "sdar_moe"), pytest.param(("dream", "llada"), marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "families",
+    [("sdar", "sdar_moe"), *(pytest.param(pair, marks=pytest.mark.long) for pair in (("dream", "llada"), ("llada2",)))],
+)
 def test_a_team_samples_what_one_process_does(tmp_path, families):
     (want,) = run_ranks(tmp_path / "one", 1, rank_work.team_rollouts, families)
     for got, part in (result for result in run_ranks(tmp_path / "two", 2, rank_work.team_rollouts, families)):

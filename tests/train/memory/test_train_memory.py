@@ -35,6 +35,7 @@ FIXED = {"experiment": {"gpu_memory_gib": 0.05, "deterministic": True}}
 SIZES = {
     "sdar": {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256},
     "sdar_moe": {"hidden_size": 64, "moe_intermediate_size": 80, "vocab_size": 256},
+    "llada2": {"hidden_size": 64, "intermediate_size": 160, "moe_intermediate_size": 80, "vocab_size": 256},
     "dream": {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256},
     "llada": {"d_model": 64, "mlp_hidden_size": 160, "vocab_size": 256, "embedding_size": 256},
 }
@@ -173,9 +174,10 @@ def slow(*values):
         slow("llada", {"rollout": {"cache": "prefix"}, "training": {"kl_to": "reference"}}),
         slow("sdar", {"rollout": {"cache": "none"}}),
         slow("sdar_moe", {}),
+        slow("llada2", {}),
         slow("sdar", {"rollout": {"dtype": "bf16", "temperature": 0.7, "top_p": 0.9}}),
     ],
-    ids=["lora", "lora_of_two_layers", "prefix_and_reference", "no_cache", "experts", "bf16_sampler"],
+    ids=["lora", "lora_of_two_layers", "prefix_and_reference", "no_cache", "experts", "llada2", "bf16_sampler"],
 )
 def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
     folder = checkpoint(tmp_path, family)
@@ -183,13 +185,13 @@ def test_the_other_ways_to_train_and_sample(tmp_path, family, sections):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sdar", slow("sdar_moe")])
+@pytest.mark.parametrize("family", ["sdar", slow("sdar_moe"), slow("llada2")])
 def test_adapters_over_a_bf16_base(tmp_path, family):
     """A frozen base is bf16 alone, and the sampler's too."""
     folder = checkpoint(tmp_path, family)
-    targets = [] if family == "sdar" else ["q_proj", "o_proj"]
+    targets = ["q_proj", "o_proj"] if family == "sdar_moe" else []
     config = settings(folder, lora={"rank": 4, "target_modules": targets}, training={"kl_to": "reference"})
-    compare(config, folder, half=True, share=SHARE if family == "sdar" else 0.2)
+    compare(config, folder, half=True)
 
 
 @pytest.mark.slow

@@ -1,0 +1,97 @@
+"""Pictures in a chat: data URLs, which a model that sees takes; nothing is fetched."""
+
+import base64
+import io
+
+import pytest
+from end_to_end import text_checkpoint
+from PIL import Image, ImageDraw
+from serving import serving
+
+from models import load_model
+from sample import Sampler, SamplingConfig
+from serve.loading import Reader
+from serve.pictures import picture_of
+from serve.settings import ServeSettings
+
+
+def picture(left=2):
+    image = Image.new("RGB", (24, 16), "white")
+    ImageDraw.Draw(image).rectangle((left, 2, left + 6, 9), fill="red")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def url(content):
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def part(where):
+    return {"type": "image_url", "image_url": {"url": where}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return text_checkpoint(tmp_path_factory.mktemp("sees") / "model", "lladav", max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with serving(folder, max_slots=2, max_new_tokens=8, block_size=4, steps_per_block=4) as running:
+        yield running
+
+
+def asked(server, *parts, **more):
+    return server.post("/v1/chat/completions", messages=[{"role": "user", "content": list(parts)}], **more)
+
+
+@pytest.mark.slow
+def test_an_answer_about_a_picture_is_the_sampler_s(server, folder):
+    text = {"type": "text", "text": "12="}
+    more = {"seed": 3, "step_map": True, "max_tokens": 8}
+    answers = [asked(server, part(url(picture(left))), text, **more).json()["choices"][0] for left in (2, 12)]
+    model = load_model(folder)
+    reader = Reader(model, ServeSettings(model=str(folder)))
+    config = SamplingConfig(max_new_tokens=8, block_size=4, steps_per_block=4, threshold=0.4, temperature=1.0, seed=3)
+    prompts = [reader.chat([("user", "<image>\n12=")], [picture(left)]) for left in (2, 12)]
+    for answer, rollout in zip(answers, Sampler(model, config).generate(prompts), strict=True):
+        count = len(rollout.token_ids) - (rollout.finish_reason == "stop")
+        assert answer["token_ids"] == rollout.token_ids[:count]
+    assert prompts[0].rows > 0 and prompts[0].digests != prompts[1].digests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ([part("https://example.com/a.png")], "this server fetches nothing"),
+        ([part("file:///etc/passwd")], "this server fetches nothing"),
+        ([part("data:image/png;base64,@@@")], "no base64"),
+        ([part(url(b"no picture"))], "not a picture"),
+        ([part(url(picture()))] * 17, "17 pictures: at most 16"),
+        ([part(url(picture())), {"type": "text", "text": "a <image> b"}], "<image> in a text stands for a picture"),
+        ([{"type": "input_audio", "input_audio": {}}], "'text', 'image_url'"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(server, parts, says):
+    answer = asked(server, *parts)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"]
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded():
+    file = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(file, "PNG")
+    with pytest.raises(ValueError, match="5000 x 5000 pixels"):
+        picture_of(url(file.getvalue()))
+
+
+@pytest.mark.slow
+def test_a_model_of_text_alone_says_so(model_folder):
+    with serving(model_folder, max_slots=1) as server:
+        answer = asked(server, part(url(picture())))
+        assert answer.status_code == 400 and "takes no pictures" in answer.json()["error"]["message"]
+        system = server.post(
+            "/v1/chat/completions", messages=[{"role": "system", "content": [part(url(picture()))]}]
+        ).json()
+        assert "a picture in a message of the system" in system["error"]["message"]

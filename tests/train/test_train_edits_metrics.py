@@ -1,0 +1,46 @@
+"""What overwriting did to a step's responses, in figures."""
+
+import numpy as np
+import pytest
+
+from reward.base import Reward
+from sample import Events, Rollout
+from train.edits import draft, edit_metrics, effects
+
+# Place 0: 10 overwritten by 11; 1: 7, masked again, 8; 2: 2, the stop id, chosen once; 3 is a pad, chosen once.
+ROWS = [(1, 0, 10, 10, -1.0), (1, 1, 7, 7, -1.0), (2, 0, 11, 11, -1.0), (2, 1, 99, -1, 0.0), (3, 1, 8, 8, -1.0)]
+ROWS += [(3, 2, 2, 2, -1.0), (4, 3, 0, 0, -1.0)]
+EDITED = Rollout((1,), [5], [11, 8, 2, 0], [2, 3, 3, 4], [-1.0] * 4, 3, "stop", 4, events=Events.of(ROWS))
+PLAIN = Rollout((2,), [5], [11, 2], [1, 2], [-1.0] * 2, 2, "stop", 2)
+
+
+def test_events_and_overwritten_places_are_counted_inside_the_response():
+    assert edit_metrics([EDITED, PLAIN]) == pytest.approx(
+        {"edits/events_per_token": 5 / 3, "edits/overwritten": 1 / 3, "edits/masked_again": 1 / 3}
+    )
+    assert edit_metrics([PLAIN]) == {}
+
+
+def test_a_draft_has_the_first_choice_of_every_place_and_its_own_stop():
+    assert draft(EDITED, (2,), 8).token_ids == [10, 7, 2] and draft(EDITED, (2,), 8).finish_reason == "stop"
+    assert draft(EDITED, (7,), 8).token_ids == [10, 7]
+    cut = draft(EDITED, (), 2)
+    assert cut.token_ids == [10, 7] and cut.finish_reason == "length" and cut.events is None
+    assert draft(PLAIN, (2,), 8).token_ids == PLAIN.token_ids
+
+
+class Equals(Reward):
+    verifies = True
+
+    def score(self, prompts, completions, columns):
+        self.asked = list(zip(prompts, completions, strict=True))
+        return [float(text == true) for text, true in zip(completions, columns["true"], strict=True)]
+
+
+def test_answers_that_edits_mended_and_broke_are_counted_and_unchanged_ones_not_asked_about():
+    reward, texts, drafts = Equals(), ["a", "b", "c", "d", "e"], ["x", "b", "C", "d", "y"]
+    true = ["a", "b", "C", "z", "q"]
+    rewards = reward(list("01234"), texts, true=true)
+    found = effects(reward, list("01234"), texts, drafts, [*rewards[:4], None], {"true": true})
+    assert found == {"edits/changed_count": 2.0, "edits/mended_count": 1.0, "edits/broken_count": 1.0}
+    assert reward.asked == [("0", "x"), ("2", "C")] and np.isfinite(list(found.values())).all()
