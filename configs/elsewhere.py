@@ -189,6 +189,8 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl="trainer.max_actor_ckpt_to_keep",
             others="max_ckpt_to_keep keep_last_n max_actor_ckpt_to_keep",
         ),
+        Named("experiment.early_stopping", trl="early_stopping_patience", others="patience early_stop"),
+        Named("experiment.early_stopping_gain", trl="early_stopping_threshold"),
         Named("experiment.keep_best", trl="load_best_model_at_end metric_for_best_model"),
         Named(
             "experiment.eval_every",
@@ -258,6 +260,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             trl="chat_template_path",
             others="chat_template prompt_template apply_chat_template",
         ),
+        Named("dataset.validation_split", others="val_size val_split eval_split test_size"),
         Named("dataset.system", others="system_prompt system_message system_instruction"),
         Named("dataset.few_shot", others="num_fewshot n_shot fewshot few_shots fewshot_examples"),
         Named("dataset.image_root", others="image_folder image_dir media_dir"),
@@ -268,6 +271,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             others="reward.path reward_function reward_fn custom_reward_function reward_manager",
         ),
         Named("reward.weights", trl="reward_weights"),
+        Named("reward.combine", trl="multi_objective_aggregation"),
         Named(
             "judge.local reward.function",
             verl="reward_model.model.path",
