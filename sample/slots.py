@@ -169,12 +169,14 @@ class StepState:
             tensor[target] = tensor[source]
 
     def clone(self) -> "StepState":
-        return StepState(**{item.name: getattr(self, item.name).clone() for item in fields(self)})
+        """A copy that shares the events: steps only append to them, and `events` counts those that stand."""
+        return StepState(**{item.name: _copied(item, getattr(self, item.name)) for item in fields(self)})
 
     def restore(self, saved: "StepState") -> None:
         """Becomes what `clone` saved, in place."""
         for item in fields(self):
-            getattr(self, item.name).copy_(getattr(saved, item.name))
+            if item.metadata["per"] != "event":
+                getattr(self, item.name).copy_(getattr(saved, item.name))
 
     def rows(self, width: int) -> "StepState":
         """Views of the first `width` slots: what a step works on."""
@@ -238,6 +240,10 @@ class StepState:
         self.live[slot] = True
         for name, values in numbers.items():
             getattr(self, name)[slot] = torch.tensor(values, device=device)
+
+
+def _copied(item: Field, tensor: Tensor) -> Tensor:
+    return tensor if item.metadata["per"] == "event" else tensor.clone()
 
 
 def _shape(item: Field, slots: int, capacity_tokens: int, events: int) -> tuple[int, ...]:

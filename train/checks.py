@@ -212,6 +212,13 @@ def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 
+def revision_line(decode: DecodeConfig) -> str:
+    """What steps change of decided tokens, after a comma; empty where they change none."""
+    edited, remasked = decode.edit_threshold, decode.remask_threshold
+    line = "" if edited is None else f", edits above {edited}"
+    return line if remasked is None else f"{line}, remasked below {remasked}"
+
+
 def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, tasks: Sequence[Task]) -> None:
     """ValueError where the first task has no prompt under dataset.template."""
     template = config.dataset.template

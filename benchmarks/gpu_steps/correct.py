@@ -22,12 +22,13 @@ from train.learner.updater import Updater
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 FAMILIES = ("sdar", "dream", "llada")
-STRATEGIES: dict[str, dict[str, str]] = {
+STRATEGIES: dict[str, dict[str, Any]] = {
     "low_confidence_static": {},
     "low_confidence_dynamic": {},
     "sequential": {},
     "entropy_bounded": {"target": "neg_entropy"},
     "random order": {"strategy": "low_confidence_static", "target": "random"},
+    "edits": {"strategy": "low_confidence_dynamic", "edit_threshold": 0.2, "remask_threshold": 0.2},
 }
 
 
@@ -100,7 +101,7 @@ def cpu_and_trainer(setup: Setup, family: str) -> tuple[bool, float]:
 def graph_is_eager(setup: Setup, name: str) -> bool:
     """Whether captured steps give the bits of the same steps run operation by operation."""
     config = SamplingConfig(
-        **{"strategy": name} | STRATEGIES[name],  # type: ignore[arg-type]
+        **{"strategy": name} | STRATEGIES[name],
         **{"max_new_tokens": 24, "block_size": 4, "steps_per_block": 2, "temperature": 1.0, "max_slots": 4},  # type: ignore[arg-type]
     )
     answers = []
@@ -135,8 +136,8 @@ def _uncaptured(step: Callable[[], None]) -> Callable[[], None]:
     return step
 
 
-def _bits(rollout: Rollout) -> tuple[list[int], list[int], list[float]]:
-    return rollout.canvas_ids, rollout.canvas_step_map, list(rollout.canvas_logprobs)
+def _bits(rollout: Rollout) -> tuple[object, ...]:
+    return rollout.canvas_ids, rollout.canvas_step_map, rollout.canvas_logprobs, rollout.events
 
 
 def _bf16_gap(setup: Setup) -> np.ndarray:
