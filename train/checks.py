@@ -14,14 +14,15 @@ from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
+from models.experts import experts_of
 from models.families import Family
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, hf_config
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
-from sample.config import check_edits
+from sample.config import cache_of, check_edits, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
@@ -81,6 +82,7 @@ def check(config: Config, first: Config | None = None) -> None:
     check_objective(config, method)
     check_drawing(config, rollout, spec.family)
     check_credit(config)
+    _check_replayed_routing(config, spec, method.as_sampled)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -201,6 +203,17 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
     root, columns = image_root(config.dataset, path, family, source.data_type), source.columns_in(config.dataset)
     with naming(key):
         return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
+
+
+def _check_replayed_routing(config: Config, spec: CheckpointSpec, as_sampled: bool) -> None:
+    """ValueError where training cannot take the experts of sampling."""
+    key = "training.replay_routing=true"
+    if not config.training.replay_routing:
+        return
+    if not as_sampled:
+        raise ValueError(f"{key}: training.method={config.training.method} trains states that were never sampled.")
+    cache = cache_of(cache_mode(config.rollout, spec.family), spec.family)
+    check_routing(cache, experts_of(hf_config(spec.family, spec.raw)) > 0, True, key)
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
