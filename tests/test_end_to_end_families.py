@@ -140,6 +140,20 @@ def test_rl_by_the_experts_of_sampling_goes_on_where_it_was_killed(shop_of):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("sdar", [], "the model has no routers"),
+        ("llada2", ["training.method=coupled"], "training.method=coupled trains states that were never sampled"),
+        ("llada2", ["rollout.cache=none"], "only the exact cache of block families"),
+    ],
+)
+def test_experts_that_cannot_be_replayed_are_an_error_before_a_model_is_loaded(shop_of, family, changes, said):
+    with pytest.raises(ValueError, match=f"training.replay_routing=true: {said}"):
+        rl.run(load_config(shop_of(family).arguments(RL, "training.replay_routing=true", *changes)))
+
+
+@pytest.mark.slow
 def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
     """No pair of block sizes is refused, and none is warned about."""
     shop = shop_of("dream")

@@ -82,7 +82,6 @@ def check(config: Config, first: Config | None = None) -> None:
     check_objective(config, method)
     check_drawing(config, rollout, spec.family)
     check_credit(config)
-    _check_replayed_routing(config, spec, method.as_sampled)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -110,10 +109,11 @@ def check(config: Config, first: Config | None = None) -> None:
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
     """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
-    it."""
+    it. ValueError where training cannot take its experts of sampling, as asked."""
     if first is not None:
         return _made_by(first)
     require_as_written(spec := spec_of(config))
+    _check_replayed_routing(config, spec)
     return spec
 
 
@@ -205,12 +205,11 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
         return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
 
 
-def _check_replayed_routing(config: Config, spec: CheckpointSpec, as_sampled: bool) -> None:
-    """ValueError where training cannot take the experts of sampling."""
+def _check_replayed_routing(config: Config, spec: CheckpointSpec) -> None:
     key = "training.replay_routing=true"
     if not config.training.replay_routing:
         return
-    if not as_sampled:
+    if not method_of(config.training, "rl").as_sampled:
         raise ValueError(f"{key}: training.method={config.training.method} trains states that were never sampled.")
     cache = cache_of(cache_mode(config.rollout, spec.family), spec.family)
     check_routing(cache, experts_of(hf_config(spec.family, spec.raw)) > 0, True, key)
