@@ -247,7 +247,7 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     response = replace(response, events=_edits(step, grid // block_size, config.rollout))
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
     method = method_of(training, "rl" if models.kind == "rl" else "sft")
-    return replay(response, replayer, replace(training, post_num=0), method=method)
+    return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)
 
 
 def _edits(step_C: Ints, block_C: Ints, rollout: RolloutConfig) -> Events | None:
