@@ -245,4 +245,4 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     )
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
     method = method_of(training, "rl" if models.kind == "rl" else "sft")
-    return replay(response, replayer, replace(training, post_num=0), method=method)
+    return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)
