@@ -368,7 +368,7 @@ def test_how_rows_are_packed_changes_no_value():
 
 def test_steps_of_full_attention_merge_over_the_whole_response():
     rollout = Rollout((0,), [3] * 5, [9] * 6, [3, 1, 2, 6, 4, 5], [0.0] * 6, 6, "length", 6)
-    row = dataclasses.replace(replay_blocks(rollout, block_size=4, mask_id=1), canvas_index=np.arange(6))
+    row = dataclasses.replace(replay_blocks(rollout, block_size=4, mask_id=1), event_index=np.arange(6))
     full, block = (Replayer(attention, False, 1, 4) for attention in ("full", "block"))
     assert denoising_steps(rollout, row, full, 1).tolist() == [3, 1, 2, 6, 4, 5]
     assert denoising_steps(rollout, row, full, 2).tolist() == [4, 2, 2, 6, 4, 6]
