@@ -40,6 +40,7 @@ MADE_HERE = (
     "ckpt",
     "heartbeat",
     "trackers",
+    "profile",
 )
 _LONGEST_NAME_BYTES = 255
 logger = logging.getLogger(__name__)

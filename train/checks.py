@@ -14,14 +14,15 @@ from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
+from models.experts import experts_of
 from models.families import Family
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, hf_config
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
-from sample.config import check_edits
+from sample.config import cache_of, check_edits, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
@@ -108,10 +109,11 @@ def check(config: Config, first: Config | None = None) -> None:
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
     """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
-    it."""
+    it. ValueError where training cannot take its experts of sampling, as asked."""
     if first is not None:
         return _made_by(first)
     require_as_written(spec := spec_of(config))
+    _check_replayed_routing(config, spec)
     return spec
 
 
@@ -201,6 +203,16 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
     root, columns = image_root(config.dataset, path, family, source.data_type), source.columns_in(config.dataset)
     with naming(key):
         return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
+
+
+def _check_replayed_routing(config: Config, spec: CheckpointSpec) -> None:
+    key = "training.replay_routing=true"
+    if not config.training.replay_routing:
+        return
+    if not method_of(config.training, "rl").as_sampled:
+        raise ValueError(f"{key}: training.method={config.training.method} trains states that were never sampled.")
+    cache = cache_of(cache_mode(config.rollout, spec.family), spec.family)
+    check_routing(cache, experts_of(hf_config(spec.family, spec.raw)) > 0, True, key)
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:

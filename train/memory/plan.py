@@ -58,6 +58,7 @@ def always(inputs: Inputs) -> Parts:
     parts: Parts = {
         "weights": _shards(inputs, trained_width * inputs.weights),
         "optimizer": _optimizer(inputs, inputs.trained),
+        "mean of the weights": FP32 * inputs.trained if inputs.config.training.ema_decay else 0,
     }
     if inputs.models.kind == "rl":
         copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1

@@ -413,3 +413,13 @@ def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
     assert plain.unsplit_tokens < 240 and whole.unsplit_tokens == R * (P + R)
     for inputs, tokens in ((plain, 240), (whole, R * (P + R))):
         assert plan.phases(inputs)["update"] == plan.phases(inputs, tokens=tokens)["update"]
+
+
+def test_edits_and_remasking_are_planned_with_the_steps_that_they_may_add(tmp_path):
+    folder, room = checkpoint(tmp_path, "sdar"), {"max_post_steps": 3, "remask_budget": 2}
+    tokens, blocks = {}, R // BLOCK
+    for name, chosen in (("none", {}), ("edits", {"edit_threshold": 0.5}), ("remasking", {"remask_threshold": 0.5})):
+        inputs = inputs_of(settings(folder, rollout=chosen | room), machine=machine())
+        tokens[name] = inputs.unsplit_tokens
+    assert tokens["edits"] == tokens["none"] + 3 * blocks * BLOCK
+    assert tokens["remasking"] == tokens["none"] + 5 * blocks * BLOCK
