@@ -28,6 +28,7 @@ _RL_ALONE = (
     "training.rows_per_response",
     "training.rows_by",
     "training.trained_events",
+    "training.replay_routing",
     "training.eps",
     "training.eps_low",
     "training.eps_high",

@@ -411,6 +411,11 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    replay_routing: bool = opt(
+        False,
+        "TraceRL of a mixture of experts: each token takes the experts in training that it had in sampling, which "
+        "records them (slower)",
+    )
     trained_events: str = opt(
         "all",
         "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "

@@ -9,19 +9,20 @@ from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
+from configs.schema import Config, DecodeConfig, LoraSection, RolloutConfig, TrainingConfig
 from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
+from models.experts import experts_of
 from models.families import Family
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, hf_config
 from models.tokenizer import read_tokenizer
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
-from sample.config import check_edits
+from sample.config import cache_of, check_edits, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
@@ -56,8 +57,7 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rows_by != "uniform" and training.rows_per_response is None:
-        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
+    _check_copies(training, rollout)
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -106,12 +106,24 @@ def check(config: Config, first: Config | None = None) -> None:
     check_memory(config, models)
 
 
+def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
+    """Which noisy copies are trained."""
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
+    if training.trained_events != "all" and rollout.edit_threshold is None and rollout.remask_threshold is None:
+        raise ValueError(
+            f"training.trained_events={training.trained_events}: nothing is overwritten; set rollout.edit_threshold or "
+            "rollout.remask_threshold."
+        )
+
+
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
     """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
-    it."""
+    it. ValueError where training cannot take its experts of sampling, as asked."""
     if first is not None:
         return _made_by(first)
     require_as_written(spec := spec_of(config))
+    _check_replayed_routing(config, spec)
     return spec
 
 
@@ -201,6 +213,16 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
     root, columns = image_root(config.dataset, path, family, source.data_type), source.columns_in(config.dataset)
     with naming(key):
         return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
+
+
+def _check_replayed_routing(config: Config, spec: CheckpointSpec) -> None:
+    key = "training.replay_routing=true"
+    if not config.training.replay_routing:
+        return
+    if not method_of(config.training, "rl").as_sampled:
+        raise ValueError(f"{key}: training.method={config.training.method} trains states that were never sampled.")
+    cache = cache_of(cache_mode(config.rollout, spec.family), spec.family)
+    check_routing(cache, experts_of(hf_config(spec.family, spec.raw)) > 0, True, key)
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:

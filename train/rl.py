@@ -251,6 +251,7 @@ class Learner:
         self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
         self.sampled = inference_model(self.model, dtype) if apart is None else apart
         (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
+        sampling = replace(sampling, record_routing=training.replay_routing)
         self.sampler = Sampler(self.sampled, sampling)
         if apart is not None:
             self.sampler.update_weights(self.updater.engine.weights())

@@ -177,6 +177,14 @@ def test_keys_that_differ_from_the_recipe_are_kept(tmp_path):
     assert (found.command, found.recipe, found.changed) == ("rl", "configs/rl_tiny.yaml", {"training.eps": (0.2, 0.3)})
 
 
+def test_an_evaluation_has_tables_and_no_curves_of_one_point(tmp_path):
+    figures = {"accuracy": 0.5, "tokens_per_forward": 2.0}
+    (tmp_path / "results.json").write_text(json.dumps({"greedy": figures}))
+    lines(tmp_path / "metrics.jsonl", [{"step": 0} | {f"eval/greedy/{key}": value for key, value in figures.items()}])
+    data = data_of(build_page([read_run(tmp_path)]))
+    assert data["charts"] == [] and data["results"]["rows"] == [["greedy", 0.5, 2.0]]
+
+
 def test_a_run_resumed_by_its_own_config_yaml_keeps_its_recipe(tmp_path):
     typed = ["config=configs/rl_tiny.yaml", "training.eps=0.3", "experiment.project=x"]
     config = load_config(typed, command="rl")
@@ -275,3 +283,9 @@ def test_a_step_pays_little_for_the_report(tmp_path, monkeypatch):
 def test_the_console_command_explains_itself():
     shown = subprocess.run([sys.executable, "sample/get_report.py", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "several: comparison.html" in " ".join(shown.stdout.split())
+
+
+def test_figures_of_sources_are_curves_beside_that_of_all():
+    run = {"reward/mean": ([1], [0.5]), "reward/mean(code)": ([1], [0.25]), "accuracy(code)": ([1], [0.0])}
+    charts = panels_of([run], ["x"])
+    assert [[curve["label"] for curve in chart["curves"]] for chart in charts] == [["all", "code"], ["code"]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import DiffusionLM, lora
-from models.experts import ExpertLoad, balance
+from models.experts import ExpertLoad, balance, replaying
 from runtime import ranks
 from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
@@ -134,14 +134,16 @@ def outputs(
     device: torch.device,
     lockstep: bool = False,
     entropy: bool = False,
+    replays_routing: bool = False,
 ) -> list[NDArray[np.float32]]:
     """A model's numbers [N] (entropy: [2, N], as `_forward`) for each sample's trained tokens under its weights as they
     are; empty for samples that are not in `which`. The ranks shard the samples, and each gets all numbers. lockstep:
-    all run as many forwards."""
+    all run as many forwards. replays_routing: by the samples' experts, where they have any."""
     found: dict[int, NDArray[np.float32]] = {}
     for group, is_padding in _sharded_groups(samples, which, max_tokens, lockstep):
         batch = pack(samples, group, device)
-        output_N = _forward(model, batch, entropy).cpu().numpy()
+        with replaying(model, batch.experts if replays_routing else None):
+            output_N = _forward(model, batch, entropy).cpu().numpy()
         if is_padding:
             continue
         for place, i in enumerate(batch.samples):
@@ -198,6 +200,7 @@ class Updater:
         require_equal_weights(model, type(model).__name__)
         self.engine = make_engine(model, make_optimizer(model, optimizer), accelerator, self.settings.max_grad_norm)
         self.model = self.engine.model
+        self.replays_routing = isinstance(model, DiffusionLM)  # a value model has routers of its own
         self.average: Average | None = None
         if self.settings.ema_decay and ranks.is_main():
             assert isinstance(model, DiffusionLM)
@@ -273,7 +276,8 @@ class Updater:
             if is_padding:
                 self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)
                 continue
-            with self._dropping(samples, batch), load.counting():
+            experts = batch.experts if self.replays_routing else None
+            with self._dropping(samples, batch), replaying(self.model, experts), load.counting():
                 loss, metrics = loss_of(_forward(self.model, batch, needs.entropy), batch)
                 self.engine.backward(loss, last)
             loss_sum += loss.detach()
@@ -292,7 +296,8 @@ class Updater:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
         limit, lockstep = self.settings.max_tokens, self.engine.lockstep
-        return outputs(self.model, samples, which, limit, self.accelerator.device, lockstep, entropy)
+        more = lockstep, entropy, self.replays_routing
+        return outputs(self.model, samples, which, limit, self.accelerator.device, *more)
 
     def state_dict(self) -> dict[str, Any]:
         return {
