@@ -30,6 +30,8 @@ def block_diffusion_generate(
     confidence_threshold: float = 0.85,
     stopping_criteria_idx: Sequence[int] | None = None,
     seed: int | None = None,
+    edit_threshold: float | None = None,
+    max_post_steps: int = 16,
 ) -> Tensor:
     """Prompts and their answers as one tensor of token ids [B, width] on the model's device.
 
@@ -38,10 +40,11 @@ def block_diffusion_generate(
     gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block.
     stopping_criteria_idx: ids that end an answer, None = no id does.
     seed: None = drawn from torch's own generator, so that calls differ and torch.manual_seed repeats them.
+    edit_threshold, max_post_steps: draft and edit of LLaDA2.1, None = no edits (`SamplingConfig`).
     A row is the prompt, the answer and mask ids up to the end of the last block (whole blocks from position 0; full
     attention: up to gen_length); shorter rows are filled with mask ids. Confidence is that of temperature 1.
-    https://github.com/JetAstra/SDAR (generate.py), whose arguments and defaults these are. ValueError: mask_id is not
-    the model's, or what `SamplingConfig` and `Sampler.generate` refuse.
+    https://github.com/JetAstra/SDAR (generate.py), whose arguments and defaults these are up to seed. ValueError:
+    mask_id is not the model's, or what `SamplingConfig` and `Sampler.generate` refuse.
     """
     if mask_id != model.mask_id:
         raise ValueError(f"mask_id={mask_id} is not the model's: pass model.mask_id, which is {model.mask_id}.")
@@ -55,6 +58,8 @@ def block_diffusion_generate(
         top_k=top_k,
         top_p=top_p,
         stop_ids=stopping_criteria_idx or (),
+        edit_threshold=edit_threshold,
+        max_post_steps=max_post_steps,
         seed=int(torch.randint(2**31, ())) if seed is None else seed,
     )
     input_ids = prompt["input_ids"].cpu()

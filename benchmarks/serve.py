@@ -13,6 +13,7 @@ adds is the difference at many clients.
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -84,7 +85,7 @@ async def client(http: httpx2.AsyncClient, prompts: Sequence[list[int]], tokens:
 
 
 def slowest_tenth(values: Sequence[float]) -> float:
-    return sorted(values)[int(0.9 * (len(values) - 1))]
+    return sorted(values)[math.ceil(0.9 * (len(values) - 1))]
 
 
 async def load(url: str, clients: int, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:

@@ -73,6 +73,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
         Named("rollout.block_size", others="block_length bd_size"),
         Named("rollout.steps rollout.steps_per_block", others="diffusion_steps denoising_steps num_inference_steps"),
         Named("rollout.strategy rollout.target", others="remasking alg"),
+        Named("rollout.edit_threshold", others="editing_threshold"),
         Named("rollout.cache", others="use_cache_dual dual_cache use_block_cache"),
         Named(
             "rollout.max_slots",
@@ -105,7 +106,10 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl=f"{_ACTOR}.kl_loss_type algorithm.kl_penalty",
             others="kl_loss_type kl_penalty",
         ),
-        Named("training.kl_to", trl="sync_ref_model", others="ref_model reference_model"),
+        Named("training.kl_to", trl="sync_ref_model"),
+        Named(
+            "model.reference_model training.kl_to", trl="ref_model teacher_model_name_or_path", others="ref_model_path"
+        ),
         Named(
             "training.eps",
             trl="epsilon",
@@ -189,6 +193,8 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl="trainer.max_actor_ckpt_to_keep",
             others="max_ckpt_to_keep keep_last_n max_actor_ckpt_to_keep",
         ),
+        Named("experiment.early_stopping", trl="early_stopping_patience", others="patience early_stop"),
+        Named("experiment.early_stopping_gain", trl="early_stopping_threshold"),
         Named("experiment.keep_best", trl="load_best_model_at_end metric_for_best_model"),
         Named(
             "experiment.eval_every",
@@ -253,11 +259,8 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl="data.prompt_key",
             others="prompt_key prompt_column input_key label_key",
         ),
-        Named(
-            "dataset.template",
-            trl="chat_template_path",
-            others="chat_template prompt_template apply_chat_template",
-        ),
+        Named("dataset.template", trl="chat_template_path", others="chat_template prompt_template apply_chat_template"),
+        Named("dataset.validation_split", others="val_size val_split eval_split test_size"),
         Named("dataset.system", others="system_prompt system_message system_instruction"),
         Named("dataset.few_shot", others="num_fewshot n_shot fewshot few_shots fewshot_examples"),
         Named("dataset.image_root", others="image_folder image_dir media_dir"),
@@ -268,6 +271,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             others="reward.path reward_function reward_fn custom_reward_function reward_manager",
         ),
         Named("reward.weights", trl="reward_weights"),
+        Named("reward.combine", trl="multi_objective_aggregation"),
         Named(
             "judge.local reward.function",
             verl="reward_model.model.path",
@@ -281,11 +285,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl=f"{_ACTOR}.optim.lr",
             others="lr actor_lr policy_lr max_lr peak_lr actor_learning_rate",
         ),
-        Named(
-            "optimizer.params.value_learning_rate",
-            verl="critic.optim.lr",
-            others="critic_lr critic_learning_rate",
-        ),
+        Named("optimizer.params.value_learning_rate", verl="critic.optim.lr", others="critic_lr critic_learning_rate"),
         Named("optimizer.params.beta1", trl="adam_beta1", others="adam_beta_1"),
         Named("optimizer.params.beta2", trl="adam_beta2", others="adam_beta_2"),
         Named("optimizer.params.beta1 optimizer.params.beta2", verl=f"{_ACTOR}.optim.betas", others="betas adam_betas"),
@@ -384,11 +384,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             trl="push_to_hub hub_model_id",
             note="A checkpoint is pushed by dllm-export (models/export.py), not by the run.",
         ),
-        Named(
-            "",
-            trl="remove_unused_columns",
-            note="Reward functions get all columns of a task.",
-        ),
+        Named("", trl="remove_unused_columns", note="Reward functions get all columns of a task."),
     ),
 }
 """Heading -> what is set under it."""

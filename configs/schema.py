@@ -137,6 +137,11 @@ class ModelConfig:
     value_base_model: str | None = opt(
         None, "checkpoint that a value model starts from (a new head is zero); null = advantages without one"
     )
+    reference_model: str | None = opt(
+        None,
+        "checkpoint that training.kl_to=reference and objective=distill compare the policy with, a teacher of one "
+        "vocabulary with it; null = the first model",
+    )
     optimized_value_name: str = opt("optimized_value", "name under ckpt/ of the newest trained value model")
     random_init: bool = opt(
         False, "pretrained_model holds config.json and tokenizer only; weights are drawn from training.seed"
@@ -211,7 +216,7 @@ class DatasetConfig:
         fields=("question", "answer"),
     )
     source_column: str = output(
-        "source", "column of tasks whose values (at most 24) get an accuracy of their own in evaluations"
+        "source", "column of tasks whose values (at most 24) get figures of their own, in evaluations and RL"
     )
     columns: dict[str, str] = opt(
         {},
@@ -382,8 +387,8 @@ class EvaluationConfig(DecodeConfig):
 class TrainingConfig:
     objective: str = opt(
         "clip",
-        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd (docs/algorithms.md), or "
-        "your own, path/to/file.py:name",
+        "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd, distill "
+        "(docs/algorithms.md), or your own, path/to/file.py:name",
     )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     method: str = opt(
@@ -406,6 +411,11 @@ class TrainingConfig:
         choices=("uniform", "surprisal"),
     )
     shrink: int = opt(1, "neighbouring denoising steps merged into one training round", low=1)
+    replay_routing: bool = opt(
+        False,
+        "TraceRL of a mixture of experts: each token takes the experts in training that it had in sampling, which "
+        "records them (slower)",
+    )
     trained_events: str = opt(
         "all",
         "TraceRL, where tokens are overwritten or masked again: train every choice, or those that still stand at the "
@@ -444,7 +454,7 @@ class TrainingConfig:
     kl_estimator: str = opt("k3", "estimator of the KL penalty: k1, k2 or k3")
     kl_to: str = opt(
         "old",
-        "what the KL penalty is to: the policy of the last step, or the frozen first model",
+        "what the KL penalty is to: the policy of the last step, or the frozen first model (or model.reference_model)",
         choices=("old", "reference"),
     )
     gam: float = opt(1.0, "value model, process rewards: discount a denoising step", low=0.0, high=1.0)
@@ -508,6 +518,13 @@ class TrainingConfig:
         low=1,
     )
     max_grad_norm: float = opt(1.0, "gradient clipping; 0 = off", low=0.0)
+    ema_decay: float = opt(
+        0.0,
+        "a running mean of the weights, mean <- decay x mean + (1 - decay) x weights after each update, is saved "
+        "beside them (ckpt/optimized_ema); 0 = off",
+        low=0.0,
+        high=0.999999,
+    )
     max_skipped_updates: int = output(10, "stop after so many non-finite updates in a row", low=1)
     mixed_precision: str = opt(
         "bf16",
@@ -657,6 +674,9 @@ class ExecuteConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     report_to: list[str] = output([], "trackers besides metrics.jsonl", choices=TRACKERS)
+    profile_steps: list[int] = output(
+        [], "steps (SFT: updates) that torch's profiler records, into profile/ of the run's folder", low=1
+    )
     sample_every: int = output(
         10, "RL: show responses every so many steps, one on the terminal and a table in trackers; 0 = never", low=0
     )

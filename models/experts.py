@@ -61,6 +61,39 @@ class ExpertLoad:
         return {name: count.cpu() for name, count in self.counts.items()}
 
 
+@contextmanager
+def replaying(model: nn.Module, experts_TMk: Tensor | None) -> Iterator[None]:
+    """Forward and backward passes of T tokens, each of which takes these experts in the M layers with routers, weighted
+    by the scores that the routers give them now. None: as the routers choose."""
+    hooks = []
+    if experts_TMk is not None:
+        every = routers(model).values()
+        assert len(every) == experts_TMk.shape[1]
+        hooks = [r.register_forward_hook(_chooser(experts_TMk[:, layer].long())) for layer, r in enumerate(every)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _chooser(experts_Tk: Tensor) -> Any:
+    def choose(router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return output[0], weights_of(router, output[0], experts_Tk).to(output[1].dtype), experts_Tk
+
+    return choose
+
+
+def weights_of(router: nn.Module, logits_TE: Tensor, experts_Tk: Tensor) -> Tensor:
+    """What a router of transformers gives these experts: softmax scores, or, with a bias to choose by, sigmoids."""
+    by_sigmoid = hasattr(router, "e_score_correction_bias")
+    score_TE = logits_TE.float().sigmoid() if by_sigmoid else logits_TE.float().softmax(-1)
+    weight_Tk = score_TE.gather(1, experts_Tk)
+    if router.norm_topk_prob:
+        weight_Tk = weight_Tk / (weight_Tk.sum(-1, keepdim=True) + 1e-20)
+    return weight_Tk * getattr(router, "routed_scaling_factor", 1.0)
+
+
 def balance(counts: Mapping[str, Tensor]) -> dict[str, float]:
     """How evenly layers share out their tokens, from counts [E] by router: experts/max_load, the busiest expert's
     tokens over the mean, of the worst layer and of the mean one; experts/unused: share of experts without a token.

@@ -24,7 +24,7 @@ from runtime.files import append_jsonl, read_jsonl
 from runtime.heartbeat import Heartbeat
 from runtime.report.writer import ReportWriter
 from runtime.run_config import public
-from runtime.text import NUMBER_WIDTH, format_number, format_seconds, printable
+from runtime.text import NUMBER_WIDTH, format_number, format_seconds, printable, rounded
 from runtime.timing import Timing
 from runtime.trackers import Trackers
 
@@ -205,11 +205,11 @@ class Monitor:
         return path if drawn else None
 
     def final(self, result: Mapping[str, Any]) -> None:
-        """Closes the monitor and prints `final {json}`, the last line on stdout."""
+        """Closes the monitor and prints `final {json}`, rounded, the last line on stdout."""
         self._heartbeat.enter("done")
         self.close()
         if self.enabled:
-            print(f"final {json.dumps(_finite(result))}", flush=True)
+            print(f"final {json.dumps(rounded(_finite(result)))}", flush=True)
 
     def close(self) -> None:
         """Ends the trackers and writes the report as it is at the end."""

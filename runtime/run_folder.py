@@ -34,11 +34,13 @@ MADE_HERE = (
     "report.json",
     "report.html",
     "trace.html",
+    "inspect",
     "final.json",
     "start.json",
     "ckpt",
     "heartbeat",
     "trackers",
+    "profile",
 )
 _LONGEST_NAME_BYTES = 255
 logger = logging.getLogger(__name__)

@@ -4,7 +4,9 @@ import math
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 NUMBER_WIDTH = 8
 
@@ -58,6 +60,15 @@ def print_error(text: str, title: str = "error: ") -> None:
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook as ever, but `printable`: an exception's text may be a model's."""
     print_error("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), title="")
+
+
+def rounded(value: Any) -> Any:
+    """`value` with six significant digits in every number of it."""
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def format_number(value: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from models import DiffusionLM
 from models.attention import AttentionKind, attention_kind
+from models.experts import routers
 from models.families import Family
 from models.spec import check_block_size
 from sample.choices import Choices, require, require_name
@@ -67,6 +68,8 @@ class SamplingConfig(Choices):
     flex on a GPU, sdpa on a CPU."""
     fuse_commit: bool = True
     """A finished block is committed in the forward that denoises the next one."""
+    record_routing: bool = False
+    """Rollouts of a mixture keep the experts of every token in every forward (exact cache; slower)."""
     deterministic: bool = False
     """Fixed shapes (all slots, whole cache), so that the same prompts give the same bits in any order."""
 
@@ -116,6 +119,8 @@ class SamplingConfig(Choices):
         check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
         check_edits(self.edit_threshold, model.spec.family)
+        if self.record_routing:
+            check_routing(cache, bool(routers(model)), self.fuse_commit, "record_routing=True")
         self.kind_on(model)
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError(
@@ -150,6 +155,14 @@ class SamplingConfig(Choices):
             cache=cache_of(self.cache, model.spec.family),
             stop_ids=(),
         )
+
+
+def check_routing(cache: str, has_routers: bool, fused: bool, key: str) -> None:
+    """ValueError where a sampler cannot record experts. key: what the message calls the wish."""
+    if not has_routers:
+        raise ValueError(f"{key}: the model has no routers (it is no mixture of experts). Leave it out.")
+    if cache != "exact" or not fused:
+        raise ValueError(f"{key}: only the exact cache of block families, with fused commits, records experts.")
 
 
 def check_edits(edit_threshold: float | None, family: Family, key: str = "edit_threshold") -> None:

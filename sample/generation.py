@@ -13,6 +13,7 @@ from sample.pictures import PictureTable
 from sample.request import Request, hash_key
 from sample.revision import event_counts, events_of
 from sample.rollout import Rollout
+from sample.routing import RoutingCache
 from sample.seating import Copy, Seating
 from sample.slots import GREEDY, Seat, SlotKV, StepState
 from sample.spans import PREFILL_MAX_TOKENS, Bounds, CachePolicy
@@ -86,6 +87,8 @@ class Generation:
                 self.admit()
                 self.compact()
         self.cache.features = None
+        if isinstance(self.cache, RoutingCache):
+            self.cache.prompts.clear()
         if self.pictures.forgets:
             self.pictures.forget()
         return [self.rollouts[index] for index in sorted(self.rollouts)]
@@ -204,6 +207,9 @@ class Generation:
             rollout = self._rollout(request, **dict(zip(names, numbers, strict=True)))
             if slot in counts:
                 rollout = replace(rollout, events=events_of(self.state, slot, counts[slot], self.model.mask_id))
+            if isinstance(self.cache, RoutingCache):
+                key = hash_key(request.key, request.seed)
+                rollout = replace(rollout, routing=self.cache.take(key, rollout.prompt_ids, rollout.num_steps))
             self.rollouts[request.index] = rollout
         return len(ended)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sample.events import Events
+from sample.experts import Routing
 
 Key = tuple[int | str, ...]
 
@@ -30,6 +31,7 @@ class Rollout:
         "" where they are not known.
     events: every write of the canvas, where a token may be overwritten or masked again; canvas_step_map and
         canvas_logprobs then are those of the last write that stands. None: every position was decided once.
+    routing: of a mixture, the experts of every token in every forward, where they are recorded.
     """
 
     key: Key
@@ -44,6 +46,7 @@ class Rollout:
     images: list[str] = field(default_factory=list)
     suffix_ids: list[int] = field(default_factory=list)
     events: Events | None = None
+    routing: Routing | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -63,7 +66,9 @@ class Rollout:
     def row(self) -> dict[str, Any]:
         """As a dict of lists and numbers, without images, suffix and events where it has none."""
         row = vars(self) | {"events": None if self.events is None else vars(self.events)}
-        return {name: value for name, value in row.items() if value or name not in ("images", "suffix_ids", "events")}
+        row["routing"] = None if self.routing is None else self.routing.row()
+        optional = ("images", "suffix_ids", "events", "routing")
+        return {name: value for name, value in row.items() if value or name not in optional}
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> "Rollout":
@@ -71,11 +76,13 @@ class Rollout:
         events that are damaged, with the rollout's key."""
         known: dict[str, Any] = {name: row[name] for name in Rollout.__dataclass_fields__ if name in row}
         rollout = Rollout(**known | {"key": tuple(row["key"])})
-        if row.get("events") is None:
-            return rollout
+        events, routing = row.get("events"), row.get("routing")
         try:
-            events = Events.from_row(row["events"])
-            events.check(rollout.canvas_ids, rollout.canvas_step_map, rollout.canvas_logprobs, rollout.num_steps)
+            if events is not None:
+                events = Events.from_row(events)
+                events.check(rollout.canvas_ids, rollout.canvas_step_map, rollout.canvas_logprobs, rollout.num_steps)
+            if routing is not None:
+                routing = Routing.from_row(routing)
         except ValueError as error:
             raise ValueError(f"rollout {rollout.key} has {error}: the file is damaged; write it again.") from error
-        return replace(rollout, events=events)
+        return replace(rollout, events=events, routing=routing)

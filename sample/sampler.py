@@ -17,6 +17,7 @@ from sample.graphs import Capture, Steps, capture_of
 from sample.request import requests_of
 from sample.revision import event_room
 from sample.rollout import Key, Rollout
+from sample.routing import RoutingCache
 from sample.session import Session
 from sample.slots import SlotKV, StepState, rounded_capacity
 from sample.spans import CACHES, CachePolicy, cache_policy
@@ -178,6 +179,9 @@ class Sampler:
         room = event_room(config, self._denoiser.b, config.max_new_tokens)
         state = StepState.empty(slots, capacity_tokens, model.mask_id, model.device, room)
         cache = cache_policy(model, config, kv)
+        if config.record_routing:
+            assert kv is not None
+            cache = RoutingCache(model, config, kv)
         return _Held(kv, state, cache, Steps(self._denoiser, cache, self.capture))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,20 @@ def test_every_variant_is_a_configuration(variant, tmp_path):
             runner = study_runs.Runner(tmp_path, tmp_path / "none.jsonl")
             arguments = runner._arguments(task, run, tmp_path / "model")
             load_config([f"config=configs/{task.recipe}.yaml", *arguments])
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_tiny_cut_runs_for_real(monkeypatch, tmp_path, capsys):
+    few = "evaluation.max_tasks=4", "rollout.num_response_per_task=4", "training.min_accuracy=0.0"
+    cut = replace(TASKS["addition"], arguments=few, sft_arguments=("training.max_steps=2",))
+    monkeypatch.setattr(study_runs, "TASKS", {"addition": cut})
+    run_study(monkeypatch, tmp_path, "stage1", "--variants", "trace", "value", "--seeds", "1", "--steps", "2")
+    trace, value = map(json.loads, (tmp_path / "study.jsonl").read_text().splitlines())
+    assert (trace["run"]["variant"], value["run"]["variant"]) == ("trace", "value")
+    assert trace["before"] == value["before"] and value["cpu_seconds"] > 1
+    run_study(monkeypatch, tmp_path, "report", "--steps", "2")
+    assert "| value model | 1 |" in capsys.readouterr().out
 
 
 def test_two_sided_p_and_its_inverse_are_those_of_tables():

@@ -128,6 +128,8 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
         "experiment.output_dir": tmp_path / "runs",
         "experiment.processes": 1,
     }
+    if "model.reference_model" in keys:
+        filled["model.reference_model"] = shop / "model"
     if name != "sft":
         filled |= {"reward.workers": 1, "execute.num_chunk": 1}
     data = {"rl": "dataset.train_dataset", "sft": "dataset.optimization_data", "eval": "dataset.eval_dataset"}[name]
@@ -141,6 +143,7 @@ def test_what_a_page_says_to_type_passes_a_dry_run(page, command, shop, tmp_path
         "experiment.deepspeed_file",
         "experiment.processes",
         "model.value_base_model",
+        "model.reference_model",
     )
     own = [argument for argument in given if argument.partition("=")[0] not in replaced]
     added = [*(f"{key}={value}" for key, value in filled.items()), "model.random_init=false", "dry_run=true"]

@@ -21,6 +21,7 @@ from configs import load_config
 from configs.load import REPOSITORY
 from models import load_model, load_value_model
 from runtime.monitor import Monitor
+from runtime.text import rounded
 from sample import Rollout
 from train import evaluation, rl, sft
 from train.collect import Collector
@@ -66,7 +67,7 @@ def test_two_rl_steps(tmp_path, model_folder, capsys):
     summary = run_rl(shop)
     folder = shop.runs / "rl"
     out = capsys.readouterr().out.strip().splitlines()
-    assert out[-1].startswith("final ") and json.loads(out[-1].removeprefix("final ")) == summary
+    assert out[-1].startswith("final ") and json.loads(out[-1].removeprefix("final ")) == rounded(summary)
     assert {"accuracy_before", "accuracy_after", "steps", "seconds", "model"} <= set(summary) and summary["steps"] == 2
 
     rows = steps(folder)
@@ -328,7 +329,7 @@ def test_a_step_whose_groups_all_drop_is_logged_and_skipped(shop, capsys, reward
 def test_sft_learns_its_examples(shop, method, capsys):
     summary = sft.run(load_config(shop.arguments(SFT, f"training.method={method}", "training.block_size=4")))
     folder = shop.runs / "sft"
-    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("final ")) == summary
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("final ")) == rounded(summary)
     rows = steps(folder)
     assert [row["step"] for row in rows] == list(range(1, 17)) and summary["steps"] == 16
     assert np.mean([row["nll"] for row in rows[-4:]]) < 0.6 * np.mean([row["nll"] for row in rows[:4]])
@@ -415,7 +416,7 @@ def test_eval_of_a_checkpoint(shop, capsys):
     ]
     metrics = evaluation.run(load_config(shop.arguments(EVAL, *arguments, reward="by_answer")))
     out = capsys.readouterr().out.strip().splitlines()
-    assert json.loads(out[-1].removeprefix("final ")) == metrics
+    assert json.loads(out[-1].removeprefix("final ")) == rounded(metrics)
     assert set(metrics) == {"dynamic-b4-T1", "static-b4-greedy", "sequential-b2-T1"}
     folder = shop.runs / "eval"
     assert json.loads((folder / "results.json").read_text()) == metrics

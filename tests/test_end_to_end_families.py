@@ -1,5 +1,7 @@
 """Every family through train/sft.py, rl.py and eval.py, with each of its methods: weights move and are kept."""
 
+import shutil
+
 import pytest
 import torch
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
@@ -117,6 +119,38 @@ def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     assert still(shop.model, folder / "step-000001") == still(folder / "step-000001", folder / "optimized") == set()
     assert_reads_back(folder / "optimized", tmp_path / "again")
     run_eval(shop, family, folder / "optimized")
+
+
+@pytest.mark.slow
+def test_rl_by_the_experts_of_sampling_goes_on_where_it_was_killed(shop_of):
+    """A step whose rollouts are on disk, its updates not, is trained from the file."""
+    shop = shop_of("llada2")
+    arguments = ["training.replay_routing=true", "evaluation.eval_dataset=''", "training.block_size=4"]
+    rl.run(load_config(shop.arguments(RL, *arguments)))
+    folder = shop.runs / "rl"
+    want = load_file(folder / "ckpt" / "step-000002" / "model.safetensors")
+    assert all(row["routing"]["noisy"]["shape"][2:] == [1, 2] for row in read_jsonl(folder / "rollouts.jsonl"))
+    for link in (folder / "ckpt").iterdir():
+        if link.is_symlink():
+            link.unlink()
+    shutil.rmtree(folder / "ckpt" / "step-000002")
+    rl.run(load_config(shop.arguments(RL, *arguments)))
+    got = load_file(folder / "ckpt" / "step-000002" / "model.safetensors")
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("sdar", [], "the model has no routers"),
+        ("llada2", ["training.method=coupled"], "training.method=coupled trains states that were never sampled"),
+        ("llada2", ["rollout.cache=none"], "only the exact cache of block families"),
+    ],
+)
+def test_experts_that_cannot_be_replayed_are_an_error_before_a_model_is_loaded(shop_of, family, changes, said):
+    with pytest.raises(ValueError, match=f"training.replay_routing=true: {said}"):
+        rl.run(load_config(shop_of(family).arguments(RL, "training.replay_routing=true", *changes)))
 
 
 @pytest.mark.slow

@@ -95,3 +95,13 @@ def test_full_attention():
 def test_a_wrong_mask_id_is_refused(sdar):
     with pytest.raises(ValueError, match="mask_id=151669 is not the model's: pass model.mask_id, which is 1"):
         block_diffusion_generate(sdar, tokens_of([[3, 4]]), mask_id=151669)
+
+
+def test_edits_are_those_of_the_sampler(sdar):
+    (prompt,) = random_prompts([6])
+    edits = {"edit_threshold": 0.2, "max_post_steps": 3}
+    settings = {"gen_length": 10, "block_length": 4, "denoising_steps": 4, "temperature": 0.0, "seed": 3} | edits
+    output = block_diffusion_generate(sdar, {"input_ids": torch.tensor([prompt])}, sdar.mask_id, **settings)
+    shared = {"max_new_tokens": 10, "block_size": 4, "steps_per_block": 4, "threshold": 0.85, "stop_ids": (), "seed": 3}
+    (rollout,) = Sampler(sdar, SamplingConfig(**shared | edits)).generate([prompt], keys=[(0,)])
+    assert output[0, 6:].tolist() == rollout.canvas_ids and rollout.events.overwrites().any()

@@ -14,17 +14,16 @@ from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
+from models.experts import experts_of
 from models.families import Family
-from models.spec import CheckpointSpec
+from models.spec import CheckpointSpec, hf_config
 from models.tokenizer import read_tokenizer
-from reward.registry import named_functions
 from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
-from sample.config import check_edits
-from train.algorithm.masking import Method
-from train.algorithm.objectives import TERMS
+from sample.config import cache_of, check_edits, check_routing
+from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
@@ -32,9 +31,9 @@ from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
-from train.setup.doors import check_doors, method_of, objective_of
+from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
-from train.setup.models import RunModels, check_team, spec_of, value_spec_of
+from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, value_spec_of
 from train.setup.pictures import check_drawing, image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, format_of, require_room
@@ -80,9 +79,9 @@ def check(config: Config, first: Config | None = None) -> None:
     spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
-    _check_objective(config, method)
+    check_objective(config, method)
     check_drawing(config, rollout, spec.family)
-    _check_credit(config)
+    check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -102,74 +101,19 @@ def check(config: Config, first: Config | None = None) -> None:
             print_text(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print_text("\n".join(plan_lines(config, tasks)))
         return
-    models = RunModels("rl", spec, blocks, _value_model(config, spec))
+    models = RunModels("rl", spec, blocks, _value_model(config, spec), _reference(config, spec))
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
 
 
-def _check_objective(config: Config, method: Method) -> None:
-    """ValueError where the objective, or the rollout correction before it, needs what the run cannot give; a warning
-    where it does not read a key of its terms that is set."""
-    training, needs = config.training, objective_of(config.training).needs
-    for name in ("rollout_correction", "rollout_rejection"):
-        if getattr(training, name) != "none" and (not method.as_sampled or training.logp_old == "rollout"):
-            raise ValueError(
-                f"training.{name}={getattr(training, name)} compares the sampler's log-probabilities with recomputed "
-                "ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
-            )
-    by_token = [key for key, on in _credits_tokens(config).items() if on]
-    if needs.one_advantage and by_token:
-        raise ValueError(
-            f"training.objective={training.objective} needs one advantage a response, and {by_token[0]} gives one a "
-            "token: choose clip, reinforce, bgpo or spg, or leave that out."
-        )
-    plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
-    for name in TERMS:
-        value = getattr(training, name)
-        if name not in {*needs.training, *by_critic} and value and value != getattr(plain, name):
-            logger.warning("training.%s is not read by training.objective=%s", name, training.objective)
-
-
-def _check_credit(config: Config) -> None:
-    """ValueError where keys of speed, parts of the reward and advantages do not go together."""
-    reward, training = config.reward, config.training
-    if reward.combine == "normalise" and len(named_functions(reward)) + reward.beside_verifier < 2:
-        raise ValueError(
-            "reward.combine=normalise needs several rewards: give reward.function a list, or set "
-            "reward.beside_verifier=true."
-        )
-    if reward.speed_goal != "bonus" and reward.speed_weight == 0.0:
-        raise ValueError(
-            f"reward.speed_goal={reward.speed_goal} with reward.speed_weight=0 trains no speed: set the weight (1)."
-        )
-    if reward.speed_goal != "bonus" and training.max_accuracy < 1.0:
-        raise ValueError(
-            f"reward.speed_goal={reward.speed_goal} trains groups that are all right, and training.max_accuracy="
-            f"{training.max_accuracy} drops them: set it to 1."
-        )
-    if reward.speed_goal == "bonus" and reward.min_speed_spread > 0.0:
-        raise ValueError("reward.min_speed_spread needs a speed of its own: set reward.speed_goal=apart.")
-    if training.whiten_advantages and config.model.value_base_model:
-        raise ValueError(
-            "training.whiten_advantages: a value model makes its advantages itself; leave one of the two out."
-        )
-
-
-def _credits_tokens(config: Config) -> dict[str, bool]:
-    """What gives every token its own advantage, and whether the run has it."""
-    return {
-        f"model.value_base_model={config.model.value_base_model}": bool(config.model.value_base_model),
-        "judge.mode=process": config.judge.mode == "process",
-    }
-
-
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
     """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
-    it."""
+    it. ValueError where training cannot take its experts of sampling, as asked."""
     if first is not None:
         return _made_by(first)
     require_as_written(spec := spec_of(config))
+    _check_replayed_routing(config, spec)
     return spec
 
 
@@ -177,6 +121,19 @@ def _value_model(config: Config, policy: CheckpointSpec) -> CheckpointSpec | Non
     """The value model's spec, of a checkpoint that is as it was written; None without one."""
     if (spec := value_spec_of(config, policy)) is not None:
         require_as_written(spec)
+    return spec
+
+
+def _reference(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
+    """The spec of model.reference_model, likewise; a warning where nothing reads it."""
+    if (spec := reference_spec_of(config, policy)) is not None:
+        require_as_written(spec)
+    elif config.model.reference_model:
+        logger.warning(
+            "model.reference_model=%s has no effect: set training.kl_to=reference and training.beta, or "
+            "training.objective=distill",
+            config.model.reference_model,
+        )
     return spec
 
 
@@ -246,6 +203,16 @@ def tasks_of(config: Config, source: PromptSource, key: str, family: Family) -> 
     root, columns = image_root(config.dataset, path, family, source.data_type), source.columns_in(config.dataset)
     with naming(key):
         return read_tasks(path, data_type=source.data_type, columns=columns, image_root=root)[0]
+
+
+def _check_replayed_routing(config: Config, spec: CheckpointSpec) -> None:
+    key = "training.replay_routing=true"
+    if not config.training.replay_routing:
+        return
+    if not method_of(config.training, "rl").as_sampled:
+        raise ValueError(f"{key}: training.method={config.training.method} trains states that were never sampled.")
+    cache = cache_of(cache_mode(config.rollout, spec.family), spec.family)
+    check_routing(cache, experts_of(hf_config(spec.family, spec.raw)) > 0, True, key)
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:

@@ -23,7 +23,7 @@ from train.edits import edit_metrics
 from train.figures import sources_of
 from train.grading import Grading, Scores
 from train.learner.rollout_log import GradedRollouts
-from train.setup.doors import advantage_of
+from train.setup.doors import advantage_of, objective_of
 from train.setup.pictures import Eyes
 from train.setup.prompts import Prompt, see
 from train.setup.train_sets import TrainTasks
@@ -59,6 +59,7 @@ class Collector:
         self.group_size = config.rollout.num_response_per_task
         training = config.training
         self.advantage, self.eyes = advantage_of(training), Eyes.of(config, sampler.model)
+        self.taught = objective_of(training).needs.teacher
         self._shown: dict[str, models.Prompt] = {}
         self.curriculum = Curriculum(
             [prompt.task.id for prompt in self.prompts],
@@ -205,6 +206,9 @@ class Collector:
 
     def _credit(self, rollouts: Sequence[Rollout], scores: Scores) -> Credit:
         training, reward, rewards = self.config.training, self.config.reward, scores.rewards
+        keep = [training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts]
+        if self.taught:
+            return Credit([0.0 if kept else None for kept in keep], Counter(), "advantage")
         columns = scores.columns() if reward.combine == "normalise" else {}
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         bonus = [
@@ -219,7 +223,7 @@ class Collector:
             weights=[reward.weights.get(name, 1.0) for name in columns] if columns else None,
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
-            keep=[training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts],
+            keep=keep,
             bonus=bonus if reward.speed_goal == "bonus" else None,
             speed=None if reward.speed_goal == "bonus" else apart,
             whiten=training.whiten_advantages,

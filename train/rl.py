@@ -11,6 +11,7 @@ from configs.schema import Config, DecodeConfig
 from configs.sets import described
 from models import DiffusionLM
 from runtime import heartbeat, ranks, stopping
+from runtime.profiler import Profiler
 from runtime.run_folder import RunFolder
 from sample import Sampler, SamplingConfig
 from train import checks, prepare
@@ -49,6 +50,7 @@ from train.setup.rewards import sandbox_row, step_judge_of
 from train.setup.sources import pinned
 from train.setup.step_judge import StepJudge
 from train.setup.train_sets import TrainRewards, TrainTasks, train_sets
+from train.utilisation import Utilisation
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -101,6 +103,8 @@ class Run:
         self.evaluations = Evaluations(config, folder, setup, reward, self.monitor, done)
         self.checkpoints.point_to_best(self.evaluations.scores)
         self.done = step
+        self.profiler = Profiler(config.tracking.profile_steps, folder.path, ranks.rank())
+        self.utilisation = Utilisation(model, ranks.world_size())
         self.monitor.banner(f"RL {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
@@ -125,6 +129,7 @@ class Run:
                 self.monitor.event(f"evaluations get no better: stopped after step {self.done}")
                 break
             self.monitor.begin(step)
+            self.profiler.at(step)
             prompts = collector.draw(step)
             with timed("rollout"):
                 rollouts = collector.rollouts(prompts, step)
@@ -167,6 +172,7 @@ class Run:
         group_size = self.config.rollout.num_response_per_task
         version = {"weights_version": float(self.learner.sampler.weights_version)}
         metrics = result.metrics | rollout_metrics(graded, group_size, self.collector.sources) | version | used_memory()
+        metrics |= self.utilisation.metrics(metrics)
         if result.skipped is not None:
             dropped = graded.credit.dropped.items()
             reasons = [f"{count} of {metrics['groups']:g} groups dropped ({why})" for why, count in dropped]
@@ -222,6 +228,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.profiler.close()
         if self.rewards is not None:
             self.rewards.close()
         self.monitor.close()
@@ -244,6 +251,7 @@ class Learner:
         self.updater = Updater(self.model, accelerator, OptimizerSettings.of(params), settings)
         self.sampled = inference_model(self.model, dtype) if apart is None else apart
         (sampling,) = _decodings(config, config.rollout, self.model, self.blocks.sampled).values()
+        sampling = replace(sampling, record_routing=training.replay_routing)
         self.sampler = Sampler(self.sampled, sampling)
         if apart is not None:
             self.sampler.update_weights(self.updater.engine.weights())
@@ -260,7 +268,7 @@ class Learner:
         if value is not None:
             checkpoints.restore_weights(value, "value_updater")
             optimizer = OptimizerSettings.of(params, params.value_learning_rate)
-            updater = Updater(value, accelerator, optimizer, settings)
+            updater = Updater(value, accelerator, optimizer, replace(settings, ema_decay=0.0))
             self.critic = Critic(value, updater, replay, schedule, config.experiment.train_value_every)
             self.trained.append(Trained(value, updater, config.model.optimized_value_name, "value_updater"))
 

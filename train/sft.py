@@ -13,7 +13,6 @@ if __name__ == "__main__":
     main("train.sft", "python train/sft.py config=configs/NAME.yaml [a.b=c ...]")
     sys.exit()  # what follows takes seconds to import; it is run as the module train.sft, and never by a launcher
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import naming
 from configs.schema import Config, TrainingConfig
-from configs.sets import described, named_sets, shares
-from configs.tree import get
-from data.tasks import Example, load_examples
+from configs.sets import described
+from data.tasks import Example
 from models.spec import CheckpointSpec
 from reward.judge.judge import CHARACTERS_A_TOKEN
 from runtime import heartbeat, ranks, stopping
+from runtime.profiler import Profiler
 from runtime.run_folder import RunFolder
 from runtime.text import print_text
 from train import checks, evaluation, traces
@@ -42,8 +40,8 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
-from train.held_out import KEY as HELD_OUT
-from train.held_out import HeldOut, described_split, split_off
+from train.examples import examples_of, mixture_of
+from train.held_out import HeldOut, described_split
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
@@ -53,14 +51,13 @@ from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import TokenizedExample, for_model, make_samples, see, tokenise
+from train.setup.examples import for_model, make_samples, see, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
-from train.setup.pictures import Eyes, image_root
+from train.setup.pictures import Eyes
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
-from train.setup.traces import chosen_traces
+from train.utilisation import Utilisation
 
-DATA = "dataset.optimization_data"
 SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
@@ -114,7 +111,7 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     """The examples, and those held out, after everything that can be known to fail before a model is loaded. A dry run
     prints sizes."""
     spec, method = check_settings(config)
-    examples, held_out = _examples(config, spec, method)
+    examples, held_out = examples_of(config, spec, method)
     checks.check_start(config, SFT)
     if config.dry_run:
         _print_plan(config, len(examples))
@@ -136,55 +133,6 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
     method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     checks.check_trackers(config)
     return spec, method
-
-
-def _examples(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
-    """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
-    dataset, experiment = config.dataset, config.experiment
-    examples = _read(config, DATA, spec, method)
-    if dataset.validation_split and dataset.validation_dataset:
-        raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
-    if dataset.validation_dataset:
-        held_out = _read(config, HELD_OUT, spec, method)
-    else:
-        examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
-    if experiment.early_stopping is not None and not held_out:
-        raise ValueError(
-            "experiment.early_stopping needs a held-out loss: set dataset.validation_split or validation_dataset."
-        )
-    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted({example.of for example in held_out} - {""})))
-    if experiment.early_stopping is not None and experiment.early_stopping_metric not in known:
-        raise ValueError(
-            f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
-        )
-    return examples, held_out
-
-
-def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> list[Example]:
-    """The examples of the sets that a key names, set after set."""
-    dataset, given = config.dataset, get(config, key)
-    sets = named_sets(key, given, dataset.data_type) or named_sets(key, [""], dataset.data_type)
-    shares(key, sets, [1] * len(sets))
-    found: list[Example] = []
-    for each in sets:
-        path = checks.check_dataset(config, each.name, key)
-        with naming(key):
-            root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
-            examples = load_examples(path, columns=columns, image_root=root)
-        examples = chosen_traces(examples, config, spec, method) if key == DATA else examples
-        found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
-    return found
-
-
-def _mixture(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:
-    """(examples, weight) of each set. ValueError where one has none that can be trained."""
-    sets = named_sets(DATA, config.dataset.optimization_data, config.dataset.data_type)
-    counts = Counter(sample.of for sample in samples)
-    for each in sets:
-        if not counts[each.label]:
-            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
-    sizes = [counts[each.label] for each in sets]
-    return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))
 
 
 def _print_plan(config: Config, examples: int) -> None:
@@ -228,7 +176,7 @@ class FineTuning:
         self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
-        self.sets = _mixture(config, self.samples)
+        self.sets = mixture_of(config, self.samples)
         self.label_of = {sample.index: sample.of for sample in self.samples if sample.of}
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
@@ -243,6 +191,8 @@ class FineTuning:
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
+        self.profiler = Profiler(config.tracking.profile_steps, folder.path, ranks.rank())
+        self.utilisation = Utilisation(self.model, ranks.world_size())
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows())
 
     def loop(self) -> dict[str, Any]:
@@ -266,6 +216,7 @@ class FineTuning:
                 self.monitor.event(f"the held-out loss falls no more: stopped after update {self.done}")
                 break
             self.monitor.begin(step)
+            self.profiler.at(step)
             with timed("replay"):
                 samples = self.training_samples(step)
             with timed("update"):
@@ -333,6 +284,7 @@ class FineTuning:
             "learning_rate": self.updater.rate,
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
+            **totals.speed,
             "updates_skipped": float(totals.skipped),
             **totals.expert_balance,
             **used_memory(),
@@ -341,6 +293,7 @@ class FineTuning:
             if tokens := totals.total(f"tokens({label})"):
                 metrics |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
+        metrics |= self.utilisation.metrics(metrics)
         self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
 
     def save_if_due(self, step: int) -> None:
@@ -392,4 +345,5 @@ class FineTuning:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.profiler.close()
         self.monitor.close()

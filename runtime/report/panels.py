@@ -50,6 +50,8 @@ PANELS = (
     Panel("memory", r"memory/(.+)_gib", "GiB"),
     Panel("time by phase", r"time/(?!step_)(.+)_seconds", "seconds of a step", "stack"),
     Panel("tokens per second", r"tokens_per_second", "of sampling"),
+    Panel("tokens per second of updates", r"update_tokens_per_second", "packed"),
+    Panel("share of the GPU's peak", r"mfu", "of updates"),
     Panel("", r"time/(?:step_seconds|at)|reward/left_out", in_charts=False),
 )
 
@@ -65,7 +67,8 @@ def panels_of(curves: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> li
             del left[metric]
         if not panel.in_charts or not found:
             continue
-        labels = {metric: (match.groups() or ("",))[0] or "" for metric, match in found.items()}
+        whole = "all" if len(found) > 1 else ""
+        labels = {metric: (match.groups() or ("",))[0] or whole for metric, match in found.items()}
         charts += _charts(panel, labels, curves, names)
     errors = {metric for metric in left if metric.endswith("stderr")}
     for metric in sorted(left.keys() - errors):

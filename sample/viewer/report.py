@@ -2,6 +2,7 @@
 
     dllm-report runs/my_run
     dllm-report runs/my_run runs/other_run -o comparison.html
+    dllm-report runs/my_eval --inspect
 
 The report of one run is report.html in its folder, which a run rewrites as it goes; this command adds trace.html, with
 the unmasking of the report's samples, and links to it. Compared runs share their charts; their keys that differ and
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.files import atomic_write_text
+from runtime.report.inspect_log import write_logs
 from runtime.report.page import REPORT, TRACE, build_page
 from runtime.report.run_data import RunData, read_run
 from runtime.text import print_error, print_text
@@ -26,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         runs = [read_run(folder) for folder in options.runs]
+        if options.inspect:
+            print_text("\n".join(str(path) for run in runs for path in write_logs(run)))
+            return 0
         output, traced = options.output or COMPARISON, None
         if len(runs) == 1:
             output = options.output or options.runs[0] / REPORT
@@ -65,4 +70,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
     parser.add_argument("-o", "--output", type=Path, help=f"the page (one run: its {REPORT}; several: {COMPARISON})")
+    parser.add_argument(
+        "--inspect",
+        action="store_true",
+        help="write runs of eval.py as logs of Inspect AI, RUN/inspect/*.json, instead",
+    )
     return parser.parse_args(arguments)

@@ -199,7 +199,13 @@ def test_every_key_has_one_mark_of_what_it_changes_and_help_shows_it():
     assert by_mark["length"] == {"experiment.total_step", "training.max_steps"} | stopping
     assert by_mark["output"] == {
         *("config", "dry_run", "model.prepare_with", "rollout.output_unmasking_history", "tracking.report_to"),
-        *("tracking.sample_every", "dataset.source_column", "dataset.validation_dataset", "dataset.sample_with"),
+        *(
+            "tracking.sample_every",
+            "tracking.profile_steps",
+            "dataset.source_column",
+            "dataset.validation_dataset",
+            "dataset.sample_with",
+        ),
         *(f"experiment.{name}" for name in ("project", "output_dir", "overwrite", "resume", "keep_last", "keep_best")),
         *(f"experiment.{name}" for name in ("save_every", "save_every_updates", "eval_every", "eval_first")),
         *("training.max_skipped_updates", "experiment.save_dtype"),

@@ -275,3 +275,9 @@ def test_a_step_pays_little_for_the_report(tmp_path, monkeypatch):
 def test_the_console_command_explains_itself():
     shown = subprocess.run([sys.executable, "sample/get_report.py", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "several: comparison.html" in " ".join(shown.stdout.split())
+
+
+def test_figures_of_sources_are_curves_beside_that_of_all():
+    run = {"reward/mean": ([1], [0.5]), "reward/mean(code)": ([1], [0.25]), "accuracy(code)": ([1], [0.0])}
+    charts = panels_of([run], ["x"])
+    assert [[curve["label"] for curve in chart["curves"]] for chart in charts] == [["all", "code"], ["code"]]

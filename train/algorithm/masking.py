@@ -22,7 +22,8 @@ class NoisyCopy:
     """One noisy copy of unit `unit`. ids_C [C]: what it holds, outside its unit the canvas; target_C: the ids that its
     trained positions, trained_C, are to say. round: copies of one round would stand in one row of dLLM-RL. weight: of
     its tokens in the loss. causal: a position sees those left of it. event_C: number of the event that chose each
-    target, None = the place's last one, or the place itself where the rollout has no events."""
+    target, None = the place's last one, or the place itself where the rollout has no events. step: the denoising step
+    before which the unit stood so, None where it never did."""
 
     unit: int
     round: int
@@ -32,6 +33,7 @@ class NoisyCopy:
     weight: float = 1.0
     causal: bool = False
     event_C: Ints | None = None
+    step: int | None = None
 
     @property
     def chosen(self) -> Ints:
@@ -102,10 +104,12 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
     masked_KC = inside_KC & (decided_C >= step_K[:, None])
     trained_KC = inside_KC & canvas.trained_C & (step_C == step_K[:, None])
     rank_K = np.arange(len(unit_K)) - np.searchsorted(unit_K, unit_K)
-    return [
-        canvas.masked(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
-        for k in trained_KC.any(1).nonzero()[0]
-    ]
+    copies = []
+    for k in trained_KC.any(1).nonzero()[0]:
+        copy = canvas.masked(int(unit_K[k]), int(rank_K[k]), masked_KC[k], trained_KC[k])
+        first = canvas.step_C[inside_KC[k] & (step_C == step_K[k])].min()
+        copies.append(replace(copy, step=int(first)))
+    return copies
 
 
 def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[NoisyCopy]:
@@ -120,7 +124,7 @@ def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[No
         if trained_C.any():
             target_C = np.where(trained_C, action_E[moment.event_C], canvas.ids_C)
             given = moment.unit, moment.rank, moment.ids_C, target_C, trained_C
-            copies.append(NoisyCopy(*given, event_C=moment.event_C))
+            copies.append(NoisyCopy(*given, event_C=moment.event_C, step=moment.step))
     return copies
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models import Prompt
 from models.attention import Layout, Packed, Span, attention_kind
@@ -34,7 +35,7 @@ class TrainedTokens:
 class MicroBatch(TrainedTokens):
     """Samples packed for one forward: ids and positions [1, T], padded on a GPU, the attention layout, and flat index
     [N] and targets [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another,
-    negative ids number."""
+    negative ids number. experts [T, M, k]: of each token, where routing is replayed."""
 
     ids: Tensor
     positions: Tensor
@@ -42,6 +43,7 @@ class MicroBatch(TrainedTokens):
     index: Tensor
     targets: Tensor
     pictures: tuple[Prompt, ...] = ()
+    experts: Tensor | None = None
 
 
 def trained_tokens(samples: Sequence[TrainingSample], which: Sequence[int]) -> TrainedTokens:
@@ -101,7 +103,13 @@ def pack(
         ),
         targets=joined(sample.targets for sample in chosen),
         pictures=pictures,
+        experts=_experts(chosen, orders, device),
     )
+
+
+def _experts(samples: Sequence[TrainingSample], orders: Sequence[Ints], device: torch.device) -> Tensor | None:
+    found = [sample.experts[order] for sample, order in zip(samples, orders, strict=True) if sample.experts is not None]
+    return torch.from_numpy(np.concatenate(found)).to(device) if found else None
 
 
 def _flex_batch(samples: Sequence[TrainingSample], which: Sequence[int], device: torch.device) -> MicroBatch:
@@ -117,6 +125,7 @@ def _flex_batch(samples: Sequence[TrainingSample], which: Sequence[int], device:
         return torch.from_numpy(np.pad(array, (0, (length or len(array)) - len(array)))).to(device)
 
     pictures, ids = _with_one_table(chosen)
+    experts = _experts(chosen, [np.arange(sample.num_tokens) for sample in chosen], device)
     tokens = Tokens(
         np.repeat(np.arange(len(chosen)), np.diff(starts)),
         np.concatenate([sample.block for sample in chosen]),
@@ -133,6 +142,7 @@ def _flex_batch(samples: Sequence[TrainingSample], which: Sequence[int], device:
         index=joined(start + sample.index for sample, start in zip(chosen, starts, strict=False)),
         targets=joined(sample.targets for sample in chosen),
         pictures=pictures,
+        experts=None if experts is None else F.pad(experts, (0, 0, 0, 0, 0, padded - len(experts))),
     )
 
 

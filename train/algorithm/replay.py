@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import TrainingConfig
 from models import Prompt
+from sample.experts import Routing
 from sample.rollout import Key, Rollout
 from train.algorithm.masking import Bools, Canvas, Floats, Ints, Masking, NoisyCopy, sample_copies, trace
 from train.algorithm.steps import last_events
@@ -31,7 +33,8 @@ class TrainingSample:
     ids; canvas_index [N]: their place in the canvas; event_index [N]: the event that chose them, their place again
     where the rollout has no events; round_index [N]: the round (rank of the step inside its block). num_rounds: rounds
     with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the loss, before any
-    normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures.
+    normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures. experts [S, M, k]:
+    of each token in M layers, where routing is replayed.
     """
 
     key: Key
@@ -47,6 +50,7 @@ class TrainingSample:
     num_rounds: int
     weight: Floats
     prompt: Prompt | None = None
+    experts: NDArray[np.int16] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -182,11 +186,33 @@ def replay(
         surprisal = -recorded_logprobs(rollout) if training.rows_by == "surprisal" else None
         copies = sample_copies(copies, training.rows_per_response, rng, surprisal)
     if min(rollout.prompt_ids, default=0) >= 0:
-        return replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies, rollout.suffix_ids)
+        samples = replayer.samples(rollout.key, rollout.prompt_ids, rollout.canvas_ids, copies, rollout.suffix_ids)
+        if not training.replay_routing:
+            return samples
+        return [with_experts(sample, copies, rollout.routing, replayer.block_size) for sample in samples]
     if prompt is None or prompt.ids != rollout.prompt_ids:
         raise ValueError(f"rollout {rollout.key} has pictures in its prompt: replay it with that `models.Prompt`.")
     samples = replayer.samples(rollout.key, prompt.numbered(), rollout.canvas_ids, copies, rollout.suffix_ids)
     return [replace(sample, prompt=prompt) for sample in samples]
+
+
+def with_experts(
+    sample: TrainingSample, copies: Sequence[NoisyCopy], routing: Routing | None, block_size: int
+) -> TrainingSample:
+    """The sample of a block family with its experts [S, M, k], in M layers k of a token: of clean tokens those of their
+    block's commit, of a noisy copy those of its denoising step. ValueError where the rollout has none recorded."""
+    steps = [copy.step for copy in copies]
+    if routing is None or None in steps:
+        raise ValueError(
+            f"rollout {sample.key} has no experts recorded, which training.replay_routing replays: sample it anew with "
+            "that setting, or turn it off."
+        )
+    step_S = np.array([0, *steps], dtype=np.int64)[sample.copy] - 1
+    is_noisy_S = sample.copy > 0
+    experts = np.empty((sample.num_tokens, *routing.noisy.shape[2:]), dtype=np.int16)
+    experts[~is_noisy_S] = routing.clean[sample.positions[~is_noisy_S]]
+    experts[is_noisy_S] = routing.noisy[step_S[is_noisy_S], sample.positions[is_noisy_S] % block_size]
+    return replace(sample, experts=experts)
 
 
 def block_sample(

@@ -48,10 +48,11 @@ def last_events(events: Events, places: int) -> Ints:
 class Moment:
     """A unit (a block) before one of its steps, or before the first of a set of merged ones. rank: the set's among the
     unit's; ids_C: what its places held then, other units as they ended; event_C: number of the event that is the last
-    choice at each place in these steps, -1 without one."""
+    choice at each place in these steps, -1 without one. step: the first of them."""
 
     unit: int
     rank: int
+    step: int
     ids_C: Ints
     event_C: Ints
 
@@ -71,4 +72,4 @@ def moments(events: Events, ids_C: Ints, unit_C: Ints, mask_id: int, shrink: int
             held_C[place_E[earlier]], written = token_E[earlier], before  # of equal places the last one stays
             event_C = np.full(len(ids_C), -1, dtype=np.int64)
             event_C[place_E[chosen]] = chosen
-            yield Moment(int(unit), rank, held_C.copy(), event_C)
+            yield Moment(int(unit), rank, int(step_E[chosen[0]]), held_C.copy(), event_C)

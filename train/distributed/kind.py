@@ -81,6 +81,11 @@ def check_engine(config: Config, folder: Path | None) -> None:
             "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
             "then holds the whole model."
         )
+    if config.training.ema_decay and kind != "ddp":
+        raise ValueError(
+            f"training.ema_decay={config.training.ema_decay:g} under {TITLES[kind]}: no process has the whole fp32 "
+            "weights whose mean it is. Take a _ddp file of accelerate_configs/, or leave one of the two out."
+        )
     adapted = folder is not None and (folder / lora.CONFIG).is_file()
     if STAGES[kind] == 3 and adapted and config.training.kl_to == "reference":
         raise ValueError(

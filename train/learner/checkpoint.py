@@ -23,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 STATE = "trainer"
 VALUE = "value"
+AVERAGE = "ema"
 BEST = "best"
 LIST = "files.json"
 CARD, BASE_CARD = "README.md", "README_base.md"
 LIBRARY = "dllm-post-training"
 """Of models that this project trains, in their cards."""
 RL, SFT = "rl.py", "train/sft.py"
+_BESIDE = tuple(f"{name}/" for name in (STATE, VALUE, AVERAGE))
 KINDS: Mapping[str, Command] = {RL: "rl", SFT: "sft"}
 
 
@@ -41,7 +43,8 @@ class Savable(Protocol):
 class Contents:
     """What a checkpoint holds. command: the one that writes it (RL or SFT); state: the trainer's, of tensors and plain
     values; logs: files of the run beside ckpt/, which have grown to here when it is written; dtype: of the models'
-    weights, default their own; card: of the model, as Markdown."""
+    weights, default their own; card: of the model, as Markdown; average: the model with a running mean of its
+    weights."""
 
     command: str
     model: Savable
@@ -50,6 +53,7 @@ class Contents:
     logs: tuple[Path, ...] = ()
     dtype: torch.dtype | None = None
     card: str | None = None
+    average: Savable | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Listed:
 
 def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
     """Writes `folder`/step-NNNNNN aside and renames it: the model in its original layout, value/ with the value model,
-    trainer/ with state and a list of all files, by which a resumed run checks that they are as they were written.
-    OSError, with the older checkpoints whole, where the disk refuses."""
+    ema/ with the running mean, trainer/ with state and a list of all files, by which a resumed run checks that they are
+    as they were written. OSError, with the older checkpoints whole, where the disk refuses."""
     path = step_folder(folder, step)
     with _explained(path), atomic_folder(path) as aside:
         contents.model.save(aside, dtype=contents.dtype)
@@ -94,6 +98,8 @@ def save_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
             put_card(aside, contents.card)
         if contents.value is not None:
             contents.value.save(aside / VALUE, dtype=contents.dtype)
+        if contents.average is not None:
+            contents.average.save(aside / AVERAGE, dtype=contents.dtype)
         (aside / STATE).mkdir()
         state = {**contents.state, "step": step, "torch_rng": torch.get_rng_state()}
         _write_state(aside / STATE / "state.pt", state)
@@ -146,10 +152,12 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def point_to(checkpoint: Path, link_name: str, value_name: str | None = None) -> None:
-    """Links beside the checkpoint, to its model and its value model. A resumed run makes them again: a kill may have
-    come between a checkpoint and its links."""
+def point_to(checkpoint: Path, link_name: str, value_name: str | None = None, average_name: str | None = None) -> None:
+    """Links beside the checkpoint, to its model, its value model and its running mean. A resumed run makes them again:
+    a kill may have come between a checkpoint and its links."""
     _point(checkpoint.parent / link_name, checkpoint.name)
+    if average_name is not None:
+        _point(checkpoint.parent / average_name, f"{checkpoint.name}/{AVERAGE}")
     if value_name is not None:
         _point(checkpoint.parent / value_name, f"{checkpoint.name}/{VALUE}")
 
@@ -172,10 +180,10 @@ def _point(link: Path, target: str) -> None:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a checkpoint beside it, or the value model of one, holds too."""
+    """Whether a folder holds nothing but what a checkpoint beside it, or another model of one, holds too."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     for checkpoint in step_folders(folder.parent):
-        for part in (checkpoint, checkpoint / VALUE):
+        for part in (checkpoint, checkpoint / VALUE, checkpoint / AVERAGE):
             if files and all(_same_file(path, part / name) for name, path in files.items()):
                 return True
     return False
@@ -308,17 +316,18 @@ def problem_of(path: Path, *, proven: bool = False) -> str | None:
 
 def problem_of_model(folder: Path) -> str | None:
     """Why the model in a folder is not as it was written, with the file that is at fault; None where it is, or where
-    the folder is no checkpoint of a run, or one without digests. The folder of a value model counts too."""
+    the folder is no checkpoint of a run, or one without digests. The folders of a value model and of a running mean
+    count too."""
     checkpoint = folder.resolve()
     part = ""
-    if checkpoint.name == VALUE and (checkpoint.parent / STATE / LIST).is_file():
-        checkpoint, part = checkpoint.parent, f"{VALUE}/"
+    if checkpoint.name in (VALUE, AVERAGE) and (checkpoint.parent / STATE / LIST).is_file():
+        checkpoint, part = checkpoint.parent, f"{checkpoint.name}/"
     if not (checkpoint / STATE / LIST).is_file():
         return None
     try:
         listed = Listed.read(checkpoint)
         for name, digest in listed.digests.items():
-            is_of_part = name.startswith(part) if part else not name.startswith((f"{STATE}/", f"{VALUE}/"))
+            is_of_part = name.startswith(part) if part else not name.startswith(_BESIDE)
             if not is_of_part:
                 continue
             if not (checkpoint / name).is_file():

@@ -28,18 +28,22 @@ class OptimizerSettings:
 @dataclass(frozen=True)
 class UpdateSettings:
     """max_tokens: packed tokens of one forward; max_grad_norm: gradients are clipped to it, 0 = off; max_skipped: stop
-    after so many non-finite updates in a row; seed: of the adapters' dropout."""
+    after so many non-finite updates in a row; seed: of the adapters' dropout; ema_decay: of a running mean of the
+    weights, 0 = none."""
 
     max_tokens: int = 16384
     max_grad_norm: float = 1.0
     max_skipped: int = 10
     seed: int = 10086
+    ema_decay: float = 0.0
 
     @staticmethod
     def of(training: TrainingConfig) -> "UpdateSettings":
         """What the training section of a config sets."""
         tokens = training.max_tokens_per_microbatch or UpdateSettings.max_tokens
-        return UpdateSettings(tokens, training.max_grad_norm, training.max_skipped_updates, training.seed)
+        return UpdateSettings(
+            tokens, training.max_grad_norm, training.max_skipped_updates, training.seed, training.ema_decay
+        )
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -230,6 +230,7 @@ class Policy:
             "micro_batches": float(totals.micro_batches),
             "trained_tokens": totals.total("tokens"),
             "packed_tokens": float(totals.packed_tokens),
+            **totals.speed,
             "rows": float(count_rows(batch.samples, range(len(batch.samples)))),
             "rollouts_skipped": float(batch.skipped),
             **totals.expert_balance,

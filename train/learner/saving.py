@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,6 +91,7 @@ class RunCheckpoints:
         self.dtype = torch.bfloat16 if experiment.save_dtype == "bf16" else None
         if self.resumed:
             ranks.on_main(self._check_logs)
+        self.average_link = f"{config.model.optimized_name}_ema" if config.training.ema_decay else None
         self.trained: tuple[Trained, ...] = ()
         self._damaged: set[int] = set()
         self._began = time.perf_counter() - self.progress.seconds
@@ -162,7 +163,7 @@ class RunCheckpoints:
         restore_random(self.saved)
         self.saved = {}
         if self.resumed:
-            ranks.on_main(point_to, self.start, *self._links())
+            ranks.on_main(self._point_to, self.start)
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`; `state`: what the loop needs besides models and updaters."""
@@ -194,8 +195,9 @@ class RunCheckpoints:
         model_of_value = value[0].model if value else None
         assert isinstance(policy.model, DiffusionLM)
         card = self.card.text(policy.model, self.folder.parent / "metrics.jsonl", step) if self.card else None
-        contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype, card)
-        point_to(save_checkpoint(self.folder, step, contents), *self._links())
+        average = policy.updater.average
+        contents = Contents(self.command, policy.model, state, model_of_value, self.logs, self.dtype, card, average)
+        self._point_to(save_checkpoint(self.folder, step, contents))
 
     def _prune(self, scores: Mapping[int, float] | None) -> None:
         best = None
@@ -222,5 +224,6 @@ class RunCheckpoints:
                     "%s was damaged or edited: up to step %d it is not what the run wrote", log, self.progress.step
                 )
 
-    def _links(self) -> Sequence[str]:
-        return [each.link for each in self.trained]
+    def _point_to(self, checkpoint: Path) -> None:
+        policy, *value = [each.link for each in self.trained]
+        point_to(checkpoint, policy, value[0] if value else None, self.average_link)

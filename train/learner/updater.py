@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import lora
-from models.experts import ExpertLoad, balance
+from models import DiffusionLM, lora
+from models.experts import ExpertLoad, balance, replaying
 from runtime import ranks
 from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
@@ -21,6 +22,7 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_engine
 from train.distributed.engine import RunAccelerator
 from train.distributed.sharding import require_equal_weights, share
+from train.learner.average import Average
 from train.learner.divergence import NotFinite
 from train.learner.optimizer import OptimizerSettings, UpdateSettings, make_optimizer
 
@@ -34,7 +36,7 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, Metrics]]
 class UpdateResult:
     """One update. taken: False where loss or gradient were not finite and the weights stayed; loss and sums (of the
     metrics that the loss function returns), micro_batches and packed_tokens are over all ranks, and so are experts,
-    the tokens of each expert by router; grad_norm: before clipping."""
+    the tokens of each expert by router; grad_norm: before clipping; seconds: that it took."""
 
     taken: bool
     loss: float
@@ -43,6 +45,7 @@ class UpdateResult:
     micro_batches: int = 0
     packed_tokens: int = 0
     experts: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class StepTotals:
     @property
     def packed_tokens(self) -> int:
         return sum(result.packed_tokens for result in self.results)
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Metric: packed tokens of all ranks in a second of updates; none where there were none."""
+        seconds = sum((result.seconds for result in self.results), 0.0)
+        return {"update_tokens_per_second": self.packed_tokens / seconds} if seconds else {}
 
     @property
     def mean_loss(self) -> float:
@@ -125,14 +134,16 @@ def outputs(
     device: torch.device,
     lockstep: bool = False,
     entropy: bool = False,
+    replays_routing: bool = False,
 ) -> list[NDArray[np.float32]]:
     """A model's numbers [N] (entropy: [2, N], as `_forward`) for each sample's trained tokens under its weights as they
     are; empty for samples that are not in `which`. The ranks shard the samples, and each gets all numbers. lockstep:
-    all run as many forwards."""
+    all run as many forwards. replays_routing: by the samples' experts, where they have any."""
     found: dict[int, NDArray[np.float32]] = {}
     for group, is_padding in _sharded_groups(samples, which, max_tokens, lockstep):
         batch = pack(samples, group, device)
-        output_N = _forward(model, batch, entropy).cpu().numpy()
+        with replaying(model, batch.experts if replays_routing else None):
+            output_N = _forward(model, batch, entropy).cpu().numpy()
         if is_padding:
             continue
         for place, i in enumerate(batch.samples):
@@ -189,6 +200,12 @@ class Updater:
         require_equal_weights(model, type(model).__name__)
         self.engine = make_engine(model, make_optimizer(model, optimizer), accelerator, self.settings.max_grad_norm)
         self.model = self.engine.model
+        self.replays_routing = isinstance(model, DiffusionLM)  # a value model has routers of its own
+        self.average: Average | None = None
+        if self.settings.ema_decay and ranks.is_main():
+            assert isinstance(model, DiffusionLM)
+            with self.engine.whole_on_main():
+                self.average = Average(model, self.settings.ema_decay)
         self.updates = self.skipped_in_a_row = 0
         self.rate = self.peak_rate
 
@@ -212,6 +229,7 @@ class Updater:
     ) -> UpdateResult:
         """One optimizer step on samples[which]; loss_of maps (the model's numbers [N], or [2, N] where it needs
         entropies, micro-batch) to (its share of the loss, sums); progress gets the number of rows as they are done."""
+        started = perf_counter()
         self.model.train()
         parts = ranks.gather(self._passes(samples, which, loss_of, progress or (lambda rows: None), needs))
         loss = sum((part.loss for part in parts), 0.0)
@@ -224,13 +242,20 @@ class Updater:
             sum(part.micro_batches for part in parts),
             sum(part.packed_tokens for part in parts),
             _summed(part.experts for part in parts),
+            perf_counter() - started,
         )
         if result.taken:
             self.skipped_in_a_row = 0
+            self._take_into_average()
         else:
             self.count_skipped(samples, which, result)
         self.updates += 1
         return result
+
+    def _take_into_average(self) -> None:
+        if self.average is not None:
+            with self.engine.whole_on_main():
+                self.average.update()
 
     def _passes(
         self,
@@ -251,7 +276,8 @@ class Updater:
             if is_padding:
                 self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)
                 continue
-            with self._dropping(samples, batch), load.counting():
+            experts = batch.experts if self.replays_routing else None
+            with self._dropping(samples, batch), replaying(self.model, experts), load.counting():
                 loss, metrics = loss_of(_forward(self.model, batch, needs.entropy), batch)
                 self.engine.backward(loss, last)
             loss_sum += loss.detach()
@@ -270,19 +296,23 @@ class Updater:
         """`outputs` of this updater's model, in the trainer's numerics."""
         self.model.eval()
         limit, lockstep = self.settings.max_tokens, self.engine.lockstep
-        return outputs(self.model, samples, which, limit, self.accelerator.device, lockstep, entropy)
+        more = lockstep, entropy, self.replays_routing
+        return outputs(self.model, samples, which, limit, self.accelerator.device, *more)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self.engine.state_dict(),
             "updates": self.updates,
             "skipped_in_a_row": self.skipped_in_a_row,
+            **({"average": self.average.state_dict()} if self.average is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.engine.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        if self.average is not None and "average" in state:
+            self.average.load_state_dict(state["average"])
 
     def _dropping(self, samples: Sequence[TrainingSample], batch: MicroBatch) -> AbstractContextManager[None]:
         """The adapters' dropout, by seeds from (seed, update, place of the sample, place of the token in it): neither

@@ -57,9 +57,10 @@ class Inputs:
 
     stage: of ZeRO; 0 = every process holds the whole model, 2 = gradients and optimizer are sharded, 3 = weights too,
     and the sampler has a whole copy (FSDP2 is alike). engine: its name. offload: masters, gradients and optimizer are
-    in host memory, under FSDP2 so are the shards of the weights. net, value: sizes of the policy's and the value
-    model's network; hf_config: of the policy's. adapter_parameters: 0 without adapters. samples: training samples of
-    the longest response; whole_responses: a micro-batch holds all samples of a response.
+    in host memory, under FSDP2 so are the shards of the weights. net, value, reference: sizes of the networks of the
+    policy, the value model and model.reference_model; hf_config: of the policy's. adapter_parameters: 0 without
+    adapters. samples: training samples of the longest response; whole_responses: a micro-batch holds all samples of a
+    response.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class Inputs:
     adapters: Adapters | None
     adapter_parameters: int
     value: Network | None
+    reference: Network | None
     judge: Judge | None
     samples: tuple[TrainingSample, ...]
     whole_responses: bool
@@ -91,6 +93,7 @@ class Inputs:
         """stage, processes, machine: the config's where None. response_tokens: of the longest response of an SFT."""
         network = empty_network(models.policy.family, models.policy.raw)
         value = empty_network(models.value.family, models.value.raw) if models.value else None
+        other = empty_network(models.reference.family, models.reference.raw) if models.reference else None
         adapters = models.policy.adapters if models.kind == "eval" else adapters_of(config, models.policy)
         tokens = response_tokens or config.rollout.max_new_tokens
         return Inputs(
@@ -106,6 +109,7 @@ class Inputs:
             adapters=adapters,
             adapter_parameters=adapters.count(network.model) if adapters else 0,
             value=Network.of(value, value.config) if value is not None else None,
+            reference=Network.of(other, other.config) if other is not None else None,
             judge=Judge.of(config) if models.kind == "rl" else None,
             samples=() if models.kind == "eval" else tuple(longest_samples(config, models, tokens)),
             whole_responses=models.kind == "rl" and objective_of(config.training).needs.whole_responses,
@@ -241,4 +245,4 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     )
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
     method = method_of(training, "rl" if models.kind == "rl" else "sft")
-    return replay(response, replayer, replace(training, post_num=0), method=method)
+    return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)

@@ -58,6 +58,7 @@ def always(inputs: Inputs) -> Parts:
     parts: Parts = {
         "weights": _shards(inputs, trained_width * inputs.weights),
         "optimizer": _optimizer(inputs, inputs.trained),
+        "mean of the weights": FP32 * inputs.trained if inputs.config.training.ema_decay else 0,
     }
     if inputs.models.kind == "rl":
         copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1
@@ -74,6 +75,8 @@ def always(inputs: Inputs) -> Parts:
 
 def _reference(inputs: Inputs) -> int:
     width = BF16 if inputs.machine.half else FP32
+    if inputs.reference is not None:
+        return width * inputs.reference.parameters
     if inputs.adapters is None:
         return width * inputs.net.parameters
     return width * inputs.adapter_parameters if inputs.models.policy.adapters is not None else 0
@@ -99,6 +102,9 @@ def _all_updates(inputs: Inputs, tokens: int) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
     if inputs.value is not None:
         found |= updates(inputs, "value ", inputs.value, inputs.value_trained, tokens)
+    if inputs.reference is not None:
+        width = BF16 if inputs.machine.half else FP32
+        found["reference, before the update"] = {"a pass": forward_bytes(inputs.reference, tokens, width)}
     if inputs.models.kind != "eval":
         found |= updates(inputs, "", inputs.net, inputs.trained, tokens)
     return found

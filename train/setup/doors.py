@@ -26,9 +26,12 @@ def objective_of(training: TrainingConfig) -> BoundObjective:
 
 
 def reads_reference(training: TrainingConfig) -> bool:
-    """Whether the objective gets log-probabilities of the frozen first model: training.kl_to says so, and
-    training.beta is not 0 where that is the weight of the objective's KL."""
-    weighs_by_beta = "beta" in objective_of(training).needs.training
+    """Whether the objective gets log-probabilities of the frozen reference: it needs a teacher, or training.kl_to says
+    so, and training.beta is not 0 where that is the weight of the objective's KL."""
+    needs = objective_of(training).needs
+    if needs.teacher:
+        return True
+    weighs_by_beta = "beta" in needs.training
     return training.kl_to == "reference" and (training.beta > 0.0 or not weighs_by_beta)
 
 

@@ -19,6 +19,7 @@ from models.folder import weight_files
 from models.fused import compile_layers
 from models.lora import Adapters
 from models.spec import CheckpointSpec, hf_config
+from models.tokenizer import read_tokenizer
 from models.unread import weight_of
 from models.vision.seeing import Part
 from runtime import ranks
@@ -71,22 +72,59 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
     return spec
 
 
+def reference_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
+    """Of model.reference_model, None without one or where nothing reads it. ValueError where it is missing, of another
+    family than the policy, or of another vocabulary: it scores the policy's ids in the policy's states."""
+    path = config.model.reference_model
+    if not path or not reads_reference(config.training):
+        return None
+    with naming("model.reference_model"):
+        spec = _read(find(path), config)
+    named = f"model.reference_model={path}"
+    if spec.family != policy.family:
+        raise ValueError(
+            f"{named} is a {spec.family.name} checkpoint, model.pretrained_model a {policy.family.name} one; a "
+            "reference scores the policy's tokens: give one of the same family."
+        )
+    if difference := _other_words(policy, spec):
+        raise ValueError(f"{named} has another vocabulary than model.pretrained_model: {difference}.")
+    return spec
+
+
+def _other_words(policy: CheckpointSpec, other: CheckpointSpec) -> str:
+    """How the vocabularies of two checkpoints of one family differ; "" where they do not."""
+    sizes = [int(spec.raw["vocab_size"]) for spec in (policy, other)]
+    if sizes[0] != sizes[1]:
+        return f"{sizes[1]:,} ids against {sizes[0]:,}"
+    if policy.raw.get("mask_token_id") != other.raw.get("mask_token_id"):
+        return f"its mask id is {other.raw.get('mask_token_id')}, not {policy.raw.get('mask_token_id')}"
+    read = (read_tokenizer((spec.base or spec).folder, spec.family) for spec in (policy, other))
+    mine, theirs = ({} if tokenizer is None else tokenizer.get_vocab() for tokenizer in read)
+    unequal = sorted(token for token in mine.keys() & theirs.keys() if mine[token] != theirs[token])
+    unequal += sorted(mine.keys() ^ theirs.keys()) if mine and theirs else []
+    return f"token {unequal[0]!r} is {theirs.get(unequal[0])} in it, not {mine.get(unequal[0])}" if unequal else ""
+
+
 @dataclass(frozen=True)
 class RunModels:
-    """The models of a run of `kind` before any weight: policy, value model (None without one), and their blocks."""
+    """The models of a run of `kind` before any weight: policy, value model and reference (None without a checkpoint of
+    its own), and their blocks."""
 
     kind: Kind
     policy: CheckpointSpec
     blocks: Blocks
     value: CheckpointSpec | None = None
+    reference: CheckpointSpec | None = None
 
     @staticmethod
     def of(config: Config, policy: CheckpointSpec, kind: Kind = "rl") -> "RunModels":
-        """ValueError as from `Blocks.of`, `value_spec_of` and `trained_vision`."""
+        """ValueError as from `Blocks.of`, `value_spec_of`, `reference_spec_of` and `trained_vision`."""
         blocks = Blocks.of(config, policy, kind)
         if kind != "eval":
             trained_vision(config, policy)
-        return RunModels(kind, policy, blocks, value_spec_of(config, policy) if kind == "rl" else None)
+        if kind != "rl":
+            return RunModels(kind, policy, blocks)
+        return RunModels(kind, policy, blocks, value_spec_of(config, policy), reference_spec_of(config, policy))
 
 
 def make_model(
@@ -247,16 +285,22 @@ class _FirstAdapters(torch.nn.Module):
 def frozen_reference(
     config: Config, model: DiffusionLM, precision: str, trained: torch.nn.Module | None = None
 ) -> torch.nn.Module | None:
-    """What gives the log-probabilities of the model that the run began with, where the objective reads them. With
-    adapters that is the base and, where model.pretrained_model has some, a copy of those. trained: what an engine made
-    of the model, default the model itself."""
+    """What gives the log-probabilities of model.reference_model, or of the model that the run began with, where the
+    objective reads them. With adapters the latter is the base and, where model.pretrained_model has some, a copy of
+    those. trained: what an engine made of the model, default the model itself."""
     if not reads_reference(config.training):
         return None
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if (spec := reference_spec_of(config, model.spec)) is not None:
+        tokenizer = image_tokenizer_of(config, spec)
+        return load_model(spec, dtype, pick_device(config.model.device), image_tokenizer=tokenizer).requires_grad_(
+            False
+        )
     if model.adapters is not None:
         spec = spec_of(config)
         first = lora.weights_of(spec.folder, model.model) if spec.adapters else {}
         return _FirstAdapters(model, first, trained or model)
-    first_model = make_model(config, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    first_model = make_model(config, dtype=dtype)
     first_model.train_vision(trained_vision(config, first_model.spec))  # else it saw what the trained one sees
     return first_model.requires_grad_(False)
 

@@ -21,7 +21,7 @@ from runtime.run_folder import MADE_HERE
 from train.learner.checkpoint import problem_of_model
 
 _MODELS: dict[Command, tuple[str, ...]] = {
-    "rl": ("model.pretrained_model", "model.value_base_model", "judge.local"),
+    "rl": ("model.pretrained_model", "model.value_base_model", "model.reference_model", "judge.local"),
     "sft": ("model.pretrained_model",),
     "eval": ("model.pretrained_model", "model.compared_with", "judge.local"),
 }

@@ -115,6 +115,12 @@ def plain(name, rows, eps=0.05, eps_high=0.1, dual=1.2, beta=0.3, alpha=0.1, psi
         elif name == "gdsd":
             held = min(max(move, math.log(1 - eps)), math.log(1 + eps))
             policy = -weight * (held / length - psi * A) ** 2
+        elif name == "distill":
+            gains = [r - o for r, o in zip(row["logp_reference"], row["logp_old"], strict=True)]
+            policy = sum(
+                w * bounded(math.exp(d), a, eps, eps_high, dual)
+                for w, d, a in zip(row["weight"], gaps, gains, strict=True)
+            )
         elif name == "spg":
             policy = scale * A * plain_spg(row)
         elif name == "stabledrl":
@@ -158,7 +164,21 @@ def test_the_gradient_of_each_objective_by_finite_differences(name):
     assert gradcheck(loss, batch.logp, eps=1e-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "clip"])
+def test_distillation_follows_the_reverse_kl_to_the_teacher():
+    """Over all tokens of a small vocabulary, each as often as the policy draws it."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    logp, other = logits.log_softmax(-1), teacher.log_softmax(-1)
+    (want,) = torch.autograd.grad((logp.exp() * (logp - other)).sum(), logits, retain_graph=True)
+    old = logp.detach()
+    batch = TokenBatch.of(logp, old, torch.zeros_like(old), old.exp(), logp_reference=other)
+    loss, metrics = loss_of("distill", batch, beta=0.0, nll_weight=0.0)
+    assert torch.autograd.grad(loss, logits)[0] == pytest.approx(want, abs=1e-12) and want.abs().max() > 0.1
+    assert int(metrics["clipped"]) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("clip", "distill")])
 def test_on_policy_every_objective_has_the_gradient_of_the_clip(name):
     """One copy of each token: GDSD at psi 1/2, SPG's bounds and the group's weights at their common value."""
     batch = made_up(spread=0.0)

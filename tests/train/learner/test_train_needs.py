@@ -57,6 +57,8 @@ def policy_of(family, target, **training):
     settings = {"gradient_accumulation_steps": 1, "batch_size_lm": 10**6, "logp_old": "rollout", "objective": target}
     policy = make_policy(model, SamplingConfig(block_size=4, max_new_tokens=16), **settings | training)
     policy.replay = dataclasses.replace(policy.replay, group_size=2)
+    if policy.objective.needs.teacher:
+        policy.reference = tiny_model(family, seed=1)
     return model, policy
 
 

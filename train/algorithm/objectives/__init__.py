@@ -18,7 +18,7 @@ from train.algorithm.objectives.base import (
     sum_by,
 )
 from train.algorithm.objectives.bound import BoundObjective, bind
-from train.algorithm.objectives.clip import CLIP, bgpo, clipped_surrogate, reinforce
+from train.algorithm.objectives.clip import CLIP, bgpo, clipped_surrogate, distill, reinforce
 from train.algorithm.objectives.correction import CORRECTIONS, LEVELS, Correction
 from train.algorithm.objectives.penalties import KL_ESTIMATORS, PENALTIES, k1, k2, k3
 from train.algorithm.objectives.plain import clipped_value_loss, negative_log_likelihood
@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Objective] = {
     "spg": spg,
     "stabledrl": stable_drl,
     "gdsd": gdsd,
+    "distill": distill,
 }
 TERMS = (*CLIP, *PENALTIES)
 """Keys of the training section that built-in objectives read, each those of its terms."""
@@ -58,6 +59,7 @@ __all__ = [
     "bind",
     "clipped_surrogate",
     "clipped_value_loss",
+    "distill",
     "ebpo",
     "espo",
     "gdsd",

@@ -22,8 +22,9 @@ class TokenBatch:
     """The trained tokens of one micro-batch, every field [N] on the device.
 
     logp: under the policy now, the one field with a gradient (and entropy). logp_old: under the policy before this
-    step's updates. logp_rollout: what the sampler saw. logp_reference: under the frozen first model, None without
-    training.kl_to=reference. advantage. weight, kl_weight: of the token in the policy's and in the KL term. All fp32.
+    step's updates. logp_rollout: what the sampler saw. logp_reference: under the frozen first model, or
+    model.reference_model, None without training.kl_to=reference. advantage. weight, kl_weight: of the token in the
+    policy's and in the KL term. All fp32.
 
     response: number of the token's response in this batch, from 0; group: of its group (responses of one prompt);
     round: the denoising step's rank inside its block, or of the masked copy; place: the token's in its response, or of
@@ -87,6 +88,8 @@ class Needs:
     entropy: `batch.entropy`, with gradient.
     one_advantage: the same advantage at every token of a response, which a value model and process rewards do not give.
     training: keys of the config's training section that are parameters too, as "eps".
+    teacher: `batch.logp_reference`, of model.reference_model, in place of an advantage: every response is trained,
+    whatever its reward.
     """
 
     whole_responses: bool = False
@@ -94,6 +97,7 @@ class Needs:
     entropy: bool = False
     training: tuple[str, ...] = ()
     one_advantage: bool = False
+    teacher: bool = False
 
 
 NOTHING = Needs()
@@ -107,12 +111,14 @@ def objective(
     entropy: bool = False,
     training: Sequence[str] = (),
     one_advantage: bool = False,
+    teacher: bool = False,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[F], F]:
     """Decorator: writes on an objective what it needs (`Needs`) and its parameters with their defaults."""
 
     def mark(function: F) -> F:
-        function.needs = Needs(whole_responses, sums, entropy, tuple(training), one_advantage)  # type: ignore[attr-defined]
+        needs = Needs(whole_responses, sums, entropy, tuple(training), one_advantage, teacher)
+        function.needs = needs  # type: ignore[attr-defined]
         function.defaults = dict(defaults)  # type: ignore[attr-defined]
         return function
 

@@ -1,4 +1,4 @@
-"""Objectives of single tokens: PPO's clip, REINFORCE, BGPO's bound.
+"""Objectives of single tokens: PPO's clip, REINFORCE, BGPO's bound, distillation from a teacher.
 
 Shapes: N trained tokens.
 """
@@ -55,6 +55,25 @@ def reinforce(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metri
     """
     ratio_N = log_ratio_of(batch.logp, batch.logp_old).exp()
     return with_penalties(batch, params, PolicyTerm(batch.advantage * batch.logp, ratio_N))
+
+
+@objective(teacher=True, training=(*CLIP, *PENALTIES))
+def distill(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
+    """On-policy distillation (GKD, arXiv:2306.13649): the reverse KL of each token's distribution to a teacher's, in
+    the states that the policy went through itself, estimated by the token that it drew (MiniLLM, arXiv:2306.08543):
+
+        surrogate_j = min(r_j a_j, clip(r_j, 1 - eps_low, 1 + eps_high) a_j),    r_j = exp(logp_j - logp_old_j)
+        a_j = log p_teacher(j) - logp_old_j
+
+    Of a token drawn from p the gradient's expectation is that of - KL(p || p_teacher), as E[grad log p] is 0. Tokens
+    that were committed because they were sure are no plain draws: they count for more than their share. The reward is
+    not read. Loss and metrics (kl: to the teacher): `with_penalties`.
+    """
+    assert batch.logp_reference is not None
+    ratio_N = log_ratio_of(batch.logp, batch.logp_old).exp()
+    gain_N = log_ratio_of(batch.logp_reference, batch.logp_old)
+    surrogate_N, is_clipped_N = clipped(ratio_N, gain_N, params)
+    return with_penalties(batch, params, PolicyTerm(surrogate_N, ratio_N, is_clipped_N))
 
 
 @objective(training=(*CLIP, *PENALTIES))

@@ -1,0 +1,70 @@
+"""The examples of a fine-tuning, set after set, and those that are held out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from configs import naming
+from configs.schema import Config
+from configs.sets import named_sets, shares
+from configs.tree import get
+from data.tasks import Example, load_examples
+from models.spec import CheckpointSpec
+from train.algorithm.masking import Method
+from train.checks import check_dataset
+from train.held_out import KEY as HELD_OUT
+from train.held_out import split_off
+from train.setup.examples import TokenizedExample
+from train.setup.pictures import image_root
+from train.setup.traces import chosen_traces
+
+DATA = "dataset.optimization_data"
+
+
+def examples_of(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
+    """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
+    dataset, experiment = config.dataset, config.experiment
+    examples = _read(config, DATA, spec, method)
+    if dataset.validation_split and dataset.validation_dataset:
+        raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
+    if dataset.validation_dataset:
+        held_out = _read(config, HELD_OUT, spec, method)
+    else:
+        examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
+    if experiment.early_stopping is not None and not held_out:
+        raise ValueError(
+            "experiment.early_stopping needs a held-out loss: set dataset.validation_split or validation_dataset."
+        )
+    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted({example.of for example in held_out} - {""})))
+    if experiment.early_stopping is not None and experiment.early_stopping_metric not in known:
+        raise ValueError(
+            f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
+        )
+    return examples, held_out
+
+
+def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> list[Example]:
+    """The examples of the sets that a key names, set after set."""
+    dataset, given = config.dataset, get(config, key)
+    sets = named_sets(key, given, dataset.data_type) or named_sets(key, [""], dataset.data_type)
+    shares(key, sets, [1] * len(sets))
+    found: list[Example] = []
+    for each in sets:
+        path = check_dataset(config, each.name, key)
+        with naming(key):
+            root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
+            examples = load_examples(path, columns=columns, image_root=root)
+        examples = chosen_traces(examples, config, spec, method) if key == DATA else examples
+        found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
+    return found
+
+
+def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:
+    """(examples, weight) of each set. ValueError where one has none that can be trained."""
+    sets = named_sets(DATA, config.dataset.optimization_data, config.dataset.data_type)
+    counts = Counter(sample.of for sample in samples)
+    for each in sets:
+        if not counts[each.label]:
+            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
+    sizes = [counts[each.label] for each in sets]
+    return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))
