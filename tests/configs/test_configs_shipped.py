@@ -42,7 +42,7 @@ SEEING = [
         for family in ("lladav", "mmada_v")
         for kind in KINDS
     ),
-    *("lladav_eval", "mmada_v_eval", "sft_lladav", "sft_mmada_v"),
+    *("lladav_eval", "mmada_v_eval", "sft_lladav", "sft_mmada_v", "rl_tiny_vision", "sft_tiny_vision"),
 ]
 """Recipes with pictures."""
 
@@ -85,7 +85,7 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada", "brackets": "llada", "30b": "sdar_moe"}
+    known = {"drawing": "mmada", "brackets": "llada", "tiny_vision": "lladav", "30b": "sdar_moe"}
     known |= {family: family for family in ("dream", "lladav", "llada2", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
