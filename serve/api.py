@@ -60,7 +60,7 @@ class Service:
         self.engine.require_ready()
         if self._reader is None:
             assert self.engine.sampler is not None
-            self._reader = Reader(self.engine.sampler.model, self.settings)
+            self._reader = Reader(self.engine.sampler.model, self.settings, self.settings.image_resolution)
         return self._reader
 
     def authorise(self, request: Request) -> None:

@@ -13,9 +13,10 @@ from models import DiffusionLM, Prompt, load_model
 from models.folder import weight_files
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
+from models.vision.seeing import DEFAULT_RESOLUTION
 from sample import Sampler, SamplingConfig
 from sample.config import cache_of, check_edits
-from serve.settings import ModelSettings
+from serve.settings import ModelSettings, ServeSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
 S = TypeVar("S", bound=ModelSettings)
@@ -62,16 +63,16 @@ def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> 
     names = {"auto": "bfloat16" if gpu else "float32", "bf16": "bfloat16", "fp32": "float32"}
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device, image_tokenizer = "cuda" if gpu else "cpu", settings.vq_model_path
-    model = load_model(spec, names[settings.dtype], device, image_tokenizer=image_tokenizer)
+    image_tokenizer = settings.vq_model_path if isinstance(settings, ServeSettings) else None
+    model = load_model(spec, names[settings.dtype], "cuda" if gpu else "cpu", image_tokenizer=image_tokenizer)
     return Sampler(model, config_of(settings, **more))
 
 
 class Reader:
-    """Chats and texts -> prompts."""
+    """Chats and texts -> prompts. resolution: of pictures that become codes (mmada), a side in pixels."""
 
-    def __init__(self, model: DiffusionLM, settings: ModelSettings):
-        self.model, self.family = model, model.spec.family
+    def __init__(self, model: DiffusionLM, settings: ModelSettings, resolution: int = DEFAULT_RESOLUTION):
+        self.model, self.family, self.resolution = model, model.spec.family, resolution
         self.tokenizer: Any = model.tokenizer
         how = Format(self.family.name, "general", settings.template, settings.start_with_think)
         self.writer = Writer(how, self.tokenizer)
@@ -83,7 +84,9 @@ class Reader:
         if self.writer.chat is None and self.family.name.lower() not in chat_formats():
             raise ValueError(f"{self.family.name} has no chat format: ask for completions, or set template=chat.")
         text = self.writer.conversation(turns, pictures)
-        return self.model.prompt(text, pictures, encode=self._encode) if pictures else self.text(text)
+        if not pictures:
+            return self.text(text)
+        return self.model.prompt(text, pictures, resolution=self.resolution, encode=self._encode)
 
     def text(self, text: str) -> Prompt:
         """A text as it stands: control tokens in it count."""

@@ -23,9 +23,6 @@ class ModelSettings:
 
     model: str = opt("", "checkpoint folder (original layout), a folder of adapters, or a hub name")
     model_base: str | None = opt(None, "the model's family where config.json does not name it: sdar, dream, llada, ...")
-    vq_model_path: str | None = opt(
-        None, "mmada, for pictures: folder or hub name of MAGVIT-v2 (showlab/magvitv2), which makes tokens of them"
-    )
     device: str = opt("auto", "auto (a GPU if there is one), cpu or cuda", choices=("auto", "cpu", "cuda"))
     dtype: str = opt(
         "auto", "type of the weights; auto = bf16 on a GPU, fp32 on a CPU", choices=("auto", "bf16", "fp32")
@@ -82,6 +79,10 @@ class ServeSettings(ModelSettings):
     timeout_seconds: float = output(600.0, "from a request's arrival to its last token; then 504", low=0.01)
     drain_seconds: float = output(30.0, "after SIGTERM or Ctrl-C: time for open requests to end", low=0.0)
     graphs: str = speed("auto", "CUDA graphs of the sampler", choices=("auto", "off"))
+    vq_model_path: str | None = opt(
+        None, "mmada, for pictures: folder or hub name of MAGVIT-v2 (showlab/magvitv2), which makes tokens of them"
+    )
+    image_resolution: int = opt(512, "mmada: side of a picture in pixels, of which 16 are a token's", low=1)
     deterministic: bool = opt(False, "fixed shapes: an answer has the same bits whatever else is decoded, slower")
 
 

@@ -37,9 +37,11 @@ def edit_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def draft(rollout: Rollout, stop_ids: Collection[int], max_new_tokens: int) -> Rollout:
-    """The response as first written: every place holds the first token that was chosen for it. It ends with its own
-    first stop id, else where nothing was decided, or after max_new_tokens."""
+    """The response as first written: every place holds the first token that was chosen for it. It ends with the first
+    of stop_ids or of the id that ended the response, else where nothing was decided, or after max_new_tokens."""
     ids = list(rollout.canvas_ids)
+    if rollout.finish_reason == "stop":
+        stop_ids = {*stop_ids, *rollout.token_ids[-1:]}
     if rollout.events is not None:
         for place, action in zip(reversed(rollout.events.place), reversed(rollout.events.action), strict=True):
             if action != NO_CHOICE:

@@ -40,7 +40,7 @@ def build_page(runs: Sequence[RunData], traced: Mapping[int, str] | None = None)
         "facts": [_facts(run, name, kept) for run, name, kept in zip(runs, names, curves, strict=True)],
         "written": datetime.now().astimezone().isoformat(" ", "seconds"),
         "running": any(not run.finished for run in runs),
-        "charts": panels_of(curves, names),
+        "charts": panels_of(curves, names) if any(run.about.command != "eval" for run in runs) else [],
         "results": _results(one.results) if one else None,
         "comparison": None if one else compared(runs, names),
         "samples": _samples(one, traced) if one else [],

@@ -177,6 +177,14 @@ def test_keys_that_differ_from_the_recipe_are_kept(tmp_path):
     assert (found.command, found.recipe, found.changed) == ("rl", "configs/rl_tiny.yaml", {"training.eps": (0.2, 0.3)})
 
 
+def test_an_evaluation_has_tables_and_no_curves_of_one_point(tmp_path):
+    figures = {"accuracy": 0.5, "tokens_per_forward": 2.0}
+    (tmp_path / "results.json").write_text(json.dumps({"greedy": figures}))
+    lines(tmp_path / "metrics.jsonl", [{"step": 0} | {f"eval/greedy/{key}": value for key, value in figures.items()}])
+    data = data_of(build_page([read_run(tmp_path)]))
+    assert data["charts"] == [] and data["results"]["rows"] == [["greedy", 0.5, 2.0]]
+
+
 def test_a_run_resumed_by_its_own_config_yaml_keeps_its_recipe(tmp_path):
     typed = ["config=configs/rl_tiny.yaml", "training.eps=0.3", "experiment.project=x"]
     config = load_config(typed, command="rl")

@@ -5,6 +5,7 @@ import io
 
 import pytest
 from end_to_end import text_checkpoint
+from helpers import GOLDEN
 from PIL import Image, ImageDraw
 from serving import serving
 
@@ -95,3 +96,16 @@ def test_a_model_of_text_alone_says_so(model_folder):
             "/v1/chat/completions", messages=[{"role": "system", "content": [part(url(picture()))]}]
         ).json()
         assert "a picture in a message of the system" in system["error"]["message"]
+
+
+@pytest.mark.slow
+def test_pictures_that_become_codes_need_their_tokenizer():
+    text = {"type": "text", "text": "12="}
+    shared = {"max_slots": 1, "max_new_tokens": 8, "block_size": 4, "steps_per_block": 4, "image_resolution": 32}
+    with serving(GOLDEN / "mmada_mmu", vq_model_path=str(GOLDEN / "magvit"), **shared) as server:
+        answers = [asked(server, part(url(picture(left))), text, seed=1, max_tokens=8) for left in (2, 12)]
+        assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [8, 8]
+        assert answers[0].json()["usage"]["prompt_tokens"] > 64
+    with serving(GOLDEN / "mmada_mmu", **shared) as server:
+        answer = asked(server, part(url(picture())), text)
+        assert answer.status_code == 400 and "set model.vq_model_path" in answer.json()["error"]["message"]

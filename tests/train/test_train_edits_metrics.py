@@ -24,6 +24,7 @@ def test_events_and_overwritten_places_are_counted_inside_the_response():
 def test_a_draft_has_the_first_choice_of_every_place_and_its_own_stop():
     assert draft(EDITED, (2,), 8).token_ids == [10, 7, 2] and draft(EDITED, (2,), 8).finish_reason == "stop"
     assert draft(EDITED, (7,), 8).token_ids == [10, 7]
+    assert draft(EDITED, (), 8).token_ids == [10, 7, 2]  # the id that ended the response itself
     cut = draft(EDITED, (), 2)
     assert cut.token_ids == [10, 7] and cut.finish_reason == "length" and cut.events is None
     assert draft(PLAIN, (2,), 8).token_ids == PLAIN.token_ids

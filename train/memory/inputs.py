@@ -9,15 +9,16 @@ from transformers import PretrainedConfig
 
 from configs import find
 from configs.engine import TITLES
-from configs.schema import Config, DecodeConfig
+from configs.schema import Config, DecodeConfig, RolloutConfig
 from models.checkpoint import empty_network
 from models.families.base import PictureSizes
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
 from models.stored import stored_elements
-from sample import Rollout
+from sample import Events, Rollout
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
+from train.algorithm.steps import Ints
 from train.distributed.kind import engine_kind, offloads, world_size, zero_stage
 from train.memory.machine import Machine
 from train.memory.sizes import ADAPTED, Network, Packing
@@ -243,6 +244,21 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
         num_steps=int(step[-1] - step[0] + 1),
         weights_version=0,
     )
+    response = replace(response, events=_edits(step, grid // block_size, config.rollout))
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
     method = method_of(training, "rl" if models.kind == "rl" else "sft")
     return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)
+
+
+def _edits(step_C: Ints, block_C: Ints, rollout: RolloutConfig) -> Events | None:
+    """The writes of a response whose blocks all take the steps that edits and remasking may add, each of which writes
+    one token; None where both are off."""
+    if rollout.edit_threshold is None and rollout.remask_threshold is None:
+        return None
+    more = rollout.max_post_steps + (0 if rollout.remask_threshold is None else rollout.remask_budget)
+    later_C = (block_C - block_C[0]) * more + step_C - step_C[0] + 1
+    rows = [(int(step), place, 1, 1, 0.0) for place, step in enumerate(later_C)]
+    for block in np.unique(block_C):
+        first, last = int(np.flatnonzero(block_C == block)[0]), int(later_C[block_C == block].max())
+        rows += [(last + number, first, 1, 1, 0.0) for number in range(1, more + 1)]
+    return Events.of(rows)

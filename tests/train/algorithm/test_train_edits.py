@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from edit_decoder import edited
-from helpers import random_prompts, tiny_model
+from helpers import GOLDEN, random_prompts, thinned, tiny_model
 from trainees import STOPS, assert_same_weights, make_config, make_policy, weights_of
 
-from sample import Events, Rollout, SamplingConfig
+from models import load_model
+from sample import Events, Rollout, Sampler, SamplingConfig
 from train.algorithm.masking import METHODS
 from train.algorithm.replay import Replayer, recorded_logprobs, replay
 from train.algorithm.steps import last_events
@@ -219,3 +220,73 @@ def test_the_mismatch_of_an_edited_step_is_rounding_and_drawn_copies_go_by_their
     drawn = make_policy(sdar, rows_per_response=2, rows_by="surprisal").batch(rollouts, [1.0] * len(rollouts))
     assert all(sample.num_rounds <= 2 for sample in drawn.samples)
     assert torch.isfinite(torch.tensor(np.concatenate([sample.weight for sample in drawn.samples]))).all()
+
+
+SAMPLED = {
+    "edits": {"edit_threshold": 0.3, "max_post_steps": 5},
+    "edits in blocks of 8": {"edit_threshold": 0.0, "max_post_steps": 2, "block_size": 8},
+    "edits in blocks of 32": {"edit_threshold": 0.2, "block_size": 32, "max_new_tokens": 40, "threshold": 0.2},
+    "remasking": {"remask_threshold": 0.3, "remask_budget": 3},
+    "both": {"edit_threshold": 0.3, "remask_threshold": 0.2, "remask_budget": 4, "max_post_steps": 5},
+}
+
+
+@pytest.mark.parametrize("name", thinned(SAMPLED, 4))
+def test_the_samplers_own_events_are_replayed_exactly(sdar, name):
+    settings = {"block_size": 4, "max_new_tokens": 11, "threshold": 0.5, "temperature": 1.0, "stop_ids": STOPS}
+    sampling = SamplingConfig(**settings | SAMPLED[name])
+    rollouts = Sampler(sdar, sampling).generate(random_prompts([1, 2, 3, 5, 8, 13], seed=2), n=2)
+    policy = make_policy(sdar, sampling)
+    batch = policy.batch(rollouts, [1.0] * len(rollouts))
+    assert not policy.replay.recomputes and sum(
+        r.events.overwrites().sum() + r.events.remasks().sum() for r in rollouts
+    )
+    events = {sample.key: sorted(sample.event_index.tolist()) for sample in batch.samples}
+    assert events == {rollout.key: choices_of(rollout) for rollout in rollouts}
+    logps = policy.updater.outputs(batch.samples, range(len(batch.samples)))
+    for logp, given in zip(logps, batch.logp_rollout, strict=True):
+        assert logp == pytest.approx(given, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_so_are_those_of_remasking_under_full_attention(family):
+    sampling = SamplingConfig(
+        block_size=4, max_new_tokens=10, threshold=0.5, temperature=1.0, remask_threshold=0.3, remask_budget=3
+    )
+    model = tiny_model(family)
+    rollouts = Sampler(model, sampling).generate(random_prompts([1, 4, 9], seed=2), n=2)
+    policy = make_policy(model, sampling)
+    batch = policy.batch(rollouts, [1.0] * len(rollouts))
+    logps = policy.updater.outputs(batch.samples, range(len(batch.samples)))
+    assert not policy.replay.recomputes and sum(rollout.events.remasks().sum() for rollout in rollouts)
+    assert np.concatenate(logps) == pytest.approx(np.concatenate(batch.logp_rollout), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_events_of_the_original_are_replayed_as_it_scored_them():
+    """LLaDA2.1's own draft-and-edit on random weights: logits reach 40, and so does rounding."""
+    model, kept = load_model(GOLDEN / "llada2"), 0
+    for case in json.loads((GOLDEN / "llada2" / "decode_edits.json").read_text())["cases"][::3]:
+        steps, places, _, tokens = (list(column) for column in zip(*case["events"], strict=True))
+        rows = zip(steps, places, tokens, tokens, case["event_logprobs"], strict=True)
+        R, P = len(case["token_ids"]), len(case["prompt_ids"])
+        padding = -(P + R) % case["block_size"]
+        rollout = Rollout(
+            (case["name"],),
+            case["prompt_ids"],
+            [*case["token_ids"], *[model.mask_id] * padding],
+            [*case["step_map"], *[0] * padding],
+            [*case["logprobs"], *[0.0] * padding],
+            R,
+            "length",
+            case["num_forwards"],
+            events=Events.of([*rows]),
+        )
+        policy = make_policy(model, SamplingConfig(block_size=case["block_size"], max_new_tokens=R))
+        batch = policy.batch([rollout], [1.0])
+        (logp,) = policy.updater.outputs(batch.samples, [0])
+        assert len(logp) == len(choices_of(rollout))
+        assert logp == pytest.approx(batch.logp_rollout[0], abs=3e-5)
+        kept += len(logp)
+    assert kept > 300

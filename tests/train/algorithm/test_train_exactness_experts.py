@@ -5,10 +5,15 @@ import functools
 import numpy as np
 import pytest
 import torch
-from helpers import random_prompts, tiny_model
+from helpers import GOLDEN, random_prompts, tiny_model
+from safetensors.torch import load_file
 from trainees import STOPS, make_policy, plain_log_probs
 
+from models import load_model
 from sample import Sampler, SamplingConfig
+from train.algorithm.masking import NoisyCopy
+from train.algorithm.replay import Replayer
+from train.learner.updater import outputs
 
 
 @functools.cache
@@ -45,3 +50,25 @@ def test_trainer_log_probs_are_the_samplers_and_those_of_plain_sequences(family,
             with torch.no_grad():
                 found, _ = plain_log_probs(model, rollout, block_size)
             assert logp == pytest.approx([float(found[i]) for i in row.canvas_index.tolist()], abs=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_packed_noisy_blocks_have_the_token_losses_of_dfactory(block_size):
+    """Its layout is a noisy copy of the whole sequence before the clean one; ours has the noisy blocks behind it."""
+    model, golden = load_model(GOLDEN / "llada2"), load_file(GOLDEN / "llada2" / "logits.safetensors")
+    noisy_BL, clean_BL = (part.numpy() for part in golden["input_ids_dup"].chunk(2, dim=1))
+    replayer = Replayer("block", False, model.mask_id, block_size)
+    for noisy, clean, labels, want in zip(
+        noisy_BL, clean_BL, golden["labels_dup"].numpy(), golden[f"token_loss_dup{block_size}"].numpy(), strict=True
+    ):
+        P = int(np.flatnonzero(labels != -100)[0])
+        masked, block = labels[P:] != -100, np.arange(P, len(clean)) // block_size
+        copies = []
+        for unit in np.unique(block[masked]):
+            inside = block == unit
+            held = np.where(inside, noisy[P:], clean[P:])
+            copies.append(NoisyCopy(int(unit), 0, held, clean[P:], masked & inside))
+        (sample,) = replayer.samples((0,), clean[:P].tolist(), clean[P:].tolist(), copies)
+        (logp,) = outputs(model, [sample], [0], 4096, torch.device("cpu"))
+        assert sorted(sample.canvas_index.tolist()) == np.flatnonzero(masked).tolist()
+        assert -logp == pytest.approx(want[P + sample.canvas_index], abs=5e-5)

@@ -160,8 +160,12 @@ SMOOTH = ("optimizer.params.epsilon=1e-4",)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
-    [(), pytest.param(("model.value_base_model=${model.pretrained_model}",), marks=pytest.mark.long)],
-    ids=["policy", "value"],
+    [
+        (),
+        pytest.param(("model.value_base_model=${model.pretrained_model}",), marks=pytest.mark.long),
+        pytest.param(("rollout.edit_threshold=0.0", "rollout.max_post_steps=2"), marks=pytest.mark.long),
+    ],
+    ids=["policy", "value", "edits"],
 )
 def test_an_rl_run_on_1_2_and_4_ranks(tmp_path, model_folder, extra):
     shop = Workshop(tmp_path, model_folder)

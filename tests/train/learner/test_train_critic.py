@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, tiny_model
+from edit_decoder import edited
+from helpers import GOLDEN, random_prompts, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -282,6 +283,21 @@ def test_a_reward_a_token_stands_where_it_is_given():
     assert critic.policy.train(after, 1).metrics["updates"] >= 1
 
 
+def test_of_an_edited_response_every_choice_has_the_return_of_its_own_step():
+    model = tiny_model("sdar")
+    rollouts = [edited(model, prompt, (1, "a", i), seed=i) for i, prompt in enumerate(random_prompts([5, 9]))]
+    critic = make_critic(tiny_model("sdar", seed=3), model, gam=0.9, lam=1.0)
+    batch = critic.policy.batch(rollouts, [1.0, -0.5], "reward")
+    estimates = critic.estimate(batch, rollouts)
+    for rollout, row, reward, returns in zip(rollouts, batch.samples, [1.0, -0.5], estimates.returns, strict=True):
+        step_N = np.array(rollout.events.step)[row.event_index]
+        _, number_N = np.unique(step_N, return_inverse=True)
+        assert returns == pytest.approx(reward * 0.9 ** (number_N.max() - number_N))
+        assert len(step_N) > rollout.num_response_tokens
+    after, _ = critic.step(batch, rollouts, 1)
+    assert critic.policy.train(after, 1).metrics["updates"] >= 1
+
+
 def test_a_reward_of_another_length_is_an_error():
     model = tiny_model("sdar")
     rollouts = sampled(model, [5])
@@ -352,7 +368,7 @@ def test_how_rows_are_packed_changes_no_value():
 
 def test_steps_of_full_attention_merge_over_the_whole_response():
     rollout = Rollout((0,), [3] * 5, [9] * 6, [3, 1, 2, 6, 4, 5], [0.0] * 6, 6, "length", 6)
-    row = dataclasses.replace(replay_blocks(rollout, block_size=4, mask_id=1), canvas_index=np.arange(6))
+    row = dataclasses.replace(replay_blocks(rollout, block_size=4, mask_id=1), event_index=np.arange(6))
     full, block = (Replayer(attention, False, 1, 4) for attention in ("full", "block"))
     assert denoising_steps(rollout, row, full, 1).tolist() == [3, 1, 2, 6, 4, 5]
     assert denoising_steps(rollout, row, full, 2).tolist() == [4, 2, 2, 6, 4, 6]

@@ -1,6 +1,7 @@
 """The planner against tensors that are really there: weights, gradients, moments and slots by walking the objects,
 activations by a meter of storages while real steps and updates run."""
 
+import json
 import tracemalloc
 from dataclasses import fields, replace
 
@@ -208,6 +209,27 @@ def test_a_4b_model_with_adapters_fits_a_card_of_24_gb(tmp_path):
     assert sum(plan.always(whole).values()) > 50 * 2**30
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "layouts").is_dir(), reason="the layouts of real checkpoints are absent")
+def test_llada2_mini_fits_its_machine_and_flash_does_not(tmp_path):
+    """configs/llada2_eval.yaml on one GPU of 80 GB. Flash's sizes: 102.9e9 weights, 192 GiB in bf16."""
+    raw = json.loads((REAL / "layouts" / "LLaDA2.1-mini" / "config.json").read_text())
+    flash = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    flash |= {"intermediate_size": 9216, "moe_intermediate_size": 1024}
+    for name, changes, parameters in (("mini", {}, 16.26e9), ("flash", flash, 102.89e9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(raw | changes))
+        given = [f"model.pretrained_model={tmp_path / name}", "model.random_init=true", "experiment.processes=1"]
+        config = load_config(["config=configs/llada2_eval.yaml", "experiment.gpu_memory_gib=79", *given])
+        inputs = inputs_of(config, "eval")
+        assert inputs.net.parameters == pytest.approx(parameters, rel=1e-3)
+        assert (inputs.net.experts, inputs.net.dense_layers, inputs.net.shared_inner) == (
+            *(256, 1),
+            512 if name == "mini" else 1024,
+        )
+        assert bool(plan.too_large(inputs)) == (name == "flash")
+
+
 def test_a_folder_of_adapters_takes_what_fresh_adapters_take(tmp_path):
     folder, adapters = checkpoint(tmp_path), tmp_path / "adapters"
     fresh = settings(folder, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, training={"kl_to": "reference"})
@@ -413,3 +435,13 @@ def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
     assert plain.unsplit_tokens < 240 and whole.unsplit_tokens == R * (P + R)
     for inputs, tokens in ((plain, 240), (whole, R * (P + R))):
         assert plan.phases(inputs)["update"] == plan.phases(inputs, tokens=tokens)["update"]
+
+
+def test_edits_and_remasking_are_planned_with_the_steps_that_they_may_add(tmp_path):
+    folder, room = checkpoint(tmp_path, "sdar"), {"max_post_steps": 3, "remask_budget": 2}
+    tokens, blocks = {}, R // BLOCK
+    for name, chosen in (("none", {}), ("edits", {"edit_threshold": 0.5}), ("remasking", {"remask_threshold": 0.5})):
+        inputs = inputs_of(settings(folder, rollout=chosen | room), machine=machine())
+        tokens[name] = inputs.unsplit_tokens
+    assert tokens["edits"] == tokens["none"] + 3 * blocks * BLOCK
+    assert tokens["remasking"] == tokens["none"] + 5 * blocks * BLOCK
