@@ -87,6 +87,10 @@ def metrics_of(shop, run="rl"):
             "training.whiten_advantages: a value model",
         ),
         (["training.rows_by=surprisal"], "training.rows_by=surprisal draws rows: set training.rows_per_response"),
+        (
+            ["training.trained_events=last"],
+            "training.trained_events=last: nothing is overwritten; set rollout.edit_thre",
+        ),
         (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),

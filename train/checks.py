@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
+from configs.schema import Config, DecodeConfig, LoraSection, RolloutConfig, TrainingConfig
 from configs.sets import described
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
@@ -57,8 +57,7 @@ def check(config: Config, first: Config | None = None) -> None:
         )
     if training.lower_p > training.upper_p:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    if training.rows_by != "uniform" and training.rows_per_response is None:
-        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
+    _check_copies(training, rollout)
     if training.min_accuracy > training.max_accuracy:
         raise ValueError(
             f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
@@ -105,6 +104,17 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
+
+
+def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
+    """Which noisy copies are trained."""
+    if training.rows_by != "uniform" and training.rows_per_response is None:
+        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
+    if training.trained_events != "all" and rollout.edit_threshold is None and rollout.remask_threshold is None:
+        raise ValueError(
+            f"training.trained_events={training.trained_events}: nothing is overwritten; set rollout.edit_threshold or "
+            "rollout.remask_threshold."
+        )
 
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
