@@ -9,9 +9,9 @@ from configs.schema import DATA_TYPES
 
 SET_KEYS = (
     *("dataset.train_dataset", "dataset.optimization_data", "dataset.validation_dataset"),
-    *("dataset.eval_dataset", "evaluation.eval_dataset"),
+    *("dataset.eval_dataset", "evaluation.eval_dataset", "dataset.few_shot"),
 )
-"""Keys that may name several sets."""
+"""Keys that may name several data files."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def besides_places(given: Any) -> Any:
     if not isinstance(given, list):
         return None
     entries = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in given]
-    return [{**entry, "name": _label(entry["name"])} for entry in entries]
+    return [{**entry, "name": _label(entry.get("name", ""))} for entry in entries]
 
 
 def _label(name: str) -> str:

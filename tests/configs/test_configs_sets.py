@@ -46,5 +46,7 @@ def test_what_a_set_cannot_have_is_named_with_its_key(entry, problem):
 
 
 def test_sets_that_have_moved_say_the_same_and_other_weights_do_not():
+    shots = [["s.json", {"question": "q", "answer": answer}] for answer in "ab"]
+    assert besides_places(shots[0]) != besides_places(shots[1])
     moved = besides_places(["/a/x.json", {"name": "y", "weight": 1}])
     assert moved == besides_places(["/b/x.json", {"name": "/c/y", "weight": 1}]) != besides_places(["/a/x.json", "y"])
