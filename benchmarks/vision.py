@@ -29,6 +29,7 @@ from configs.schema import TrainingConfig
 from models import DiffusionLM, Prompt, load_model
 from models.tiny import tiny_folder
 from sample import Sampler, SamplingConfig
+from sample.rollout import Key
 from train.distributed.accelerator import make_accelerator
 from train.learner.batch import Replay
 from train.learner.optimizer import OptimizerSettings
@@ -115,7 +116,7 @@ def step(model: DiffusionLM, images: Sequence[Any], responses: int, shared: bool
         return [Prompt([*picture.ids, *QUESTION], pictures=[picture]) for picture in pictures]
 
     asked = clock.timed("pictures", prompts)
-    keys = [("step", task, j) for task in range(len(images)) for j in range(responses)]
+    keys: list[Key] = [("step", task, j) for task in range(len(images)) for j in range(responses)]
     rollouts = clock.timed(
         "sampling", lambda: Sampler(model, SAMPLING).generate(asked, n=responses if shared else 1, keys=keys)
     )
