@@ -54,6 +54,7 @@ def test_replayed_experts_are_those_that_training_would_choose_itself(family, sa
             assert logp == pytest.approx(np.array(rollout.canvas_logprobs)[sample.canvas_index], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_edited_trajectories_are_routed_as_they_were():
     model = tiny_model("llada2")
     rollouts = recorded(model, edit_threshold=0.2, max_post_steps=3)
@@ -65,6 +66,7 @@ def test_edited_trajectories_are_routed_as_they_were():
         assert logp == pytest.approx(np.array(rollout.events.logprob)[sample.event_index], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_router_that_has_moved_still_routes_as_in_sampling_and_learns(monkeypatch):
     model = tiny_model("llada2")
     rollouts = recorded(model)
