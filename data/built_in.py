@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import tiny, tiny_addition, tiny_brackets
+from data import tiny, tiny_addition, tiny_brackets, tiny_vision
 
 Rows = dict[str, list[dict[str, str]]]
 
@@ -37,6 +37,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "tiny": BuiltIn(tiny.SIZES, from_rows(tiny.tiny_rows)),
     "tiny-addition": BuiltIn(tiny_addition.SIZES, from_rows(tiny_addition.addition_rows)),
     "tiny-brackets": BuiltIn(tiny_brackets.SIZES, from_rows(tiny_brackets.brackets_rows)),
+    "tiny-vision": BuiltIn(tiny_vision.SIZES, tiny_vision.write_tiny_vision),
 }
 """By the first part of the name of their folder, which ends with the seed."""
 

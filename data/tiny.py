@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NUM_DIGITS = 8
 SIZES = {"tiny_test": 256, "tiny_sft": 120, "tiny_train": 8000}
@@ -52,24 +52,38 @@ def tiny_rows(seed: int) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of configs/tiny_model: 40 ids, `\\boxed{` being one of them.
+class Words(NamedTuple):
+    """A tokenizer of whole words. special, text: its tokens, in the order of their ids; word: what is one in a text (a
+    regular expression); roles: pad, mask, eos and unk, each a special token."""
 
-    Every id decodes to its own text and nothing is put between, so decoding gives back what was encoded; a character
-    that has no id becomes `<unk>`.
+    special: tuple[str, ...]
+    text: tuple[str, ...]
+    word: str
+    roles: dict[str, str]
+
+
+WORDS = Words(SPECIAL_TOKENS, TEXT_TOKENS, r"\\boxed\{|[\s\S]", {token[1:-1]: token for token in SPECIAL_TOKENS})
+
+
+def write_tokenizer(folder: Path, words: Words = WORDS) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, by default those of configs/tiny_model: 40 ids, `\\boxed{` being
+    one of them.
+
+    Every id decodes to its own text and nothing is put between, so decoding gives back what was encoded; a word that
+    has no id becomes the unk token.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *TEXT_TOKENS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), behavior="isolated")
+    vocabulary = {token: i for i, token in enumerate((*words.special, *words.text))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words.roles["unk"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(words.word), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in words.special])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": 256,
-        **{f"{token[1:-1]}_token": token for token in SPECIAL_TOKENS},
+        **{f"{role}_token": token for role, token in words.roles.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str()), indent=1) + "\n")

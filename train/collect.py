@@ -95,7 +95,8 @@ class Collector:
         with_features = [rollout for rollout in rollouts if min(rollout.prompt_ids, default=0) < 0]
         tasks = {str(rollout.key[1]) for rollout in with_features}
         self._seen([prompt for prompt in self.prompts if prompt.task.id in tasks - self._shown.keys()])
-        return {rollout.key: self._shown[str(rollout.key[1])] for rollout in with_features}
+        of_task = {rollout.key: self._shown.get(str(rollout.key[1])) for rollout in with_features}
+        return {key: prompt for key, prompt in of_task.items() if prompt is not None}
 
     def _seen(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         """The prompts with their pictures encoded, kept for the step."""
@@ -119,10 +120,18 @@ class Collector:
 
     def grade(self, sampled: StepRollouts) -> GradedRollouts:
         """The step's rollouts with rewards and credit, safe on disk."""
-        graded = sampled.graded or self._graded(sampled)
+        graded = self._graded(sampled) if sampled.graded is None else self._still_shown(sampled.graded)
         tasks = [str(rollout.key[1]) for rollout in graded.rollouts[:: self.group_size]]
         self.curriculum.record(tasks, graded.rewards, self.group_size)
         return graded
+
+    def _still_shown(self, graded: GradedRollouts) -> GradedRollouts:
+        """Of an interrupted run; rollouts whose pictures cannot be used any more are left out of training."""
+        shown, values = self.shown(graded.rollouts), list(graded.credit.values)
+        for i, rollout in enumerate(graded.rollouts):
+            if min(rollout.prompt_ids, default=0) < 0 and rollout.key not in shown:
+                values[i] = None
+        return replace(graded, credit=replace(graded.credit, values=values))
 
     def _graded(self, sampled: StepRollouts) -> GradedRollouts:
         scores = ranks.on_main(self._scores, sampled.prompts, sampled.rollouts)

@@ -44,7 +44,8 @@ SEEING = [
     ),
     *("lladav_eval", "mmada_v_eval", "sft_lladav", "sft_mmada_v"),
 ]
-"""Recipes with pictures."""
+"""Recipes with pictures that dLLM-RL has."""
+TINY_SEEING = ["rl_tiny_vision", "sft_tiny_vision"]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def command(name):
 
 
 def family_of(name):
-    known = {"drawing": "mmada", "brackets": "llada", "30b": "sdar_moe"}
+    known = {"drawing": "mmada", "brackets": "llada", "tiny_vision": "lladav", "30b": "sdar_moe"}
     known |= {family: family for family in ("dream", "lladav", "llada2", "llada", "mmada")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
@@ -97,7 +98,7 @@ def arguments(name, model_folder, tmp_path):
         row = {"question": "12=", "test_method": "function", "test_list": ["assert f(1) == 2"], "test_time_limit": 1}
         tasks = write_json(tmp_path / "code.json", [row])
     family, picture = family_of(name), {}
-    if sees := name.removesuffix(".yaml") in SEEING:
+    if sees := name.removesuffix(".yaml") in (*SEEING, *TINY_SEEING):
         picture = {"image": "a.png"}
         tasks = write_json(tmp_path / "seen.json", [{"question": "12=", "ground_truth_answer": "21", **picture}] * 9)
     pairs = write_json(tmp_path / "pairs.json", [TRACE if "distill" in name else PAIR | picture])

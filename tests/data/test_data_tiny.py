@@ -35,7 +35,9 @@ def test_no_multiset_occurs_twice_in_any_split():
         assert len({"".join(sorted(digits)) for digits in asked}) == len(asked) == 8376
 
 
-@pytest.mark.parametrize("task", BUILT_IN)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow) if task == "tiny-vision" else task for task in BUILT_IN]
+)
 def test_a_seed_gives_the_same_files_and_another_seed_others(task, tmp_path):
     write = BUILT_IN[task].write
     first, again, other = (write(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))

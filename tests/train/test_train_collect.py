@@ -1,4 +1,13 @@
+from collections import Counter
+from types import SimpleNamespace
+
+import torch
+
+import models
+from train.algorithm.advantages import Credit
+from train.collect import Collector
 from train.grading import Scores
+from train.learner.rollout_log import GradedRollouts
 
 
 def test_the_scores_of_a_refilled_step_are_those_of_all_its_rollouts():
@@ -17,3 +26,18 @@ def test_scores_of_two_sets_stand_in_the_order_of_their_rollouts():
     assert found.parts == {"x": [3.0, None, 1.0], "y": [0.0, None, 0.0]}
     assert found.stats == {"reward/none_count": 3.0, "reward/x_mean": 2.0, "reward/y_mean": 0.0}
     assert found.columns() == {"x": [3.0, 0.0, 1.0], "y": [0.0, 0.0, 0.0], "": [0.0, 7.0, 0.0]}
+
+
+def test_rollouts_of_an_interrupted_run_whose_pictures_are_gone_are_left_out_of_training():
+    """Those of a refill may be; a step's own prompts without their pictures are not taken from disk at all."""
+    seen = models.Prompt([-200, 5], pictures=[models.Picture([-200], torch.ones(1, 2))])
+    collector = Collector.__new__(Collector)
+    collector.prompts, collector._shown = [], {"kept": seen}
+    collector._seen = lambda prompts: prompts
+    rollouts = [
+        SimpleNamespace(key=(1, task, 0), prompt_ids=ids)
+        for task, ids in (("kept", [-200, 5]), ("gone", [-200, 5]), ("text", [4, 5]))
+    ]
+    graded = GradedRollouts(rollouts, [1.0, 1.0, 0.0], Credit([0.5, 0.5, -0.5], Counter()), {}, 1.0)
+    assert collector._still_shown(graded).credit.values == [0.5, None, -0.5]
+    assert collector.shown(rollouts) == {(1, "kept", 0): seen}
