@@ -215,7 +215,8 @@ def test_no_packing_changes_a_built_in_objective(moved, family, name):
     assert split["micro_batches"] > whole["micro_batches"] and whole["updates"] > 2
     assert split.keys() == whole.keys() >= {"ratio", "clip_ratio", "kl", "policy_loss", "rollout_weight"}
     for metric, value in whole.items():
-        assert metric in ("micro_batches", "update_tokens_per_second") or split[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
+        if metric not in ("micro_batches", "update_tokens_per_second"):
+            assert split[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
     assert_same_weights(others, weights, 1e-5)
 
 
