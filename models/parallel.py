@@ -21,7 +21,7 @@ T = TypeVar("T")
 _GATHERED = ("colwise_gather_output", "colwise_rep")
 _BY_ROWS = ("colwise", "packed_colwise", *_GATHERED)
 _SUMMED = ("rowwise", "moe_tp_experts")
-_WHOLE = ("replicated_with_grad_allreduce",)
+_WHOLE = ("replicated_with_grad_allreduce", "embedding_rowwise")  # the second: of tied embeddings, in 5.17 only
 
 
 class Team(Protocol):

@@ -86,6 +86,11 @@ def weights_of(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
+def without_speed(metrics):
+    """Of an update, without what the clock says."""
+    return {name: value for name, value in metrics.items() if name != "update_tokens_per_second"}
+
+
 def assert_same_weights(got, want, tolerance=0.0):
     assert got.keys() == want.keys()
     for name in want:

@@ -18,6 +18,7 @@ from trainees import (
     sampled,
     shifted,
     weights_of,
+    without_speed,
 )
 
 from sample import Sampler, SamplingConfig
@@ -159,7 +160,7 @@ def test_accumulation_times_batch_is_what_counts(moved):
     assert steps[0].metrics["updates"] > 2
     for step in steps[1:]:
         assert_same_weights(step.weights, steps[0].weights)
-        assert step.metrics == steps[0].metrics
+        assert without_speed(step.metrics) == without_speed(steps[0].metrics)
 
 
 @pytest.mark.slow

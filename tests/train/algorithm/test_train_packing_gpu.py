@@ -105,11 +105,12 @@ def test_sequences_of_the_sampler_go_through_flash_attention(flash):
 
 
 def test_flash_attention_takes_what_torch_has():
-    """The arguments that are passed to it are its own."""
+    """The arguments that are passed to it are its own; torch 2.11 has none for grouped heads, which go elsewhere."""
     import inspect
 
     from torch.nn.attention.varlen import varlen_attn
 
     named = inspect.signature(as_flash_attention).parameters
     own = inspect.signature(varlen_attn).parameters
-    assert list(own)[:7] == list(named)[:7] and {"scale", "enable_gqa"} <= set(own)
+    assert list(own)[:7] == list(named)[:7] and "scale" in own
+    assert "enable_gqa" in own or "seqused_k" not in own
