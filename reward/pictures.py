@@ -16,7 +16,7 @@ class DrawnReward(Reward):
     def __init__(self, verifier: Reward, similarity: Similarity | None) -> None:
         super().__init__()
         self.verifier, self.similarity = verifier, similarity
-        self.verifies = verifier.verifies and similarity is None
+        self.verifies = verifier.verifies
 
     def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if DRAWN not in names_of(rows):

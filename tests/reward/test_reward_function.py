@@ -311,9 +311,9 @@ def test_bad_names_are_reported_before_anything_runs(functions, tmp_path):
 
 def test_the_settings_of_a_run_reach_its_reward(functions):
     with built() as reward:
-        assert reward.grader.pool.cpu_seconds == RewardConfig().timeout_seconds
+        assert reward.verifier.grader.pool.cpu_seconds == RewardConfig().timeout_seconds and reward.verifies
     with built(timeout_seconds=3.0, workers=1) as reward:
-        assert (reward.grader.pool.cpu_seconds, reward.grader.pool.workers) == (3.0, 1)
+        assert (reward.verifier.grader.pool.cpu_seconds, reward.verifier.grader.pool.workers) == (3.0, 1)
     with built(function=f"{functions}:length", function_timeout_seconds=7.0) as reward:
         assert reward.pool.wall_seconds == 7.0
     with built("code", allow_unsafe=True, memory_gib=0.5, all_or_nothing=True, num_chunk=1) as reward:
