@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from configs.schema import ExecuteConfig, RewardConfig
+from reward import build_reward
 from reward.base import Reward
 from sample import Events, Rollout
 from train.edits import draft, edit_metrics, effects
@@ -36,6 +38,13 @@ class Equals(Reward):
     def score(self, prompts, completions, columns):
         self.asked = list(zip(prompts, completions, strict=True))
         return [float(text == true) for text, true in zip(completions, columns["true"], strict=True)]
+
+
+@pytest.mark.parametrize("data_type", ["general", "option"])
+def test_the_built_in_verifiers_say_that_they_verify_and_functions_that_they_do_not(data_type):
+    for function, verifies in ((None, True), ("data/tiny.py:tiny_reward", False)):
+        with build_reward(RewardConfig(function=function), ExecuteConfig(), data_type) as reward:
+            assert reward.verifies == verifies
 
 
 def test_answers_that_edits_mended_and_broke_are_counted_and_unchanged_ones_not_asked_about():

@@ -231,8 +231,9 @@ METHODS: dict[str, Method] = {
 
 def with_replaced(method: Masking, share: float, vocab_size: int) -> Masking:
     """The method's copies with noise on what they leave clean: inside the blocks that a copy trains, each position that
-    it does not mask becomes another random id below `vocab_size` with probability `share`, and is trained to say its
-    token too (LLaDA2.1, arXiv:2602.08676, mask-to-token and token-to-token in one loss; its ratios are not public)."""
+    it does not mask becomes another random id below `vocab_size` with probability `share`; all of them are trained to
+    say their token, those that were left right too: a model that is asked only where a token is wrong learns to change
+    every one (LLaDA2.1, arXiv:2602.08676, mask-to-token and token-to-token in one loss; its ratios are not public)."""
 
     def noisy(copy: NoisyCopy, canvas: Canvas, rng: np.random.Generator) -> NoisyCopy:
         if copy.causal or copy.event_C is not None:
@@ -245,7 +246,7 @@ def with_replaced(method: Masking, share: float, vocab_size: int) -> Masking:
         other_C += other_C >= kept_CK[:, 0]
         other_C += other_C >= kept_CK[:, 1]
         ids_C = np.where(replaced_C, other_C, copy.ids_C)
-        return replace(copy, ids_C=ids_C, trained_C=copy.trained_C | replaced_C)
+        return replace(copy, ids_C=ids_C, trained_C=copy.trained_C | clean_C)
 
     return lambda canvas, training, rng: [noisy(copy, canvas, rng) for copy in method(canvas, training, rng)]
 
