@@ -33,12 +33,12 @@ def pair_of(values, family="sdar", **how):
 
 @pytest.mark.parametrize("family", sorted(chat_formats()))
 def test_questions_are_put_as_in_rl_and_answers_end(family):
-    end = "<|eot_id|>" if family in ("llada", "lladav", "mmada") else "<|im_end|>"
+    end = {"llada2": "<|role_end|>"} | dict.fromkeys(("llada", "lladav", "mmada"), "<|eot_id|>")
     task = Task("", "1+1?", None, {})
     for data_type in ("math", "general", "option"):
         assert pair_of({"question": "1+1?", "response": "2"}, family, data_type=data_type) == {
             "prompt": render_prompt(task, family=family, data_type=data_type),
-            "response": f"2{end}",
+            "response": f"2{end.get(family, '<|im_end|>')}",
         }
     assert pair_of({"prompt": "1+1?", "response": "2"}, family) == pair_of(
         {"question": "1+1?", "response": "2"}, family
