@@ -53,7 +53,7 @@ def test_every_key_can_be_given_on_the_command_line(file):
             return "sequential"
         if default is None and item.metadata["high"] is not None:
             return str(item.metadata["high"])
-        kinds = {"list": "[end]", "dict[str, float]": "{digits: 0.5}", "dict": "{question: q}"}
+        kinds = {"list[int]": "[3]", "list": "[end]", "dict[str, float]": "{digits: 0.5}", "dict": "{question: q}"}
         by_kind = next((text for kind, text in kinds.items() if str(item.type).startswith(kind)), "3")
         number = str(max(0.75 if default == 0.5 else 0.5, item.metadata["low"] or 0.0))
         return {bool: str(not default).lower(), float: number}.get(type(default), by_kind)
