@@ -27,6 +27,16 @@ def kind_of(item: dataclasses.Field) -> str:
     return str(item.type).replace("<class '", "").replace("'>", "").replace("typing.", "")
 
 
+def no_list(key: str, item: dataclasses.Field) -> str:
+    """Of a key that was given a list and takes one value: what it takes, and which keys beside it take lists."""
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "None": "null"}
+    section = key.rpartition(".")[0]
+    lists = [name for name, other in flat_fields() if name.rpartition(".")[0] == section and other.metadata["each"]]
+    names = " and ".join(name.rpartition(".")[2] for name in lists)
+    kinds = " or ".join(words.get(kind, kind) for kind in kind_of(item).split(" | "))
+    return f"it must be {kinds}" + (f" ({names} take lists)" if lists else "")
+
+
 def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     """ValueError unless a value, or an entry of a list, fits the schema's field. name: of the key, as it was typed."""
     low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))

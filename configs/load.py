@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, as_typed, curve_arguments, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
-from configs.fields import check_entry, flat_fields, kind_of
+from configs.fields import check_entry, flat_fields, kind_of, no_list
 from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.hints import keys_for, note_for
@@ -363,7 +363,10 @@ def _wrong_type(error: OmegaConfBaseException, source: _Source) -> str:
     item = dict(flat_fields()).get(key)
     if item is None or not isinstance(error, ValidationError):
         return f"config: {_first_line(error)} (key {error.full_key!r})"
-    return f"{source.typed.get(key, key)} is {get(source.tree, key)!r}; it must be of type {kind_of(item)}."
+    given = f"{source.typed.get(key, key)} is {get(source.tree, key)!r}"
+    if isinstance(get(source.tree, key), list):
+        return f"{given}; {no_list(key, item)}."
+    return f"{given}; it must be of type {kind_of(item)}."
 
 
 def _first_line(error: Exception) -> str:

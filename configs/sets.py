@@ -47,6 +47,11 @@ def besides_places(given: Any) -> Any:
     return [{**entry, "name": _label(entry.get("name", ""))} for entry in entries]
 
 
+def key_of_set(key: str, label: str) -> str:
+    """What a message about a set of `key` begins with: the key, and the set's label where there are several."""
+    return f"{key}: set {label}" if label else key
+
+
 def _label(name: str) -> str:
     return Path(name).stem.rpartition(":")[2]
 

@@ -215,11 +215,18 @@ def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     found = [path for path in candidates if path.is_file()]
     if name and given.is_dir():
         raise ValueError(f"data set {name!r} is a folder: name a file in it (json, jsonl, csv or parquet).")
+    if not found and (given.is_file() or (folder / given).is_file()):
+        raise ValueError(f"data set {name!r}: {_not_read(given)}")
     if not found:
         raise ValueError(_not_found(name, candidates, folder))
     if len(found) > 1 and not is_file_name:
         raise ValueError(f"data set {name!r} is one of {', '.join(map(str, found))}: name it with its suffix")
     return found[0]
+
+
+def _not_read(path: Path) -> str:
+    kind = f"`{path.suffix}` is not read" if path.suffix else "a file without a suffix is not read"
+    return f"{kind}: give json, jsonl, csv or parquet."
 
 
 def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:

@@ -72,6 +72,14 @@ def test_two_steps_of_rl_with_pictures(shop, tmp_path):
     assert all(len(row["images"]) == 1 and -200 in row["prompt_ids"] for row in rollouts)
 
 
+@pytest.mark.slow
+def test_a_dry_run_refuses_what_the_run_would_of_vision(shop):
+    with pytest.raises(ValueError, match="model.image_fit=crop: lladav models .* use auto, anyres or pad"):
+        run_rl(shop, "model.image_fit=crop", "dry_run=true")
+    with pytest.raises(ValueError, match="training.train_vision=all beside adapters"):
+        run_rl(shop, "training.train_vision=all", "lora.rank=2", "dry_run=true")
+
+
 def cut(path):
     """The picture's file without its end: its header is whole, its pixels are not."""
     path.write_bytes(path.read_bytes()[:-30])

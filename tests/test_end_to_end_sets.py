@@ -120,3 +120,16 @@ def test_two_sets_without_weights_are_planned_as_one(shop, capsys):
         load_config(shop.arguments(RL, f"dataset.train_dataset=[{shop.tasks},{other}]", "dry_run=true"), command="rl")
     )
     assert "16 tasks" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_set_whose_own_reward_cannot_be_is_named(shop):
+    first = f"{{name: {shop.tasks}, reward: nowhere.py:f}}"
+    with pytest.raises(ValueError, match=r"^dataset.train_dataset: set .*: reward: no file 'nowhere.py'"):
+        rl.run(load_config(shop.arguments(RL, f"dataset.train_dataset=[{first},{shop.test}]", "dry_run=true")))
+    shop.reward.write_text(shop.reward.read_text() + "def wants(completions, nothing): pass\n")
+    first = f"{{name: {shop.tasks}, reward: '{shop.reward}:wants'}}"
+    with pytest.raises(ValueError, match=r"^dataset.train_dataset: set .*: reward function .* asks for \['nothing'\]"):
+        rl.run(load_config(shop.arguments(RL, f"dataset.train_dataset=[{first},{shop.test}]", "dry_run=true")))
+    with pytest.raises(ValueError, match="does not exist.* the first lines of .* say how"):
+        rl.run(load_config(shop.arguments(RL, "model.pretrained_model=a/b/c", "dry_run=true")))

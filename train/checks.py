@@ -10,7 +10,7 @@ from pathlib import Path
 from configs import find, naming
 from configs.commands import Command
 from configs.schema import Config, DecodeConfig, LoraSection, RolloutConfig, TrainingConfig
-from configs.sets import described
+from configs.sets import described, key_of_set
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
 from models import DiffusionLM
@@ -33,8 +33,8 @@ from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
 from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
-from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, value_spec_of
-from train.setup.pictures import check_drawing, image_root
+from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, trained_vision, value_spec_of
+from train.setup.pictures import check_drawing, check_fit, image_root
 from train.setup.process import pick_device, precision
 from train.setup.prompts import PromptSource, format_of, require_room
 from train.setup.rewards import check_tasks, step_judge_of
@@ -119,11 +119,13 @@ def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
     """The policy's spec, of a checkpoint that is as it was written; the one that it will have, where `first` makes
-    it. ValueError where training cannot take its experts of sampling, as asked."""
+    it. ValueError where training cannot take its experts of sampling, or train its vision, as asked."""
     if first is not None:
-        return _made_by(first)
+        trained_vision(config, spec := _made_by(first))
+        return spec
     require_as_written(spec := spec_of(config))
     _check_replayed_routing(config, spec)
+    trained_vision(config, spec)
     return spec
 
 
@@ -257,16 +259,16 @@ def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     trained = [(each, check_set(config, each.source, TRAINED, spec)) for each in _train_sets(config)]
     with closing(TrainRewards(config)) as rewards:
         for each, tasks in trained:
-            check_tasks(rewards.of(each.named.label), tasks, TRAINED, config.rollout)
+            check_tasks(rewards.of(each.named.label), tasks, key_of_set(TRAINED, each.named.label), config.rollout)
         tested = [(each, check_set(config, each.source, KEYS["rl"], spec)) for each in eval_sets(config, "rl")]
         shared = [each for each, _ in tested if rewards.of_config and each.graded_as_training(config)]
         for test, tests in tested:
             if rewards.of_config and test in shared:
-                check_tasks(rewards.of_config, tests, KEYS["rl"], config.evaluation)
+                check_tasks(rewards.of_config, tests, key_of_set(KEYS["rl"], test.label), config.evaluation)
     for test, tests in tested:
         if test not in shared:
             with test.reward_of(config) as reward:
-                check_tasks(reward, tests, KEYS["rl"], config.evaluation)
+                check_tasks(reward, tests, key_of_set(KEYS["rl"], test.label), config.evaluation)
     most = config.dataset.max_tasks
     return sum(min(len(tasks), most or len(tasks)) for _, tasks in trained)
 
@@ -281,6 +283,7 @@ def _train_sets(config: Config) -> list[TrainSet]:
 def check_set(config: Config, source: PromptSource, key: str, spec: CheckpointSpec) -> list[Task]:
     """The tasks of a set that is sampled, with a prompt for the first of them. ValueError otherwise."""
     tasks = tasks_of(config, source, key, spec.family)
+    check_fit(config, spec.family, tasks)
     check_prompts(config, source, spec, tasks)
     return tasks
 

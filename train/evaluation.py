@@ -12,7 +12,7 @@ from typing import Any
 
 from configs import find
 from configs.schema import Config
-from configs.sets import described
+from configs.sets import described, key_of_set
 from data.tasks import Task
 from models import DiffusionLM
 from models.copies import num_parameters
@@ -246,7 +246,7 @@ def check(config: Config) -> Path:
     check_trackers(config)
     for each, of_set in tasks:
         with each.reward_of(config) as reward:
-            check_tasks(reward, of_set, KEYS["eval"], each.source.decode)
+            check_tasks(reward, of_set, key_of_set(KEYS["eval"], each.label), each.source.decode)
     if config.dry_run:
         _print_plan(config, [len(of_set) for _, of_set in tasks])
     for each_config, of_model in models:

@@ -53,7 +53,7 @@ from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
 from train.setup.examples import for_model, make_samples, see, tokenise
 from train.setup.models import RunModels, make_trained_model, spec_of
-from train.setup.pictures import Eyes
+from train.setup.pictures import Eyes, check_fit
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 from train.utilisation import Utilisation
@@ -112,6 +112,7 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     prints sizes."""
     spec, method = check_settings(config)
     examples, held_out = examples_of(config, spec, method)
+    check_fit(config, spec.family, [*examples, *held_out])
     checks.check_start(config, SFT)
     if config.dry_run:
         _print_plan(config, len(examples))

@@ -185,7 +185,8 @@ class Family:
     and training are a multiple of it.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
     pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
-    part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture.
+    part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture. picture_fits:
+    names of the ways to bring a picture to the model's size, as its `Vision.fits`.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Family:
     vision: Callable[[Any, str | None], Any] | None = None
     trains_vision: bool = False
     picture_sizes: Callable[[Mapping[str, Any]], PictureSizes] | None = None
+    picture_fits: Callable[[], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.attention == "block" and self.logit_shift:

@@ -219,6 +219,12 @@ def _mmada_vision(model: Any, image_tokenizer: str | None) -> Any:
     return code_vision(model, image_tokenizer)
 
 
+def _mmada_picture_fits() -> tuple[str, ...]:
+    from models.vision.codes import Codes
+
+    return Codes.fits
+
+
 MMADA = replace(
     LLADA,
     name="mmada",
@@ -226,4 +232,5 @@ MMADA = replace(
     text_vocab_size=_mmada_text_vocab_size,
     chat=replace(_CHAT, picture_turn="<|startoftext|><|start_header_id|>%s<|end_header_id|>\n%s"),
     vision=_mmada_vision,
+    picture_fits=_mmada_picture_fits,
 )

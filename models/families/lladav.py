@@ -80,6 +80,12 @@ def _picture_sizes(raw_config: Mapping[str, Any]) -> PictureSizes:
     )
 
 
+def _picture_fits() -> tuple[str, ...]:
+    from models.vision.llava import LlavaVision  # with torch and transformers
+
+    return LlavaVision.fits
+
+
 LLADAV = Family(
     name="lladav",
     model_types=("llava_llada",),
@@ -104,5 +110,6 @@ LLADAV = Family(
     vision=lambda model, image_tokenizer: model.vision,
     trains_vision=True,
     picture_sizes=_picture_sizes,
+    picture_fits=_picture_fits,
     decoding=Decoding(threshold_passes=True, stop_narrows=True, block_size=32),
 )

@@ -113,6 +113,7 @@ def test_a_null_of_full_attention_says_nothing(load):
         ("rollout.max_token=many", "rollout.max_token is 'many'; it must be of type int"),
         ("rollout.max_gen_length=0", "rollout.max_gen_length is 0; it must be at least 1"),
         ("rollout.use_cache=maybe", "rollout.use_cache is 'maybe'; it must be of type bool"),
+        ("rollout.remask_threshold=[0.1,0.2]", "it must be a number or null .*edit_threshold.* take lists"),
         ("rollout.use_cache=2", "rollout.use_cache is 2; it must be of type bool"),
         ("evaluation.dynamic_threshold=2", "evaluation.dynamic_threshold is 2; it must be between 0 and 1"),
         ("evaluation.denoising_steps_per_block=[4,2.5]", "evaluation.denoising_steps_per_block is 2.5"),

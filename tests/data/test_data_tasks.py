@@ -190,11 +190,13 @@ def test_names_and_paths_resolve(tmp_path, monkeypatch):
         ("tiny_trian", r"Did you mean tiny_train\?"),
         ("own.jsonl", r"looked for own.jsonl, .*own.jsonl; .*Did you mean own\.json\?"),
         ("openai/gsm8k", "A data set on the hub is written hub:openai/gsm8k"),
+        ("notes.txt", "data set 'notes.txt': `.txt` is not read: give json, jsonl, csv or parquet"),
         ("", "no data set ''"),
     ],
 )  # fmt: skip
 def test_names_that_are_not_there_say_what_is(tmp_path, name, message):
     (tmp_path / "own.json").touch()
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=message):
         resolve_dataset(name, folder=tmp_path)
 

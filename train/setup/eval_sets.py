@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from configs.schema import Config, DatasetConfig, DecodeConfig, EvaluationConfig
-from configs.sets import named_sets
+from configs.sets import key_of_set, named_sets
 from reward.base import Reward
 from train.setup.prompts import PromptSource
-from train.setup.rewards import evaluates_as_it_trains, reward_of
+from train.setup.rewards import evaluates_as_it_trains, own_reward, reward_of
 
 KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "eval": "dataset.eval_dataset"}
 
@@ -16,19 +16,21 @@ KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "e
 @dataclass(frozen=True)
 class EvalSet:
     """label: before the names of its decodings, "" where it is the only set. weight: in the mean over sets. reward: its
-    own function (path/to/file.py:name), None for that of the config."""
+    own function (path/to/file.py:name), None for that of the config. key: that names it."""
 
     label: str
     source: PromptSource
     weight: float = 1.0
     reward: str | None = None
+    key: str = KEYS["eval"]
 
     def reward_of(self, config: Config) -> Reward:
         """The reward that grades it."""
-        if self.reward:
-            own = replace(config.reward, function=self.reward, beside_verifier=False, weights={})
-            config = replace(config, reward=own)
-        return reward_of(config, self.source.data_type, evaluating=True)
+        if not self.reward:
+            return reward_of(config, self.source.data_type, evaluating=True)
+        own = replace(config.reward, function=self.reward, beside_verifier=False, weights={})
+        with own_reward(key_of_set(self.key, self.label or self.source.name)):
+            return reward_of(replace(config, reward=own), self.source.data_type, evaluating=True)
 
     def graded_as_training(self, config: Config) -> bool:
         """Whether the reward of an RL run's training is its own too."""
@@ -48,6 +50,7 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
             PromptSource(each.name, each.data_type, section.max_tasks, decode, each.columns),
             1.0 if each.weight is None else each.weight,
             each.reward,
+            KEYS[command],
         )
         for each in named_sets(KEYS[command], section.eval_dataset, section.data_type, taken)
     ]

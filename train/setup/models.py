@@ -40,8 +40,14 @@ def spec_of(config: Config, checkpoint: Path | None = None) -> CheckpointSpec:
         raise ValueError("model.pretrained_model is not set: give a checkpoint folder or a hub name (org/model).")
     if checkpoint is not None:
         return _read(checkpoint, config)
+    path = find(config.model.pretrained_model)
     with naming("model.pretrained_model"):
-        return _read(find(config.model.pretrained_model), config)
+        try:
+            return _read(path, config)
+        except ValueError as error:
+            if not config.config or "does not exist" not in str(error):
+                raise
+            raise ValueError(f"{error} If a recipe makes it: the first lines of {config.config} say how.") from error
 
 
 def _read(path: Path, config: Config) -> CheckpointSpec:
@@ -169,7 +175,8 @@ def check_team(config: Config, spec: CheckpointSpec, processes: int) -> None:
     if processes // nodes % size:
         raise ValueError(
             f"{key}={size}: {processes // nodes} processes of a node do not divide into teams of {size}; choose a "
-            "divisor, or set experiment.processes."
+            f"divisor ({key}=1 samples on whole models). To plan for other machines: dry_run=true "
+            f"experiment.processes={size} experiment.gpu_memory_gib=79."
         )
     if adapters_of(config, spec) is not None:
         raise ValueError(f"{key}={size}: adapters are sampled on whole models; set it to 1, or merge them first.")

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -12,6 +12,7 @@ from configs import find, naming
 from configs.schema import Config, DatasetConfig, DecodeConfig
 from data.control import encode
 from data.pictures import PictureSource
+from data.tasks import Example, Task
 from models import DiffusionLM, Picture, Prompt
 from models.families import Family
 from models.vision.images import ImageFault, image_size
@@ -41,6 +42,17 @@ def image_root(config: DatasetConfig, file: Path, family: Family, data_type: str
     if not folder.is_dir():
         raise ValueError(f"dataset.image_root={config.image_root}: there is no such folder.")
     return folder
+
+
+def check_fit(config: Config, family: Family, asked: Iterable[Task | Example]) -> None:
+    """ValueError where model.image_fit is no way in which models of the family take the pictures of tasks or
+    examples."""
+    fit = config.model.image_fit
+    if fit == "auto" or family.picture_fits is None or fit in family.picture_fits():
+        return
+    if any(each.images for each in asked):
+        ways = " or ".join(family.picture_fits())
+        raise ValueError(f"model.image_fit={fit}: {family.name} models take pictures otherwise: use auto, {ways}.")
 
 
 def check_drawing(config: Config, decode: DecodeConfig, family: Family) -> None:

@@ -1,6 +1,7 @@
 """The reward and the judge that a config names."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from configs import find
@@ -30,6 +31,17 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
         reward = replace(reward, function=_found(reward.function))
     similarity = Clip(reward.clip_model, pick_device(config.model.device)) if reward.clip_model else None
     return build_reward(reward, config.execute, data_type, _marks_of(config), similarity)
+
+
+@contextmanager
+def own_reward(key: str) -> Iterator[None]:
+    """A ValueError of the block about reward.function is about the reward of the set `key` (`key_of_set`) instead."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("reward.function"):
+            raise
+        raise ValueError(f"{key}: reward{str(error).removeprefix('reward.function')}") from error
 
 
 def _found(target: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from configs.schema import Config
-from configs.sets import NamedSet, named_sets, shares
+from configs.sets import NamedSet, key_of_set, named_sets, shares
 from models import DiffusionLM
 from reward.base import Reward
 from train.setup.prompts import Prompt, PromptSource, load_prompts
-from train.setup.rewards import reward_of
+from train.setup.rewards import own_reward, reward_of
 
 KEY = "dataset.train_dataset"
 
@@ -22,9 +22,11 @@ class TrainSet:
 
     def reward_of(self, config: Config) -> Reward:
         """The reward that grades it."""
-        if self.named.reward:
-            config = replace(config, reward=replace(config.reward, function=self.named.reward, weights={}))
-        return reward_of(config, self.named.data_type)
+        if not self.named.reward:
+            return reward_of(config, self.named.data_type)
+        own = replace(config.reward, function=self.named.reward, weights={})
+        with own_reward(key_of_set(KEY, self.named.label or self.named.name)):
+            return reward_of(replace(config, reward=own), self.named.data_type)
 
 
 def train_sets(config: Config) -> list[TrainSet]:
