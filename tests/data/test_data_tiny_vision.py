@@ -41,6 +41,7 @@ def test_a_picture_shows_what_its_answer_says():
     assert len(set.union(*pixels.values())) == 4
 
 
+@pytest.mark.slow
 def test_number_and_shape_both_count():
     """No answer but the right one earns a reward, whatever else the reward forgives."""
     names = [f"{count} {shape}" for count in tiny_vision.COUNTS for shape in tiny_vision.SHAPES]
