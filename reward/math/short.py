@@ -14,7 +14,27 @@ from reward.text import stated_answer
 
 _LETTER = re.compile(r"[(\[]?([A-Z])[)\].]?")
 _LEADING = re.compile(r"(?!no\.\s*\d)(yes|no)(?=$|[\s]*[,.;:!])")  # not `No. 5`
-_REMARK = frozenset("a all altogether an are here in is of overall shown the them there these total visible".split())
+_REMARK = frozenset(
+    (
+        "a",
+        "all",
+        "altogether",
+        "an",
+        "are",
+        "here",
+        "in",
+        "is",
+        "of",
+        "overall",
+        "shown",
+        "the",
+        "them",
+        "there",
+        "these",
+        "total",
+        "visible",
+    )
+)
 """Words behind a number that name nothing."""
 _SENTENCE_END = re.compile(r"(?<=\w)[.!](?:\s|$)")
 
