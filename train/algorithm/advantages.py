@@ -175,8 +175,8 @@ def _kinds(
 ) -> tuple[Floats, list[float]]:
     """The kinds of reward [G, C] of a group's members, and the weight of each."""
     names = list(parts[members[0]]) if members else []
-    rows = [[parts[i][name] for name in names] for i in members]
-    return np.array(rows, dtype=np.float64).reshape(len(members), len(names)), [weights.get(name, 1.0) for name in names]
+    reward_GC = np.array([[parts[i][name] for name in names] for i in members], dtype=np.float64)
+    return reward_GC.reshape(len(members), len(names)), [weights.get(name, 1.0) for name in names]
 
 
 def _why_dropped(
