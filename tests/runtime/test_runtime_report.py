@@ -68,7 +68,7 @@ def test_the_page_names_how_to_go_on(run):
 
 
 @pytest.mark.parametrize(
-    ("command", "key"), [("rl", "experiment.total_step"), ("sft", "training.max_steps or training")]
+    ("command", "key"), [("rl", "experiment.total_step"), ("sft", "training.max_steps or")]
 )
 def test_a_finished_run_goes_on_by_the_key_of_its_length(run, command, key):
     given = read_run(run)
