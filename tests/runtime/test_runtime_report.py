@@ -67,9 +67,7 @@ def test_the_page_names_how_to_go_on(run):
     assert any(command.startswith("python rl.py config=") for command in commands.values())
 
 
-@pytest.mark.parametrize(
-    ("command", "key"), [("rl", "experiment.total_step"), ("sft", "training.max_steps or")]
-)
+@pytest.mark.parametrize(("command", "key"), [("rl", "experiment.total_step"), ("sft", "training.max_steps or")])
 def test_a_finished_run_goes_on_by_the_key_of_its_length(run, command, key):
     given = read_run(run)
     given = replace(given, about=replace(given.about, command=command), finished=True)
