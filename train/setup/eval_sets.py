@@ -1,16 +1,18 @@
 """The sets of tasks that an evaluation samples: of eval.py, and of RL in between."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.schema import Config, DatasetConfig, DecodeConfig, EvaluationConfig
 from configs.sets import key_of_set, named_sets
 from reward.base import Reward
 from train.setup.prompts import PromptSource
-from train.setup.rewards import evaluates_as_it_trains, own_reward, reward_of
+from train.setup.rewards import evaluates_as_it_trains, own_reward, reward_of, with_own_function
 
 KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "eval": "dataset.eval_dataset"}
+COMPARED = "compared"
+"""Before the names of the entries of model.compared_with."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class EvalSet:
         """The reward that grades it."""
         if not self.reward:
             return reward_of(config, self.source.data_type, evaluating=True)
-        own = replace(config.reward, function=self.reward, beside_verifier=False, weights={})
         with own_reward(key_of_set(self.key, self.label or self.source.name)):
-            return reward_of(replace(config, reward=own), self.source.data_type, evaluating=True)
+            return reward_of(with_own_function(config, self.reward), self.source.data_type, evaluating=True)
 
     def graded_as_training(self, config: Config) -> bool:
         """Whether the reward of an RL run's training is its own too."""
@@ -43,7 +44,7 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
     dataset, evaluation = config.dataset, config.evaluation
     section: DatasetConfig | EvaluationConfig = evaluation if command == "rl" else dataset
     decode: DecodeConfig = evaluation if command == "rl" else config.rollout
-    taken = ("all", "compared")  # the mean over sets and a second model's figures have these names
+    taken = ("all", COMPARED)  # the mean over sets and a second model's figures have these names
     return [
         EvalSet(
             each.label,

@@ -8,7 +8,7 @@ from configs.sets import NamedSet, key_of_set, named_sets, shares
 from models import DiffusionLM
 from reward.base import Reward
 from train.setup.prompts import Prompt, PromptSource, load_prompts
-from train.setup.rewards import own_reward, reward_of
+from train.setup.rewards import own_reward, reward_of, with_own_function
 
 KEY = "dataset.train_dataset"
 
@@ -24,9 +24,8 @@ class TrainSet:
         """The reward that grades it."""
         if not self.named.reward:
             return reward_of(config, self.named.data_type)
-        own = replace(config.reward, function=self.named.reward, weights={})
         with own_reward(key_of_set(KEY, self.named.label or self.named.name)):
-            return reward_of(replace(config, reward=own), self.named.data_type)
+            return reward_of(with_own_function(config, self.named.reward), self.named.data_type)
 
 
 def train_sets(config: Config) -> list[TrainSet]:

@@ -1,5 +1,6 @@
 """Which responses a distillation trains, and that it replays them as RL would."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from data.tasks import Example
 from models import load_model
 from sample import Sampler, SamplingConfig
 from train.algorithm.masking import METHODS
+from train.examples import DATA
 from train.learner.batch import Replay
 from train.setup.examples import for_model, make_samples, tokenise
 from train.setup.traces import chosen_traces, fastest
@@ -39,6 +41,23 @@ def test_the_fastest_right_responses_of_each_task_are_kept():
     assert fastest(given, 9) == [given[0], given[2], given[4], given[5]]
 
 
+def test_tasks_of_different_sets_have_responses_of_their_own():
+    """Ids are those of a set: MATH500 and GSM8K both have a task 1."""
+    given = [example("1", 1.0, 8, 8, set="A"), example("1", 1.0, 8, 2, set="B")]
+    assert fastest(given, 1) == given
+    older = [example("1", 1.0, 8, 8, entry="A/top_k=1"), example("1", 1.0, 8, 2, entry="B/top_k=1")]
+    assert fastest(older, 1) == older
+
+
+def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, caplog):
+    model = load_model(text_checkpoint(tmp_path))
+    given = [example("1", 1.0, 8, 8, entry="plain"), example("1", 1.0, 8, 2, entry="compared/plain")]
+    for count in (0, 1):
+        config = make_config(training={"method": "trace"}, dataset={"traces_per_task": count})
+        assert chosen_traces(given, config, model.spec, TRACE, DATA) == given[:1]
+    assert "dataset.optimization_data: 1 responses of model.compared_with are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -55,9 +74,9 @@ def test_blocks_of_another_size_are_refused_where_steps_are_replayed(tmp_path):
     model = load_model(text_checkpoint(tmp_path))
     config, given = make_config(training={"method": "trace"}), [example("a", 1.0, 8, 8, block_size=8)]
     with pytest.raises(ValueError, match=r"in blocks of 8, and training.block_size is 4"):
-        chosen_traces(given, config, model.spec, TRACE)
-    assert chosen_traces(given, config, model.spec, METHODS["random_masking"]) == given
-    assert chosen_traces([example("a", 1.0, 8, 8, block_size=4)], config, model.spec, TRACE)
+        chosen_traces(given, config, model.spec, TRACE, DATA)
+    assert chosen_traces(given, config, model.spec, METHODS["random_masking"], DATA) == given
+    assert chosen_traces([example("a", 1.0, 8, 8, block_size=4)], config, model.spec, TRACE, DATA)
 
 
 @pytest.mark.parametrize("family", ["sdar", "llada"])
@@ -82,3 +101,21 @@ def test_a_sampled_response_is_replayed_as_rl_replays_it(tmp_path, family):
         for name in ("ids", "positions", "block", "copy", "index", "targets", "canvas_index", "round_index", "weight"):
             assert np.array_equal(getattr(got, name), getattr(want, name)), name
     assert any(any(r.canvas_step_map[r.num_response_tokens :]) for r in rollouts)
+
+
+def test_what_edits_threw_away_is_no_target(tmp_path):
+    """Each token of the answer is asked for once, in the state in which it was decided."""
+    model = load_model(text_checkpoint(tmp_path))
+    sampling = SamplingConfig(
+        block_size=4, max_new_tokens=16, temperature=1.0, threshold=0.03, edit_threshold=0.02, stop_ids=[3]
+    )
+    rollouts = Sampler(model, sampling).generate([[5, 6, 7], [8] * 6, [9] * 5])
+    assert sum(rollout.events.overwrites().sum() for rollout in rollouts) > 3
+    config = make_config(training={"method": "trace", "block_size": 4})
+    settings = for_model(config.training, model, TRACE, 4)
+    given = [Example("", "", None, trace=json.loads(rollout.to_json())) for rollout in rollouts]
+    tokenised = tokenise(given, model, replace(config, training=settings), TRACE)
+    for example, rollout in zip(tokenised, rollouts, strict=True):
+        samples = make_samples(example, model, settings, TRACE, epoch=1, window=0)
+        said = sorted((place, int(t)) for s in samples for place, t in zip(s.canvas_index, s.targets, strict=True))
+        assert said == [*enumerate(rollout.token_ids)]
