@@ -2,8 +2,9 @@
 first and then from reward alone (configs/rl_tiny_vision.yaml).
 
 A picture of 24 x 24 pixels shows one to five circles, squares, triangles or crosses of one colour, in places of their
-own; its answer is `4 circle`. The files tiny_vision_sft, tiny_vision_train and tiny_vision_test have the schema of any
-user's files with pictures. No picture occurs twice, so none of the test is seen in training.
+own; its answer is `four circle`. Words are compared as they stand, so number and shape both count; of `4 circle`
+mathematics would read the 4 alone. The files tiny_vision_sft, tiny_vision_train and tiny_vision_test have the schema
+of any user's files with pictures. No picture occurs twice, so none of the test is seen in training.
 """
 
 import json
@@ -16,8 +17,8 @@ from data.tiny import Words, write_text
 from models.families.lladav import LLADAV
 
 SIDE, CELL = 24, 8
-MOST = 5
-"""Shapes of a picture at most."""
+COUNTS = ("one", "two", "three", "four", "five")
+"""Of the shapes of a picture, in words."""
 SHAPES = ("circle", "square", "triangle", "cross")
 QUESTION = "how many of which shape?"
 SIZES = {"tiny_vision_test": 256, "tiny_vision_sft": 400, "tiny_vision_train": 3000}
@@ -32,7 +33,7 @@ _CONTROL = (
 WORDS = Words(
     special=(*_CONTROL, "<unk>", *([LLADAV.chat.system] if LLADAV.chat and LLADAV.chat.system else [])),
     text=("system", "user", "assistant", "how", " many", " of", " which", " shape", " circle", " square", " triangle")
-    + (" cross", *"0123456789", " ", "?", "\n"),
+    + (" cross", *COUNTS, " ", "?", "\n"),
     word=r" ?[a-z]+|[\s\S]",
     roles={"pad": "<|endoftext|>", "mask": "<|mdm_mask|>", "eos": "<|endoftext|>", "unk": "<unk>"},
 )
@@ -55,12 +56,12 @@ def draw(pen: ImageDraw.ImageDraw, shape: str, x: int, y: int, ink: tuple[int, .
 def picture(choose: random.Random) -> tuple[Image.Image, str]:
     """A picture and its answer."""
     image = Image.new("RGB", (SIDE, SIDE), tuple(choose.randrange(60) for _ in range(3)))
-    shape, count = choose.choice(SHAPES), choose.randint(1, MOST)
+    shape, count = choose.choice(SHAPES), choose.randint(1, len(COUNTS))
     ink = tuple(choose.randrange(150, 256) for _ in range(3))
     for cell in choose.sample(range((SIDE // CELL) ** 2), count):
         x, y = (CELL * place + choose.randint(0, 2) for place in (cell % 3, cell // 3))
         draw(ImageDraw.Draw(image), shape, x, y, ink)
-    return image, f"{count} {shape}"
+    return image, f"{COUNTS[count - 1]} {shape}"
 
 
 def write_tiny_vision(folder: Path, seed: int) -> dict[str, Path]:

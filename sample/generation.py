@@ -208,8 +208,7 @@ class Generation:
             if slot in counts:
                 rollout = replace(rollout, events=events_of(self.state, slot, counts[slot], self.model.mask_id))
             if isinstance(self.cache, RoutingCache):
-                key = hash_key(request.key, request.seed)
-                rollout = replace(rollout, routing=self.cache.take(key, rollout.prompt_ids, rollout.num_steps))
+                rollout = replace(rollout, routing=self.cache.take(slot, rollout.prompt_ids, rollout.num_steps))
             self.rollouts[request.index] = rollout
         return len(ended)
 
@@ -255,6 +254,8 @@ class Generation:
             self.state.copy(source, target)
             if self.kv is not None:
                 self.kv.copy(source, target)
+            if isinstance(self.cache, RoutingCache):
+                self.cache.move(tail, holes)
             for old, new in zip(tail, holes, strict=True):
                 self.occupant[new], self.resident[new] = self.occupant.pop(old), self.resident[old]
         self.width = len(self.occupant)

@@ -5,7 +5,6 @@ routing replay, arXiv:2510.11370). Shapes: b positions of a block, M layers with
 C commit spans, S = n + C spans.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,8 +31,8 @@ class RoutingCache(ExactBlockCache):
         super().__init__(model, config, kv)
         self.chosen: dict[str, Tensor] = {}
         self.prompts: dict[tuple[int, ...], Experts] = {}
-        self.committed: dict[int, dict[int, Experts]] = defaultdict(dict)
-        self.denoised: dict[int, dict[int, Experts]] = defaultdict(dict)
+        self.committed: dict[int, dict[int, Experts]] = {}
+        self.denoised: dict[int, dict[int, Experts]] = {}
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
         for prompt, slot in zip(prompts, slots, strict=True):
@@ -48,23 +47,32 @@ class RoutingCache(ExactBlockCache):
         experts = self._taken()
         experts_S = experts.reshape(len(slot_S), self.block_size, *experts.shape[1:])
         n, scratch = len(state.start), self.kv.slots
-        numbers = torch.stack([state.key[slot_S], start_S, writes_S, state.step[slot_S]]).tolist()
+        numbers = torch.stack([slot_S, start_S, writes_S, state.step[slot_S]]).tolist()
         live = state.live.tolist()
-        for place, (key, start, writes, step) in enumerate(zip(*numbers, strict=True)):
+        for place, (slot, start, writes, step) in enumerate(zip(*numbers, strict=True)):
             if place >= n and writes != scratch:
-                self.committed[key][start] = experts_S[place]
+                self.committed[slot][start] = experts_S[place].copy()
             elif place < n and live[place]:
-                self.denoised[key][step] = experts_S[place]  # once more where the slot waits for its commit
+                if step == 0:  # another response than the slot had before
+                    self.committed[slot], self.denoised[slot] = {}, {}
+                self.denoised[slot][step] = experts_S[place].copy()  # once more where the slot waits for its commit
         return hidden_SbD
 
     def hidden(self, state: StepState, bounds: Bounds) -> tuple[Tensor, Tensor]:
         assert self.fused, "commits that run apart look like denoising spans"
         return super().hidden(state, bounds)
 
-    def take(self, key: int, prompt_ids: Sequence[int], num_steps: int) -> Routing:
-        """Of a response that has ended; it is forgotten."""
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """What was kept of slots source[i] is that of target[i] now (disjoint)."""
+        for kept in (self.committed, self.denoised):
+            for old, new in zip(source, target, strict=True):
+                if old in kept:
+                    kept[new] = kept.pop(old)
+
+    def take(self, slot: int, prompt_ids: Sequence[int], num_steps: int) -> Routing:
+        """Of the response that has ended in a slot; it is forgotten."""
         prompt = self.prompts.get(tuple(prompt_ids[: self.first_block(len(prompt_ids))]))
-        blocks, steps = self.committed.pop(key, {}), self.denoised.pop(key)
+        blocks, steps = self.committed.pop(slot), self.denoised.pop(slot)
         clean = [*([] if prompt is None else [prompt]), *(blocks[start] for start in sorted(blocks))]
         noisy = np.stack([steps[step] for step in range(num_steps)])
         return Routing(np.concatenate(clean) if clean else noisy[0][:0], noisy)

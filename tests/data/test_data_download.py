@@ -71,13 +71,15 @@ def test_runs_from_the_data_folder_by_its_bare_name(hub, tmp_path):
 
 @pytest.mark.slow
 def test_all_fetches_every_name_and_list_says_so(hub, tmp_path):
+    """Those on GitHub are out of reach here and are named; test_data_github.py has them."""
+    elsewhere = [name for name, source in CATALOG.items() if source.pictures]
     for name, source in CATALOG.items():
         rows = {"sft": SFT_ROWS, "code": CODE_ROWS}.get(source.data_type, ROWS)
         if name == "AMC23":
             rows = parquet([{"id": 0, "question": "q", "answer": "27.0"}, {"id": 1, "question": "r", "answer": "5"}])
         put(hub, name, GPQA_CSV.encode() if name == "GPQA" else rows, commit=source.revision or COMMIT)
-    done = fetch(hub, tmp_path, "--all")
-    assert done.returncode == 0, done.stderr
+    done = fetch(hub, tmp_path, "--all", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == 1 and f"{len(elsewhere)} could not be downloaded: {', '.join(elsewhere)}" in done.stderr
     out = tmp_path / "out"
     assert [task.answer for task in load_tasks(out / "AMC23.json", data_type="math")] == ["27", "5"]
     assert load_examples(out / "demon_openr1math.json")[0].response == "2"
@@ -86,7 +88,7 @@ def test_all_fetches_every_name_and_list_says_so(hub, tmp_path):
         assert sorted(options) == list("ABCD") and options[task.answer] == "right"
     listed = fetch(hub, tmp_path, "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed] == list(CATALOG)
-    assert all("here, " in line for line in listed)
+    assert [line.split()[0] for line in listed if "here, " not in line] == elsewhere
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from configs import load_config
 from data import tiny, tiny_vision
 from data.templates import chat_family
 from models import load_model
+from reward import build_reward
 from runtime.monitor import Monitor
 from train import rl, sft
 
@@ -34,10 +35,22 @@ def test_a_picture_shows_what_its_answer_says():
         inked = np.asarray(image).max(2) >= 150
         count, shape = answer.split()
         cells = inked.reshape(3, 8, 3, 8).sum((1, 3))
-        assert (cells > 0).sum() == int(count)
+        assert (cells > 0).sum() == tiny_vision.COUNTS.index(count) + 1
         pixels.setdefault(shape, set()).update(cells[cells > 0].tolist())
     assert {shape: len(sizes) for shape, sizes in pixels.items()} == dict.fromkeys(tiny_vision.SHAPES, 1)
     assert len(set.union(*pixels.values())) == 4
+
+
+@pytest.mark.slow
+def test_number_and_shape_both_count():
+    """No answer but the right one earns a reward, whatever else the reward forgives."""
+    names = [f"{count} {shape}" for count in tiny_vision.COUNTS for shape in tiny_vision.SHAPES]
+    said = [*names, *tiny_vision.COUNTS, *tiny_vision.SHAPES, "4", "4 circle", "square four", ""]
+    config = load_config(["config=configs/rl_tiny_vision.yaml"])
+    with build_reward(config.reward, config.execute, config.dataset.data_type) as reward:
+        for true in ("four circle", "one cross"):
+            earned = reward([""] * len(said), said, ground_truth_answer=[true] * len(said))
+            assert [answer for answer, points in zip(said, earned, strict=True) if points] == [true]
 
 
 def test_a_seed_gives_the_same_rows_and_no_picture_occurs_twice(tmp_path, small):

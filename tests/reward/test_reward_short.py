@@ -54,6 +54,29 @@ def test_a_short_answer_is_right_by_the_kind_of_the_true_one(answer, true, right
 
 
 @pytest.mark.parametrize(
+    ("answer", "true", "right"),
+    [
+        ("4 square", "4 circle", False),
+        ("There are 4 squares.", "4 circles", False),
+        (r"4\text{ squares}", "4 circles", False),
+        ("4 red squares", "4 red circles", False),
+        ("1,204 trucks", "1,204 cars", False),
+        ("4 circles", "4 circle", None),
+        ("4 boxes", "4 box", None),
+        ("4 cherries", "4 cherry", None),
+        ("4 red circles", "4 circles", None),
+        ("4 circles in total", "4 circles", None),
+        ("4 in total", "4 circles", None),
+        ("4", "4 circles", None),
+        ("4 squares", "4", None),
+        ("4 hours", "240 minutes", None),
+    ],
+)
+def test_a_number_of_other_things_is_wrong(answer, true, right):
+    assert short_verdict(answer, true) is right
+
+
+@pytest.mark.parametrize(
     ("answer", "tolerance", "right"),
     [("104", 0.05, True), ("$105", 0.05, True), ("95.0", 0.05, True), ("106", 0.05, None), ("104", 0.0, None)],
 )

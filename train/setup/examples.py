@@ -137,14 +137,15 @@ def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Fa
 
 
 def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
-    """The settings with the block size in force, with all rows of an answer (rows_per_response is of RL), and under
-    full attention with one noisy copy of a block in semi-ar: each is a sequence of its own there, and dLLM-RL too has
-    one a block."""
+    """The settings with the block size in force, with all rows of an answer (rows_per_response is of RL), with targets
+    that stand in the answer (what edits threw away is no example), and under full attention with one noisy copy of a
+    block in semi-ar: each is a sequence of its own there, and dLLM-RL too has one a block."""
     alone = model.attention == "full" and method.one_copy
     return replace(
         training,
         block_size=block_size,
         rows_per_response=None,
+        trained_events="last",
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,
     )
 

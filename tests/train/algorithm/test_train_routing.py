@@ -11,6 +11,7 @@ from trainees import STOPS, make_policy
 
 from models.experts import ExpertLoad, routers
 from sample import Rollout, Sampler, SamplingConfig
+from sample.routing import RoutingCache
 
 CONFIG = SamplingConfig(
     max_new_tokens=11,
@@ -64,6 +65,42 @@ def test_edited_trajectories_are_routed_as_they_were():
     for rollout, sample, logp, want in zip(rollouts, batch.samples, got, free, strict=True):
         assert logp == pytest.approx(want, abs=1e-5)
         assert logp == pytest.approx(np.array(rollout.events.logprob)[sample.event_index], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_equal_keys_are_recorded_apart_wherever_they_are_decoded():
+    """Slots that others had before, holes that are closed, and a session that is given a prompt twice."""
+    model, prompts = tiny_model("llada2"), random_prompts([4, 4, 9], seed=2)
+    prompts = [prompts[0], prompts[1], prompts[0], prompts[2], prompts[0], prompts[0]]
+    config = dataclasses.replace(CONFIG, max_slots=3)
+    rollouts = Sampler(model, config).generate(prompts)
+    session = Sampler(model, config).session(24)
+    indices = [session.add(prompt)[0] for prompt in prompts]
+    polled = {}
+    for number in range(200):
+        if number == 2:
+            session.cancel(indices[1])
+        polled |= {update.index: update.rollout for update in session.poll() if update.rollout is not None}
+    assert sorted(polled) == sorted({*indices} - {indices[1]})
+    for place, rollout in enumerate(rollouts):
+        _, _, free = log_probs(model, [rollout])
+        for recorded_one in (rollout, polled.get(indices[place], rollout)):
+            _, _, got = log_probs(model, [recorded_one], replay_routing=True)
+            assert recorded_one.token_ids == rollout.token_ids
+            assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(got, free, strict=True))
+
+
+def test_what_is_kept_of_a_step_is_of_one_response():
+    kept, take = [], RoutingCache.take
+
+    def spy(cache, slot, *given):
+        kept.extend(cache.denoised[slot].values())
+        return take(cache, slot, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RoutingCache, "take", spy)
+        recorded(tiny_model("llada2"))
+    assert kept and all(experts.base is None for experts in kept)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Which responses a distillation trains, and that it replays them as RL would."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -82,3 +83,21 @@ def test_a_sampled_response_is_replayed_as_rl_replays_it(tmp_path, family):
         for name in ("ids", "positions", "block", "copy", "index", "targets", "canvas_index", "round_index", "weight"):
             assert np.array_equal(getattr(got, name), getattr(want, name)), name
     assert any(any(r.canvas_step_map[r.num_response_tokens :]) for r in rollouts)
+
+
+def test_what_edits_threw_away_is_no_target(tmp_path):
+    """Each token of the answer is asked for once, in the state in which it was decided."""
+    model = load_model(text_checkpoint(tmp_path))
+    sampling = SamplingConfig(
+        block_size=4, max_new_tokens=16, temperature=1.0, threshold=0.03, edit_threshold=0.02, stop_ids=[3]
+    )
+    rollouts = Sampler(model, sampling).generate([[5, 6, 7], [8] * 6, [9] * 5])
+    assert sum(rollout.events.overwrites().sum() for rollout in rollouts) > 3
+    config = make_config(training={"method": "trace", "block_size": 4})
+    settings = for_model(config.training, model, TRACE, 4)
+    given = [Example("", "", None, trace=json.loads(rollout.to_json())) for rollout in rollouts]
+    tokenised = tokenise(given, model, replace(config, training=settings), TRACE)
+    for example, rollout in zip(tokenised, rollouts, strict=True):
+        samples = make_samples(example, model, settings, TRACE, epoch=1, window=0)
+        said = sorted((place, int(t)) for s in samples for place, t in zip(s.canvas_index, s.targets, strict=True))
+        assert said == [*enumerate(rollout.token_ids)]
