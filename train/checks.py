@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from sample.config import cache_of, check_edits, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
+from train.figures import metric_names
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
 from train.learner.start import first_start
 from train.memory.report import check_memory
@@ -301,9 +303,20 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
         )
 
 
+def _check_metric(config: Config) -> None:
+    """ValueError where no evaluation can have experiment.early_stopping_metric."""
+    metric, evaluation = config.experiment.early_stopping_metric, config.evaluation
+    sets = len(eval_sets(config, "rl"))
+    known = ["auto", *metric_names(evaluation.num_response_per_task, sets, config.dataset.source_column)]
+    if re.sub(r"\(.+\)$", "(SOURCE)", metric) not in known:
+        raise ValueError(f"experiment.early_stopping_metric={metric}: choose from {', '.join(known)}.")
+
+
 def _check_best(config: Config) -> None:
     if config.experiment.early_stopping is not None and not config.evaluation.eval_dataset:
         raise ValueError("experiment.early_stopping needs evaluations that get no better: set evaluation.eval_dataset.")
+    if config.experiment.early_stopping is not None:
+        _check_metric(config)
     if not config.experiment.keep_best:
         return
     if not config.evaluation.eval_dataset:

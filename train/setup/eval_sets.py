@@ -11,6 +11,8 @@ from train.setup.prompts import PromptSource
 from train.setup.rewards import evaluates_as_it_trains, reward_of, with_own_function
 
 KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "eval": "dataset.eval_dataset"}
+COMPARED = "compared"
+"""Before the names of the entries of model.compared_with."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
     dataset, evaluation = config.dataset, config.evaluation
     section: DatasetConfig | EvaluationConfig = evaluation if command == "rl" else dataset
     decode: DecodeConfig = evaluation if command == "rl" else config.rollout
-    taken = ("all", "compared")  # the mean over sets and a second model's figures have these names
+    taken = ("all", COMPARED)  # the mean over sets and a second model's figures have these names
     return [
         EvalSet(
             each.label,
