@@ -97,12 +97,13 @@ def check(config: Config, first: Config | None = None) -> None:
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
     check_trackers(config)
+    others = _others(config, spec, first)
     if first is not None:
         if config.dry_run:
             print_text(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print_text("\n".join(plan_lines(config, tasks)))
         return
-    models = RunModels("rl", spec, blocks, _value_model(config, spec), _reference(config, spec))
+    models = RunModels("rl", spec, blocks, *others)
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
@@ -147,6 +148,18 @@ def _reference(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
             config.model.reference_model,
         )
     return spec
+
+
+def _others(
+    config: Config, policy: CheckpointSpec, first: Config | None
+) -> tuple[CheckpointSpec | None, CheckpointSpec | None]:
+    """The specs of value model and reference; None too for one that is the model which `first` is still to make."""
+    model = config.model
+    made = model.pretrained_model if first is not None else None
+    return (
+        None if made and model.value_base_model == made else _value_model(config, policy),
+        None if made and model.reference_model == made else _reference(config, policy),
+    )
 
 
 def _made_by(first: Config) -> CheckpointSpec:
