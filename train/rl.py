@@ -69,6 +69,7 @@ def run(config: Config) -> dict[str, Any] | None:
 
 def check(config: Config) -> None:
     """Everything that can be known to fail, of the run and of the SFT that makes its model where that is absent."""
+    checks.check_keys(config)  # a wrong one is named before the SFT is checked, which takes a while
     checks.check(config, prepare.checked_preparation(config))
 
 
