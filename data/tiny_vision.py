@@ -21,7 +21,7 @@ COUNTS = ("one", "two", "three", "four", "five")
 """Of the shapes of a picture, in words."""
 SHAPES = ("circle", "square", "triangle", "cross")
 QUESTION = "how many of which shape?"
-SIZES = {"tiny_vision_test": 256, "tiny_vision_sft": 400, "tiny_vision_train": 3000}
+SIZES = {"tiny_vision_test": 256, "tiny_vision_sft": 800, "tiny_vision_train": 3000}
 _CONTROL = (
     "<|endoftext|>",
     "<|mdm_mask|>",

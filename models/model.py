@@ -60,7 +60,7 @@ class DiffusionLM(Seeing):
         self.adapters: LoraConfig | None = None
         self.parallel: Parallel | None = None
         self.base_fingerprint: str | None = None
-        self.mask_id = _mask_id(spec, tokenizer)
+        self.mask_id = mask_id_of(spec, tokenizer)
         self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
         self.eos_ids = _eos_ids(spec, tokenizer)
         pads = layout_io.first_ids(spec.raw.get("pad_token_id"), spec.generation.get("pad_token_id"))
@@ -309,7 +309,9 @@ def _load_adapted(
     return model.to(device=device).eval()
 
 
-def _mask_id(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> int:
+def mask_id_of(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """The mask id: of config.json, else the tokenizer's, else the family's. ValueError where none is in the
+    vocabulary."""
     family, vocab_size = spec.family, int(spec.raw["vocab_size"])
     ids = layout_io.first_ids(
         spec.raw.get("mask_token_id"),

@@ -10,11 +10,13 @@ MOST_PICTURES = 16
 """Of a request."""
 MOST_PIXELS = 2**24
 """Of a picture: 4096 x 4096. Its file may be small and its pixels many."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
 def picture_of(url: str) -> bytes:
-    """The file that a data URL holds. ValueError: another URL, no base64, no picture (ImageFault), too many pixels."""
+    """The file that a data URL holds. ValueError: another URL, no base64, no picture in one of
+    FORMATS (ImageFault), too many pixels."""
     found = _DATA_URL.match(url)
     if found is None:
         shown = url[:40] + ("..." if len(url) > 40 else "")
@@ -25,7 +27,7 @@ def picture_of(url: str) -> bytes:
         content = base64.b64decode(url[found.end() :], validate=True)
     except binascii.Error as error:
         raise ValueError(f"the data URL is no base64: {error}") from None
-    width, height = image_size(content)
+    width, height = image_size(content, FORMATS)
     if width * height > MOST_PIXELS:
         raise ValueError(f"a picture of {width} x {height} pixels: at most {MOST_PIXELS:,} are taken")
     return content

@@ -4,7 +4,7 @@ https://platform.openai.com/docs/api-reference/chat, .../completions. A field th
 supported is an error, never ignored; so is an unknown one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -156,6 +156,14 @@ class Message(BaseModel):
         return ("system" if self.role == "developer" else self.role), "".join(texts)
 
 
+def _raw_parts(asked: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a request's messages before they are validated."""
+    messages = asked.get("messages") if isinstance(asked, dict) else None
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        yield from (part for part in (content if isinstance(content, list) else ()) if isinstance(part, dict))
+
+
 class ChatAsked(Asked):
     """POST /v1/chat/completions"""
 
@@ -163,11 +171,18 @@ class ChatAsked(Asked):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_pictures(cls, asked: Any) -> Any:
+        """Before any is read."""
+        pictures = sum(part.get("type") == "image_url" for part in _raw_parts(asked))
+        if pictures > MOST_PICTURES:
+            raise ValueError(f"{pictures} pictures: at most {MOST_PICTURES} are taken in a request")
+        return asked
+
     @model_validator(mode="after")
-    def _few_pictures(self) -> "ChatAsked":
+    def _no_placeholders(self) -> "ChatAsked":
         texts = [part.text for message in self.messages for part in message.parts if isinstance(part, TextPart)]
-        if len(self.pictures) > MOST_PICTURES:
-            raise ValueError(f"{len(self.pictures)} pictures: at most {MOST_PICTURES} are taken in a request")
         if self.pictures and any(PLACEHOLDER in text for text in texts):
             raise ValueError(f"{PLACEHOLDER} in a text stands for a picture: leave it out")
         return self

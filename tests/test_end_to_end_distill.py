@@ -1,10 +1,13 @@
 """Trace distillation as one command: eval.py's responses are sampled first, then the fine-tuning trains on them."""
 
 import pytest
-from end_to_end import EVAL, SFT, read_jsonl
+from end_to_end import EVAL, RL, SFT, read_jsonl
+from omegaconf import OmegaConf
 
 from configs import load_config
-from train import sft
+from runtime import run_config
+from train import prepare, sft, traces
+from train.setup.sources import settings_of
 
 DISTILL = ("training.method=trace", "training.shrink=2", "training.num_train_epochs=2", "dataset.traces_per_task=1")
 
@@ -48,3 +51,69 @@ def test_what_cannot_sample_the_data_is_said_before(shop):
     with pytest.raises(ValueError, match=r"(?s)optimization_data=else.jsonl is absent, and .* would write .*samples"):
         sft.run(typed(shop, "dataset.optimization_data=else.jsonl"))
     assert not shop.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dataset.validation_split=0.5", "dataset.validation_dataset={pairs}"], "both hold examples out"),
+        (["dataset.validation_dataset=nope"], "no data set 'nope'"),
+        (["experiment.early_stopping=1"], "needs a held-out loss"),
+        (["training.block_size=8"], r"samples blocks of 4, and training.block_size is 8"),
+        (["experiment.resume={folder}/nowhere"], "nowhere"),
+    ],
+)
+def test_what_the_fine_tuning_cannot_be_is_said_before_sampling(shop, arguments, says):
+    arguments = [each.format(pairs=shop.pairs, folder=shop.folder) for each in arguments]
+    with pytest.raises(ValueError, match=says):
+        sft.checked_sampling(typed(shop, *arguments))
+    assert not shop.runs.exists()
+
+
+def edited(shop, config, old, new):
+    file = shop.folder / "traces.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    return config
+
+
+def test_an_evaluation_without_steps_is_refused_before_it_samples(shop):
+    config = edited(shop, typed(shop), "threshold: 0.4", "threshold: 0.4, output_unmasking_history: false")
+    with pytest.raises(ValueError, match="output_unmasking_history=false leaves the denoising steps out"):
+        sft.checked_sampling(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_responses_of_another_evaluation_are_refused_by_name(shop, has_ended):
+    """Killed and edited, it went beside its folder, in full, and the data was still absent; ended, it was taken."""
+    config, folder = typed(shop), shop.runs / "traces"
+    first = traces.to_be_sampled(config)
+    folder.mkdir(parents=True)
+    run_config.write(folder / "config.yaml", settings_of(first, "eval"))
+    (folder / "samples.jsonl").write_text("{}\n")
+    if has_ended:
+        (folder / "results.json").write_text("{}")
+    assert (traces.to_be_sampled(config) is None) == has_ended
+    edited(shop, config, "threshold: 0.4", "threshold: 0.5")
+    with pytest.raises(ValueError, match=r"(?s)holds an evaluation of other settings:.*threshold +0.4 -> 0.5"):
+        traces.to_be_sampled(config)
+    edited(shop, config, "threads: 1", "threads: 1, overwrite: true")
+    assert traces.to_be_sampled(config) is not None
+
+
+@pytest.mark.slow
+def test_rl_prepares_by_a_fine_tuning_that_samples_first(shop):
+    config = typed(shop)
+    lines = OmegaConf.to_yaml({"dataset": {"sample_with": config.dataset.sample_with}})
+    shop.arguments(SFT)
+    file = shop.folder / "first.yaml"
+    given = OmegaConf.merge(OmegaConf.create(SFT), OmegaConf.create(lines))
+    given.training.method = "trace"
+    given.dataset.optimization_data = config.dataset.optimization_data
+    given.model = {"pretrained_model": str(shop.model)}
+    file.write_text(OmegaConf.to_yaml(given))
+    made = shop.runs / "sft" / "ckpt" / "optimized"
+    typed_rl = shop.arguments(RL, f"model.prepare_with={file}", f"model.pretrained_model={made}")
+    first = prepare.checked_preparation(load_config(typed_rl, command="rl"))
+    assert first.dataset.sample_with == config.dataset.sample_with and not shop.runs.exists()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from sample.config import cache_of, check_edits, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
+from train.figures import metric_names
 from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
 from train.learner.start import first_start
 from train.memory.report import check_memory
@@ -95,12 +97,13 @@ def check(config: Config, first: Config | None = None) -> None:
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
     check_trackers(config)
+    others = _others(config, spec, first)
     if first is not None:
         if config.dry_run:
             print_text(f"{config.model.pretrained_model} is absent; {config.model.prepare_with} would make it first.")
             print_text("\n".join(plan_lines(config, tasks)))
         return
-    models = RunModels("rl", spec, blocks, _value_model(config, spec), _reference(config, spec))
+    models = RunModels("rl", spec, blocks, *others)
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
@@ -145,6 +148,18 @@ def _reference(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
             config.model.reference_model,
         )
     return spec
+
+
+def _others(
+    config: Config, policy: CheckpointSpec, first: Config | None
+) -> tuple[CheckpointSpec | None, CheckpointSpec | None]:
+    """The specs of value model and reference; None too for one that is the model which `first` is still to make."""
+    model = config.model
+    made = model.pretrained_model if first is not None else None
+    return (
+        None if made and model.value_base_model == made else _value_model(config, policy),
+        None if made and model.reference_model == made else _reference(config, policy),
+    )
 
 
 def _made_by(first: Config) -> CheckpointSpec:
@@ -301,9 +316,20 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
         )
 
 
+def _check_metric(config: Config) -> None:
+    """ValueError where no evaluation can have experiment.early_stopping_metric."""
+    metric, evaluation = config.experiment.early_stopping_metric, config.evaluation
+    sets = len(eval_sets(config, "rl"))
+    known = ["auto", *metric_names(evaluation.num_response_per_task, sets, config.dataset.source_column)]
+    if re.sub(r"\(.+\)$", "(SOURCE)", metric) not in known:
+        raise ValueError(f"experiment.early_stopping_metric={metric}: choose from {', '.join(known)}.")
+
+
 def _check_best(config: Config) -> None:
     if config.experiment.early_stopping is not None and not config.evaluation.eval_dataset:
         raise ValueError("experiment.early_stopping needs evaluations that get no better: set evaluation.eval_dataset.")
+    if config.experiment.early_stopping is not None:
+        _check_metric(config)
     if not config.experiment.keep_best:
         return
     if not config.evaluation.eval_dataset:

@@ -209,7 +209,6 @@ class Collector:
         keep = [training.truncated != "drop" or rollout.finish_reason == "stop" for rollout in rollouts]
         if self.taught:
             return Credit([0.0 if kept else None for kept in keep], Counter(), "advantage")
-        columns = scores.columns() if reward.combine == "normalise" else {}
         speed = [r.num_response_tokens / max(1, r.num_steps) for r in rollouts]
         bonus = [
             reward.speed_weight * fast if given is not None and given > 0.0 else 0.0
@@ -217,10 +216,11 @@ class Collector:
         ]
         apart = Speed(speed, reward.speed_weight, reward.min_speed_spread, reward.speed_goal == "apart_right")
         return group_advantages(
-            _rows(columns, rewards) if columns else rewards,
+            rewards,
             self.group_size,
             advantage=self.advantage,
-            weights=[reward.weights.get(name, 1.0) for name in columns] if columns else None,
+            parts=scores.of_each() if reward.combine == "normalise" else None,
+            weights=reward.weights,
             kind="reward" if self.config.model.value_base_model else "advantage",
             accuracy_band=(training.min_accuracy, training.max_accuracy),
             keep=keep,
@@ -232,12 +232,6 @@ class Collector:
     def _judged(self, sampled: StepRollouts, rewards: Sequence[float | None], credit: Credit) -> Credit:
         assert self.grading.judge is not None
         return self.grading.judge(sampled.prompts, sampled.rollouts, rewards, credit)
-
-
-def _rows(columns: Mapping[str, Sequence[float]], rewards: Sequence[float | None]) -> list[tuple[float, ...] | None]:
-    """What each response has of each kind of reward; None where it has no reward."""
-    rows = zip(*columns.values(), strict=True)
-    return [None if reward is None else row for reward, row in zip(rewards, rows, strict=True)]
 
 
 def rollout_metrics(

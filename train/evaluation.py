@@ -34,7 +34,7 @@ from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
-from train.setup.eval_sets import KEYS, EvalSet, eval_sets
+from train.setup.eval_sets import COMPARED, KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype
@@ -44,8 +44,6 @@ from train.setup.sources import pinned, require_as_written, settings_of
 
 logger = logging.getLogger(__name__)
 
-COMPARED = "compared"
-"""Before the names of the entries of model.compared_with."""
 MOST_FOLDERS = 1000
 
 
@@ -228,7 +226,10 @@ def _setup(config: Config) -> tuple[EvaluationSetup, dict[str, str]]:
     )
     for block_size in blocks.sampled:
         warn_of_block_size(block_size, model.spec)
-    sets = [(each, load_prompts(config, each.source, model)) for each in eval_sets(config, "eval")]
+    sets = [
+        (each, [replace(prompt, of=each.label) for prompt in load_prompts(config, each.source, model)])
+        for each in eval_sets(config, "eval")
+    ]
     eyes, source = Eyes.of(config, model), config.dataset.source_column
     setup = EvaluationSetup(model, sets, decodings, config.rollout.num_response_per_task, eyes, source)
     return setup, _banner_rows(config, setup, spec.folder) | fit.rows()

@@ -23,24 +23,34 @@ DATA = "dataset.optimization_data"
 
 def examples_of(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
     """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
-    dataset, experiment = config.dataset, config.experiment
+    dataset = config.dataset
+    check_held_out(config)
     examples = _read(config, DATA, spec, method)
+    if dataset.validation_dataset:
+        return examples, _read(config, HELD_OUT, spec, method)
+    return split_off(examples, dataset.validation_split, config.training.seed)
+
+
+def check_held_out(config: Config) -> None:
+    """ValueError where keys about held-out examples do not go together; no example is read."""
+    dataset, experiment = config.dataset, config.experiment
     if dataset.validation_split and dataset.validation_dataset:
         raise ValueError("dataset.validation_split and dataset.validation_dataset both hold examples out: keep one.")
-    if dataset.validation_dataset:
-        held_out = _read(config, HELD_OUT, spec, method)
-    else:
-        examples, held_out = split_off(examples, dataset.validation_split, config.training.seed)
-    if experiment.early_stopping is not None and not held_out:
+    for each in named_sets(HELD_OUT, dataset.validation_dataset, dataset.data_type):
+        check_dataset(config, each.name, HELD_OUT)
+    if experiment.early_stopping is None:
+        return
+    if not dataset.validation_split and not dataset.validation_dataset:
         raise ValueError(
             "experiment.early_stopping needs a held-out loss: set dataset.validation_split or validation_dataset."
         )
-    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted({example.of for example in held_out} - {""})))
-    if experiment.early_stopping is not None and experiment.early_stopping_metric not in known:
+    key = HELD_OUT if dataset.validation_dataset else DATA
+    labels = {each.label for each in named_sets(key, get(config, key), dataset.data_type)} - {""}
+    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted(labels)))
+    if experiment.early_stopping_metric not in known:
         raise ValueError(
             f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
         )
-    return examples, held_out
 
 
 def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> list[Example]:
@@ -54,7 +64,8 @@ def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> lis
         with naming(key):
             root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
             examples = load_examples(path, columns=columns, image_root=root)
-        examples = chosen_traces(examples, config, spec, method) if key == DATA else examples
+        if key == DATA or any(example.trace is not None for example in examples):
+            examples = chosen_traces(examples, config, spec, method, key)
         found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
     return found
 

@@ -115,6 +115,16 @@ class Evaluation:
             yield row
 
 
+def metric_names(responses: int, sets: int, source_column: str) -> list[str]:
+    """The names that metrics of a run's headline can have: of `responses` a task, and of this many sets."""
+    each = ("accuracy", "stderr", "tasks")
+    return [
+        *("accuracy", "stderr", *(f"pass@{k}" for k in _pass_counts(responses)), f"avg@{responses}", "reward"),
+        *("partial", "length", "truncated", "tokens_per_forward", *(["tokens_per_second"] if sets == 1 else [])),
+        *("tasks", "left_out", *([f"{name}(SOURCE)" for name in each] if source_column and sets == 1 else [])),
+    ]
+
+
 def sources_of(prompts: Sequence[Prompt], column: str) -> list[str]:
     """Where each task is from, by its column of this name; "" where that holds nothing, and everywhere where there is
     one source alone, or more than MOST_SOURCES."""
@@ -144,13 +154,17 @@ def _pass_at(by_task: Sequence[Sequence[float]], n: int) -> dict[str, float]:
     that passes: 1 - C(graded - passed, k) / C(graded, k), the unbiased estimator of arXiv:2107.03374."""
     counts = [(len(rewards), sum(r >= 1.0 for r in rewards)) for rewards in by_task]
     found = {}
-    for k in sorted({*(2**i for i in range(n.bit_length())), n}):
+    for k in _pass_counts(n):
         chances = [
             1.0 - math.comb(graded - passed, k) / math.comb(graded, k) for graded, passed in counts if graded >= k
         ]
         if chances:
             found[f"pass@{k}"] = float(np.mean(chances))
     return found
+
+
+def _pass_counts(n: int) -> list[int]:
+    return sorted({*(2**i for i in range(n.bit_length())), n})
 
 
 def figures(results: Sequence[Evaluation], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:

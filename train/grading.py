@@ -38,15 +38,13 @@ class Scores:
         stats = _summed(self.stats, more.stats) | means_of(parts)
         return Scores(self.texts + more.texts, self.rewards + more.rewards, stats, parts)
 
-    def columns(self) -> dict[str, list[float]]:
-        """Each part of the reward as a column, 0 where a response has none of it (its set's reward has other parts); ""
-        has the rewards of responses without parts."""
-        columns = {name: [value or 0.0 for value in values] for name, values in self.parts.items()}
-        bare = [all(values[i] is None for values in self.parts.values()) for i in range(len(self.texts))]
-        if any(bare):
-            alone = zip(self.rewards, bare, strict=True)
-            columns[""] = [reward if is_bare and reward is not None else 0.0 for reward, is_bare in alone]
-        return columns
+    def of_each(self) -> list[dict[str, float]]:
+        """The parts of each response's reward that its own set has; {"": the reward} of one without parts."""
+        found: list[dict[str, float]] = []
+        for i, reward in enumerate(self.rewards):
+            own = {name: value for name, values in self.parts.items() if (value := values[i]) is not None}
+            found.append(own or {"": reward or 0.0})
+        return found
 
     def ordered(self, places: Sequence[int]) -> "Scores":
         """Number i at place places[i]."""

@@ -1,9 +1,10 @@
 """The loss of fine-tuning on examples that it does not train on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import Config, TrainingConfig
 from configs.sets import described
@@ -13,9 +14,11 @@ from runtime.monitor import Monitor
 from train.algorithm.early import rounds_without_gain
 from train.algorithm.masking import Method
 from train.algorithm.replay import TrainingSample
+from train.distributed.sharding import rows_per_update
 from train.learner.updater import Updater
 from train.setup.examples import TokenizedExample, make_samples, see, tokenise
 from train.setup.pictures import Eyes
+from train.setup.traces import task_of
 
 KEY = "dataset.validation_dataset"
 TURN = 2**32 - 1
@@ -24,22 +27,34 @@ Metrics = dict[str, float]
 
 
 def split_off(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """The examples to train on, and those held out: of each set the same share, at least one, drawn by seed. ValueError
-    where a set would have none left."""
+    """The examples to train on, and those held out: of each set the same share of its tasks, at least one, drawn by
+    seed. Examples of one task, or with one prompt, stay together. ValueError where a set would have none left."""
     if share == 0.0:
         return list(examples), []
-    held: set[int] = set()
-    for which, label in enumerate(sorted({example.of for example in examples})):
-        places = [i for i, example in enumerate(examples) if example.of == label]
-        count = max(1, round(share * len(places)))
-        if count == len(places):
+    tasks = [_task(example) for example in examples]
+    labels = sorted({example.of for example in examples})
+    held: set[Hashable] = set()
+    for which, label in enumerate(labels):
+        of_set = [*dict.fromkeys(task for task, example in zip(tasks, examples, strict=True) if example.of == label)]
+        order = np.random.default_rng([seed, TURN, which]).permutation(len(of_set))
+        held.update(of_set[i] for i in order[: max(1, round(share * len(of_set)))])
+    kept = [example for task, example in zip(tasks, examples, strict=True) if task not in held]
+    for label in labels:
+        if not any(example.of == label for example in kept):
+            count = sum(example.of == label for example in examples)
             raise ValueError(
                 f"dataset.validation_split={share:g} holds out all {count} examples{f' of {label}' if label else ''}: "
                 "lower it, or leave it out."
             )
-        held.update(np.random.default_rng([seed, TURN, which]).permutation(places)[:count].tolist())
-    kept = [example for i, example in enumerate(examples) if i not in held]
-    return kept, [examples[i] for i in sorted(held)]
+    return kept, [example for task, example in zip(tasks, examples, strict=True) if task in held]
+
+
+def _task(example: Example) -> Hashable:
+    """What examples share that ask the same: the task of a sampled response, else the prompt, with its pictures."""
+    trace = example.trace
+    if trace is None:
+        return example.prompt, tuple(example.turns), tuple(example.images)
+    return (example.of, *task_of(trace)) if trace.get("task") is not None else tuple(trace["prompt_ids"])
 
 
 class HeldOut:
@@ -60,7 +75,8 @@ class HeldOut:
 
     def _tokenised(self, examples: Sequence[Example], model: DiffusionLM, method: Method) -> list[TokenizedExample]:
         try:
-            return tokenise(examples, model, self.config, method) if examples else []
+            key = KEY if self.config.dataset.validation_dataset else "dataset.optimization_data"
+            return tokenise(examples, model, self.config, method, key) if examples else []
         except ValueError as error:
             raise ValueError(f"held-out examples: {error}") from error
 
@@ -71,29 +87,51 @@ class HeldOut:
         return bool(self.samples) and step not in self.found and (experiment.eval_first if step == 0 else regular)
 
     def measure(self, updater: Updater, step: int, monitor: Monitor) -> None:
-        """Their figures after update `step`, logged as validation/..."""
-        self.found[step] = figures = self._figures(updater)
+        """Their figures after update `step`, logged as validation/...; none where no picture can be used."""
+        if (figures := self._figures(updater)) is None:
+            monitor.event(
+                f"held out, after update {step}: no example has pictures that can be used, nothing is measured"
+            )
+            return
+        self.found[step] = figures
         monitor.evaluation(step, figures, under="validation", quiet=True)
         monitor.event(f"held out, after update {step}: loss {figures['loss']:.4f}, nll {figures['nll']:.4f}")
 
-    def _figures(self, updater: Updater) -> Metrics:
-        """loss: mean of -log p over masked tokens under training.loss_weight; nll: without weights, of each set too."""
-        training: TrainingConfig = self.config.training
-        examples = see([replace(sample, turn=TURN) for sample in self.samples], self.eyes)
-        window = max(len(sample.response_ids) for sample in self.samples)
+    def _figures(self, updater: Updater) -> Metrics | None:
+        """loss: mean of -log p over masked tokens under training.loss_weight; nll: without weights, of each set too.
+        None where there is nothing to measure."""
         of: list[str] = []
-        made: list[TrainingSample] = []
-        for example in examples:
-            rows = make_samples(example, self.model, training, self.method, example.turn, window)
-            made, of = made + rows, of + [example.of] * len(rows)
-        logp = updater.outputs(made, range(len(made)))
-        weighted = [float((row * sample.weight).sum()) for row, sample in zip(logp, made, strict=True)]
-        figures = {"loss": -sum(weighted) / max(1e-9, sum(float(sample.weight.sum()) for sample in made))}
+        logp: list[NDArray[np.float32]] = []
+        weighted, weights = 0.0, 0.0
+        for labels, made in self._portions():
+            rows = updater.outputs(made, range(len(made)))
+            weighted += sum(float((row * sample.weight).sum()) for row, sample in zip(rows, made, strict=True))
+            weights += sum(float(sample.weight.sum()) for sample in made)
+            of, logp = of + labels, logp + rows
+        if not any(len(row) for row in logp):
+            return None
+        figures = {"loss": -weighted / max(1e-9, weights)}
         for label in ["", *sorted({*of} - {""})]:
             rows_of = [row for row, its in zip(logp, of, strict=True) if label in ("", its)]
             mean = -sum(float(row.sum()) for row in rows_of) / max(1, sum(len(row) for row in rows_of))
             figures[f"nll({label})" if label else "nll"] = mean
         return figures
+
+    def _portions(self) -> Iterator[tuple[list[str], list[TrainingSample]]]:
+        """The training samples, with the label of the set of each: of all examples together, or, where they have
+        pictures, of those of one update, whose encoded pictures alone are kept at a time."""
+        training: TrainingConfig = self.config.training
+        window = max(len(sample.response_ids) for sample in self.samples)
+        size = rows_per_update(training) if any(sample.images for sample in self.samples) else len(self.samples)
+        for start in range(0, len(self.samples), size):
+            portion = [replace(sample, turn=TURN) for sample in self.samples[start : start + size]]
+            of: list[str] = []
+            made: list[TrainingSample] = []
+            for example in see(portion, self.eyes):
+                rows = make_samples(example, self.model, training, self.method, example.turn, window)
+                made, of = made + rows, of + [example.of] * len(rows)
+            if made:
+                yield of, made
 
     @property
     def is_stale(self) -> bool:

@@ -39,7 +39,8 @@ def checked_preparation(config: Config) -> Config | None:
             f"{config.model.prepare_with} would write {_made(first)}: name that folder, or one that is there."
         )
     try:
-        sft.check(first)
+        if sft.checked_sampling(first) is None:
+            sft.check(first)
     except ValueError as error:
         if absent:
             raise

@@ -40,7 +40,7 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
-from train.examples import examples_of, mixture_of
+from train.examples import check_held_out, examples_of, mixture_of
 from train.held_out import HeldOut, described_split
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
@@ -100,9 +100,13 @@ def checked_sampling(config: Config) -> Config | None:
     where they are there."""
     if (first := traces.to_be_sampled(config)) is None:
         return None
-    check_settings(config)
+    spec, method = check_settings(config)
+    traces.check_traces(first, config, spec, method)
+    check_held_out(config)
+    checks.check_start(config, SFT)
     if config.dry_run:
         print_text(f"{config.dataset.optimization_data} is absent; {config.dataset.sample_with} would sample it first.")
+    check_memory(config, RunModels.of(config, spec, "sft"), first.rollout.max_new_tokens)
     evaluation.check(first)
     return first
 
@@ -144,11 +148,11 @@ def _print_plan(config: Config, examples: int) -> None:
 
 
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
-    """The longest response, before any is tokenised."""
+    """The longest response, before any is tokenised; of one that a model sampled the canvas, which is replayed
+    whole."""
     longest = 1 + max((len(example.response) for example in examples), default=0) // CHARACTERS_A_TOKEN
-    sampled = (example.trace["num_response_tokens"] for example in examples if example.trace is not None)
-    longest = max(longest, *sampled, 0)
-    return min(longest, training.max_gen_length or longest)
+    canvases = (len(example.trace["canvas_ids"]) for example in examples if example.trace is not None)
+    return max(min(longest, training.max_gen_length or longest), *canvases, 0)
 
 
 class FineTuning:

@@ -154,13 +154,14 @@ class Decoding:
 @dataclass(frozen=True)
 class PictureSizes:
     """tokens: the most positions of a picture in a prompt. seen: positions that the tower runs for it, on this many
-    layers of these sizes."""
+    layers of these sizes. cut: how pictures are cut; where it is equal, a picture has equally many positions."""
 
     tokens: int
     seen: int
     layers: int
     hidden: int
     inner: int
+    cut: object
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _picture_sizes(raw_config: Mapping[str, Any]) -> PictureSizes:
     grid = tile_grid(raw_config, tower["image_size"], tower["patch_size"])
     seen = most_tiles(grid) * grid.patches**2
     return PictureSizes(
-        most_tokens(grid), seen, tower["num_hidden_layers"], tower["hidden_size"], tower["intermediate_size"]
+        most_tokens(grid), seen, tower["num_hidden_layers"], tower["hidden_size"], tower["intermediate_size"], grid
     )
 
 

@@ -20,6 +20,8 @@ Source: TypeAlias = str | Path | bytes | Image.Image
 
 MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
 BOMB, EMPTY, NOT_A_PICTURE = "decompression bomb", "0 px", "not a picture"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow's readers that open pictures. Of others some start programs (EPS) or decode to tell a size (ICO)."""
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _warned: set[str] = set()
 
@@ -49,11 +51,11 @@ def open_image(source: Source) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_size(source: Source) -> tuple[int, int]:
-    """Width and height in pixels, read off the file's header. ImageFault as from `open_image`, but for what only
-    decoding shows."""
+def image_size(source: Source, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
+    """Width and height in pixels, read off the header of a file in one of these formats. ImageFault as from
+    `open_image`, but for what only decoding shows."""
     with _faults(name := image_name(source)):
-        return _opened(source, name).size
+        return _opened(source, name, formats).size
 
 
 def image_digest(source: Source) -> str:
@@ -83,9 +85,12 @@ def _content(source: str | Path | bytes, name: str) -> bytes:
     return path.read_bytes()
 
 
-def _opened(source: Source, name: str) -> Image.Image:
+def _opened(source: Source, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Pillow's picture, nothing decoded."""
-    image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(_content(source, name)))
+    if isinstance(source, Image.Image):
+        image = source
+    else:
+        image = Image.open(io.BytesIO(_content(source, name)), formats=formats)
     if min(image.size) < 1:
         raise ImageFault(name, EMPTY, f"{image.size[0]} x {image.size[1]}")
     return image

@@ -40,7 +40,7 @@ class LlavaVision(nn.Module):
     """Tower, projector and newline under transformers' and torch's own names; `models.families.lladav` knows those of
     the checkpoint.
 
-    trained: which part is (`train_part`).
+    trained: which part is (`train_part`). apart: makes features of its own for pictures that another model encoded.
     """
 
     image_id, fits, in_front = IMAGE_ID, ("anyres", "pad"), False
@@ -55,6 +55,7 @@ class LlavaVision(nn.Module):
         self.grid = tile_grid(raw_config, side, patch)
         self.one = "pad" if raw_config.get("image_aspect_ratio") == "pad" else "anyres"
         self._whole: list[LlavaVision] = []
+        self.apart = False
         self.train_part(None)
 
     def fit(self, pictures: int) -> str:
@@ -93,8 +94,10 @@ class LlavaVision(nn.Module):
         self._whole = [whole.to(device).eval()]  # in a list: its weights are none of the model's
 
     def forward(self, picture: Picture) -> Tensor:
-        """The picture's features [tokens, D]: those that it was encoded with, or with the gradients of what is
-        trained."""
+        """The picture's features [tokens, D]: those that it was encoded with, this model's own where it is `apart`, or
+        with the gradients of what is trained."""
+        if self.apart:
+            return picture.features_of(self, self._encoded)
         if self.trained is None:
             assert picture.features is not None
             return picture.features

@@ -38,6 +38,7 @@ class Picture:
         self._make = features if callable(features) else None
         self._features = None if callable(features) else features
         self._is_whole = True
+        self._of_others: dict[Any, Tensor] = {}
 
     @property
     def features(self) -> Tensor | None:
@@ -52,8 +53,15 @@ class Picture:
         self._recall()
         return self._source
 
+    def features_of(self, model: Any, make: Callable[[Any], Tensor]) -> Tensor:
+        """The features that another model makes from `source`, kept until `forget`."""
+        if model not in self._of_others:
+            self._of_others[model] = make(self.source)
+        return self._of_others[model]
+
     def forget(self) -> None:
         """Frees what can be computed again: features and, where `again` is known, what they are made from."""
+        self._of_others.clear()
         if self._make is None:
             return
         self._features = None

@@ -115,6 +115,11 @@ class Seeing(nn.Module):
                 f"training.train_vision={part}: the model has no vision that is trained with it. Leave it false."
             )
 
+    def see_apart(self) -> None:
+        """Pictures that another model encoded are encoded anew, without gradients: by a reference of other weights."""
+        if isinstance(self.vision, nn.Module):
+            self.vision.apart = True
+
     @property
     def towers(self) -> list[nn.Module]:
         """Networks of transformers that it sees with and that may be trained."""

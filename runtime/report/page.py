@@ -207,7 +207,8 @@ def _commands(run: RunData) -> list[list[str]]:
         return [["evaluate again", f"python {script} config={folder}/config.yaml"], *rows]
     model = f"{folder}/ckpt/{run.config.get('model.optimized_name', 'optimized')}"
     evaluate = f"python eval.py config={_eval_recipe(run)} model.pretrained_model={model}"
-    resume = "resume" if not run.finished else "go on (with a larger experiment.total_step)"
+    longer = "experiment.total_step" if script == "rl.py" else "training.max_steps or training.num_train_epochs"
+    resume = "resume" if not run.finished else f"go on (with a larger {longer})"
     return [
         [resume, f"python {script} config={folder}/config.yaml"],
         ["export in bf16, for use elsewhere", f"python models/export.py {model} -o {shlex.quote(run.name)}-model"],

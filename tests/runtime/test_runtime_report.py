@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from run_folders import NASTY, lines, rl_run
@@ -14,7 +15,7 @@ from configs import load_config, resolved
 from runtime import run_config
 from runtime.monitor import Monitor
 from runtime.report import writer
-from runtime.report.page import build_page, write_report
+from runtime.report.page import _commands, build_page, write_report
 from runtime.report.paired import mcnemar, paired
 from runtime.report.panels import MOST_POINTS, panels_of, thinned
 from runtime.report.recipe import about
@@ -64,6 +65,13 @@ def test_the_page_names_how_to_go_on(run):
     commands = dict(data_of(build_page([read_run(run)]))["commands"])
     assert commands["evaluate"].startswith("python eval.py config=configs/tiny_eval.yaml model.pretrained_model=")
     assert any(command.startswith("python rl.py config=") for command in commands.values())
+
+
+@pytest.mark.parametrize(("command", "key"), [("rl", "experiment.total_step"), ("sft", "training.max_steps or")])
+def test_a_finished_run_goes_on_by_the_key_of_its_length(run, command, key):
+    given = read_run(run)
+    given = replace(given, about=replace(given.about, command=command), finished=True)
+    assert any(f"go on (with a larger {key}" in purpose for purpose, _ in _commands(given))
 
 
 def test_a_run_being_written_is_read_as_far_as_it_is(run, tmp_path):

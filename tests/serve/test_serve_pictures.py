@@ -7,12 +7,14 @@ import pytest
 from end_to_end import text_checkpoint
 from helpers import GOLDEN
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 from serving import serving
 
 from models import load_model
 from sample import Sampler, SamplingConfig
 from serve.loading import Reader
 from serve.pictures import picture_of
+from serve.protocol import ChatAsked
 from serve.settings import ServeSettings
 
 
@@ -85,6 +87,29 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded():
     Image.new("1", (5000, 5000)).save(file, "PNG")
     with pytest.raises(ValueError, match="5000 x 5000 pixels"):
         picture_of(url(file.getvalue()))
+
+
+def test_only_formats_that_are_cheap_to_look_at_are_opened():
+    """Pillow decodes an icon to tell its size, and starts Ghostscript for EPS."""
+    for kind in ("ICO", "EPS", "TIFF"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, kind)
+        with pytest.raises(ValueError, match="not a picture"):
+            picture_of(url(file.getvalue()))
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, kind)
+        assert picture_of(url(file.getvalue())) == file.getvalue()
+
+
+def test_pictures_are_counted_before_any_is_read(monkeypatch):
+    monkeypatch.setattr("serve.protocol.picture_of", lambda url: pytest.fail("a picture is read"))
+    messages = [{"role": "user", "content": [part(url(b"no picture"))] * count} for count in (9, 8)]
+    with pytest.raises(ValueError, match="17 pictures: at most 16"):
+        ChatAsked.model_validate({"messages": messages})
+    for messages in (None, [None, {"content": 3}], 7):  # malformed: pydantic's own error
+        with pytest.raises(ValidationError, match="messages"):
+            ChatAsked.model_validate({"messages": messages})
 
 
 @pytest.mark.slow

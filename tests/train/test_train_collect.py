@@ -1,10 +1,12 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import models
-from train.algorithm.advantages import Credit
+from configs.schema import Config, RewardConfig, TrainingConfig
+from train.algorithm.advantages import Credit, zscore
 from train.collect import Collector
 from train.grading import Scores
 from train.learner.rollout_log import GradedRollouts
@@ -25,7 +27,22 @@ def test_scores_of_two_sets_stand_in_the_order_of_their_rollouts():
     assert found.texts == ["a", "b", "c"] and found.rewards == [3.0, 7.0, 1.0]
     assert found.parts == {"x": [3.0, None, 1.0], "y": [0.0, None, 0.0]}
     assert found.stats == {"reward/none_count": 3.0, "reward/x_mean": 2.0, "reward/y_mean": 0.0}
-    assert found.columns() == {"x": [3.0, 0.0, 1.0], "y": [0.0, 0.0, 0.0], "": [0.0, 7.0, 0.0]}
+    assert found.of_each() == [{"x": 3.0, "y": 0.0}, {"": 7.0}, {"x": 1.0, "y": 0.0}]
+
+
+def test_normalised_parts_of_two_sets_and_speed_are_credited_each_set_by_its_own():
+    rollouts = [
+        SimpleNamespace(num_response_tokens=tokens, num_steps=1, finish_reason="stop") for tokens in [1, 3, 1, 1] * 2
+    ]
+    summed = Scores([""] * 4, [1.5, 0.5] * 2, {}, {"x": [1.0, 0.0] * 2, "y": [0.5] * 4})
+    scores = summed.joined(Scores([""] * 4, [1.0, 1.0, 0.0, 0.0], {}, {}))
+    collector = Collector.__new__(Collector)
+    collector.config = Config(
+        reward=RewardConfig(combine="normalise", speed_weight=0.001, weights={"x": 0.5}), training=TrainingConfig()
+    )
+    collector.group_size, collector.taught, collector.advantage = 4, False, zscore
+    values = collector._credit(rollouts, scores).values
+    assert values == pytest.approx([0.5, -0.5, 0.5, -0.5, 1.0, 1.0, -1.0, -1.0], abs=0.01)
 
 
 def test_rollouts_of_an_interrupted_run_whose_pictures_are_gone_are_left_out_of_training():

@@ -6,7 +6,7 @@ that decided them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,11 +119,12 @@ def _checked(advantage: Advantage, reward_G: Floats) -> Floats:
 
 
 def group_advantages(
-    rewards: Sequence[float | Sequence[float] | None],
+    rewards: Sequence[float | None],
     group_size: int,
     *,
     advantage: Advantage = zscore,
-    weights: Sequence[float] | None = None,
+    parts: Sequence[Mapping[str, float]] | None = None,
+    weights: Mapping[str, float] | None = None,
     kind: CreditKind = "advantage",
     accuracy_band: tuple[float, float] = (0.0, 1.0),
     keep: Sequence[bool] | None = None,
@@ -131,47 +132,60 @@ def group_advantages(
     speed: Speed | None = None,
     whiten: bool = False,
 ) -> Credit:
-    """Credit of prompt-major rewards, one number a response or one of each of C kinds, whose advantages count by
-    `weights`. A reward of None (or keep False) leaves its response out of its group. kind: what the numbers will serve
-    as.
+    """Credit of prompt-major rewards. A reward of None (or keep False) leaves its response out of its group. kind: what
+    the numbers will serve as.
 
-    Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), all rewards equal
+    parts: of each response, the C kinds of reward that `rewards` are made of, by name; their advantages, each times its
+    weight (default 1), then add up to that of the reward. Responses of one group have the same kinds.
+
+    Left out as whole groups: no reward at all ("unrewarded"), fewer than two left ("small"), every kind of reward equal
     ("equal"), where there is one kind of reward and each of the group is 0 or 1, an accuracy outside `accuracy_band`,
-    which includes its ends ("accuracy"), and speeds that differ too little ("speed"). bonus: added to the (first kind
-    of) rewards of the groups that stay. speed: its advantage is computed apart and added; a group of equal positive
-    rewards then stays where speeds differ. whiten: the advantages of all groups, less their mean and divided by their
-    spread.
+    which includes its ends ("accuracy"), and speeds that differ too little ("speed"). bonus: added to the rewards of
+    the groups that stay, of several kinds to the first that differs in the group. speed: its advantage is computed
+    apart and added; a group of equal positive rewards then stays where speeds differ. whiten: the advantages of all
+    groups, less their mean and divided by their spread.
     """
     found: list[float | None] = [None] * len(rewards)
     dropped: Counter[str] = Counter()
     for first in range(0, len(rewards), group_size):
         members = [i for i in range(first, first + group_size) if rewards[i] is not None and (keep is None or keep[i])]
-        values = np.array([rewards[i] for i in members], dtype=np.float64)
-        values = values[:, None] if values.ndim == 1 else values
         if all(reward is None for reward in rewards[first : first + group_size]):
             dropped["unrewarded"] += 1
             continue
-        speed_G = speed.column(members, values[:, 0]) if speed is not None and members else None
-        if why := _why_dropped(values, speed_G, accuracy_band, speed.least_spread if speed else 0.0):
+        reward_G = np.array([rewards[i] for i in members], dtype=np.float64)
+        reward_GC, weight_C = (reward_G[:, None], None) if parts is None else _kinds(parts, members, weights or {})
+        speed_G = speed.column(members, reward_G) if speed is not None and members else None
+        spread = 0.0 if speed_G is None or not (reward_G > 0).any() else float(np.ptp(speed_G))
+        if why := _why_dropped(reward_GC, spread, accuracy_band, speed.least_spread if speed else 0.0):
             dropped[why] += 1
             continue
         if bonus is not None:
-            values[:, 0] += [bonus[i] for i in members]
-        number_G = group_advantage(values, advantage, weights)
-        if speed is not None and speed_G is not None and (values[:, 0] > 0).any():
+            differs_C = reward_GC.std(0) >= _SMALLEST_SPREAD
+            reward_GC[:, int(differs_C.argmax())] += [bonus[i] for i in members]
+        number_G = group_advantage(reward_GC, advantage, weight_C)
+        if speed is not None and speed_G is not None and (reward_G > 0).any():
             number_G = number_G + speed.weight * group_advantage(speed_G, advantage)
         for i, number in zip(members, number_G, strict=True):
             found[i] = float(number)
     return Credit(whitened(found) if whiten else found, dropped, kind)
 
 
+def _kinds(
+    parts: Sequence[Mapping[str, float]], members: Sequence[int], weights: Mapping[str, float]
+) -> tuple[Floats, list[float]]:
+    """The kinds of reward [G, C] of a group's members, and the weight of each."""
+    names = list(parts[members[0]]) if members else []
+    reward_GC = np.array([[parts[i][name] for name in names] for i in members], dtype=np.float64)
+    return reward_GC.reshape(len(members), len(names)), [weights.get(name, 1.0) for name in names]
+
+
 def _why_dropped(
-    reward_GC: Floats, speed_G: Floats | None, accuracy_band: tuple[float, float], least_spread: float
+    reward_GC: Floats, spread: float, accuracy_band: tuple[float, float], least_spread: float
 ) -> str | None:
-    """Why a group with these rewards and speeds is left out; None where it stays."""
+    """Why a group with these rewards is left out; None where it stays. spread: of its speeds, 0 where they are not
+    trained."""
     if len(reward_GC) < 2:
         return "small"
-    spread = 0.0 if speed_G is None or not (reward_GC[:, 0] > 0).any() else float(np.ptp(speed_G))
     if (reward_GC.std(0) < _SMALLEST_SPREAD).all() and spread < _SMALLEST_SPREAD:
         return "equal"
     if not _is_within(reward_GC, *accuracy_band):

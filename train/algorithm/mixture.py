@@ -10,18 +10,23 @@ def drawn(weights: Sequence[float], first: int, count: int) -> list[tuple[int, i
     """Which set the draws `first` (from 0) to `first + count` of an endless row are from: (set, number of this draw
     among those of its set, from 0).
 
-    Draw k of a set with weight w comes at time (k + 1/2) / w, sets of one time in their order. So after any number n of
-    draws each set has had its share n w / sum(weights) of them but for one, and sets that weigh as much as they have
-    members have each had all of them after one pass. A function of its arguments alone: nothing is kept for a resume.
+    Draw k of a set with weight w comes at time (k + 1/2) / w, sets of one time in their order (Webster's method). After
+    any number n of draws a set with share p = w / sum(weights) of S sets has had n p of them to within
+    1/2 + p (S/2 - 1): at time t it has had t w to within 1/2, and so t sum(weights) is n to within S/2. Sets that weigh
+    as much as they have members have each had all of them after one pass. A function of its arguments alone: nothing is
+    kept for a resume.
     """
     if len(weights) == 1:
         return [(0, place) for place in range(first, first + count)]
-    share_S = np.asarray(weights, dtype=np.float64)
-    most = [int(np.ceil((first + count) * share / share_S.sum())) + 1 for share in share_S]
-    time = np.concatenate([(np.arange(draws) + 0.5) / share for draws, share in zip(most, share_S, strict=True)])
-    set_of = np.repeat(np.arange(len(weights)), most)
-    number = np.concatenate([np.arange(draws) for draws in most])
-    chosen = np.argsort(time, kind="stable")[first : first + count]
+    weight_S = np.asarray(weights, dtype=np.float64)
+    share_S = weight_S / weight_S.sum()
+    within_S = 1.5 + share_S * (len(weights) / 2 - 1)  # one more than it can be: rounding
+    before_S = np.maximum(0, np.ceil(first * share_S - within_S)).astype(np.int64)  # draws that surely came before
+    upto_S = np.floor((first + count) * share_S + within_S).astype(np.int64) + 1
+    number = np.concatenate([np.arange(low, high) for low, high in zip(before_S, upto_S, strict=True)])
+    set_of = np.repeat(np.arange(len(weights)), upto_S - before_S)
+    start = first - int(before_S.sum())
+    chosen = np.argsort((number + 0.5) / weight_S[set_of], kind="stable")[start : start + count]
     return list(zip(set_of[chosen].tolist(), number[chosen].tolist(), strict=True))
 
 

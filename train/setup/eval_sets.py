@@ -1,16 +1,18 @@
 """The sets of tasks that an evaluation samples: of eval.py, and of RL in between."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.schema import Config, DatasetConfig, DecodeConfig, EvaluationConfig
 from configs.sets import named_sets
 from reward.base import Reward
 from train.setup.prompts import PromptSource
-from train.setup.rewards import evaluates_as_it_trains, reward_of
+from train.setup.rewards import evaluates_as_it_trains, reward_of, with_own_function
 
 KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "eval": "dataset.eval_dataset"}
+COMPARED = "compared"
+"""Before the names of the entries of model.compared_with."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,7 @@ class EvalSet:
     def reward_of(self, config: Config) -> Reward:
         """The reward that grades it."""
         if self.reward:
-            own = replace(config.reward, function=self.reward, beside_verifier=False, weights={})
-            config = replace(config, reward=own)
+            config = with_own_function(config, self.reward)
         return reward_of(config, self.source.data_type, evaluating=True)
 
     def graded_as_training(self, config: Config) -> bool:
@@ -41,7 +42,7 @@ def eval_sets(config: Config, command: Literal["rl", "eval"]) -> list[EvalSet]:
     dataset, evaluation = config.dataset, config.evaluation
     section: DatasetConfig | EvaluationConfig = evaluation if command == "rl" else dataset
     decode: DecodeConfig = evaluation if command == "rl" else config.rollout
-    taken = ("all", "compared")  # the mean over sets and a second model's figures have these names
+    taken = ("all", COMPARED)  # the mean over sets and a second model's figures have these names
     return [
         EvalSet(
             each.label,

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.schema import Config, TrainingConfig
 from configs.sets import described
+from configs.tree import get
 from data.control import ControlTokens, encode
 from data.pictures import PictureSource
 from data.tasks import Example
@@ -46,15 +47,22 @@ class TokenizedExample:
     turn: int = 0
 
 
-def tokenise(examples: Sequence[Example], model: DiffusionLM, config: Config, method: Method) -> list[TokenizedExample]:
+def tokenise(
+    examples: Sequence[Example],
+    model: DiffusionLM,
+    config: Config,
+    method: Method,
+    key: str = "dataset.optimization_data",
+) -> list[TokenizedExample]:
     """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the
     response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
-    responses cut, all counted in warnings. ValueError where a step_map does not fit its response."""
+    responses cut, all counted in warnings. key: that names them. ValueError where a step_map does not fit its
+    response."""
     tokenizer, training = tokenizer_of(model), config.training
     writer, eyes = Writer(Format(model.family, system=config.dataset.system), tokenizer), Eyes.of(config, model)
     if config.dataset.system is not None and not all(example.turns for example in examples):
         logger.warning("dataset.system: no part of prompts that are texts (`prompt`), which stay as they are")
-    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, described(config.dataset.optimization_data))
+    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, f"{key}={described(get(config, key))}")
     samples, long_prompts, cut, masked = [], 0, 0, 0
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
@@ -130,7 +138,7 @@ def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Fa
     if not any(control.in_responses.search(example.prompt) for example in examples):
         chat = f" --family {family.name}" if family.chat is not None else ""
         logger.warning(
-            "dataset.optimization_data=%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
+            "%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
             "RL and evaluation write turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
             *(name, chat),
         )

@@ -18,6 +18,7 @@ from models.fingerprint import fingerprint
 from models.folder import weight_files
 from models.fused import compile_layers
 from models.lora import Adapters
+from models.model import mask_id_of
 from models.spec import CheckpointSpec, hf_config
 from models.tokenizer import read_tokenizer
 from models.unread import weight_of
@@ -88,6 +89,11 @@ def reference_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec 
         )
     if difference := _other_words(policy, spec):
         raise ValueError(f"{named} has another vocabulary than model.pretrained_model: {difference}.")
+    if (sizes := spec.family.picture_sizes) is not None and (cut := sizes(spec.raw).cut) != sizes(policy.raw).cut:
+        raise ValueError(
+            f"{named} cuts pictures otherwise than model.pretrained_model: {cut}, not {sizes(policy.raw).cut}; a "
+            "reference scores the policy's prompts: give one whose pictures have the same positions."
+        )
     return spec
 
 
@@ -96,9 +102,10 @@ def _other_words(policy: CheckpointSpec, other: CheckpointSpec) -> str:
     sizes = [int(spec.raw["vocab_size"]) for spec in (policy, other)]
     if sizes[0] != sizes[1]:
         return f"{sizes[1]:,} ids against {sizes[0]:,}"
-    if policy.raw.get("mask_token_id") != other.raw.get("mask_token_id"):
-        return f"its mask id is {other.raw.get('mask_token_id')}, not {policy.raw.get('mask_token_id')}"
-    read = (read_tokenizer((spec.base or spec).folder, spec.family) for spec in (policy, other))
+    read = [read_tokenizer((spec.base or spec).folder, spec.family) for spec in (policy, other)]
+    masks = [mask_id_of(spec, tokenizer) for spec, tokenizer in zip((policy, other), read, strict=True)]
+    if masks[0] != masks[1]:
+        return f"its mask id is {masks[1]}, not {masks[0]}"
     mine, theirs = ({} if tokenizer is None else tokenizer.get_vocab() for tokenizer in read)
     unequal = sorted(token for token in mine.keys() & theirs.keys() if mine[token] != theirs[token])
     unequal += sorted(mine.keys() ^ theirs.keys()) if mine and theirs else []
@@ -293,9 +300,9 @@ def frozen_reference(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if (spec := reference_spec_of(config, model.spec)) is not None:
         tokenizer = image_tokenizer_of(config, spec)
-        return load_model(spec, dtype, pick_device(config.model.device), image_tokenizer=tokenizer).requires_grad_(
-            False
-        )
+        other = load_model(spec, dtype, pick_device(config.model.device), image_tokenizer=tokenizer)
+        other.see_apart()
+        return other.requires_grad_(False)
     if model.adapters is not None:
         spec = spec_of(config)
         first = lora.weights_of(spec.folder, model.model) if spec.adapters else {}

@@ -32,6 +32,12 @@ def reward_of(config: Config, data_type: str, *, evaluating: bool = False) -> Re
     return build_reward(reward, config.execute, data_type, _marks_of(config), similarity)
 
 
+def with_own_function(config: Config, function: str) -> Config:
+    """The config of a set with a reward of its own, path/to/file.py:name: that function alone grades it, in training
+    and in evaluations."""
+    return replace(config, reward=replace(config.reward, function=function, beside_verifier=False, weights={}))
+
+
 def _found(target: str) -> str:
     """path/to/file.py:name with the file's path as it is found from here."""
     path, colon, name = target.rpartition(":")

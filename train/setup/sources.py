@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs import find, resolved
 from configs.commands import Command
+from configs.effects import effect_of
 from configs.schema import Config
 from configs.sets import set_names
 from configs.tree import get
@@ -64,6 +65,8 @@ def _sources(config: Config, command: Command) -> Iterator[tuple[str, Source]]:
             folder = resolve_folder(find(name)).resolve()
             yield key, Source(str(folder), fingerprint(folder))
     for key in _DATA[command]:
+        if effect_of(key, command) != "result":  # other contents change what another name would
+            continue
         if files := [path.resolve() for path in _data_files(config, key)]:
             digests = [digest_of(path) for path in files]
             yield key, Source(", ".join(map(str, files)), digests[0] if len(digests) == 1 else _together(digests))
@@ -117,6 +120,8 @@ def _begins_with(config: Config, command: Command) -> Iterator[tuple[str, Path]]
 
 def _data_files(config: Config, key: str) -> list[Path]:
     names, folder = set_names(get(config, key)), find(config.dataset.folder)
+    if key == "dataset.optimization_data" and config.dataset.sample_with:
+        names = [name for name in names if find(name).is_file()]  # the others are still to be sampled
     return [resolve_dataset(name, folder=folder, seed=config.dataset.seed) for name in names]
 
 

@@ -1,7 +1,9 @@
 """Trace distillation (d3LLM, arXiv:2601.07568): a model's own right and fast responses, on whose denoising steps it is
 fine-tuned."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from configs import naming
 from configs.schema import Config
@@ -10,16 +12,36 @@ from data.traces import is_right, speed_of
 from models.spec import CheckpointSpec
 from train.algorithm.masking import Method
 from train.setup.blocks import Blocks
+from train.setup.eval_sets import COMPARED
+
+logger = logging.getLogger(__name__)
 
 
-def chosen_traces(examples: Sequence[Example], config: Config, spec: CheckpointSpec, method: Method) -> list[Example]:
-    """The examples that are trained: under dataset.traces_per_task the fastest right responses of each task. ValueError
-    where that has none, or where responses were sampled in blocks of another size than the one that replays them."""
+def chosen_traces(
+    examples: Sequence[Example], config: Config, spec: CheckpointSpec, method: Method, key: str
+) -> list[Example]:
+    """The examples of a set of `key` that are used: under dataset.traces_per_task the fastest right responses of each
+    task; none of the model that an evaluation compared with. ValueError where none is left, or where responses were
+    sampled in blocks of another size than the one that replays them."""
     count = config.dataset.traces_per_task
-    kept = fastest(examples, count) if count else [*examples]
+    kept = [example for example in examples if not _is_compared(example)]
+    if len(kept) < len(examples):
+        logger.warning("%s: %d responses of model.compared_with are left out", key, len(examples) - len(kept))
+    kept = fastest(kept, count) if count else kept
     if method.as_sampled and spec.family.attention == "block":
-        _check_blocks(kept, Blocks.of(config, spec, "sft").trained)
+        _check_blocks(kept, Blocks.of(config, spec, "sft").trained, key)
     return kept
+
+
+def _is_compared(example: Example) -> bool:
+    return example.trace is not None and str(example.trace.get("entry", "")).startswith(f"{COMPARED}/")
+
+
+def task_of(trace: Mapping[str, Any]) -> tuple[str, str]:
+    """(set, task) of a response. Ids of tasks are those of their set. Files of eval.py that name no set have it in the
+    name of the entry, before that of the decoding."""
+    label = trace.get("set") or str(trace.get("entry", "")).rpartition("/")[0]
+    return str(label), str(trace.get("task"))
 
 
 def fastest(examples: Sequence[Example], count: int) -> list[Example]:
@@ -34,16 +56,16 @@ def fastest(examples: Sequence[Example], count: int) -> list[Example]:
         if not right:
             raise ValueError(f"none of the {len(examples)} responses is right (has a reward of 1 or more).")
     traces = [example.trace or {} for example in examples]
-    of_task: dict[str, list[int]] = {}
+    of_task: dict[tuple[str, str], list[int]] = {}
     for i in sorted(right, key=lambda i: -speed_of(traces[i])):
-        of_task.setdefault(str(traces[i].get("task")), []).append(i)
+        of_task.setdefault(task_of(traces[i]), []).append(i)
     return [examples[i] for i in sorted(i for places in of_task.values() for i in places[:count])]
 
 
-def _check_blocks(examples: Sequence[Example], block_size: int) -> None:
+def _check_blocks(examples: Sequence[Example], block_size: int, key: str) -> None:
     sizes = {example.trace.get("block_size") for example in examples if example.trace}
     if other := sizes - {block_size, None}:
         raise ValueError(
-            f"dataset.optimization_data has responses that were sampled in blocks of {', '.join(map(str, other))}, and "
+            f"{key} has responses that were sampled in blocks of {', '.join(map(str, other))}, and "
             f"training.block_size is {block_size}: their steps are replayed in blocks of the same size. Set it to that."
         )

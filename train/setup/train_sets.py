@@ -8,7 +8,7 @@ from configs.sets import NamedSet, named_sets, shares
 from models import DiffusionLM
 from reward.base import Reward
 from train.setup.prompts import Prompt, PromptSource, load_prompts
-from train.setup.rewards import reward_of
+from train.setup.rewards import reward_of, with_own_function
 
 KEY = "dataset.train_dataset"
 
@@ -23,7 +23,7 @@ class TrainSet:
     def reward_of(self, config: Config) -> Reward:
         """The reward that grades it."""
         if self.named.reward:
-            config = replace(config, reward=replace(config.reward, function=self.named.reward, weights={}))
+            config = with_own_function(config, self.named.reward)
         return reward_of(config, self.named.data_type)
 
 

@@ -108,25 +108,56 @@ def test_every_group_is_used_or_dropped(rewards):
     assert used + sum(credit.dropped.values()) == 3
 
 
+def of_kinds(rows):
+    """Sums of kinds of reward, and the kinds by name."""
+    parts = [{"first": row[0], "second": row[1]} if row else {} for row in rows]
+    return {"rewards": [sum(row) if row else None for row in rows], "parts": parts}
+
+
 def test_each_kind_of_reward_goes_through_and_then_they_are_summed():
     rewards = [(1.0, 10.0), (0.0, 30.0), (0.0, 20.0), (0.5, 20.0)]
     first, second = (zscore(np.array(column)) for column in zip(*rewards, strict=True))
     want = (first + second).tolist()
-    assert group_advantages(rewards, 4, advantage=zscore).values == pytest.approx(want)
+    assert group_advantages(**of_kinds(rewards), group_size=4, advantage=zscore).values == pytest.approx(want)
     assert group_advantage(np.array(rewards), zscore) == pytest.approx(want)
     assert want != pytest.approx(zscore(np.array(rewards).sum(1)).tolist())
 
 
 def test_a_group_is_equal_only_where_it_is_in_every_kind_of_reward():
     rewards = [(1.0, 0.0), (1.0, 1.0), None, (1.0, 0.0)] + [(1.0, 2.0)] * 4
-    credit = group_advantages(rewards, 4, advantage=zscore, accuracy_band=(0.9, 1.0))
+    credit = group_advantages(**of_kinds(rewards), group_size=4, advantage=zscore, accuracy_band=(0.9, 1.0))
     assert credit.values[4:] == [None] * 4 and credit.dropped == {"equal": 1}
     assert credit.values[2] is None and credit.values[1] == pytest.approx(2**0.5)
 
 
-def test_a_bonus_is_added_to_the_first_kind_of_reward():
-    credit = group_advantages([(1.0, 5.0), (0.0, 7.0)], 2, advantage=centered, bonus=[0.5, 0.0])
-    assert credit.values == pytest.approx([0.75 - 1.0, -0.75 + 1.0])
+def test_a_bonus_is_added_to_the_first_kind_of_reward_that_differs():
+    given = of_kinds([(1.0, 5.0), (0.0, 7.0), (1.0, 5.0), (1.0, 7.0)])
+    credit = group_advantages(**given, group_size=2, advantage=centered, bonus=[0.5, 0.0] * 2)
+    assert credit.values == pytest.approx([0.75 - 1.0, -0.75 + 1.0, -0.75, 0.75])
+
+
+def test_kinds_of_reward_are_those_of_the_group_and_speed_goes_by_the_reward():
+    """A group whose set has another kind than the step's first: a small bonus stays small, and speed is trained."""
+    rewards = [1.5, 0.5] * 2 + [1.0, 1.0, 0.0, 0.0] + [1.0] * 4
+    parts = [{"x": 1.0, "y": 0.5}, {"x": 0.0, "y": 0.5}] * 2 + [{"": reward} for reward in rewards[4:]]
+    given = {"rewards": rewards, "parts": parts, "group_size": 4}
+    fast = [1.0, 3.0, 1.0, 1.0]
+    credit = group_advantages(**given, bonus=[0.001 * number for number in fast] * 3)
+    assert credit.values[4:8] == pytest.approx([1.0, 1.0, -1.0, -1.0], abs=0.01) and credit.dropped == {"equal": 1}
+    credit = group_advantages(**given, speed=Speed(fast * 3))
+    assert credit.values[4:8] == pytest.approx((zscore(np.array(rewards[4:8])) + zscore(np.array(fast))).tolist())
+    assert credit.values[8:] == pytest.approx(zscore(np.array(fast)).tolist()) and not credit.dropped
+    credit = group_advantages(**given, accuracy_band=(0.6, 1.0))
+    assert credit.dropped == {"accuracy": 1, "equal": 1} and credit.values[0] == 1.0
+
+
+def test_of_kinds_whose_first_is_zero_the_reward_says_what_is_right():
+    given = of_kinds([(0.0, 1.0), (0.0, 0.0)])
+    assert group_advantages(**given, group_size=2, speed=Speed([1.0, 2.0])).values == pytest.approx([0.0, 0.0])
+    assert group_advantages(**of_kinds([None, (1.0, 2.0), None, None]), group_size=2).dropped == {
+        "small": 1,
+        "unrewarded": 1,
+    }
 
 
 @pytest.mark.parametrize("kind", ["advantage", "reward"])
@@ -234,7 +265,7 @@ def test_whitened_advantages_have_mean_0_and_spread_1_over_the_step():
 def test_kinds_of_reward_count_by_their_weights_whatever_their_scale():
     """GDPO: each kind's advantage in its group, then the weighted sum; a kind that is equal in a group adds nothing."""
     rewards = [(0.0, 500.0), (1.0, 100.0), (1.0, 300.0), (2.0, 7.0), (3.0, 7.0), (4.0, 7.0)]
-    found = group_advantages(rewards, 3, advantage=zscore, weights=[1.0, 0.25])
+    found = group_advantages(**of_kinds(rewards), group_size=3, advantage=zscore, weights={"second": 0.25})
     columns = np.array(rewards)
     for first in (0, 3):
         wanted = zscore(columns[first : first + 3, 0]) + 0.25 * zscore(columns[first : first + 3, 1])

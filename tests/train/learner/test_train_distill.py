@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from end_to_end import RL, read_jsonl, text_checkpoint
+from end_to_end import RL, SFT, read_jsonl, text_checkpoint
 from helpers import tiny_model
 from trainees import make_config, make_policy, sampled
 
@@ -12,7 +12,7 @@ from configs import load_config
 from models import load_model
 from models.spec import CheckpointSpec
 from runtime.run_folder import RunFolder
-from train import rl
+from train import checks, rl
 from train.memory.inputs import Inputs
 from train.memory.plan import always, phases
 from train.setup.models import RunModels, frozen_reference, reference_spec_of
@@ -57,6 +57,35 @@ def test_a_teacher_of_another_vocabulary_or_family_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"model.reference_model.*{reason}"):
             reference_spec_of(config_of(mine, folder), policy)
+
+
+def test_mask_ids_are_compared_as_they_are_resolved(tmp_path):
+    """A checkpoint may leave its mask id to the tokenizer or the family."""
+    mine, same, other = (text_checkpoint(tmp_path / name) for name in ("mine", "same", "other"))
+    settings = json.loads((mine / "config.json").read_text())
+    given = load_model(mine).mask_id
+    for folder, mask in ((mine, given), (same, None), (other, given + 1)):
+        (folder / "config.json").write_text(json.dumps(settings | {"mask_token_id": mask}))
+    policy = CheckpointSpec.read(mine)
+    assert reference_spec_of(config_of(mine, same), policy) is not None
+    with pytest.raises(ValueError, match=rf"its mask id is {given + 1}, not {given}"):
+        reference_spec_of(config_of(mine, other), policy)
+
+
+@pytest.mark.parametrize("key", ["reference_model", "value_base_model"])
+def test_the_other_models_are_checked_before_the_sft_that_makes_the_first(shop, tmp_path, key):
+    """But one that is the model which the SFT makes."""
+    arguments, made = shop.arguments(SFT), tmp_path / "made"
+    first = load_config([*arguments, f"model.pretrained_model={shop.model}"], command="sft")
+    reads = ["training.kl_to=reference", "training.beta=0.1"] if key == "reference_model" else []
+    typed = [*reads, f"model.pretrained_model={made}"]
+
+    def check(other):
+        checks.check(load_config(shop.arguments(RL, *typed, f"model.{key}={other}"), command="rl"), first)
+
+    with pytest.raises(ValueError, match=f"model.{key}"):
+        check(text_checkpoint(tmp_path / "other", "dream"))
+    check(made)
 
 
 def test_the_memory_plan_counts_the_teacher(tmp_path):

@@ -9,13 +9,15 @@ from helpers import random_prompts
 from PIL import Image
 from trainees import make_config, make_policy, policy_of, updater_of, weights_of
 
-from models import Prompt, ValueModel
-from models.tiny import tiny_model
+from models import Prompt, ValueModel, load_model
+from models.spec import CheckpointSpec
+from models.tiny import tiny_checkpoint, tiny_model
 from sample import Sampler, SamplingConfig
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer, replay
 from train.distributed.accelerator import make_accelerator
 from train.learner.critic import Critic
+from train.setup.models import frozen_reference, reference_spec_of
 
 SAMPLING = SamplingConfig(
     max_new_tokens=8, block_size=4, steps_per_block=2, temperature=1.0, stop_ids=[5, 14, 23], cache="none", seed=1
@@ -151,3 +153,49 @@ def test_a_frozen_reference_reads_the_same_pictures(model):
     rollouts, shown = rolled_out(model, prompts_of(model))
     result = policy.train(policy.batch(rollouts, credit(rollouts), shown=shown), 1)
     assert result.metrics["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("part", [None, "projector"])
+def test_a_teacher_sees_pictures_with_its_own_eyes(tmp_path, part):
+    """Its log-probabilities are those of itself alone, though its hidden size is another; each picture is encoded once
+    for it, and again when it was forgotten."""
+    mine = tiny_checkpoint(tmp_path / "mine", "lladav")
+    other = tiny_checkpoint(
+        tmp_path / "other", "lladav", seed=5, hidden_size=48, num_attention_heads=3, num_key_value_heads=3
+    )
+    config = make_config(
+        model={"pretrained_model": str(mine), "reference_model": str(other)},
+        training={"kl_to": "reference", "beta": 0.1, "train_vision": part or "false"},
+    )
+    model = load_model(mine)
+    model.train_vision(part)
+    teacher = frozen_reference(config, model, "no")
+    prompts = prompts_of(model)
+    rollouts, shown = rolled_out(model, prompts)
+    policy = policy_of(config, model, make_accelerator("no", torch.device("cpu")), SAMPLING, teacher)
+    batch = policy.batch(rollouts, credit(rollouts), shown=shown)
+    looked, look = [], teacher.vision.look
+    teacher.vision.look = lambda pixels: looked.append(1) or look(pixels)
+    *_, seen = policy._with_log_probs(batch)
+    assert len(looked) == 3
+
+    alone = load_model(other)
+    own = prompts_of(alone)
+    own_shown = {r.key: own[prompts.index(shown[r.key])] for r in rollouts if r.key in shown}
+    alone_policy = make_policy(alone, SAMPLING)
+    own_batch = alone_policy.batch(rollouts, credit(rollouts), shown=own_shown)
+    expected = alone_policy.updater.outputs(own_batch.samples, range(len(own_batch.samples)))
+    assert np.concatenate(seen) == pytest.approx(np.concatenate(expected), abs=1e-5)
+    assert not any(name.startswith("vision") and weight.requires_grad for name, weight in teacher.named_parameters())
+    for prompt in shown.values():
+        prompt.forget()
+    policy._with_log_probs(batch)
+    assert len(looked) == 6
+
+
+def test_a_teacher_whose_pictures_have_other_positions_is_refused(tmp_path):
+    mine = tiny_checkpoint(tmp_path / "mine", "lladav")
+    other = tiny_checkpoint(tmp_path / "other", "lladav", image_grid_pinpoints=[[16, 16], [16, 32]])
+    config = make_config(model={"reference_model": str(other)}, training={"kl_to": "reference", "beta": 0.1})
+    with pytest.raises(ValueError, match="model.reference_model=.*cuts pictures otherwise than model.pretrained_model"):
+        reference_spec_of(config, CheckpointSpec.read(mine))

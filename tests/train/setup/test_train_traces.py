@@ -12,6 +12,7 @@ from data.tasks import Example
 from models import load_model
 from sample import Sampler, SamplingConfig
 from train.algorithm.masking import METHODS
+from train.examples import DATA
 from train.learner.batch import Replay
 from train.setup.examples import for_model, make_samples, tokenise
 from train.setup.traces import chosen_traces, fastest
@@ -40,6 +41,23 @@ def test_the_fastest_right_responses_of_each_task_are_kept():
     assert fastest(given, 9) == [given[0], given[2], given[4], given[5]]
 
 
+def test_tasks_of_different_sets_have_responses_of_their_own():
+    """Ids are those of a set: MATH500 and GSM8K both have a task 1."""
+    given = [example("1", 1.0, 8, 8, set="A"), example("1", 1.0, 8, 2, set="B")]
+    assert fastest(given, 1) == given
+    older = [example("1", 1.0, 8, 8, entry="A/top_k=1"), example("1", 1.0, 8, 2, entry="B/top_k=1")]
+    assert fastest(older, 1) == older
+
+
+def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, caplog):
+    model = load_model(text_checkpoint(tmp_path))
+    given = [example("1", 1.0, 8, 8, entry="plain"), example("1", 1.0, 8, 2, entry="compared/plain")]
+    for count in (0, 1):
+        config = make_config(training={"method": "trace"}, dataset={"traces_per_task": count})
+        assert chosen_traces(given, config, model.spec, TRACE, DATA) == given[:1]
+    assert "dataset.optimization_data: 1 responses of model.compared_with are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -56,9 +74,9 @@ def test_blocks_of_another_size_are_refused_where_steps_are_replayed(tmp_path):
     model = load_model(text_checkpoint(tmp_path))
     config, given = make_config(training={"method": "trace"}), [example("a", 1.0, 8, 8, block_size=8)]
     with pytest.raises(ValueError, match=r"in blocks of 8, and training.block_size is 4"):
-        chosen_traces(given, config, model.spec, TRACE)
-    assert chosen_traces(given, config, model.spec, METHODS["random_masking"]) == given
-    assert chosen_traces([example("a", 1.0, 8, 8, block_size=4)], config, model.spec, TRACE)
+        chosen_traces(given, config, model.spec, TRACE, DATA)
+    assert chosen_traces(given, config, model.spec, METHODS["random_masking"], DATA) == given
+    assert chosen_traces([example("a", 1.0, 8, 8, block_size=4)], config, model.spec, TRACE, DATA)
 
 
 @pytest.mark.parametrize("family", ["sdar", "llada"])
