@@ -24,7 +24,6 @@ from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
 from sample.config import cache_of, check_edits, check_routing
-from train.algorithm.masking import Method
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
@@ -34,7 +33,7 @@ from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
-from train.setup.doors import advantage_of, check_doors, method_of, objective_of
+from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, value_spec_of
 from train.setup.pictures import check_drawing, image_root
@@ -51,8 +50,32 @@ logger = logging.getLogger(__name__)
 def check(config: Config, first: Config | None = None) -> None:
     """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
     that makes its model, where that is absent."""
-    method = check_keys(config)
     training, rollout = config.training, config.rollout
+    method = method_of(training, "rl")
+    if not method.as_sampled and training.logp_old == "rollout":
+        raise ValueError(
+            f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
+            "draws others; set training.logp_old=auto."
+        )
+    if training.lower_p > training.upper_p:
+        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
+    _check_copies(training, rollout)
+    if training.min_accuracy > training.max_accuracy:
+        raise ValueError(
+            f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
+        )
+    if rollout.num_response_per_task < 2:
+        raise ValueError(
+            f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
+            "sample at least 2 responses a task."
+        )
+    for name, values in rollout.parallel_lists().items():
+        raise ValueError(
+            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
+            "evaluation.*."
+        )
+    check_decodings(rollout, config.evaluation)
+    _check_best(config)
     pick_device(config.model.device)
     spec = _model(config, first)
     check_engine(config, None if first else spec.folder)
@@ -84,40 +107,6 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
-
-
-def check_keys(config: Config) -> Method:
-    """What can be known to fail of the keys alone, before any checkpoint or data set is looked for; the masking
-    method."""
-    training, rollout = config.training, config.rollout
-    method = method_of(training, "rl")
-    advantage_of(training)
-    objective_of(training)
-    if not method.as_sampled and training.logp_old == "rollout":
-        raise ValueError(
-            f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
-            "draws others; set training.logp_old=auto."
-        )
-    if training.lower_p > training.upper_p:
-        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    _check_copies(training, rollout)
-    if training.min_accuracy > training.max_accuracy:
-        raise ValueError(
-            f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
-        )
-    if rollout.num_response_per_task < 2:
-        raise ValueError(
-            f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
-            "sample at least 2 responses a task."
-        )
-    for name, values in rollout.parallel_lists().items():
-        raise ValueError(
-            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
-            "evaluation.*."
-        )
-    check_decodings(rollout, config.evaluation)
-    _check_best(config)
-    return method
 
 
 def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
