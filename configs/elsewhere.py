@@ -328,6 +328,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             "training.rows_per_update",
             verl=f"{_ACTOR}.ppo_mini_batch_size",
             others="ppo_mini_batch_size mini_batch_size global_batch_size effective_batch_size",
+            note="verl counts prompts; here rows, a response and round each",
         ),
         Named(
             "training.max_tokens_per_microbatch",

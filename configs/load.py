@@ -127,7 +127,9 @@ def _with_texts(config: Config) -> Config:
     file."""
     dataset = config.dataset
     template = _text_of("dataset.template", dataset.template)
-    system = None if dataset.system is None else _text_of("dataset.system", dataset.system)
+    system = dataset.system
+    if system is not None and system.startswith("@"):
+        system = _text_of("dataset.system", system).removesuffix("\n")  # an editor's, which the text does not mean
     return dataclasses.replace(config, dataset=dataclasses.replace(dataset, template=template, system=system))
 
 

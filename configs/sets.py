@@ -1,6 +1,7 @@
 """Keys that name several data sets: a name, or a list of names and of mappings with one."""
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,27 +60,37 @@ def named_sets(key: str, given: Any, data_type: str, taken: Collection[str] = ()
     if len(sets) == 1:
         return [replace(sets[0], label="")]
     sets = [replace(each, label=f"{each.label}-set") if each.label in taken else each for each in sets]
-    labels = [each.label for each in sets]
-    numbers = [labels[: i + 1].count(label) for i, label in enumerate(labels)]
     return [
-        replace(each, label=f"{each.label}-{number}") if labels.count(each.label) > 1 else each
-        for each, number in zip(sets, numbers, strict=True)
+        replace(each, label=label) for each, label in zip(sets, _apart([s.label for s in sets], taken), strict=True)
     ]
+
+
+def _apart(labels: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The labels, those that several sets have with the next number that none has."""
+    used = {*labels, *taken}
+    found: list[str] = []
+    for label in labels:
+        if labels.count(label) > 1:
+            label = next(each for n in itertools.count(1) if (each := f"{label}-{n}") not in used)
+            used.add(label)
+        found.append(label)
+    return found
 
 
 def _named(key: str, entry: Any, data_type: str) -> NamedSet:
     values: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"name": entry}
     name, kind, weight = values["name"], values.get("data_type") or data_type, values.get("weight")
     columns = values.get("columns") or {}
+    reward = values.get("reward")
+    if reward is not None and not isinstance(reward, str):
+        raise ValueError(f"{key}: reward {reward!r} of {name}; it must be one function, path/to/file.py:name.")
     if kind not in DATA_TYPES:
         raise ValueError(f"{key}: data_type {kind!r} of {name}; choose from {', '.join(DATA_TYPES)}.")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
         raise ValueError(f"{key}: weight {weight!r} of {name}; it must be a number above 0.")
     if not (isinstance(columns, Mapping) and all(isinstance(text, str) for text in (*columns, *columns.values()))):
         raise ValueError(f"{key}: columns {columns!r} of {name}; it must be a mapping, {{question: problem}}.")
-    return NamedSet(
-        _label(name), name, kind, None if weight is None else float(weight), values.get("reward"), dict(columns)
-    )
+    return NamedSet(_label(name), name, kind, None if weight is None else float(weight), reward, dict(columns))
 
 
 def shares(key: str, sets: Collection[NamedSet], sizes: Collection[int]) -> list[float]:

@@ -51,13 +51,25 @@ def example_fault(row: Record, columns: Mapping[str, str]) -> Fault | None:
 
 def _task_faults(row: Record, data_type: str, columns: Mapping[str, str]) -> Iterator[Fault]:
     yield from text_faults(row, "question", columns)
-    if data_type in ("math", "option") or (data_type == "mmu" and not row.values.get("is_caption")):
+    if data_type == "mmu" and caption_flag(row.values) is None:
+        yield Fault(row.place, "is_caption", f"is {short(row.values['is_caption'])}, expected true, false, 1 or 0")
+    if data_type in ("math", "option") or (data_type == "mmu" and not caption_flag(row.values)):
         yield from text_faults(row, "ground_truth_answer", columns, numbers=True)
         if data_type == "option":
             yield from _letter_faults(row)
     elif data_type == "code":
         yield from _code_faults(row, columns)
     yield from surrogate_faults(row)
+
+
+def caption_flag(values: Mapping[str, Any]) -> bool | None:
+    """Whether a row asks for a caption (`is_caption`, of a CSV file as text); None where it says neither yes nor no."""
+    given = values.get("is_caption")
+    if isinstance(given, str):
+        return {"true": True, "1": True, "false": False, "0": False, "": False}.get(given.strip().lower())
+    if given is None or isinstance(given, bool | int | float) and given in (0, 1):
+        return bool(given)
+    return None
 
 
 def _example_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:

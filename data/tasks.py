@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from data.built_in import built_in_file, built_in_names
 from data.catalog import CATALOG
 from data.conversations import chat_field, conversation_of, question_turns, unused_columns
-from data.faults import Fault, check_data_type, example_fault, steps_fault, task_fault
+from data.faults import Fault, caption_flag, check_data_type, example_fault, steps_fault, task_fault
 from data.hub import fetch_dataset
 from data.pictures import CODES, FIELDS, PictureSource, pictures_of, with_places
 from data.readers import SUFFIXES, Record, iter_rows
@@ -118,6 +118,8 @@ def scan_tasks(
             yield fault
             continue
         values = row.values
+        if data_type == "mmu" and "is_caption" in values:
+            values["is_caption"] = caption_flag(values)
         if values.get("ground_truth_answer") is not None:
             values["ground_truth_answer"] = str(values["ground_truth_answer"])
         name = next(

@@ -1,5 +1,6 @@
 """How much of a GPU's arithmetic the updates use."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -21,12 +22,12 @@ PEAK_TFLOPS = {
     **{"B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L4": 121.0, "A40": 149.7, "A6000": 154.8},
     **{"RTX 4090": 165.2, "RTX 3090": 71.0, "MI300X": 1307.4},
 }
-"""Dense bf16, of the makers' data sheets, by a part of torch's name of a GPU; the longest part that fits counts."""
+"""Dense bf16, of the makers' data sheets, by words of torch's name of a GPU; the longest that fits counts."""
 
 
 def peak_tflops(device_name: str) -> float | None:
     """None for a GPU that is not in the table."""
-    fitting = [part for part in PEAK_TFLOPS if part in device_name]
+    fitting = [words for words in PEAK_TFLOPS if re.search(rf"(?<![A-Za-z0-9]){words}(?![A-Za-z0-9])", device_name)]
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 

@@ -68,6 +68,13 @@ def test_a_template_is_read_from_a_file(tmp_path, monkeypatch):
         load("dataset.template=@none.txt")
 
 
+def test_a_system_prompt_has_not_the_last_newline_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("Be brief.\n\n")
+    assert load("dataset.system=@mine.txt").dataset.system == "Be brief.\n"
+    assert load("dataset.system='Be brief.'").dataset.system == "Be brief."
+
+
 @pytest.mark.parametrize("value", ["[1,", "{a: ", '"', "a: b: c", "${", "@x", "%x"])
 def test_what_is_no_value_is_named_with_its_key(value):
     with pytest.raises(ValueError, match=r"training.seed"):

@@ -20,6 +20,14 @@ def test_a_set_is_called_by_its_file_and_two_of_one_name_by_number():
     assert [each.label for each in named_sets(KEY, "a/x.json", "math")] == [""] and named_sets(KEY, "", "math") == []
 
 
+def test_no_number_makes_two_labels_the_same():
+    def labels(*given, taken=()):
+        return [each.label for each in named_sets(KEY, list(given), "math", taken)]
+
+    assert labels("x/a.json", "y/a.json", "z/a-1.json") == ["a-2", "a-3", "a-1"]
+    assert labels("x/all.json", "y/all-set.json", taken=("all",)) == ["all-set-1", "all-set-2"]
+
+
 def test_without_weights_a_set_counts_by_its_size_and_a_weight_is_for_all_or_none():
     plain = named_sets(KEY, ["x", "y"], "math")
     assert shares(KEY, plain, [3, 5]) == [3.0, 5.0]
@@ -37,6 +45,9 @@ def test_without_weights_a_set_counts_by_its_size_and_a_weight_is_for_all_or_non
         ({"name": "x", "weight": 0}, "weight 0 of x; it must be a number above 0"),
         ({"name": "x", "weight": True}, "weight True of x"),
         ({"name": "x", "data_type": "maths"}, "data_type 'maths' of x; choose from math"),
+        ({"name": "x", "reward": ["a.py:f", "b.py:g"]}, r"reward \['a.py:f', 'b.py:g'\] of x; it must be one function"),
+        ({"name": "x", "data_type": ["math"]}, r"data_type \['math'\] of x; choose from math"),
+        ({"name": "x", "data_type": {"a": 1}}, r"data_type \{'a': 1\} of x; choose from math"),
         ({"name": "x", "columns": ["question"]}, r"columns \['question'\] of x; it must be a mapping"),
     ],
 )

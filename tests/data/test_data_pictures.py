@@ -93,6 +93,20 @@ def test_a_caption_needs_no_answer_and_a_prompt_is_a_question(tmp_path):
     assert (task.question, task.answer) == ("Describe it.", None)
 
 
+def test_in_a_csv_file_a_caption_is_marked_by_true_or_1(tmp_path):
+    flags = ["True", "1", "False", "0", ""]
+    (tmp_path / "t.csv").write_text("\n".join(["question,image,ground_truth_answer,is_caption",
+                                               *(f"Q,a.png,7,{flag}" for flag in flags)]))  # fmt: skip
+    tasks = load_tasks(tmp_path / "t.csv", data_type="mmu", image_root=tmp_path)
+    assert [task.columns["is_caption"] for task in tasks] == [True, True, False, False, False]
+    (tmp_path / "t.csv").write_text("question,image,ground_truth_answer,is_caption\nQ,a.png,7,maybe\n")
+    with pytest.raises(ValueError, match="line 2: field 'is_caption' is str 'maybe', expected true, false, 1 or 0"):
+        load_tasks(tmp_path / "t.csv", data_type="mmu", image_root=tmp_path)
+    (tmp_path / "t.csv").write_text("question,image,ground_truth_answer,is_caption\nQ,a.png,,False\nQ,a.png,,1\n")
+    with pytest.warns(UserWarning, match="left out 1 of 2 rows: ground_truth_answer is empty"):
+        load_tasks(tmp_path / "t.csv", data_type="mmu", image_root=tmp_path)
+
+
 def test_without_a_root_rows_are_read_without_pictures(tmp_path):
     row = {"question": "1+1 of <image>?", "ground_truth_answer": "2", "image": ["a.png", "b.png"]}
     (task,) = load_tasks(write(tmp_path / "t.json", [row]), data_type="math")
