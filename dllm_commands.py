@@ -29,7 +29,7 @@ def report() -> None:
 
 def serve() -> None:
     _add_checkout()
-    from serve.server import main
+    from serve.command import main
 
     main("dllm-serve model=PATH [port=8000 key=value ...]")
 

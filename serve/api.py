@@ -1,7 +1,6 @@
 """The HTTP application: OpenAI's chat/completions, completions and models, /health and /metrics."""
 
 import asyncio
-import difflib
 import hmac
 import json
 import time
@@ -13,13 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import Prompt
 from sample.session import TooLong
 from serve.answers import Answers
 from serve.engine import Engine, Overloaded, Unavailable
+from serve.invalid import what_is_wrong
 from serve.loading import Reader
 from serve.metrics import Metrics
 from serve.protocol import Asked, ChatAsked, TextAsked
@@ -149,27 +148,31 @@ def _refusal_of(error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return refusal(error.status_code, error.detail)
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        message, where = what_is_wrong(error.errors(), error.body)
+        return refusal(400, message, param=where)
     if isinstance(error, TimeoutError):
         return refusal(504, "the answer took longer than the server's timeout_seconds: ask for fewer tokens")
     return refusal(503, str(error), "overloaded" if isinstance(error, Overloaded) else "unavailable")
 
 
-def _invalid(error: RequestValidationError) -> JSONResponse:
-    """Of a body that is no request: which field, and what is wrong with it."""
-    first = error.errors()[0]
-    names = [str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return refusal(400, f"the body is no JSON: {first['ctx']['error']}")
-    if first["type"] in ("model_attributes_type", "missing") and not names:
-        return refusal(400, "the body must be a JSON object, sent as Content-Type: application/json")
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), [*ChatAsked.model_fields, *TextAsked.model_fields], n=1)
-        message = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
-        names = names or [repr(first["loc"][-1])[:60]]  # escaped: it need not be a name
-    where = ".".join(names)
-    return refusal(400, f"{where}: {message}" if where else message, param=where or None)
+class BodyLimit:
+    """ASGI: refuses a body once more of it has come than the server takes, whatever it says of its length."""
+
+    def __init__(self, app: ASGIApp, mib: float):
+        self.app, self.mib = app, mib
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.mib * 2**20:
+                raise HTTPException(413, f"the body is larger than the server's max_body_mib={self.mib:g}: send less")
+            return message
+
+        await self.app(scope, limited, send)
 
 
 class Measured:
@@ -230,7 +233,7 @@ def make_app(engine: Engine, settings: ServeSettings, name: str) -> FastAPI:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=int(settings.max_body_mib * 2**20))
+    app.add_middleware(BodyLimit, mib=settings.max_body_mib)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(Measured, metrics=service.metrics, paths=paths)
     return app

@@ -115,7 +115,7 @@ class ImageUrl(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     url: Annotated[bytes, BeforeValidator(lambda url: picture_of(url) if isinstance(url, str) else url)]
-    detail: Literal["auto"] | None = None
+    detail: Literal["auto", "low", "high"] | None = None  # without effect: a picture is read as the model reads all
 
 
 class PicturePart(BaseModel):

@@ -1,37 +1,25 @@
-"""serve.py: binds, loads, serves, drains."""
+"""The server: binds, loads, serves, drains."""
 
 import signal
 import socket
-import sys
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from models import DiffusionLM
-from runtime.pipes import quiet_pipes
 from runtime.text import print_error, print_text
 from serve.api import make_app
 from serve.engine import Engine
 from serve.loading import check, load_sampler, sized
-from serve.settings import ServeSettings, read_settings
+from serve.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def main(usage: str = "python serve.py model=PATH [port=8000 key=value ...]") -> None:
-    """The command. Users' mistakes are messages, exit status 2; a server that was asked to stop ends with 0."""
-    quiet_pipes()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        sys.exit(serve(read_settings(ServeSettings, sys.argv[1:], usage)))
-    except (ValueError, OSError) as error:
-        print_error(str(error))
-        sys.exit(2)
-
-
 def serve(settings: ServeSettings) -> int:
     """Serves until SIGTERM or SIGINT; the exit status. ValueError, OSError: what fails before the model is loaded."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     if settings.api_key is not None and not settings.api_key.strip():
         raise ValueError("api_key is empty: set the variable that it comes from, or leave the key out.")
     spec = check(settings)

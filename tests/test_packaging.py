@@ -111,7 +111,7 @@ def test_the_report_command_runs_the_checkout(monkeypatch):
     assert PROJECT["project"]["scripts"]["dllm-report"] == "dllm_commands:report"
 
 
-SERVING = {"dllm-serve": ("serve", "serve.server"), "dllm-chat": ("chat", "serve.chat")}
+SERVING = {"dllm-serve": ("serve", "serve.command"), "dllm-chat": ("chat", "serve.chat")}
 
 
 @pytest.mark.parametrize("name", SERVING)

@@ -4,6 +4,7 @@ import io
 import re
 import signal
 import socket
+import subprocess
 import sys
 
 import httpx2
@@ -15,6 +16,7 @@ from serving import serving
 from test_docs import ROOT, blocks, commands, script_of
 
 from serve import chat as chat_module
+from serve import command as command_module
 from serve import server as server_module
 from serve.chat import MASK, Chat, ChatSettings, converse
 from serve.loading import check, load_sampler, sized
@@ -31,7 +33,7 @@ def run(main, arguments, monkeypatch, capsys):
     return ended.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main", [server_module.main, chat_module.main])
+@pytest.mark.parametrize("main", [command_module.main, chat_module.main])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -48,22 +50,30 @@ def test_a_users_mistake_is_one_line_and_status_2(main, arguments, message, mode
     assert status == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_wrong_key_is_named_before_torch_is_loaded():
+    code = "import sys, dllm_commands; sys.argv[1:] = ['prot=1']\ntry: dllm_commands.serve()\n"
+    code += "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "False False\n") and "Did you mean port" in ended.stderr
+
+
 def test_an_empty_key_is_refused(model_folder, monkeypatch, capsys):
-    status, error = run(server_module.main, [f"model={model_folder}", "api_key=''"], monkeypatch, capsys)
+    status, error = run(command_module.main, [f"model={model_folder}", "api_key=''"], monkeypatch, capsys)
     assert status == 2 and "api_key is empty" in error
 
 
 def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(model_folder, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, error = run(server_module.main, [f"model={model_folder}", f"port={port}"], monkeypatch, capsys)
+        status, error = run(command_module.main, [f"model={model_folder}", f"port={port}"], monkeypatch, capsys)
     assert status == 2 and f"port={port}" in error
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, monkeypatch, capsys):
     from helpers import tiny_checkpoint
 
-    status, error = run(server_module.main, [f"model={tiny_checkpoint(tmp_path)}"], monkeypatch, capsys)
+    status, error = run(command_module.main, [f"model={tiny_checkpoint(tmp_path)}"], monkeypatch, capsys)
     assert status == 2 and "no tokenizer" in error
 
 
@@ -73,7 +83,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(model_folder, monkeypatch
 
     monkeypatch.setattr(server_module, "load_sampler", fails)
     monkeypatch.setattr(signal, "signal", lambda *given: None)
-    status, error = run(server_module.main, [f"model={model_folder}", "port=0"], monkeypatch, capsys)
+    status, error = run(command_module.main, [f"model={model_folder}", "port=0"], monkeypatch, capsys)
     assert status == 1 and "out of memory" in error
 
 
