@@ -267,8 +267,8 @@ class DecodeConfig(Section):
     entropy_bound: float = opt(0.35, "bound of entropy_bounded, nats", low=0.0)
     edit_threshold: Any = opt(
         None,
-        "block families: a step also overwrites tokens of its block where the model proposes another one with a "
-        "probability above this; null = never (0 is a threshold)",
+        "block families: a step also overwrites tokens of its block where the model proposes another one whose "
+        "confidence (under target: margin_confidence its margin) is above this; null = never (0 is a threshold)",
         each=float,
         low=0.0,
         high=1.0,

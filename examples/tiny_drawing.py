@@ -9,6 +9,7 @@ layout, trained for a short time on 48 of the 64 drawings), `train.json`, `test.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,12 @@ def steps_of(parameters: Iterator[torch.nn.Parameter], count: int, rate: float, 
     weights = list(parameters)
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=count, pct_start=0.1)
+    shown = time.monotonic()
     for step in range(count):
         yield step
+        if time.monotonic() - shown >= 5:
+            shown = time.monotonic()
+            print(f"{name}: step {step + 1} of {count}", flush=True)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

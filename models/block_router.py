@@ -20,12 +20,12 @@ class BlockRouter(Glm4MoeTopkRouter):
     capacity: int
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits [T, E], weights [T, k], experts [T, k]) of hidden states [..., D]. ValueError where T is no whole
-        number of blocks."""
-        hidden_TD = hidden_states.reshape(-1, self.hidden_dim)
-        if len(hidden_TD) % self.block_size:
+        """(logits [T, E], weights [T, k], experts [T, k]) of rows of hidden states [..., L, D]. ValueError where a row
+        is no whole number of blocks: its last one would reach into the next row."""
+        hidden_TD, length = hidden_states.reshape(-1, self.hidden_dim), hidden_states.shape[-2]
+        if length % self.block_size:
             raise ValueError(
-                f"{len(hidden_TD)} tokens: LLaDA2.2 routes blocks of {self.block_size} tokens as one, so that only "
+                f"{length} tokens: LLaDA2.2 routes blocks of {self.block_size} tokens as one, so that only "
                 "whole blocks can be run."
             )
         logits_TE = F.linear(hidden_TD.float(), self.weight.float())

@@ -132,7 +132,7 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 def kept_buffers(network: nn.Module) -> dict[str, Tensor]:
     """Buffers that are part of a checkpoint. Nothing trains them, and they keep their own type."""
     return {
-        f"{prefix}.{name}": buffer
+        f"{prefix}.{name}" if prefix else name: buffer
         for prefix, module in network.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set

@@ -37,21 +37,22 @@ class ExpertLoad:
         self.counts: dict[str, Tensor] = {}
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Forward passes of the block count; one that checkpointing runs again counts again."""
-        hooks = [router.register_forward_hook(self._counter(name)) for name, router in self.routers.items()]
+    def counting(self, tokens: int) -> Iterator[None]:
+        """Forward passes of the block count, the first so many tokens of each: what follows is padding. One that
+        checkpointing runs again counts again."""
+        hooks = [router.register_forward_hook(self._counter(name, tokens)) for name, router in self.routers.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _counter(self, name: str) -> Any:
+    def _counter(self, name: str, tokens: int) -> Any:
         def count(router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
             logits_TE, _, experts_Tk = output
             if name not in self.counts:
                 self.counts[name] = torch.zeros(logits_TE.shape[-1], dtype=torch.int64, device=logits_TE.device)
-            chosen = experts_Tk.detach().flatten()
+            chosen = experts_Tk[:tokens].detach().flatten()
             self.counts[name].scatter_add_(0, chosen, torch.ones_like(chosen))
 
         return count

@@ -45,7 +45,7 @@ class Adapters:
         config = _read_config(folder)
         try:
             names = [] if isinstance(config.target_modules, str) else config.target_modules or []
-            targets = sorted({name.rpartition(".")[2] if ".layers." in name else name for name in names})
+            targets = sorted({name.rpartition(".")[2] if ".layers." in f".{name}" else name for name in names})
             return Adapters(config.r, float(config.lora_alpha), float(config.lora_dropout), tuple(targets))
         except (TypeError, ValueError, AttributeError) as error:
             raise _no_adapters(folder, error) from error

@@ -4,13 +4,13 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 """
 
 import copy
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import checkpoint as layout_io
@@ -20,7 +20,7 @@ from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
 from models.parallel import Parallel
-from models.spec import CheckpointSpec, config_errors
+from models.spec import CheckpointSpec, config_errors, resized, whole_blocks
 from models.tokenizer import read_tokenizer
 from models.vision.prompt import Prompt, embedded, numbered, require_rows
 from models.vision.seeing import Seeing, see
@@ -153,18 +153,21 @@ class DiffusionLM(Seeing):
         """Raw logits [B, L, V] under the family's own attention: no shift applied, no mask id removed.
 
         block_size: block families only; default the checkpoint's. ValueError for full attention. features: rows [rows,
-        D] for all positions that hold the image id, in reading order; ValueError for another number of them.
+        D] for all positions that hold the image id, in reading order; ValueError for another number of them. Of a
+        network that runs only whole blocks (LLaDA2.2) what the last block lacks counts as masks.
         """
         if self.attention == "full" and block_size is not None:
             raise ValueError(f"block_size={block_size}: {self.family} has full attention, leave block_size out.")
         B, L = input_ids.shape
         input_ids = numbered(input_ids.to(self.device))
         require_rows(int((input_ids < 0).sum()), 0 if features is None else len(features))
-        mask = None
+        mask, size = None, block_size or self.block_size
+        run = -(-L // size) * size if whole_blocks(self.spec) > 1 else L
         if self.attention == "block":
-            mask = block_causal_mask(L, block_size or self.block_size, self.device)
-        positions = torch.arange(L, device=self.device).expand(B, L)
-        return self.lm_head(self.hidden(input_ids, positions, Masked(mask), features))
+            mask = block_causal_mask(run, size, self.device)
+        positions = torch.arange(run, device=self.device).expand(B, run)
+        input_ids = F.pad(input_ids, (0, run - L), value=self.mask_id)
+        return self.lm_head(self.hidden(input_ids, positions, Masked(mask), features)[:, :L])
 
     def enable_gradient_checkpointing(self) -> None:
         for part in (self.model, *self.towers):
@@ -217,10 +220,7 @@ class DiffusionLM(Seeing):
         """Writes the checkpoint in its original layout: weights, config.json, tokenizer and carried files; `besides`
         names more weights to keep with them. Of a model with adapters only these are written (`models.lora`). dtype: of
         the weights in the files; default the model's."""
-        carried = self._carried
-        if self.block_size != (self.spec.raw.get("block_size") or self.spec.family.default_block_size):
-            raw = {**self.spec.raw, "block_size": self.block_size}
-            carried = carried | {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
+        carried = self._carried | resized(self.spec, self.block_size)
         if self.adapters is not None:
             lora.write(Path(path), self.model, self.adapters, carried, dtype)
             if self.base_fingerprint is not None:

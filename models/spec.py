@@ -1,5 +1,6 @@
 """What a checkpoint's files say about it, read once and before any weight."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from models import lora
 from models.attention import ATTENTION_NAME
 from models.families import Family, find_family
+from models.families.base import WINDOW_KEY
 from models.folder import read_json, resolve_folder, weight_names, weight_shapes
 from models.lora import Adapters
 
@@ -72,10 +74,24 @@ class CheckpointSpec:
         return self.family.decoding.block_size or self.block_size
 
 
+def whole_blocks(spec: CheckpointSpec) -> int:
+    """Tokens that the checkpoint's network can only run together, 1 where it runs any number."""
+    return (spec.family.whole_blocks(spec.raw) if spec.family.whole_blocks is not None else None) or 1
+
+
+def resized(spec: CheckpointSpec, block_size: int) -> dict[str, bytes]:
+    """The files that say of what size blocks are, where it is another than the checkpoint's: its config.json, in which
+    what the network runs together stays as it was."""
+    if block_size == (spec.raw.get("block_size") or spec.family.default_block_size):
+        return {}
+    together = whole_blocks(spec)
+    raw = {**spec.raw, "block_size": block_size, **({WINDOW_KEY: together} if together > 1 else {})}
+    return {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
+
+
 def check_block_size(spec: CheckpointSpec, tokens: int) -> None:
     """ValueError where the checkpoint's network cannot run blocks of so many tokens."""
-    least = spec.family.whole_blocks(spec.raw) if spec.family.whole_blocks is not None else None
-    if least is not None and tokens % least:
+    if tokens % (least := whole_blocks(spec)):
         raise ValueError(
             f"block_size {tokens}: {spec.folder} chooses experts for blocks of {least} tokens together "
             f"(expert_capacity in config.json). Take a multiple of {least}."

@@ -24,10 +24,12 @@ class Choices:
     entropy_bound: float = 0.35
     """Of entropy_bounded, nats."""
     edit_threshold: float | None = None
-    """Of block families: a step also overwrites tokens of its block where the model proposes another one with a
-    probability above this. None = what is decided stays."""
+    """Of block families: a step also overwrites tokens of its block where the model proposes another one whose
+    confidence (as `confidence` has it; under the target margin_confidence the margin) exceeds this. None = what is
+    decided stays."""
     remask_threshold: float | None = None
-    """Tokens of the block at hand to which a step gives a probability below this return to the mask. None = none do."""
+    """Tokens of the block at hand to which a step gives a probability (temperature 1) below this return to the mask.
+    None = none do."""
     max_post_steps: int = 16
     """Steps of a block without masks, which can only overwrite or remask, at most; 0 = the block ends when its last
     mask falls."""

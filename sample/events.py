@@ -75,11 +75,6 @@ class Events:
             if not same and step_map[place] <= num_steps:  # else filled with pads after the last step
                 raise ValueError(f"another token, step or log-probability at place {place} than its last event there")
 
-    def before(self, num_places: int) -> "Events":
-        """Those of the first `num_places` places."""
-        kept = [i for i, place in enumerate(self.place) if place < num_places]
-        return Events(**{name: [values[i] for i in kept] for name, values in vars(self).items()})
-
     def previous(self) -> NDArray[np.int64]:
         """For each event [E] the one before it at its place, -1 for the first."""
         latest: dict[int, int] = {}

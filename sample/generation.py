@@ -11,7 +11,7 @@ from sample.draw import Drawing, Mix
 from sample.graphs import CommitBudget, Steps, bucket
 from sample.pictures import PictureTable
 from sample.request import Request, hash_key
-from sample.revision import event_counts, events_of
+from sample.revision import events_of
 from sample.rollout import Rollout
 from sample.routing import RoutingCache
 from sample.seating import Copy, Seating
@@ -196,7 +196,6 @@ class Generation:
     def _collect(self) -> int:
         """Turns ended slots into rollouts and frees them; how many."""
         live = self.state.live.tolist()
-        counts = event_counts(self.state, self.occupant, self.config)
         ended = [slot for slot in self.occupant if not live[slot]]
         if not ended:
             return 0
@@ -205,8 +204,8 @@ class Generation:
         for slot, *numbers in zip(ended, *columns, strict=True):
             request = self.occupant.pop(slot)
             rollout = self._rollout(request, **dict(zip(names, numbers, strict=True)))
-            if slot in counts:
-                rollout = replace(rollout, events=events_of(self.state, slot, counts[slot], self.model.mask_id))
+            if self.config.revises:
+                rollout = replace(rollout, events=events_of(self.state, slot, self.model.mask_id))
             if isinstance(self.cache, RoutingCache):
                 rollout = replace(rollout, routing=self.cache.take(slot, rollout.prompt_ids, rollout.num_steps))
             self.rollouts[request.index] = rollout

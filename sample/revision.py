@@ -3,23 +3,18 @@
 Shapes: n slots, b positions of a block.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from sample.choices import Choices
 from sample.events import NO_CHOICE, Events
-from sample.request import Request
 from sample.slots import StepState
 from sample.strategies import Proposal, best
 
-EVENTS_PER_TOKEN = 64
-"""Room for the events of a response at most, on average over its tokens."""
-
 
 def edits(proposal: Proposal, ids_nb: Tensor, written_nb: Tensor, choices: Choices) -> Tensor:
-    """Where the proposal overwrites what is written: another token, with a probability above the threshold.
+    """Where the proposal overwrites what is written: another token, with a score above the threshold, which is compared
+    with what `threshold` is (`Proposal.probability`).
 
     x != v and p(v) > tau: token-to-token editing of LLaDA2.1 (arXiv:2602.08676, eq. 2), in the same step as, and
     whatever becomes of, the masked positions.
@@ -40,35 +35,23 @@ def remasks(proposal: Proposal, written_nb: Tensor, left_n: Tensor, choices: Cho
 
 
 def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> int:
-    """Events of a response that are kept: all that can happen, or `EVENTS_PER_TOKEN` a token where that is less; 0
-    where nothing is revised. A step writes a position once at most, and a block has no more steps than masks to fill,
-    tokens to remask and steps without masks."""
+    """The most events that a response can have; 0 where nothing is revised.
+
+    With edits: a step fills a mask or finds none, and may change all w written tokens of the block. It begins with
+    w = 0, 1, ..., b - 1 once each, and once more for every token that was remasked (at w = b - 1 at most); then come
+    max_post_steps with w = b. Without edits: b tokens are written, and each that is remasked is written again.
+    """
     if not choices.revises:
         return 0
-    remasked = choices.remask_budget if choices.remask_threshold is not None else 0
-    steps = block_size + remasked + choices.max_post_steps
-    return min(steps, EVENTS_PER_TOKEN) * (max_new_tokens + block_size - 1)
+    b, remasked = block_size, choices.remask_budget if choices.remask_threshold is not None else 0
+    edited = b * (b + 1) // 2 + b * (remasked + choices.max_post_steps)
+    return (edited if choices.edit_threshold is not None else b + 2 * remasked) * -(-(max_new_tokens + b - 1) // b)
 
 
-def event_counts(state: StepState, requests: Mapping[int, Request], choices: Choices) -> dict[int, int]:
-    """Of the slots at work (slot -> request), none where nothing is revised. ValueError where a slot has no room left:
-    its record would not be whole."""
-    if not choices.revises:
-        return {}
-    counts = state.events.tolist()
-    for slot, request in requests.items():
-        if counts[slot] > state.event_room:
-            raise ValueError(
-                f"the response of {request.key} was changed {counts[slot]} times, and there is room for "
-                f"{state.event_room}: tokens are overwritten to and fro. Raise edit_threshold "
-                f"({choices.edit_threshold}), or lower max_post_steps ({choices.max_post_steps}) or remask_budget "
-                f"({choices.remask_budget})."
-            )
-    return {slot: counts[slot] for slot in requests}
-
-
-def events_of(state: StepState, slot: int, count: int, mask_id: int) -> Events:
+def events_of(state: StepState, slot: int, mask_id: int) -> Events:
     """What a slot has logged."""
+    count = int(state.events[slot])
+    assert count <= state.event_room, "event_room is no bound"
     names = ("event_step", "event_place", "event_token", "event_logp")
     step, place, token, logp = (getattr(state, name)[slot, :count].tolist() for name in names)
     return Events(step, place, token, [NO_CHOICE if i == mask_id else i for i in token], logp)

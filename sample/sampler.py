@@ -10,6 +10,7 @@ from torch import Tensor
 from models import DiffusionLM, Prompt
 from models.compiled import suits
 from models.fused import compile_layers
+from models.spec import whole_blocks
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
 from sample.generation import Generation, Queue, Slots
@@ -158,7 +159,9 @@ class Sampler:
 
     def _slots(self, count: int, capacity_tokens: int) -> Slots:
         """Slots for a call of `generate`: those of the call before where they are large enough (in deterministic mode:
-        equal)."""
+        equal). No step sees part of what the model can only run together."""
+        together = whole_blocks(self.model.spec)
+        capacity_tokens = -(-capacity_tokens // together) * together
         held, need = self._held, (count, rounded_capacity(capacity_tokens))
         have = held.shape if held is not None else (0, 0)
         fits = have == need if self.config.deterministic else have[0] >= need[0] and have[1] >= need[1]
@@ -169,7 +172,7 @@ class Sampler:
             held = self._held = self._new_slots(*need)
         held.state.live.zero_()
         if self.model.device.type != "cpu":  # whole blocks of keys suit its kernels; on a CPU they are work for nothing
-            capacity_tokens = held.shape[1]
+            capacity_tokens = held.shape[1] // together * together
         return Slots(count, capacity_tokens, held.cache, held.kv, held.state, held.steps)
 
     def _new_slots(self, slots: int, capacity_tokens: int) -> _Held:

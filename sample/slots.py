@@ -109,8 +109,7 @@ class StepState:
     post_steps, remasked: steps that the block at hand has begun without masks, and tokens of it that have returned to
     the mask; both stay 0 where steps do not revise.
     events: how often a token was written or remasked so far; event_step, event_place, event_token, event_logp
-    [n, E + 1]: the first E of them in order, as `sample.events` has them. The last column takes what there is no room
-    for.
+    [n, E + 1]: these in order, as `sample.events` has them. The last column takes what a step does not change.
     """
 
     ids: Tensor = _numbers(per="token")
@@ -204,8 +203,7 @@ class StepState:
         return self.event_step.shape[1] - 1
 
     def log(self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
-        """Appends what the step changed: the ids that stand there now, and their log-probabilities. `events` counts on
-        where the room ends, so that the host sees it whenever it looks."""
+        """Appends what the step changed: the ids that stand there now, and their log-probabilities."""
         index_nb = self.events[:, None] + changed_nb.cumsum(1) - 1
         index_nb = torch.where(changed_nb, index_nb, self.event_room).clamp_max(self.event_room)
         step_nb, place_nb = self.step[:, None].expand_as(ids_nb), position_nb - self.prompt[:, None]

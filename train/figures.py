@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sample import Rollout
+from train.edits import edit_metrics
 from train.setup.prompts import Prompt
 
 MOST_SOURCES, LONGEST_SOURCE = 24, 60
@@ -33,7 +34,8 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """accuracy (reward >= 1) with its standard error over tasks, pass@k for k = 1, 2, 4, ... and n, avg@n, mean
         reward, lengths and speed; partial, the share of rewards that are neither 0 nor 1, where there are any;
-        accuracy(x), stderr(x) and tasks(x) of the tasks from each source x, where there are several.
+        accuracy(x), stderr(x) and tasks(x) of the tasks from each source x, where there are several; edits/... of
+        responses that were decoded with edits or remasking (`edit_metrics`).
 
         A reward of None (left out) counts in no average, a task with fewer than k rewards not in pass@k; what would be
         an average of nothing is absent.
@@ -46,6 +48,7 @@ class Evaluation:
             "tokens_per_second": tokens / max(1e-9, self.seconds),
             "tasks": float(len(self.prompts)),
             "left_out": float(sum(r is None for r in self.rewards)),
+            **edit_metrics(self.rollouts),
             **self._by_source(),
         }
 

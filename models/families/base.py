@@ -15,6 +15,9 @@ CONFIG_KEYS = (
 )
 """Of config.json: what the configs of transformers' Llama and Qwen classes share."""
 
+WINDOW_KEY = "routing_block_size"
+"""Of config.json as saved here: the tokens that the network runs together, where blocks have become larger."""
+
 PLACEHOLDER = "<image>"
 """Where a picture stands in a text."""
 BOXED = "You need to put your final answer in \\boxed{}. This is the problem:\n{{problem}}"

@@ -8,7 +8,16 @@ https://github.com/inclusionAI/LLaDA2.X
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.families.base import CONFIG_KEYS, ChatFormat, Family, Piece, expert_pieces, pick, refuse_sliding_window
+from models.families.base import (
+    CONFIG_KEYS,
+    WINDOW_KEY,
+    ChatFormat,
+    Family,
+    Piece,
+    expert_pieces,
+    pick,
+    refuse_sliding_window,
+)
 
 _CONFIG_KEYS = (
     *(key for key in CONFIG_KEYS if not key.startswith("rope_")),
@@ -54,8 +63,11 @@ def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _routed_together(raw_config: Mapping[str, Any]) -> int | None:
-    """Tokens of a block whose experts are chosen together, None where each token's are."""
-    return int(raw_config.get("block_size") or LLADA2.default_block_size) if raw_config.get("expert_capacity") else None
+    """Tokens of a block whose experts are chosen together, None where each token's are. A checkpoint that was trained
+    in larger blocks since names them apart (`models.spec.resized`)."""
+    if not raw_config.get("expert_capacity"):
+        return None
+    return int(raw_config.get(WINDOW_KEY) or raw_config.get("block_size") or LLADA2.default_block_size)
 
 
 def _adapt(network: Any, raw_config: Mapping[str, Any]) -> None:

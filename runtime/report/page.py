@@ -102,11 +102,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def compared(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
+def compared(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]] | None:
     """For each decoding that the first run and another have both evaluated last: their accuracies, and the difference,
-    paired by task where both runs kept what each task earned."""
+    paired by task where both runs kept what each task earned. None where no run has an evaluation."""
     rows = []
     last = [_last_evaluations(run) for run in runs]
+    if not any(last):
+        return None
     for entry, (step, before) in last[0].items():
         for other in range(1, len(runs)):
             if entry not in last[other]:

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = read_traces(path, options.limit)
         origin = find_origin(path, options.tokenizer, options.block_size)
         forming, unseen = _forming(path, chosen, origin)
-        text = build_page(path.name, chosen, origin, options.block_size, Thumbnails(path.parent), forming)
+        name = path.resolve().parent.name if (path.parent / "config.yaml").is_file() else path.name
+        text = build_page(name, chosen, origin, options.block_size, Thumbnails(path.parent), forming)
         try:
             atomic_write_text(options.output, text)
         except OSError as error:

@@ -13,7 +13,7 @@ def test_each_token_counts_for_its_experts_in_every_layer(family, layers):
     model = tiny_model(family)
     ids, positions = torch.arange(3, 19)[None], torch.arange(16)[None]
     load = ExpertLoad(model)
-    with load.counting():
+    with load.counting(16):
         model.hidden(ids, positions, Masked(None))
     model.hidden(ids, positions, Masked(None))  # not counted
     counts = load.take()

@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import GOLDEN, TINY_CONFIGS, tiny_checkpoint, tiny_model
+from helpers import GOLDEN, TINY_CONFIGS, random_prompts, tiny_checkpoint, tiny_model
 from safetensors.torch import load_file, save_file
 
 from data.templates import chat_family
 from models import load_model
 from models.attention import Masked
 from models.checkpoint import kept_buffers
+from models.experts import routers
+from models.spec import check_block_size
 from models.tiny import tiny_folder
 from sample import Sampler, SamplingConfig
 from train.distributed.masters import Masters
+from train.setup.blocks import adopt_block_size
 
 
 @pytest.mark.parametrize(
@@ -54,8 +58,9 @@ def test_llada2_2_chooses_experts_for_a_block_together():
             assert set(experts[t].tolist()) == set(chosen)
             plain = logits[t].sigmoid()[experts[t]]
             torch.testing.assert_close(weights[t], 2.5 * plain / plain.sum())
-    with pytest.raises(ValueError, match="10 tokens: LLaDA2.2 routes blocks of 4"):
-        gate(hidden[0, :5].repeat(2, 1))
+    for ragged in (hidden[0, :5].repeat(2, 1), hidden[:2, :6]):  # rows of 6 make 3 blocks, but not of one row each
+        with pytest.raises(ValueError, match="(10|6) tokens: LLaDA2.2 routes blocks of 4"):
+            gate(ragged)
 
 
 def test_llada2_2_is_saved_copied_and_asks_for_whole_blocks(tmp_path):
@@ -69,6 +74,50 @@ def test_llada2_2_is_saved_copied_and_asks_for_whole_blocks(tmp_path):
         Sampler(model, SamplingConfig(block_size=6, max_new_tokens=8))
     with pytest.raises(ValueError, match="expert_capacity: 9, which must be from 2 to 8"):
         load_model(tiny_folder(tmp_path / "bad", "llada2", **BLOCKS | {"expert_capacity": 9}), random_init_seed=0)
+
+
+def windows(model):
+    return [router.block_size for router in routers(model).values()]
+
+
+def test_training_in_larger_blocks_leaves_the_window_of_llada2_2s_routers(tmp_path):
+    """`block_size` in config.json says both: a checkpoint of larger blocks keeps the window under a name of its own."""
+    model = load_model(tiny_checkpoint(tmp_path / "in", "llada2", **BLOCKS))
+    ids = torch.arange(3, 19)[None]
+    adopt_block_size(model, 8)
+    model.save(tmp_path / "out")
+    again = load_model(tmp_path / "out")
+    assert (again.block_size, windows(again)) == (8, [4])
+    assert torch.equal(again.logits(ids), model.logits(ids))
+    adopt_block_size(again, 12)
+    again.save(tmp_path / "more")
+    assert windows(load_model(tmp_path / "more")) == [4]
+    with pytest.raises(ValueError, match="block_size 6: .*Take a multiple of 4"):
+        check_block_size(again.spec, 6)
+    plain = load_model(tiny_checkpoint(tmp_path / "plain", "llada2", block_size=4))
+    adopt_block_size(plain, 8)
+    plain.save(tmp_path / "plain_out")
+    assert not {"routing_block_size"} & json.loads((tmp_path / "plain_out" / "config.json").read_text()).keys()
+
+
+def test_the_rest_of_llada2_2s_last_block_counts_as_masks():
+    model = tiny_model("llada2", **BLOCKS)
+    ids = torch.arange(3, 17).reshape(2, 7)
+    whole = torch.cat([ids, torch.full((2, 1), model.mask_id)], 1)
+    assert torch.equal(model.logits(ids), model.logits(whole)[:, :7])
+    assert torch.equal(model.logits(ids, block_size=8), model.logits(whole, block_size=8)[:, :7])
+
+
+def test_llada2_2_without_a_cache_gives_the_same_log_probabilities_in_deterministic_mode():
+    """Deterministic steps run all of the slots' capacity, of which 17 tokens are asked for here."""
+    model = tiny_model("llada2", **BLOCKS)
+    config = SamplingConfig(max_new_tokens=6, block_size=4, steps_per_block=2, cache="none", stop_ids=[], max_slots=4)
+    prompts = random_prompts([5, 8, 3])
+    want = Sampler(model, config).generate(prompts)
+    got = Sampler(model, replace(config, deterministic=True)).generate(prompts)
+    for a, b in zip(got, want, strict=True):
+        assert (a.canvas_ids, a.canvas_step_map) == (b.canvas_ids, b.canvas_step_map)
+        assert a.canvas_logprobs == pytest.approx(b.canvas_logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"use_qkv_bias": True}, {"head_dim": None, "num_key_value_heads": 1}])
@@ -101,6 +150,13 @@ def biases(model):
     found = kept_buffers(model)
     assert found and all(name.endswith("mlp.gate.e_score_correction_bias") for name in found)
     return found
+
+
+def test_a_buffer_of_the_root_module_has_no_dot_before_its_name():
+    root = torch.nn.Linear(2, 2)
+    root.register_buffer("count", torch.zeros(1))
+    root.register_buffer("scratch", torch.zeros(1), persistent=False)
+    assert list(kept_buffers(root)) == ["count"]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

@@ -125,6 +125,14 @@ def test_parts_of_a_mixture_are_chosen_by_name(targets, layers, tmp_path):
     assert set(lora.layers(load_model(tmp_path / "adapters").model)) == set(lora.layers(model.model))
 
 
+def test_full_names_of_layers_in_a_folder_become_their_last_part(tmp_path):
+    """As peft writes them where two layers of one name differ in being chosen, with and without what holds them."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    names = ["layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "shared_experts.up_proj", "o_proj"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": names}))
+    assert Adapters.of(tmp_path).targets == ("k_proj", "o_proj", "q_proj", "shared_experts.up_proj")
+
+
 @pytest.mark.parametrize("target", ["experts.down_proj", "gate_up_proj"])
 def test_routed_experts_have_no_adapters(target, tmp_path):
     base = tiny_checkpoint(tmp_path, "llada2")

@@ -228,6 +228,11 @@ def test_two_runs_are_compared_curve_by_curve_key_by_key_and_task_by_task(run, t
     assert greedy["pair"]["tasks"] == 128 and greedy["pair"]["low"] > 0 and greedy["pair"]["p"] < 0.01
 
 
+def test_runs_without_evaluations_have_no_section_that_compares_them(run):
+    plain = replace(read_run(run), results={}, rows=[])
+    assert data_of(build_page([plain, plain]))["comparison"] is None
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(run):
     names = data_of(build_page([read_run(run), read_run(run)]))["names"]
     assert names == [str(run), str(run)]

@@ -29,7 +29,6 @@ def test_an_overwrite_puts_another_token_where_a_chosen_one_stood_and_a_remask_t
     assert [ROWS[i][:2] for i in events.overwrites().nonzero()[0]] == [(2, 0)]
     assert [ROWS[i][:2] for i in events.remasks().nonzero()[0]] == [(2, 1)]
     assert events.previous().tolist() == [-1, -1, 0, 1, 3, -1, 5, -1]
-    assert events.before(1) == Events.of([row for row in ROWS if row[1] == 0])
 
 
 def damaged(**lists):

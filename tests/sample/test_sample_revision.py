@@ -187,16 +187,37 @@ def test_edits_of_full_attention_and_of_pictures_are_refused_with_the_fix(sdar):
         SamplingConfig(output="image", remask_threshold=0.5)
 
 
-def test_more_events_than_there_is_room_for_end_sampling_by_name(sdar, monkeypatch):
-    monkeypatch.setattr("sample.revision.EVENTS_PER_TOKEN", 2)
-    config = config_of(edit_threshold=0.0, max_post_steps=30, temperature=1.0)
-    with pytest.raises(ValueError, match=r"response of \('drawn', 3\) was changed .* room for 26.*edit_threshold"):
-        Sampler(sdar, config).generate(PROMPTS[:1], keys=[("drawn", 3)])
+def test_there_is_room_for_a_response_that_is_written_to_and_fro(sdar):
+    chosen = {"edit_threshold": 0.0, "remask_threshold": 0.9, "max_post_steps": 60, "remask_budget": 60}
+    config = config_of(**chosen, block_size=8, max_new_tokens=8, temperature=1.0, stop_ids=())
+    (rollout,) = Sampler(sdar, config).generate([[5]])
+    assert 64 * 15 < len(rollout.events) <= event_room(Choices(**chosen), 8, 8)
+
+
+@pytest.mark.parametrize(("b", "budget", "post"), [(1, 0, 2), (3, 0, 0), (3, 2, 1), (4, 1, 2)])
+def test_the_room_is_the_most_that_any_decoding_writes(b, budget, post):
+    """By going through all of them: a step begins with w written tokens, fills some masks, remasks up to r written
+    ones, and edits all others or none."""
+
+    @functools.cache
+    def most(w, left, after, edits):
+        if w == b and not after:
+            return 0
+        after -= w == b
+        return max(
+            fills + (w if edits else r) + most(w + fills - r, left - r, after, edits)
+            for fills in range(w < b, b - w + 1)
+            for r in range(min(left, w) + 1)
+        )
+
+    chosen = {"max_post_steps": post, "remask_budget": budget, "remask_threshold": 0.5}
+    assert most(0, budget, post, True) == event_room(Choices(edit_threshold=0.5, **chosen), b, 1)
+    assert most(0, budget, post, False) <= b + 2 * budget == event_room(Choices(**chosen), b, 1)
 
 
 def test_the_log_takes_the_memory_that_is_planned_for():
     room = event_room(Choices(edit_threshold=0.5), 32, 1000)
-    assert room == 48 * 1031 and event_room(Choices(), 32, 1000) == 0
+    assert room == (16 * 33 + 32 * 16) * 33 and event_room(Choices(), 32, 1000) == 0
     state = StepState.empty(3, 100, 1, torch.device("cpu"), events=room)
     held = sum(tensor.numel() * tensor.element_size() for tensor in vars(state).values())
     assert held == StepState.bytes(3, 100, room) and state.event_room == room

@@ -10,7 +10,7 @@ from train.evaluation import Evaluation, table
 
 
 def evaluation(rewards, answers_a_task, tokens=6, steps=3):
-    rollout = SimpleNamespace(num_response_tokens=tokens, num_steps=steps, finish_reason="stop")
+    rollout = SimpleNamespace(num_response_tokens=tokens, num_steps=steps, finish_reason="stop", events=None)
     tasks = [SimpleNamespace() for _ in range(len(rewards) // answers_a_task)]
     return Evaluation("greedy", tasks, [rollout] * len(rewards), [""] * len(rewards), rewards, 2.0, 4).metrics
 

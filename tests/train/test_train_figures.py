@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from configs import load_config
 from configs.arguments import curve_arguments
+from sample import Events, Rollout
 from train.figures import Evaluation, area_under_parallelism, figures
 from train.setup.eval_sets import eval_sets
 
@@ -14,7 +16,7 @@ def evaluation(name, rewards, sources=None, n=1):
         SimpleNamespace(task=SimpleNamespace(id=str(i), columns={"source": sources[i]} if sources else {}))
         for i in range(len(rewards) // n)
     ]
-    rollouts = [SimpleNamespace(num_response_tokens=8, num_steps=4, finish_reason="stop")] * len(rewards)
+    rollouts = [SimpleNamespace(num_response_tokens=8, num_steps=4, finish_reason="stop", events=None)] * len(rewards)
     return Evaluation(name, prompts, rollouts, [""] * len(rewards), rewards, 1.0, 4, "source")
 
 
@@ -47,6 +49,15 @@ def test_the_mean_over_sets_is_weighted_and_comes_first():
 
 def test_one_set_has_its_decodings_alone():
     assert list(figures([evaluation("g", [1.0])], {"": 1.0})) == ["g"]
+
+
+def test_decodings_with_edits_say_how_often_they_overwrote():
+    """Two tokens, three choices, one place with another token than before."""
+    events = Events.of([(1, 0, 5, 5, -1.0), (1, 1, 6, 6, -1.0), (2, 0, 7, 7, -1.0)])
+    edited = Rollout((0,), [3], [7, 6], [2, 1], [-1.0] * 2, 2, "stop", 2, events=events)
+    plain, found = evaluation("g", [1.0]), replace(evaluation("e", [1.0]), rollouts=[edited])
+    assert found.metrics["edits/events_per_token"] == 1.5 and found.metrics["edits/overwritten"] == 0.5
+    assert found.metrics["edits/masked_again"] == 0.0 and not any("edits" in name for name in plain.metrics)
 
 
 def test_scores_keep_what_each_response_earned():

@@ -33,15 +33,17 @@ class TrainedTokens:
 
 @dataclass(frozen=True)
 class MicroBatch(TrainedTokens):
-    """Samples packed for one forward: ids and positions [1, T], padded on a GPU, the attention layout, and flat index
-    [N] and targets [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another,
-    negative ids number. experts [T, M, k]: of each token, where routing is replayed."""
+    """Samples packed for one forward: ids and positions [1, T], of which num_tokens stand for samples and the rest pads
+    (on a GPU), the attention layout, and flat index [N] and targets [N] of the trained tokens. pictures: prompts whose
+    rows of features, one prompt after another, negative ids number. experts [T, M, k]: of each token, where routing is
+    replayed."""
 
     ids: Tensor
     positions: Tensor
     layout: Layout
     index: Tensor
     targets: Tensor
+    num_tokens: int
     pictures: tuple[Prompt, ...] = ()
     experts: Tensor | None = None
 
@@ -102,6 +104,7 @@ def pack(
             for sample, order, start in zip(chosen, orders, starts, strict=False)
         ),
         targets=joined(sample.targets for sample in chosen),
+        num_tokens=int(starts[-1]),
         pictures=pictures,
         experts=_experts(chosen, orders, device),
     )
@@ -109,6 +112,7 @@ def pack(
 
 def _experts(samples: Sequence[TrainingSample], orders: Sequence[Ints], device: torch.device) -> Tensor | None:
     found = [sample.experts[order] for sample, order in zip(samples, orders, strict=True) if sample.experts is not None]
+    assert len(found) in (0, len(samples)), "routing is replayed in all samples of a micro-batch or in none"
     return torch.from_numpy(np.concatenate(found)).to(device) if found else None
 
 
@@ -141,6 +145,7 @@ def _flex_batch(samples: Sequence[TrainingSample], which: Sequence[int], device:
         layout=layout,
         index=joined(start + sample.index for sample, start in zip(chosen, starts, strict=False)),
         targets=joined(sample.targets for sample in chosen),
+        num_tokens=int(starts[-1]),
         pictures=pictures,
         experts=None if experts is None else F.pad(experts, (0, 0, 0, 0, 0, padded - len(experts))),
     )

@@ -277,7 +277,7 @@ class Updater:
                 self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)
                 continue
             experts = batch.experts if self.replays_routing else None
-            with self._dropping(samples, batch), replaying(self.model, experts), load.counting():
+            with self._dropping(samples, batch), replaying(self.model, experts), load.counting(batch.num_tokens):
                 loss, metrics = loss_of(_forward(self.model, batch, needs.entropy), batch)
                 self.engine.backward(loss, last)
             loss_sum += loss.detach()

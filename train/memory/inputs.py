@@ -250,12 +250,19 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)
 
 
+def revising_steps(rollout: RolloutConfig) -> int:
+    """Steps that edits and remasking may add to a block."""
+    if rollout.edit_threshold is None and rollout.remask_threshold is None:
+        return 0
+    return rollout.max_post_steps + (0 if rollout.remask_threshold is None else rollout.remask_budget)
+
+
 def _edits(step_C: Ints, block_C: Ints, rollout: RolloutConfig) -> Events | None:
     """The writes of a response whose blocks all take the steps that edits and remasking may add, each of which writes
     one token; None where both are off."""
     if rollout.edit_threshold is None and rollout.remask_threshold is None:
         return None
-    more = rollout.max_post_steps + (0 if rollout.remask_threshold is None else rollout.remask_budget)
+    more = revising_steps(rollout)
     later_C = (block_C - block_C[0]) * more + step_C - step_C[0] + 1
     rows = [(int(step), place, 1, 1, 0.0) for place, step in enumerate(later_C)]
     for block in np.unique(block_C):

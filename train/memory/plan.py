@@ -24,7 +24,7 @@ from train.algorithm.replay import TrainingSample
 from train.distributed.sharding import BUCKET_ELEMENTS
 from train.distributed.zero import REDUCE_BUCKET_ELEMENTS
 from train.learner.optimizer import UpdateSettings
-from train.memory.inputs import Inputs
+from train.memory.inputs import Inputs, revising_steps
 from train.memory.sizes import ADAM_BYTES, BF16, FP32, Network, Precision, forward_bytes, micro_batch_bytes
 from train.setup.decodings import UNSIZED_SLOTS, cache_mode, decodings
 from train.setup.doors import reads_reference
@@ -33,6 +33,8 @@ USABLE = 0.9
 """Share of a device's memory that tensors may take: the rest is the driver's, and lost between blocks."""
 _ROLLOUT_BYTES_A_TOKEN = (36, 104)
 """Of Python's lists on the host: a prompt's token (its id), a response's (id, step, log-probability)."""
+_EXPERT_BYTES = 2
+"""Of an expert's number (`sample.experts.Experts`)."""
 _LARGEST_TOKENS, _LARGEST_SLOTS = 2**24, 2**16
 
 Parts = dict[str, float]
@@ -209,7 +211,21 @@ def host(inputs: Inputs) -> Parts:
         prompt, response = _ROLLOUT_BYTES_A_TOKEN
         tokens = inputs.config.training.max_prompt_len * prompt + rollout.max_new_tokens * response
         parts |= {"rollouts": responses * tokens, "samples": responses * samples_bytes(inputs.samples)}
+        parts["replayed experts"] = responses * _experts_bytes(inputs)
     return _present(parts)
+
+
+def _experts_bytes(inputs: Inputs) -> int:
+    """Of the experts that training.replay_routing keeps of the longest response: of every position, of every denoising
+    step's block (`sample.experts.Routing`), and of the tokens of its samples."""
+    if not inputs.config.training.replay_routing:
+        return 0
+    rollout, net, b = inputs.config.rollout, inputs.net, inputs.models.blocks.trained
+    window = rollout.max_new_tokens + b - 1
+    steps = max(min(chosen["steps_per_block"] or b, b) for chosen in decodings(rollout)) + revising_steps(rollout)
+    tokens = inputs.prompt_tokens + window + -(-window // b) * steps * b
+    tokens += sum(sample.num_tokens for sample in inputs.samples)
+    return _EXPERT_BYTES * (net.layers - net.dense_layers) * net.experts_per_token * tokens
 
 
 def usable(inputs: Inputs) -> float:

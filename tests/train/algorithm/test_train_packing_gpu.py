@@ -1,6 +1,8 @@
 """Micro-batches as a GPU gets them, on a CPU: FlexAttention over padded rows, by kernels that read the same lists of
 blocks, and flash attention over rows that see all of themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from helpers import tiny_model
 from trainees import random_rollout, replay_blocks
 
 from configs.schema import TrainingConfig
+from models.experts import ExpertLoad, replaying
 from models.flex_packed import FlexPacked
 from models.varlen import VarlenRows, VarlenSequences
 from train.algorithm.packing import pack
@@ -51,6 +54,32 @@ def test_scores_and_gradients_are_those_of_spans(monkeypatch, family):
     assert shapes and batch.ids.shape[1] % 128 == 0
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_padding_counts_for_no_expert(monkeypatch, replays):
+    model, rows = tiny_model("sdar_moe"), block_rows()
+    if replays:
+        generator = np.random.default_rng(5)
+        rows = [replace(row, experts=generator.integers(0, 4, (row.num_tokens, 2, 2), dtype=np.int16)) for row in rows]
+    counts = []
+    use_dense_kernels(monkeypatch)
+    for kind in ("sdpa", "flex"):
+        monkeypatch.setattr("train.algorithm.packing.attention_kind", lambda requested, device, kind=kind: kind)
+        batch, load = pack(rows, range(len(rows)), CPU), ExpertLoad(model)
+        with replaying(model, batch.experts), load.counting(batch.num_tokens), torch.no_grad():
+            model(batch.ids, batch.positions, batch.layout, batch.index, batch.targets)
+        counts.append(load.take())
+    assert batch.ids.numel() > batch.num_tokens == sum(row.num_tokens for row in rows)
+    assert all(torch.equal(counts[0][name], counts[1][name]) for name in counts[0])
+    assert all(count.sum() == 2 * batch.num_tokens for count in counts[1].values())
+
+
+def test_samples_with_experts_and_without_are_no_micro_batch():
+    first, *others = block_rows()
+    rows = [replace(first, experts=np.zeros((first.num_tokens, 2, 2), np.int16)), *others]
+    with pytest.raises(AssertionError, match="in all samples of a micro-batch or in none"):
+        pack(rows, range(len(rows)), CPU)
 
 
 def test_a_long_micro_batch_has_no_mask_that_grows_with_its_square(monkeypatch):

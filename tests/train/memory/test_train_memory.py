@@ -419,6 +419,20 @@ def test_rollouts_and_rows_on_the_host(tmp_path):
     assert all(isinstance(x, np.ndarray) for x in (rows[0].ids, rows[0].index))
 
 
+@pytest.mark.slow
+def test_experts_that_are_replayed_are_planned_on_the_host(tmp_path):
+    folder = checkpoint(tmp_path, "llada2")
+    config = settings(folder, training={"replay_routing": True})
+    inputs, run = inputs_of(config, machine=machine()), Trainee(config, half=False)
+    sampler = Sampler(run.sampled, replace(run.sampler.config, record_routing=True))
+    rollouts = sampler.generate(random_prompts([P] * RESPONSES, vocab_size=256))
+    rows = run.policy.batch(rollouts, [1.0] * len(rollouts)).samples
+    kept = sum(each.routing.clean.nbytes + each.routing.noisy.nbytes for each in rollouts)
+    near(plan.host(inputs)["replayed experts"], kept + sum(row.experts.nbytes for row in rows))
+    assert "replayed experts" in "\n".join(memory_lines(inputs))
+    assert "replayed experts" not in plan.host(inputs_of(settings(folder), machine=machine()))
+
+
 def test_an_objective_that_needs_whole_responses_is_planned_with_them(tmp_path):
     """Under full attention each denoising step of a response is a sequence: all of them in one forward."""
     path = tmp_path / "mine.py"

@@ -1,0 +1,13 @@
+"""The order in which an RL run is checked."""
+
+import pytest
+
+from configs import load_config
+from train import prepare, rl
+
+
+def test_a_wrong_key_is_named_before_the_sft_that_makes_the_model_is_checked(monkeypatch):
+    config = load_config(["config=configs/rl_tiny.yaml", "training.advantage=zscor", "dry_run=true"], "usage", "rl")
+    monkeypatch.setattr(prepare, "checked_preparation", lambda config: pytest.fail("the SFT was checked"))
+    with pytest.raises(ValueError, match="zscor"):
+        rl.check(config)
