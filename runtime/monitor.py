@@ -205,12 +205,11 @@ class Monitor:
         return path if drawn else None
 
     def final(self, result: Mapping[str, Any]) -> None:
-        """Closes the monitor and prints `final {json}`, rounded and without what is None, the last line on stdout."""
+        """Closes the monitor and prints `final {json}`, rounded, the last line on stdout."""
         self._heartbeat.enter("done")
         self.close()
         if self.enabled:
-            known = {name: value for name, value in result.items() if value is not None}
-            print(f"final {json.dumps(rounded(_finite(known)))}", flush=True)
+            print(f"final {json.dumps(rounded(_finite(result)))}", flush=True)
 
     def close(self) -> None:
         """Ends the trackers and writes the report as it is at the end."""

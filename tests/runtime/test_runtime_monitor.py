@@ -199,7 +199,7 @@ def test_banner_events_and_final_on_stdout_warnings_on_stderr(tmp_path, capsys):
         show.event("saved [bold] ckpt/step-1")
         for text in ("3 prompts dropped", "3 prompts dropped", "another"):
             show.warning(text)
-        show.final({"accuracy_after": 0.5, "accuracy_best": None, "by": [{"x": math.inf}], "steps": 2})
+        show.final({"accuracy_after": 0.5, "by": [{"x": math.inf}], "steps": 2})
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "Run [x]",

@@ -60,7 +60,7 @@ def test_teams_that_cannot_share_a_model_are_refused(tmp_path):
     config = make_config(rollout={"tensor_parallel_size": 2})
     check_config(config, spec, 4)
     for other, processes, said in (
-        (config, 3, "3 processes of a node .* dry_run=true experiment.processes=2 experiment.gpu_mem"),
+        (config, 3, "3 processes of a node do not divide into teams of 2.* dry_run=true experiment.processes=2"),
         (replace(config, experiment=replace(config.experiment, num_node=2)), 2, "1 processes of a node"),
         (make_config(rollout={"tensor_parallel_size": 2}, lora={"rank": 4}), 2, "adapters are sampled on whole models"),
     ):
