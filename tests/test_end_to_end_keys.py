@@ -28,6 +28,9 @@ ELSEWHERE = {
     "training.mask_times_per_sample": "random masks",
     "training.loss_weight": "random masks",
     "training.shrink": "masks of a trajectory",
+    "experiment.early_stopping_metric": "runs that may stop early",
+    "experiment.early_stopping_gain": "runs that may stop early",
+    "experiment.eval_first": "evaluations, held-out losses",
     "judge": "where there is a judge",
     "execute": "tasks of code",
 }

@@ -154,8 +154,7 @@ def run(config: Config) -> dict[str, Any] | None:
             monitor.banner(f"compared with {config.model.compared_with}", rows)
             found = found.with_second(evaluate(setup, lambda each: each.reward_of(config), monitor), setup.weights)
             ranks.on_main(_report, config, folder, monitor, found)
-        ranks.on_main(_end, monitor, found.figures)
-        return found.figures
+        return ranks.on_main(_end, monitor, found.figures)
 
 
 @dataclass(frozen=True)
@@ -301,9 +300,11 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -
         _report_pairs(folder, monitor, found)
 
 
-def _end(monitor: Monitor, metrics: dict[str, dict[str, float]]) -> None:
+def _end(monitor: Monitor, metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The main process's figures, for every rank: their clocks differ."""
     monitor.final(metrics)
     monitor.close()
+    return metrics
 
 
 def _report_curves(folder: RunFolder, monitor: Monitor, metrics: Mapping[str, Mapping[str, float]]) -> None:
