@@ -210,9 +210,9 @@ REFILLED = ["rollout.refill_draws=2", "rollout.num_task_per_step=3", "training.m
     "extra",
     [
         pytest.param([], id="policy"),
-        pytest.param(WITH_VALUE, id="value"),
-        pytest.param(["experiment.deterministic=false"], id="not-deterministic"),
-        pytest.param(REFILLED, id="refilled"),
+        pytest.param(WITH_VALUE, id="value", marks=pytest.mark.long),
+        pytest.param(["experiment.deterministic=false"], id="not-deterministic", marks=pytest.mark.long),
+        pytest.param(REFILLED, id="refilled", marks=pytest.mark.long),
     ],
 )
 def test_resumed_equals_straight(shop, monkeypatch, extra):

@@ -109,7 +109,7 @@ def test_an_evaluation_on_two_processes(shop):
         pytest.param("torchrun", "ddp", "train/sft.py", marks=pytest.mark.long),
         pytest.param("accelerate", "ddp", "train/sft.py", marks=pytest.mark.long),
         pytest.param("accelerate", "ddp", "rl.py", marks=pytest.mark.long),
-        pytest.param("accelerate", "deepspeed_zero3", "train/sft.py", marks=needs_deepspeed),
+        pytest.param("accelerate", "deepspeed_zero3", "train/sft.py", marks=[needs_deepspeed, pytest.mark.long]),
     ],
 )
 def test_others_launchers_start_two_ranks(shop, launcher, engine, script):

@@ -387,6 +387,7 @@ def benchmark(name, *arguments):
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runs_killed_at_random_moments_end_as_one_that_never_was():
@@ -401,6 +402,7 @@ def test_killed_runs_of_every_kind_end_as_those_that_never_were():
     assert figures["kills"] == figures["equal"] == len(figures["kinds"]) == 6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_damage_of_a_run_is_named_or_changes_nothing():

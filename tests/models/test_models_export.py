@@ -78,6 +78,7 @@ def test_a_private_export_is_not_uploaded_where_all_can_see_it(tmp_path, monkeyp
         push(tmp_path, "a/b", private=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
     status, _, err = finish(forked.start(["models/export.py", tmp_path / "nothing", "-o", tmp_path / "out"]))

@@ -156,6 +156,7 @@ def test_adapters_of_another_base_are_refused(tmp_path):
         load_model(tmp_path / "adapters")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_merge_command(tmp_path):
     tiny_checkpoint(tmp_path / "base", "sdar")

@@ -149,6 +149,7 @@ def test_the_writer_writes_when_told_and_once_more_when_the_run_is_gone(run, mon
     assert written == [run] * 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_process_of_a_killed_run_leaves_its_report(tmp_path):
     run = rl_run(tmp_path / "a", finished=False)

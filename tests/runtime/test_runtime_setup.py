@@ -77,6 +77,7 @@ def version_of(python, name):
     return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_installs_once_and_again_when_requirements_change(clone):
     """Fault 79."""
@@ -113,6 +114,7 @@ def test_demo_and_test_pass_arguments_on_from_any_folder(clone):
     assert call(clone, "bin/test", "tests/data", CI="true").stdout == slow
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_set_up_is_repaired_by_the_next_call(clone):
     child = subprocess.Popen([clone / "bin" / "setup"], env=environment(clone), stderr=subprocess.PIPE, process_group=0)
@@ -141,6 +143,7 @@ def test_failed_installation_says_so_and_is_repaired(clone):
     assert call(clone, "bin/demo").returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_active_environment_is_used_and_keeps_its_torch(clone):
     active = clone.parent / "mine"

@@ -177,6 +177,7 @@ def test_answers_about_pictures_are_those_of_the_original(model, place):
     agrees(rollout, case)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_answers_about_pictures_in_batches_are_those_of_the_original(model):
     batches = defaultdict(list)

@@ -294,6 +294,7 @@ def test_masks_grow_with_the_length_and_not_with_its_square():
     assert sizes[800] < 6 * sizes[200]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_answer_of_eight_thousand_tokens_under_gradient_checkpointing():
     """Long chains of thought: one row, the same gradients with and without recomputing."""

@@ -345,6 +345,7 @@ def run_that_samples_only(arguments, allowed):
     return rank_work.whole_run("rl", arguments)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_step_that_died_in_its_updates_goes_on_from_its_rollouts(tmp_path, model_folder, world):
