@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,26 @@ def _leads_elsewhere(path: Path) -> bool:
 def empty_network(family: Family, raw_config: Mapping[str, Any]) -> PreTrainedModel:
     """The family's network with every parameter on the meta device: names and shapes; buffers are real."""
     config = hf_config(family, raw_config)
-    with init_empty_weights(include_buffers=False), no_init_weights():  # drawing on meta takes as long as on the CPU
+    # drawing on meta takes as long as on the CPU
+    with init_empty_weights(include_buffers=False), no_init_weights(), _nothing_filled():
         network = network_class(family)(config)
         if family.adapt is not None:
             family.adapt(network, raw_config)
     network.tie_weights()
     return network
+
+
+@contextmanager
+def _nothing_filled() -> Iterator[None]:
+    """Each parameter is made on the CPU before it goes to the meta device, and under deterministic algorithms torch
+    writes NaN into all of it: gigabytes a layer of experts."""
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        settings.fill_uninitialized_memory = fills
 
 
 def random_network(spec: CheckpointSpec, dtype: torch.dtype, seed: int) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import load_model
-from models.checkpoint import first_ids
+from models.checkpoint import empty_network, first_ids
 from models.families import find_family
 from models.folder import resolve_folder
 from sample import Sampler, SamplingConfig
@@ -270,3 +270,18 @@ def test_damaged_weights_are_named(folder):
 
 def test_ids_are_united_in_order():
     assert first_ids(None, 5, [7, 5], (), [None, 3]) == (5, 7, 3)
+
+
+def test_a_network_on_the_meta_device_writes_no_memory_under_deterministic_algorithms(monkeypatch):
+    """torch fills what it allocates with NaN then: minutes, and all of a large model's size."""
+    filled, empty = [], torch.empty
+
+    def noted(*size, **options):
+        filled.append(torch.utils.deterministic.fill_uninitialized_memory)
+        return empty(*size, **options)
+
+    spec = tiny_model("sdar").spec
+    monkeypatch.setattr(torch, "empty", noted)
+    empty_network(spec.family, spec.raw)
+    assert filled and not any(filled)
+    assert torch.utils.deterministic.fill_uninitialized_memory
