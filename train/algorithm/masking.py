@@ -220,7 +220,7 @@ METHODS: dict[str, Method] = {
     "TraceRL": replace(TRACE, sft=False),
     "coupled": Method(coupled),
     "random_masking": Method(random_masking),
-    "elbo": Method(elbo, sft=False),
+    "elbo": Method(elbo),
     "ar_order": Method(ar_order, sft=False),
     "mean_field": Method(mean_field, sft=False),
     "semi-ar": Method(semi_ar, rl=False, one_copy=True),
