@@ -320,6 +320,7 @@ class FineTuning:
         config, training, start = self.config, self.config.training, self.checkpoints.start
         counted, examples = counted_as(training), sum(size for size, _ in self.sets)
         reference = config.model.reference_model or "the first model"
+        averaged = training.normalization if counted == "examples" else "mean over pairs"
         return {
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
@@ -327,7 +328,7 @@ class FineTuning:
             **described_split(config, self.held_out.samples),
             "update": f"{self.plan.examples} {counted} x {training.mask_times_per_sample} noisy copies",
             "steps": str(self.plan),
-            "method": f"{training.method}, block {training.block_size}, {training.normalization}",
+            "method": f"{training.method}, block {training.block_size}, {averaged}",
             **({"reference": f"{reference}, beta {training.dpo_beta:g}"} if counted == "pairs" else {}),
             "engine": engine_line(config),
             "seed": str(training.seed),
