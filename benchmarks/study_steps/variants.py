@@ -5,43 +5,28 @@ from dataclasses import dataclass
 
 BASE = "trace"
 """The variant that the others are compared with."""
-QUESTIONS = 32
-"""Questions of an RL step, with 8 responses each."""
-COMMON = (
-    "experiment.keep_last=1",
-    "training.batch_size_lm=65536",  # a pass over a step is one update
-    "training.num_train_epochs=2",
-    "lr_scheduler.params.min_lr_scale=0.1",
-    "evaluation.num_response_per_task=8",
-)
+COMMON = ("experiment.keep_last=1", "lr_scheduler.params.min_lr_scale=0.1", "evaluation.num_response_per_task=8")
 
 
 @dataclass(frozen=True)
 class Task:
-    """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL about 90 s of one core; blocks: sizes of a
-    block that the study of blocks trains, none where attention is full."""
+    """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL at most 90 s of one core; questions: of an RL
+    step, 8 responses each; blocks: sizes of a block that the study of blocks trains, none where attention is full."""
 
     recipe: str
     sft: str
     steps: int
+    questions: int
     block_size: int
-    arguments: tuple[str, ...] = ()
-    sft_arguments: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
 
 
 TASKS: Mapping[str, Task] = {
-    "sort": Task(
-        "rl_tiny",
-        "sft_tiny",
-        steps=40,
-        block_size=4,
-        arguments=("optimizer.params.learning_rate=2.0e-4",),
-        sft_arguments=("training.num_train_epochs=30",),
-        blocks=(4, 8, 16, 32),
+    "sort": Task("rl_tiny", "sft_tiny", steps=60, questions=48, block_size=4, blocks=(4, 8, 16, 32)),
+    "addition": Task(
+        "rl_tiny_addition", "sft_tiny_addition", steps=60, questions=48, block_size=8, blocks=(4, 8, 16, 32)
     ),
-    "addition": Task("rl_tiny_addition", "sft_tiny_addition", steps=50, block_size=8, blocks=(4, 8, 16, 32)),
-    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, block_size=13),
+    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, questions=32, block_size=13),
 }
 
 
