@@ -79,6 +79,16 @@ def whole_blocks(spec: CheckpointSpec) -> int:
     return (spec.family.whole_blocks(spec.raw) if spec.family.whole_blocks is not None else None) or 1
 
 
+def delete_insert_ids(spec: CheckpointSpec) -> tuple[int, int] | None:
+    """Ids of the checkpoint's tokens DELETE and INSERT, None where it has none. ValueError where they are no two ids of
+    the vocabulary."""
+    with config_errors(spec.folder, spec.family):
+        ids = spec.family.delete_insert_ids(spec.raw) if spec.family.delete_insert_ids is not None else None
+        if ids is not None and not (ids[0] != ids[1] and all(0 <= i < int(spec.raw["vocab_size"]) for i in ids)):
+            raise ValueError(f"DELETE and INSERT are {ids[0]} and {ids[1]}, which must be two ids of the vocabulary")
+    return ids
+
+
 def resized(spec: CheckpointSpec, block_size: int) -> dict[str, bytes]:
     """The files that say of what size blocks are, where it is another than the checkpoint's: its config.json, in which
     what the network runs together stays as it was."""
