@@ -8,7 +8,7 @@ from models import DiffusionLM
 from models.attention import AttentionKind, attention_kind
 from models.experts import routers
 from models.families import Family
-from models.spec import check_block_size
+from models.spec import CheckpointSpec, check_block_size, delete_insert_ids
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
 from sample.strategies import Choose, Strategy
@@ -175,6 +175,11 @@ def check_edits(edit_threshold: float | None, family: Family, key: str = "edit_t
             f"{key}={edit_threshold}: {family.name} has full attention, for which there is no rule for edits: they are "
             "of block families. Leave it out (null), or set remask_threshold: unsure tokens return to the mask."
         )
+
+
+def moving_ids(edit_threshold: float | None, spec: CheckpointSpec) -> tuple[int, int] | None:
+    """Ids of DELETE and INSERT, where a checkpoint has them and its tokens are edited."""
+    return None if edit_threshold is None else delete_insert_ids(spec)
 
 
 def check_remasks(

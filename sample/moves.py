@@ -1,7 +1,7 @@
 """Edits that move tokens: DELETE takes a place out of its block, INSERT opens one (LLaDA2.2).
 
-After the report and two independent readers of LLaDA2.2's decoder (https://github.com/inclusionAI/LLaDA2.X); not checked
-against the original. A mask is an original one, with which its block began, or a new one, which an edit made.
+After the report and two independent readers of LLaDA2.2's decoder (https://github.com/inclusionAI/LLaDA2.X); not
+checked against the original. A mask is an original one, with which its block began, or a new one, which an edit made.
 
 Shapes: n slots, b positions of a block, K the most steps of a block.
 """
@@ -136,9 +136,7 @@ class Moves(Revision):
         kept_n1b = torch.where(active_n[:, None, None], block_nb[:, None].int(), state.history.gather(1, index_n1b))
         state.history.scatter_(1, index_n1b, kept_n1b)
 
-    def _move(
-        self, state: StepState, position_nb: Tensor, ids_nb: Tensor, block_nb: Tensor, logp_nb: Tensor
-    ) -> Tensor:
+    def _move(self, state: StepState, position_nb: Tensor, ids_nb: Tensor, block_nb: Tensor, logp_nb: Tensor) -> Tensor:
         """Carries out what is written, with the step and log-probability of each token, and logs it; whether each
         slot's block has changed [n]."""
         chosen_nb = block_nb != ids_nb

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sample.choices import Choices
 from sample.events import NO_CHOICE, Events
-from sample.slots import Room, StepState
+from sample.slots import NO_ROOM, Room, StepState
 from sample.strategies import Proposal, best
 
 
@@ -45,7 +45,7 @@ def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> Room:
     tokens move, each step of a block may change all of them.
     """
     if not choices.revises:
-        return Room()
+        return NO_ROOM
     blocks = -(-(max_new_tokens + block_size - 1) // block_size)
     if choices.moves:
         steps = most_steps(choices, block_size)

@@ -94,6 +94,7 @@ class Room(NamedTuple):
     block: int = 0
 
 
+NO_ROOM = Room()
 Per = Literal["slot", "token", "event", "move", "place", "state"]
 
 
@@ -124,8 +125,8 @@ class StepState:
     events: how often a token was written or remasked so far; event_step, event_place, event_token, event_logp
     [n, E + 1]: these in order, as `sample.events` has them. The last column takes what a step does not change.
     event_action, event_source [n, E + 1]: the same of events where tokens move; new_mask [n, b]: places of the block at
-    hand whose mask an edit made; history [n, K, b]: the block after each of its steps, before its tokens moved. All four
-    are empty where none move.
+    hand whose mask an edit made; history [n, K, b]: the block after each of its steps, before its tokens moved. All
+    four are empty where none move.
     """
 
     ids: Tensor = _numbers(per="token")
@@ -161,7 +162,9 @@ class StepState:
     history: Tensor = _numbers(torch.int32, per="state")
 
     @staticmethod
-    def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device, room: Room = Room()) -> "StepState":
+    def empty(
+        slots: int, capacity_tokens: int, mask_id: int, device: torch.device, room: Room = NO_ROOM
+    ) -> "StepState":
         """Of slots that are not live, with room for edits; the capacity is rounded up as `SlotKV`'s is."""
         shapes = {item: _shape(item, slots, capacity_tokens, room) for item in fields(StepState)}
         state = StepState(
@@ -174,7 +177,7 @@ class StepState:
         return state
 
     @staticmethod
-    def bytes(slots: int, capacity_tokens: int, room: Room = Room()) -> int:
+    def bytes(slots: int, capacity_tokens: int, room: Room = NO_ROOM) -> int:
         """Of the memory that so many slots take."""
         return sum(
             math.prod(_shape(item, slots, capacity_tokens, room)) * item.metadata["dtype"].itemsize
@@ -226,9 +229,7 @@ class StepState:
         """E."""
         return self.event_step.shape[1] - 1
 
-    def log(
-        self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor, *moved_nb: Tensor
-    ) -> None:
+    def log(self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor, *moved_nb: Tensor) -> None:
         """Appends what the step changed: the ids that stand there now, and the log-probabilities of what was chosen.
         moved_nb: actions and sources, where tokens move."""
         index_nb = self.events[:, None] + changed_nb.cumsum(1) - 1

@@ -62,8 +62,8 @@ class Strategy:
     """Which of the masked positions a step commits, and what that needs.
 
     choose(proposal, masked_nb, k_n, choices) -> bool [n, b]: at least one position of each slot that has masked ones,
-    and only masked ones. k_n: the step's share of the block, at least 1 (0 too where edits delete and insert). It runs inside a step: whole tensors, nothing
-    read on the host.
+    and only masked ones. k_n: the step's share of the block, at least 1 (0 too where edits delete and insert). It runs
+    inside a step: whole tensors, nothing read on the host.
     """
 
     choose: Choose

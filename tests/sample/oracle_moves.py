@@ -1,5 +1,5 @@
-"""Decoding with DELETE and INSERT written down a second time: one sequence, everything recomputed at every step, a block
-as a Python list of cells that are dropped, opened and cut."""
+"""Decoding with DELETE and INSERT written down a second time: one sequence, everything recomputed at every step, a
+block as a list of cells that are dropped, opened and cut."""
 
 from dataclasses import dataclass, replace
 
@@ -89,7 +89,9 @@ class Block:
                 actions[p] = chosen
         block = [cell.token for cell in held]
         written = [actions[p][0] if p in actions else token for p, token in enumerate(block)]
-        changed = sorted((p for p in actions if written[p] != block[p]), key=lambda p: (found[p]["first"]["passing"], p))
+        changed = sorted(
+            (p for p in actions if written[p] != block[p]), key=lambda p: (found[p]["first"]["passing"], p)
+        )
         for p in [] if is_last else changed[:5]:
             if written in self.seen:
                 actions[p] = found[p]["second"]
