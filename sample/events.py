@@ -42,7 +42,8 @@ class Events:
     def of(rows: Sequence[tuple[int, int, int, int, float]]) -> "Events":
         """Of (step, place, token, action, logprob) in any order."""
         columns = [list(column) for column in zip(*sorted(rows), strict=True)] or [[], [], [], [], []]
-        return Events(*columns)
+        step, place, token, action, logprob = columns
+        return Events(step, place, token, action, logprob)
 
     def row(self) -> dict[str, Any]:
         """The lists under their names, as JSON; two more where tokens move."""

@@ -46,7 +46,7 @@ def edit_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     names = ("edits/events_per_token", "edits/overwritten", "edits/masked_again", "edits/deleted", "edits/inserted")
     found = {name: float(count) / tokens for name, count in zip(names[: 5 if moves else 3], counts, strict=False)}
     finite = [value for value in surprisal if math.isfinite(value)]
-    return found | ({"edits/entropy": float(np.mean(finite))} if finite else {})
+    return found | ({"edits/surprisal": float(np.mean(finite))} if finite else {})
 
 
 def surprisals(rollouts: Sequence[Rollout]) -> Floats:

@@ -86,10 +86,10 @@ def _adapt(network: Any, raw_config: Mapping[str, Any]) -> None:
 
 def _delete_insert_ids(raw_config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Of LLaDA2.2, whose config.json calls INSERT split."""
-    ids = raw_config.get("delete_token_id"), raw_config.get("split_token_id")
-    if not raw_config.get("expert_capacity") or None in ids:
+    delete_id, insert_id = raw_config.get("delete_token_id"), raw_config.get("split_token_id")
+    if not raw_config.get("expert_capacity") or delete_id is None or insert_id is None:
         return None
-    return int(ids[0]), int(ids[1])
+    return int(delete_id), int(insert_id)
 
 
 def _projections(raw_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -118,8 +118,9 @@ def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
     prompts at work, and of all that a step of RL keeps for its updates."""
     entries = zip(decodings(decode), inputs.sizes_of(decode), strict=True)
     cache = CACHES[cache_mode(decode, inputs.models.policy.family)]
-    moves = {"delete_insert_ids": delete_insert_ids(inputs.models.policy)}
-    found = [_entry(inputs, SamplingConfig(**chosen, **moves), cache, size, slots) for chosen, size in entries]
+    moves = delete_insert_ids(inputs.models.policy)
+    configs = [(SamplingConfig(**chosen, delete_insert_ids=moves), size) for chosen, size in entries]
+    found = [_entry(inputs, config, cache, size, slots) for config, size in configs]
     largest = max(found, key=lambda parts: sum(parts.values()))
     kept = 0 if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
     return _present(largest | {"pictures": features(inputs, slots + kept)})
