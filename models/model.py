@@ -20,7 +20,7 @@ from models.families import Decoding
 from models.fingerprint import kept_base, require_base, write_base
 from models.head import OutputHead
 from models.parallel import Parallel
-from models.spec import CheckpointSpec, config_errors, delete_insert_ids, resized, whole_blocks
+from models.spec import CheckpointSpec, config_errors, resized, whole_blocks
 from models.tokenizer import read_tokenizer
 from models.vision.prompt import Prompt, embedded, numbered, require_rows
 from models.vision.seeing import Seeing, see
@@ -34,7 +34,6 @@ class DiffusionLM(Seeing):
 
     family: "sdar", ...; attention: "block" | "full"; logit_shift: token i is predicted at position i - 1; mask_id;
     text_vocab_size: ids from here on are image codes or padding rows of the embedding, never to be sampled;
-    delete_insert_ids: tokens that only edits choose (`models.families.base.Family`), None = there are none;
     eos_ids: ids that end a response; pad_id; block_size: the checkpoint's (1 for full attention), and the one that
     `save` writes; tokenizer: None for a folder without one; spec: of the checkpoint's files; base_fingerprint: of
     the weights that adapters are trained on (`models.fingerprint`), kept with them, None where it is not known;
@@ -63,7 +62,6 @@ class DiffusionLM(Seeing):
         self.base_fingerprint: str | None = None
         self.mask_id = mask_id_of(spec, tokenizer)
         self.text_vocab_size = _text_vocab_size(spec, tokenizer, int(self.hf_config.vocab_size))
-        self.delete_insert_ids = delete_insert_ids(spec)
         self.eos_ids = _eos_ids(spec, tokenizer)
         pads = layout_io.first_ids(spec.raw.get("pad_token_id"), spec.generation.get("pad_token_id"))
         tokenizer_pad = tokenizer.pad_token_id if tokenizer is not None else None

@@ -32,7 +32,7 @@ class Choices:
     None = none do."""
     delete_insert_ids: tuple[int, int] | None = None
     """With edit_threshold, of LLaDA2.2: ids of the tokens DELETE and INSERT, which move what is right of them
-    (`sample.moves`); None = the model's."""
+    (`sample.moves`); the model's, whatever is given."""
     max_post_steps: int = 16
     """Steps of a block without masks, which can only overwrite or remask, at most; 0 = the block ends when its last
     mask falls."""

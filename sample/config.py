@@ -119,7 +119,7 @@ class SamplingConfig(Choices):
         check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
         check_edits(self.edit_threshold, model.spec.family)
-        moves = None if self.edit_threshold is None else self.delete_insert_ids or model.delete_insert_ids
+        moves = moving_ids(self.edit_threshold, model.spec)
         check_remasks(self.remask_threshold, moves)
         if self.record_routing:
             check_routing(cache, bool(routers(model)), self.fuse_commit, "record_routing=True")

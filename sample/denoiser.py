@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models import DiffusionLM
 from models.compiled import compiled_on
+from models.spec import delete_insert_ids
 from sample.config import SamplingConfig
 from sample.drawing import Drawer
 from sample.moves import Moves
@@ -114,7 +115,7 @@ class Denoiser:
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
         vocabulary = (self.model.mask_id, self.model.text_vocab_size)
-        never = () if self.config.moves else self.model.delete_insert_ids or ()
+        never = () if self.config.moves else delete_insert_ids(self.model.spec) or ()
         standing_N = None
         if self.config.remask_threshold is not None:
             standing_N = state.ids.gather(1, position_nb).flatten()[row_N].clamp_min(0)

@@ -88,12 +88,11 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.evaluation.eval_dataset:
         check_drawing(config, config.evaluation, spec.family)
         check_steps(config.evaluation, blocks.evaluated)
+        check_room(spec, config.evaluation)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
     check_merging(training, rollout, spec)
     check_team(config, spec, world_size(config))
-    if config.evaluation.eval_dataset:
-        check_room(spec, config.evaluation)
     tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))

@@ -1,5 +1,7 @@
 """Decoding in which edits delete and insert tokens (LLaDA2.2): rules, record, and one answer whatever the way to it."""
 
+import copy
+import dataclasses
 import functools
 import json
 
@@ -10,6 +12,7 @@ from capture_emulator import Emulator
 from helpers import random_prompts, thinned, tiny_model
 from oracle import same
 
+from models.spec import delete_insert_ids
 from sample import Events, Rollout, Sampler, SamplingConfig
 from sample.choices import Choices
 from sample.moves import moved, needed
@@ -142,24 +145,21 @@ def test_a_step_fills_its_share_of_the_first_masks_and_as_many_as_edits_made():
 
 def test_without_edits_delete_and_insert_are_never_chosen():
     config = config_of(stop_ids=(), max_new_tokens=24)
-    assert moving_model().delete_insert_ids == (DELETE, INSERT)
-    model = moving_model()
+    model = copy.deepcopy(moving_model())
     model.text_vocab_size = 64
     rollouts = Sampler(model, config).generate(PROMPTS)
-    model.delete_insert_ids = None
+    model.spec = dataclasses.replace(model.spec, raw={**model.spec.raw, "delete_token_id": None})
     with_them = Sampler(model, config).generate(PROMPTS)
-    model.text_vocab_size, model.delete_insert_ids = 38, (DELETE, INSERT)
     assert not any({DELETE, INSERT} & {*rollout.token_ids} for rollout in rollouts)
     assert any({DELETE, INSERT} & {*rollout.token_ids} for rollout in with_them)
 
 
 def test_a_checkpoint_names_delete_and_insert_or_has_neither():
-    assert tiny_model("llada2", delete_token_id=DELETE, split_token_id=INSERT).delete_insert_ids is None
-    assert tiny_model("llada2", expert_capacity=3).delete_insert_ids is None
+    assert delete_insert_ids(moving_model().spec) == (DELETE, INSERT)
+    for config in ({"delete_token_id": DELETE, "split_token_id": INSERT}, {"expert_capacity": 3}):
+        assert delete_insert_ids(tiny_model("llada2", **config).spec) is None
     for ids in ((DELETE, DELETE), (DELETE, 64)):
-        with pytest.raises(
-            ValueError, match=rf"config.json.*DELETE and INSERT are {ids[0]} and {ids[1]}, which must be"
-        ):
+        with pytest.raises(ValueError, match=rf"config.json.*DELETE and INSERT {ids[0]} and {ids[1]}, which must be"):
             tiny_model("llada2", expert_capacity=3, delete_token_id=ids[0], split_token_id=ids[1])
 
 
