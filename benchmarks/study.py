@@ -6,10 +6,10 @@
     python benchmarks/study.py report
 
 Each run is `rl.py config=configs/RECIPE.yaml ...` in a process of its own with one thread, fp32, one after another. All
-runs of a task, seed and size of a block begin with the same SFT model. A step is two updates, two passes over the same
-responses: in the second the policy has moved, so objectives can differ.
+runs of a task, seed and size of a block begin with the same SFT model. A step is several updates, as the recipe has it:
+after the first the policy has moved, so objectives can differ.
 
-stage1: every variant, seeds 1 and 2, cut to the steps that take TraceRL about 90 s. It chooses, and shows nothing.
+stage1: every variant, seeds 1 and 2, cut to steps that take TraceRL at most 90 s. It chooses, and shows nothing.
 stage2: TraceRL and the five variants that stage 1 puts first, on six new seeds, at about equal packed tokens: a variant
 whose responses make fewer of them is asked more questions a step, by stage 1's figures. Differences are paired by the
 seed and come from stage 2 alone; p is corrected for the number of comparisons of a task (Holm).
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study_steps.runs import Result, Run, Runner
 from benchmarks.study_steps.tables import core_hours, of_blocks, of_stage1, of_stage2
-from benchmarks.study_steps.variants import BASE, QUESTIONS, TASKS, VARIANTS
+from benchmarks.study_steps.variants import BASE, TASKS, VARIANTS
 
 FIRST_SEEDS, NEW_SEEDS = (1, 2), (3, 4, 5, 6, 7, 8)
 FINALISTS = 5
@@ -50,7 +50,7 @@ def stage1(task: str, variants: Iterable[str], seeds: Iterable[int], steps: int)
     for seed in seeds:
         for name in variants_of(task):
             if name in chosen:
-                yield Run(task, name, seed, TASKS[task].block_size, steps)
+                yield Run(task, name, seed, TASKS[task].block_size, steps, TASKS[task].questions)
 
 
 def stage2(task: str, found: Found, steps: int) -> Iterator[Run]:
@@ -62,7 +62,7 @@ def stage2(task: str, found: Found, steps: int) -> Iterator[Run]:
     tokens = {name: statistics.mean(run.packed_tokens for run in runs) for name, runs in first.items()}
     for seed in NEW_SEEDS:
         for name in (BASE, *sorted(gain, key=gain.__getitem__, reverse=True)[:FINALISTS]):
-            questions = round(QUESTIONS * tokens[BASE] / max(1.0, tokens[name]))
+            questions = round(TASKS[task].questions * tokens[BASE] / max(1.0, tokens[name]))
             yield Run(task, name, seed, TASKS[task].block_size, steps, max(1, questions))
 
 
@@ -70,14 +70,14 @@ def blocks(task: str, seeds: Iterable[int], steps: int) -> Iterator[Run]:
     for seed in seeds:
         for size in TASKS[task].blocks:
             for name in BLOCK_VARIANTS:
-                yield Run(task, name, seed, size, steps)
+                yield Run(task, name, seed, size, steps, TASKS[task].questions)
 
 
 def _stage1_of(task: str, found: Found, steps: int) -> dict[str, list[Result]]:
     """The results of stage 1 by variant."""
     size, by_variant = TASKS[task].block_size, dict[str, list[Result]]()
     for run, result in found.items():
-        alike = (run.task, run.block_size, run.steps, run.questions) == (task, size, steps, QUESTIONS)
+        alike = (run.task, run.block_size, run.steps, run.questions) == (task, size, steps, TASKS[task].questions)
         if alike and run.seed in FIRST_SEEDS:
             by_variant.setdefault(run.variant, []).append(result)
     return by_variant
@@ -122,7 +122,8 @@ def report(task: str, found: Found, steps: int) -> Iterator[str]:
     """What has been run of a task, a table a stage; differences are to TraceRL's run of the same seed."""
     here = [result for run, result in found.items() if run.task == task and run.steps == steps]
     usual = [result for result in here if result.run.block_size == TASKS[task].block_size]
-    sized = [result for result in here if result.run.variant in BLOCK_VARIANTS and result.run.questions == QUESTIONS]
+    alike = [result for result in here if result.run.questions == TASKS[task].questions]
+    sized = [result for result in alike if result.run.variant in BLOCK_VARIANTS]
     stages = {
         "stage 1": (of_stage1, [result for result in usual if result.run.seed in FIRST_SEEDS]),
         "stage 2": (of_stage2, [result for result in usual if result.run.seed in NEW_SEEDS]),
