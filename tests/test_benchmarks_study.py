@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -104,7 +103,7 @@ def test_edits_are_compared_with_none_from_the_same_first_model(commands, monkey
 def test_every_variant_is_a_configuration(variant, tmp_path):
     for name, task in TASKS.items():
         if variant in study.variants_of(name):
-            run = study_runs.Run(name, variant, 1, task.block_size, task.steps)
+            run = study_runs.Run(name, variant, 1, task.block_size, task.steps, task.questions)
             runner = study_runs.Runner(tmp_path, tmp_path / "none.jsonl")
             arguments = runner._arguments(task, run, tmp_path / "model")
             load_config([f"config=configs/{task.recipe}.yaml", *arguments])
@@ -113,9 +112,16 @@ def test_every_variant_is_a_configuration(variant, tmp_path):
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_cut_runs_for_real(monkeypatch, tmp_path, capsys):
-    few = "evaluation.max_tasks=4", "rollout.num_response_per_task=4", "training.min_accuracy=0.0"
-    cut = replace(TASKS["addition"], arguments=few, sft_arguments=("training.max_steps=2",))
-    monkeypatch.setattr(study_runs, "TASKS", {"addition": cut})
+    few = (
+        "evaluation.max_tasks=4",
+        "rollout.num_response_per_task=4",
+        "training.min_accuracy=0.0",
+        "model.random_init=true",
+    )
+    monkeypatch.setattr(study_runs, "COMMON", (*study_runs.COMMON, *few))
+    monkeypatch.setattr(
+        study_runs.Runner, "_prepare", lambda runner, task, run: study_runs.ROOT / "configs" / "tiny_model"
+    )
     run_study(monkeypatch, tmp_path, "stage1", "--variants", "trace", "value", "--seeds", "1", "--steps", "2")
     trace, value = map(json.loads, (tmp_path / "study.jsonl").read_text().splitlines())
     assert (trace["run"]["variant"], value["run"]["variant"]) == ("trace", "value")

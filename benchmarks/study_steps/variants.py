@@ -55,7 +55,7 @@ _LIGHTNING = (
     "training.normalization=response_mean",
     "training.beta=0.01",
     "training.kl_to=reference",
-    "training.nll_weight=0.1",
+    "training.nll_weight=1.0",
 )
 _NO_EDITS = ("rollout.edit_threshold=null", "evaluation.edit_threshold=null")
 VARIANTS: Mapping[str, Variant] = {
@@ -69,6 +69,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mean_field": Variant("mean_field", ("training.method=mean_field",)),
     "clip_higher": Variant("clip, eps_high 0.28", ("training.eps_high=0.28",)),
     "reinforce": Variant("reinforce", ("training.objective=reinforce",)),
+    "nll": Variant("clip + the likelihood of right traces", ("training.nll_weight=1.0",)),
     "gspo": Variant("gspo, eps 0.02", ("training.objective=gspo", "training.eps=0.02")),
     "espo": Variant("espo, elbo, eps 0.02", ("training.objective=espo", _ELBO, "training.eps=0.02")),
     "ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), blocks_only=True),
