@@ -120,7 +120,7 @@ def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[No
     for moment in moments(events, canvas.ids_C, canvas.unit_C, canvas.mask_id, training.shrink):
         trained_C = canvas.trained_C & (moment.event_C >= 0)
         if training.trained_events == "last":
-            trained_C &= moment.event_C == last_C
+            trained_C &= np.isin(moment.event_C, last_C)
         if trained_C.any():
             target_C = np.where(trained_C, action_E[moment.event_C], canvas.ids_C)
             given = moment.unit, moment.rank, moment.ids_C, target_C, trained_C
