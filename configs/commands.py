@@ -55,7 +55,7 @@ _RL_ALONE = (
 _SFT_ALONE = (
     *("dataset.optimization_data", "dataset.validation_dataset", "dataset.validation_split"),
     *("dataset.sample_with", "dataset.traces_per_task", "dataset.pairs_per_task"),
-    *("experiment.save_every_updates", "training.max_steps", "training.replaced_p"),
+    *("experiment.save_every_updates", "training.max_steps", "training.replaced_p", "training.unmasked_p"),
     *("training.sft_objective", "training.dpo_beta"),
 )
 _TRAINING_ALONE = (

@@ -448,6 +448,12 @@ class TrainingConfig:
         low=0.0,
         high=1.0,
     )
+    unmasked_p: float = opt(
+        0.25,
+        "SFT with replaced_p: chance that a noisy copy masks nothing, as a block is when its last mask has fallen",
+        low=0.0,
+        high=1.0,
+    )
     loss_weight: str = opt(
         "none",
         "random masks: weight of a token, equal or 1 / noise level",

@@ -19,7 +19,7 @@ from data.templates import Format, Writer
 from models import DiffusionLM, Prompt
 from models.families import Family
 from sample import Rollout
-from train.algorithm.masking import Method, with_replaced
+from train.algorithm.masking import Masking, Method, with_replaced
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.setup.pictures import Eyes, usable
 from train.setup.prompts import drop_over_long, require_known, tokenizer_of
@@ -207,7 +207,9 @@ def make_samples(
     b = training.block_size or model.spec.schedule_block_size
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     rng = np.random.default_rng([training.seed, epoch, sample.index])
-    masks = with_replaced(method, training.replaced_p, model.text_vocab_size) if training.replaced_p else method
+    masks: Masking = method
+    if training.replaced_p:
+        masks = with_replaced(method, training.replaced_p, model.text_vocab_size, training.unmasked_p)
     key = (sample.index, epoch) if sample.of else (sample.index,)  # an update may have it from two passes
     if sample.rollout is not None:
         return replay(replace(sample.rollout, key=key), replayer, training, method=masks, pad_id=model.pad_id, rng=rng)
