@@ -1,7 +1,7 @@
 """Objectives of whole responses: one ratio, one move or one bound a response.
 
 Shapes: N trained tokens. l: a response's log-likelihood, sum_j share_j logp_j, exact over the trace under TraceRL, a
-bound under the random methods; L: its length, sum_j share_j. A value of a response stands at each of its tokens [N],
+bound under the random methods; L: its length, sum_j share_j, which under elbo is it in its mean alone. A value of a response stands at each of its tokens [N],
 and its weight in the loss is the sum of theirs.
 """
 
