@@ -260,7 +260,7 @@ def _events(events: Events, indices: Callable[[list[int]], list[int]]) -> list[l
     logprobs = [
         round(p, 4) if mine and math.isfinite(p) else None for p, mine in zip(events.logprob, chosen, strict=True)
     ]
-    columns = [events.step, events.place, tokens, logprobs]
+    columns: list[list[Any]] = [events.step, events.place, tokens, logprobs]
     if events.source is None or events.delete_insert_ids is None:
         return columns
     controls = {action: kind for kind, action in enumerate(events.delete_insert_ids, start=2)}
