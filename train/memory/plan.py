@@ -63,6 +63,8 @@ def always(inputs: Inputs) -> Parts:
         "optimizer": _optimizer(inputs, inputs.trained),
         "mean of the weights": FP32 * inputs.trained if inputs.config.training.ema_decay else 0,
     }
+    if inputs.models.kind == "sft" and reads_reference(inputs.config.training, "sft"):
+        parts["frozen reference"] = _reference(inputs)
     if inputs.models.kind == "rl":
         copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1
         reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
