@@ -161,4 +161,4 @@ def test_adapters_on_two_sets_begin_at_their_base(shop):
     sft.run(config_of(shop, "lora.rank=4", "lora.dropout=0.2", sets, "experiment.project=adapted"))
     first, *_, last = metrics_of(shop, "adapted")
     assert first["margin"] == 0.0 and last["margin"] > 0.0
-    assert {"nll(preferences)", "nll(other)", "trained_tokens(other)"} <= {name for row in (first, last) for name in row}
+    assert {"nll(preferences)", "nll(other)", "trained_tokens(other)"} <= {*first, *last}
