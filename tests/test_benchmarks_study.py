@@ -82,6 +82,22 @@ def test_blocks_are_trained_at_their_size(commands, monkeypatch, tmp_path):
     assert {"rollout.block_size=16", "evaluation.steps_per_block=16"} <= set(commands[name])
 
 
+def test_edits_are_compared_with_none_from_the_same_first_model(commands, monkeypatch, tmp_path, capsys):
+    where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "study.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["study.py", "edits", "--seeds", "1", "2", *where])
+    study.main()
+    assert sum(name.startswith("sft_tiny_edit") for name in commands) == 2 and len(commands) == 10
+    (without,) = (
+        arguments for name, arguments in commands.items() if name.startswith("edits-no_edits-") and name.endswith("-1")
+    )
+    config = load_config(without)
+    assert config.rollout.edit_threshold is None and config.evaluation.edit_threshold is None
+    assert "| TraceRL without edits | 1 2 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study.py", "stage1", "--seeds", "3", *where])
+    with pytest.raises(SystemExit):
+        study.main()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_a_configuration(variant, tmp_path):
