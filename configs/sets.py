@@ -79,7 +79,9 @@ def _require_different(key: str, sets: Sequence[NamedSet]) -> None:
         place = os.path.abspath(Path(each.name).expanduser())
         said = place, each.data_type, each.reward, *sorted(each.columns.items())
         if said in seen:
-            raise ValueError(f"{key}: {each.name} stands twice in the list: name it once; a weight makes it count more.")
+            raise ValueError(
+                f"{key}: {each.name} stands twice in the list: name it once (a weight lets it count more)."
+            )
         seen.add(said)
 
 
