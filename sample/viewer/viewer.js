@@ -4,6 +4,7 @@ const KIND = { text: 0, special: 1, bytes: 2, id: 3 };
 const FULL_PLAY_SECONDS = 10;
 const STEP_MILLISECONDS = { min: 16, max: 450 };
 const HASH_DELAY_MILLISECONDS = 250;
+const SMALL_PIXELS = 64;
 // Characters that would be invisible, or change the direction or the lines of the text around them.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
 const NAMED = { "\n": "↵", "\t": "⇥", "\r": "␍" };
@@ -84,11 +85,12 @@ function fillToken(made, index, joined) {
   return made;
 }
 
-/** A picture of a prompt: its thumbnail, or a box where there is none. */
+/** A picture of a prompt: its thumbnail, a small one enlarged; or a box where there is none. */
 function pictureElement([positions, thumbnail]) {
   const title = `picture · ${plural(positions, "position")}`;
   if (thumbnail === null) return element("span", "picture", title);
   const made = element("img", "picture");
+  made.onload = () => made.classList.toggle("small", Math.max(made.naturalWidth, made.naturalHeight) < SMALL_PIXELS);
   made.setAttribute("src", thumbnail);
   made.alt = made.title = title;
   return made;
