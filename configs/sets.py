@@ -79,9 +79,7 @@ def _require_different(key: str, sets: Sequence[NamedSet]) -> None:
         place = os.path.abspath(Path(each.name).expanduser())
         said = place, each.data_type, each.reward, *sorted(each.columns.items())
         if said in seen:
-            raise ValueError(
-                f"{key}: {each.name} stands twice in the list: name it once (a weight lets it count more)."
-            )
+            raise ValueError(f"{key}: {each.name} stands twice in the list: name it once, perhaps with a weight.")
         seen.add(said)
 
 
