@@ -91,7 +91,7 @@ OTHER = {"strategy": "sequential", "target": "random", "confidence": "tempered",
     "attention": "sdpa",
     "output": "image",
 }
-OF_THE_RUN = {"stop_ids", "pad_id", "seed", "fuse_commit", "deterministic", "record_routing"}
+OF_THE_RUN = {"stop_ids", "pad_id", "delete_insert_ids", "seed", "fuse_commit", "deterministic", "record_routing"}
 SHARED = sorted({item.name for item in fields(SamplingConfig)} - OF_THE_RUN - {"strategy_params", "target_params"})
 
 
