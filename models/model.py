@@ -28,6 +28,9 @@ from models.vision.seeing import Seeing, see
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+NO_MASK = -1
+"""In place of a mask id: no token has it."""
+
 
 class DiffusionLM(Seeing):
     """Body and head of one family's model. Parameters carry transformers' names; `save` writes the checkpoint's own.
@@ -52,7 +55,7 @@ class DiffusionLM(Seeing):
         self.block_size = spec.block_size
         self.model: nn.Module = network.model
         self.lm_head = OutputHead(network.lm_head)
-        self.hf_config = network.config
+        self.hf_config = network.config.get_text_config()
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.vision = getattr(network, "vision", None)
@@ -272,9 +275,17 @@ def load_model(
     else:
         network = layout_io.read_weights(spec, torch_dtype, device, besides)
     with config_errors(spec.folder, spec.family):
-        model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
+        model = _kind_of(spec)(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
     see(model, spec.family, image_tokenizer)
     return model.to(device=device).eval()
+
+
+def _kind_of(spec: CheckpointSpec) -> type[DiffusionLM]:
+    if spec.family.noise == "mask":
+        return DiffusionLM
+    from models.canvas import CanvasLM  # which is made of this module's class
+
+    return CanvasLM
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -310,9 +321,11 @@ def _load_adapted(
 
 
 def mask_id_of(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """The mask id: of config.json, else the tokenizer's, else the family's. ValueError where none is in the
-    vocabulary."""
+    """The mask id: of config.json, else the tokenizer's, else the family's; NO_MASK of a family without one. ValueError
+    where none is in the vocabulary."""
     family, vocab_size = spec.family, int(spec.raw["vocab_size"])
+    if family.noise == "uniform":
+        return NO_MASK
     ids = layout_io.first_ids(
         spec.raw.get("mask_token_id"),
         tokenizer.mask_token_id if tokenizer is not None else None,
