@@ -151,6 +151,8 @@ def hf_config(family: Family, raw: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' config of the family's network, with attention through our seam (canvases: transformers' own)."""
     config = network_class(family).config_class(**family.config_arguments(raw))  # type: ignore[misc]
     config._attn_implementation = ATTENTION_NAME if family.noise == "mask" else "sdpa"
+    if family.noise == "uniform":  # sizes of its smaller layers, for plans
+        config.get_text_config().allow_global_per_layer_attribute_access = True
     return config
 
 

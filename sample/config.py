@@ -112,6 +112,12 @@ class SamplingConfig(Choices):
         require(self.settled_entropy >= 0.0, "settled_entropy", self.settled_entropy, "at least 0")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
 
+    @property
+    def changed(self) -> list[str]:
+        """Fields that have another value than their default."""
+        defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
     def rules(self, threshold_passes: bool = False) -> Rules:
         """What a step goes by. threshold_passes: the family's reading of the threshold. ValueError where strategy or
         target is none."""
@@ -129,6 +135,8 @@ class SamplingConfig(Choices):
         if self.output == "image":
             return self._of_a_picture(model)
         own = check_canvases(self, model.spec)
+        if own and (ignored := [name for name in self.changed if name in _NOT_OF_CANVASES]):
+            logger.warning("%s: no part of decoding canvases (%s)", ", ".join(ignored), model.family)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
@@ -182,10 +190,8 @@ _NOT_OF_CANVASES = (
 
 def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
     """Steps of a canvas that the checkpoint has as default; None for a family of masks. ValueError where the choices
-    are not of the family's kind; a warning names those that canvases do not read."""
-    of_defaults = {item.name: item.default for item in fields(SamplingConfig)}
-    changed = [name for name, default in of_defaults.items() if name not in ("stop_ids", "seed")]
-    changed = [name for name in changed if of_defaults[name] is not MISSING and getattr(config, name) != of_defaults[name]]
+    are not of the family's kind."""
+    changed = config.changed
     if spec.family.noise == "mask":
         if wrong := [name for name in changed if name in _OF_CANVASES]:
             raise ValueError(f"{wrong[0]}={getattr(config, wrong[0])} is of canvases (DiffusionGemma): leave it out.")
@@ -201,8 +207,6 @@ def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
     for name in ("edit_threshold", "remask_threshold", "record_routing"):
         if name in changed:
             raise ValueError(f"{name}={getattr(config, name)}: there is no such rule for canvases. Leave it out.")
-    if ignored := [name for name in changed if name in _NOT_OF_CANVASES]:
-        logger.warning("%s: no part of decoding canvases (%s)", ", ".join(ignored), spec.family.name)
     return int(spec.generation.get("max_denoising_steps") or CANVAS_STEPS)
 
 

@@ -14,8 +14,8 @@ from models.folder import weight_files
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from models.vision.seeing import DEFAULT_RESOLUTION
-from sample import Sampler, SamplingConfig
-from sample.config import cache_of, check_edits
+from sample import Sampler, SamplingConfig, sampler_of
+from sample.config import cache_of, check_canvases, check_edits
 from serve.settings import ModelSettings, ServeSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
@@ -33,7 +33,7 @@ def check(settings: ModelSettings) -> CheckpointSpec:
         raise ValueError("device is cuda, but torch sees no GPU here. Set device=cpu or auto.")
     cache_of(settings.cache, spec.family)  # type: ignore[arg-type]
     check_edits(settings.edit_threshold, spec.family)
-    config_of(sized(settings, spec))
+    check_canvases(config_of(sized(settings, spec)), spec)
     return spec
 
 
@@ -65,7 +65,7 @@ def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> 
         torch.set_num_threads(settings.threads)
     image_tokenizer = settings.vq_model_path if isinstance(settings, ServeSettings) else None
     model = load_model(spec, names[settings.dtype], "cuda" if gpu else "cpu", image_tokenizer=image_tokenizer)
-    return Sampler(model, config_of(settings, **more))
+    return sampler_of(model, config_of(settings, **more))
 
 
 class Reader:

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers import tiny_checkpoint
+from helpers import TINY_CONFIGS, tiny_checkpoint
 
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny_model"
 
@@ -47,6 +47,10 @@ SIZES = {
     "llada2": {"vocab_size": 40, "max_position_embeddings": 256},
     "dream": {"vocab_size": 40, "max_position_embeddings": 256},
     "lladav": {"vocab_size": 40, "max_position_embeddings": 256},
+    "diffusion_gemma": {
+        "text_config": TINY_CONFIGS["diffusion_gemma"]["text_config"]
+        | {"vocab_size": 40, "max_position_embeddings": 256}
+    },
     "llada": {"vocab_size": 40, "embedding_size": 40, "max_sequence_length": 256},
     "mmada": {
         **{"vocab_size": 56, "embedding_size": 56, "new_vocab_size": 56, "llm_vocab_size": 40},

@@ -77,8 +77,8 @@ def calm(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [3, 9, 17])
-@pytest.mark.parametrize("settings", [{}, {"stable_steps": 0, "settled_entropy": 2.6}, {"entropy_bound": 0.05}], ids=str)
+@pytest.mark.parametrize("tokens", [9, 17])
+@pytest.mark.parametrize("settings", [{}, {"stable_steps": 0, "settled_entropy": 2.6}], ids=str)
 def test_one_prompt_gets_what_transformers_gives_it(tokens, settings, tmp_path):
     """Under torch's generator at one seed: tokens and steps, whichever canvas ends early."""
     model = load_model(tiny_checkpoint(tmp_path, FAMILY, seed=tokens, sharpness=4.0))
@@ -143,11 +143,10 @@ PROMPTS = random_prompts([9, 1, 23, 12, 30, 4, 17], seed=5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [7, 3])
-def test_a_batch_gives_the_answers_of_one_by_one(calm, slots):
+def test_a_batch_gives_the_answers_of_one_by_one(calm):
     """Prompts of unequal lengths, beyond the sliding window too, that come and go at the ends of canvases."""
     model, _ = calm
-    sampler = sampler_of(model, config_of(max_slots=slots))
+    sampler = sampler_of(model, config_of(max_slots=3))
     together = sampler.generate(PROMPTS)
     alone = [sampler.generate([prompt])[0] for prompt in PROMPTS]
     assert tokens_of(together) == tokens_of(alone)
