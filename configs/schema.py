@@ -303,8 +303,8 @@ class DecodeConfig(Section):
     )
     stable_steps: int = opt(
         1,
-        "canvases: one may end early when its likeliest tokens have not changed in so many steps and their mean entropy "
-        "is below settled_entropy",
+        "canvases: one may end early when its likeliest tokens have not changed in so many steps and their mean "
+        "entropy is below settled_entropy",
         low=0,
     )
     settled_entropy: float = opt(0.005, "canvases: nats, see stable_steps; 0 = all steps are taken", low=0.0)

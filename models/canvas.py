@@ -72,7 +72,10 @@ class CanvasLM(DiffusionLM):
     def masks(self, canvas_Bc: Tensor, seen: Tensor, cache: DynamicCache) -> dict[str, Tensor | None]:
         """The decoder's masks by type of layer, of `seen` bool [B, L + c]: the same in all steps of a canvas."""
         found: dict[str, Tensor | None] = self.decoder.create_diffusion_decoder_attention_mask(
-            config=self.hf_config, inputs_embeds=canvas_Bc[..., None], past_key_values=cache, decoder_attention_mask=seen
+            config=self.hf_config,
+            inputs_embeds=canvas_Bc[..., None],
+            past_key_values=cache,
+            decoder_attention_mask=seen,
         )
         return found
 
@@ -85,7 +88,9 @@ class CanvasLM(DiffusionLM):
     def checkpoint_weights(self) -> dict[str, Tensor]:
         return layout_io.stored_weights(layout_io.weights_of(self), self.spec.family, self.spec.raw)
 
-    def hidden(self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, features: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids_BL: Tensor, positions_BL: Tensor, layout: Layout, features: Tensor | None = None
+    ) -> Tensor:
         raise ValueError(
             f"{self.family} has no masked tokens whose hidden states could be read: use encode and denoise."
         )
@@ -100,26 +105,25 @@ def rows_of(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 
 def without_padding(cache: DynamicCache, columns: int) -> DynamicCache:
     """A copy of the cache without its first so many columns."""
-    left = _copied(cache)
-    for layer, own in zip(left.layers, cache.layers, strict=True):
-        kept = own.get_seq_length() - columns
-        layer.keys, layer.values = own.keys[..., -kept:, :], own.values[..., -kept:, :]
+    shorter = _copied(cache)
+    kept = cache.get_seq_length() - columns
+    for layer in _layers(shorter):
+        layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
         if layer.is_sliding:
             layer.cumulative_length = kept
-    return left
+    return shorter
 
 
 def side_by_side(first: DynamicCache, second: DynamicCache) -> DynamicCache:
     """The sequences of two caches in one, padded on the left to the longer one's length."""
     both = _copied(first)
-    for layer, *pair in zip(both.layers, first.layers, second.layers, strict=True):
-        width = max(each.keys.shape[-2] for each in pair)
-        layer.keys, layer.values = (
-            torch.cat([F.pad(each, (0, 0, width - each.shape[-2], 0)) for each in parts])
-            for parts in ([each.keys for each in pair], [each.values for each in pair])
-        )
+    for layer, other in zip(_layers(both), _layers(second), strict=True):
+        width = max(layer.keys.shape[-2], other.keys.shape[-2])
+        for name in ("keys", "values"):
+            pair = getattr(layer, name), getattr(other, name)
+            setattr(layer, name, torch.cat([F.pad(each, (0, 0, width - each.shape[-2], 0)) for each in pair]))
         if layer.is_sliding:
-            layer.cumulative_length = max(each.cumulative_length for each in pair)
+            layer.cumulative_length = max(layer.cumulative_length, other.cumulative_length)
     return both
 
 
@@ -127,3 +131,8 @@ def _copied(cache: DynamicCache) -> DynamicCache:
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]
     return copied
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """Of both kinds: all tokens, or a sliding window's."""
+    return list(cache.layers)

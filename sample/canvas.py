@@ -4,7 +4,7 @@ The rule is that of transformers' `DiffusionGemmaForBlockDiffusion.generate`, wh
 noise. A step draws a token for every position of the canvas from the tempered logits, keeps those of the lowest
 entropies while the sum of the lower ones is within `entropy_bound` (Ben-Hamu et al. 2025, arXiv:2505.24857), and puts
 random tokens in place of all others. The tempered logits condition the next step. The canvas ends after
-`steps_per_block` steps, or once its likeliest tokens have stood for `stable_steps` steps and their mean entropy is below
+`steps_per_block` steps, or once its likeliest tokens have stood for `stable_steps` steps with a mean entropy below
 `settled_entropy`; these tokens are then what it says, and the next canvas begins.
 
 Shapes: n sequences at work, m of them whose canvas is not done, c tokens of a canvas, L tokens before it, V vocabulary.
@@ -96,9 +96,7 @@ class Canvas:
     def at(self, step: int) -> Coordinates:
         """Of the random numbers of the live rows [m, c] in this step."""
         shape = self.position.shape
-        return Coordinates(
-            self.key[:, None].expand(shape), self.position, (self.first + step)[:, None].expand(shape)
-        )
+        return Coordinates(self.key[:, None].expand(shape), self.position, (self.first + step)[:, None].expand(shape))
 
 
 @dataclass

@@ -107,7 +107,9 @@ class SamplingConfig(Choices):
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
         final, hot = self.final_temperature, self.temperature
-        require(final is None or 0.0 < final <= hot, "final_temperature", final, f"above 0, at most temperature ({hot})")
+        require(
+            final is None or 0.0 < final <= hot, "final_temperature", final, f"above 0, at most temperature ({hot})"
+        )
         require(self.stable_steps >= 0, "stable_steps", self.stable_steps, "at least 0")
         require(self.settled_entropy >= 0.0, "settled_entropy", self.settled_entropy, "at least 0")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
@@ -199,7 +201,7 @@ def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
     check_block_size(spec, config.block_size or spec.block_size)
     if config.strategy != "entropy_bounded":
         raise ValueError(
-            f"strategy={config.strategy!r}: {spec.family.name} has canvases, which are denoised by their entropies. Set "
+            f"strategy={config.strategy!r}: {spec.family.name} has canvases, which are denoised by entropy. Set "
             f"{_as_published(spec.generation)}."
         )
     if not isinstance(config.steps_per_block, int | None):

@@ -61,7 +61,10 @@ SIZES = {
 
 def text_checkpoint(folder, family="sdar", **config):
     """A tiny random checkpoint folder with the tiny task's tokenizer."""
-    tiny_checkpoint(folder, family, **SIZES[family] | config)
+    sizes = SIZES[family] | config
+    if family == "diffusion_gemma" and config:
+        sizes = {"text_config": SIZES[family]["text_config"] | config}
+    tiny_checkpoint(folder, family, **sizes)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, Path(folder) / name)
     return Path(folder)

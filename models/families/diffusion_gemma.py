@@ -28,7 +28,9 @@ def _config_arguments(raw_config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(raw_config.get(name), Mapping):
             raise ValueError(f"config.json has {name}: {raw_config.get(name)!r} where a mapping must stand.")
     if not raw_config.get("tie_word_embeddings", True):
-        raise ValueError("config.json has tie_word_embeddings: false; encoder, decoder and head of one weight run here.")
+        raise ValueError(
+            "config.json has tie_word_embeddings: false; encoder, decoder and head of one weight run here."
+        )
     if not raw_config["text_config"].get("num_experts"):
         raise ValueError("config.json has text_config without num_experts: transformers' network is a mixture.")
     return pick(raw_config, _KEYS)
