@@ -3,17 +3,19 @@
     python benchmarks/study.py stage1 [--tasks sort addition] [--variants trace coupled ...] [--seeds 1 2]
     python benchmarks/study.py stage2 [--tasks ...]
     python benchmarks/study.py blocks [--tasks ...]
+    python benchmarks/study.py edits [--seeds 1 2 3]
     python benchmarks/study.py report
 
 Each run is `rl.py config=configs/RECIPE.yaml ...` in a process of its own with one thread, fp32, one after another. All
-runs of a task, seed and size of a block begin with the same SFT model. A step is two updates, two passes over the same
-responses: in the second the policy has moved, so objectives can differ.
+runs of a task, seed and size of a block begin with the same SFT model. A step is several updates, as the recipe has it:
+after the first the policy has moved, so objectives can differ.
 
-stage1: every variant, seeds 1 and 2, cut to the steps that take TraceRL about 90 s. It chooses, and shows nothing.
+stage1: every variant, seeds 1 and 2, cut to steps that take TraceRL at most 90 s. It chooses, and shows nothing.
 stage2: TraceRL and the five variants that stage 1 puts first, on six new seeds, at about equal packed tokens: a variant
 whose responses make fewer of them is asked more questions a step, by stage 1's figures. Differences are paired by the
 seed and come from stage 2 alone; p is corrected for the number of comparisons of a task (Holm).
 blocks: TraceRL and LightningRL's additions in blocks of 4, 8, 16 and 32, each from a model trained at that size.
+edits: TraceRL and EBPO with edits, TraceRL without, three seeds, at about equal packed tokens.
 
 Compute is counted in packed tokens trained (`packed_tokens` in metrics.jsonl), the tokens that the policy's forward and
 backward passes run over, and in CPU seconds of the whole RL run. A finished run is a line of --results and is never run
@@ -31,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study_steps.runs import Result, Run, Runner
 from benchmarks.study_steps.tables import core_hours, of_blocks, of_stage1, of_stage2
-from benchmarks.study_steps.variants import BASE, QUESTIONS, TASKS, VARIANTS
+from benchmarks.study_steps.variants import BASE, EDIT_VARIANTS, TASKS, VARIANTS
 
 FIRST_SEEDS, NEW_SEEDS = (1, 2), (3, 4, 5, 6, 7, 8)
+EDIT_SEEDS = (1, 2, 3)
 FINALISTS = 5
 BLOCK_VARIANTS = (BASE, "lightning")
 Found = Mapping[Run, Result]
@@ -41,7 +44,10 @@ Found = Mapping[Run, Result]
 
 def variants_of(task: str) -> list[str]:
     """The variants that can run on a task."""
-    return [name for name, variant in VARIANTS.items() if TASKS[task].blocks or not variant.blocks_only]
+    if TASKS[task].edits:
+        return list(EDIT_VARIANTS)
+    of_all = {name: variant for name, variant in VARIANTS.items() if variant.edit_questions is None}
+    return [name for name, variant in of_all.items() if TASKS[task].blocks or not variant.blocks_only]
 
 
 def stage1(task: str, variants: Iterable[str], seeds: Iterable[int], steps: int) -> Iterator[Run]:
@@ -50,7 +56,7 @@ def stage1(task: str, variants: Iterable[str], seeds: Iterable[int], steps: int)
     for seed in seeds:
         for name in variants_of(task):
             if name in chosen:
-                yield Run(task, name, seed, TASKS[task].block_size, steps)
+                yield Run(task, name, seed, TASKS[task].block_size, steps, TASKS[task].questions)
 
 
 def stage2(task: str, found: Found, steps: int) -> Iterator[Run]:
@@ -62,7 +68,7 @@ def stage2(task: str, found: Found, steps: int) -> Iterator[Run]:
     tokens = {name: statistics.mean(run.packed_tokens for run in runs) for name, runs in first.items()}
     for seed in NEW_SEEDS:
         for name in (BASE, *sorted(gain, key=gain.__getitem__, reverse=True)[:FINALISTS]):
-            questions = round(QUESTIONS * tokens[BASE] / max(1.0, tokens[name]))
+            questions = round(TASKS[task].questions * tokens[BASE] / max(1.0, tokens[name]))
             yield Run(task, name, seed, TASKS[task].block_size, steps, max(1, questions))
 
 
@@ -70,14 +76,21 @@ def blocks(task: str, seeds: Iterable[int], steps: int) -> Iterator[Run]:
     for seed in seeds:
         for size in TASKS[task].blocks:
             for name in BLOCK_VARIANTS:
-                yield Run(task, name, seed, size, steps)
+                yield Run(task, name, seed, size, steps, TASKS[task].questions)
+
+
+def edits(task: str, seeds: Iterable[int], steps: int) -> Iterator[Run]:
+    for seed in seeds:
+        for name in variants_of(task):
+            questions = VARIANTS[name].edit_questions or TASKS[task].questions
+            yield Run(task, name, seed, TASKS[task].block_size, steps, questions)
 
 
 def _stage1_of(task: str, found: Found, steps: int) -> dict[str, list[Result]]:
     """The results of stage 1 by variant."""
     size, by_variant = TASKS[task].block_size, dict[str, list[Result]]()
     for run, result in found.items():
-        alike = (run.task, run.block_size, run.steps, run.questions) == (task, size, steps, QUESTIONS)
+        alike = (run.task, run.block_size, run.steps, run.questions) == (task, size, steps, TASKS[task].questions)
         if alike and run.seed in FIRST_SEEDS:
             by_variant.setdefault(run.variant, []).append(result)
     return by_variant
@@ -85,14 +98,21 @@ def _stage1_of(task: str, found: Found, steps: int) -> dict[str, list[Result]]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("stage1", "stage2", "blocks", "report"))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("stage", choices=("stage1", "stage2", "blocks", "edits", "report"))
+    usual = [name for name, task in TASKS.items() if not task.edits]
+    parser.add_argument("--tasks", nargs="+", choices=usual, default=usual, help="not of edits")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of stage 1")
-    parser.add_argument("--seeds", type=int, nargs="+", choices=FIRST_SEEDS, default=FIRST_SEEDS, help="not of stage 2")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=EDIT_SEEDS, help="not of stage 2; 3 is of edits alone")
     parser.add_argument("--steps", type=int, help="RL steps of a run; default the task's")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("study.jsonl"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.stage in ("stage1", "blocks") and not set(args.seeds or ()) <= set(FIRST_SEEDS):
+        parser.error(f"--seeds {args.seeds}: {args.stage} has seeds {FIRST_SEEDS}.")
+    of_edits = [name for name, task in TASKS.items() if task.edits]
+    args.tasks = of_edits if args.stage == "edits" else args.tasks + of_edits * (args.stage == "report")
+    args.seeds = args.seeds or (EDIT_SEEDS if args.stage == "edits" else FIRST_SEEDS)
+    return args
 
 
 def plan(stage: str, task: str, args: argparse.Namespace, found: Found) -> Iterable[Run]:
@@ -102,6 +122,8 @@ def plan(stage: str, task: str, args: argparse.Namespace, found: Found) -> Itera
         return stage1(task, args.variants, args.seeds, steps)
     if stage == "stage2":
         return stage2(task, found, steps)
+    if stage == "edits":
+        return edits(task, args.seeds, steps)
     return blocks(task, args.seeds, steps) if stage == "blocks" else ()
 
 
@@ -121,8 +143,14 @@ def main() -> None:
 def report(task: str, found: Found, steps: int) -> Iterator[str]:
     """What has been run of a task, a table a stage; differences are to TraceRL's run of the same seed."""
     here = [result for run, result in found.items() if run.task == task and run.steps == steps]
+    if TASKS[task].edits:
+        if here:
+            yield f"\n{task}, {steps} steps, {core_hours(here):.2f} core-hours\n"
+            yield from of_stage2(here)
+        return
     usual = [result for result in here if result.run.block_size == TASKS[task].block_size]
-    sized = [result for result in here if result.run.variant in BLOCK_VARIANTS and result.run.questions == QUESTIONS]
+    alike = [result for result in here if result.run.questions == TASKS[task].questions]
+    sized = [result for result in alike if result.run.variant in BLOCK_VARIANTS]
     stages = {
         "stage 1": (of_stage1, [result for result in usual if result.run.seed in FIRST_SEEDS]),
         "stage 2": (of_stage2, [result for result in usual if result.run.seed in NEW_SEEDS]),

@@ -139,8 +139,8 @@ class ModelConfig:
     )
     reference_model: str | None = opt(
         None,
-        "checkpoint that training.kl_to=reference and objective=distill compare the policy with, a teacher of one "
-        "vocabulary with it; null = the first model",
+        "checkpoint that training.kl_to=reference, objective=distill and sft_objective=dpo compare the policy with, "
+        "of one vocabulary with it; null = the first model",
     )
     optimized_value_name: str = opt("optimized_value", "name under ckpt/ of the newest trained value model")
     random_init: bool = opt(
@@ -184,6 +184,9 @@ class DatasetConfig:
     sample_with: str | None = output(None, "config of eval.py that samples optimization_data when that file is absent")
     traces_per_task: int = opt(
         0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
+    )
+    pairs_per_task: int = opt(
+        1, "dpo on such a file: pairs of a right and a wrong response of each task, at most", low=1
     )
     validation_dataset: Any = output(
         None,
@@ -404,10 +407,17 @@ class TrainingConfig:
         "(docs/algorithms.md), or your own, path/to/file.py:name",
     )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
+    sft_objective: str = opt(
+        "nll",
+        "what SFT minimises: nll = of the responses, -log p; dpo = pairs, the chosen response is to gain more on the "
+        "reference than the rejected one",
+        choices=("nll", "dpo"),
+    )
+    dpo_beta: float = opt(0.1, "dpo: weight of the gains, so the hold of the reference", low=1e-6)
     method: str = opt(
         "TraceRL",
         "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
-        "random_masking, coupled, ar; or your own, path/to/file.py:name",
+        "random_masking, coupled, elbo, ar; or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(
@@ -448,6 +458,12 @@ class TrainingConfig:
     replaced_p: float = opt(
         0.0,
         "SFT: chance that a token which is not masked becomes a random one, to be put right (LLaDA2.1's edits)",
+        low=0.0,
+        high=1.0,
+    )
+    unmasked_p: float = opt(
+        0.25,
+        "SFT with replaced_p: chance that a noisy copy masks nothing, as a block is when its last mask has fallen",
         low=0.0,
         high=1.0,
     )

@@ -65,6 +65,7 @@ class CheckpointSpec:
                 raise ValueError(f"{layers} layers, which the {most} weights of its files are too few for")
             positions = _at_least_one(hf_config(family, raw).get_text_config().max_position_embeddings)
             block_size = _at_least_one(raw.get("block_size") or family.default_block_size)
+            _check_delete_insert(family, raw)
         return CheckpointSpec(folder, raw, read_json(folder / "generation_config.json"), family, positions, block_size)
 
     @property
@@ -77,6 +78,18 @@ class CheckpointSpec:
 def whole_blocks(spec: CheckpointSpec) -> int:
     """Tokens that the checkpoint's network can only run together, 1 where it runs any number."""
     return (spec.family.whole_blocks(spec.raw) if spec.family.whole_blocks is not None else None) or 1
+
+
+def delete_insert_ids(spec: CheckpointSpec) -> tuple[int, int] | None:
+    """Ids of the checkpoint's tokens DELETE and INSERT, None where it has none."""
+    return spec.family.delete_insert_ids(spec.raw) if spec.family.delete_insert_ids is not None else None
+
+
+def _check_delete_insert(family: Family, raw: Mapping[str, Any]) -> None:
+    """ValueError where DELETE and INSERT are no two ids of the vocabulary."""
+    ids = family.delete_insert_ids(raw) if family.delete_insert_ids is not None else None
+    if ids is not None and not (ids[0] != ids[1] and all(0 <= i < int(raw["vocab_size"]) for i in ids)):
+        raise ValueError(f"DELETE and INSERT {ids[0]} and {ids[1]}, which must be two ids of the vocabulary")
 
 
 def resized(spec: CheckpointSpec, block_size: int) -> dict[str, bytes]:

@@ -30,6 +30,9 @@ class Choices:
     remask_threshold: float | None = None
     """Tokens of the block at hand to which a step gives a probability (temperature 1) below this return to the mask.
     None = none do."""
+    delete_insert_ids: tuple[int, int] | None = None
+    """With edit_threshold, of LLaDA2.2: ids of the tokens DELETE and INSERT, which move what is right of them
+    (`sample.moves`); the model's, whatever is given."""
     max_post_steps: int = 16
     """Steps of a block without masks, which can only overwrite or remask, at most; 0 = the block ends when its last
     mask falls."""
@@ -60,6 +63,11 @@ class Choices:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def moves(self) -> bool:
+        """Whether edits delete and insert."""
+        return self.edit_threshold is not None and self.delete_insert_ids is not None
 
     @property
     def revises(self) -> bool:

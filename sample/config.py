@@ -9,7 +9,7 @@ from models import DiffusionLM
 from models.attention import AttentionKind, attention_kind
 from models.experts import routers
 from models.families import Family
-from models.spec import CheckpointSpec, check_block_size
+from models.spec import CheckpointSpec, check_block_size, delete_insert_ids
 from sample.choices import Choices, require, require_name
 from sample.doors import Given, open_strategy, open_target
 from sample.strategies import Choose, Strategy
@@ -143,6 +143,8 @@ class SamplingConfig(Choices):
         check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
         check_edits(self.edit_threshold, model.spec.family)
+        moves = moving_ids(self.edit_threshold, model.spec)
+        check_remasks(self.remask_threshold, moves)
         if self.record_routing:
             check_routing(cache, bool(routers(model)), self.fuse_commit, "record_routing=True")
         self.kind_on(model)
@@ -161,6 +163,7 @@ class SamplingConfig(Choices):
             cache=cache,
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
+            delete_insert_ids=moves,
         )
 
     def _of_a_picture(self, model: DiffusionLM) -> "SamplingConfig":
@@ -238,6 +241,23 @@ def check_edits(edit_threshold: float | None, family: Family, key: str = "edit_t
         raise ValueError(
             f"{key}={edit_threshold}: {family.name} has full attention, for which there is no rule for edits: they are "
             "of block families. Leave it out (null), or set remask_threshold: unsure tokens return to the mask."
+        )
+
+
+def moving_ids(edit_threshold: float | None, spec: CheckpointSpec) -> tuple[int, int] | None:
+    """Ids of DELETE and INSERT, where a checkpoint has them and its tokens are edited."""
+    return None if edit_threshold is None else delete_insert_ids(spec)
+
+
+def check_remasks(
+    remask_threshold: float | None, delete_insert_ids: tuple[int, int] | None, key: str = "remask_threshold"
+) -> None:
+    """ValueError where tokens are to be remasked that edits move, for which there is no rule. delete_insert_ids: None =
+    no edit moves any. key: what the message calls the threshold."""
+    if remask_threshold is not None and delete_insert_ids is not None:
+        raise ValueError(
+            f"{key}={remask_threshold}: edits of this model delete and insert tokens, for which there is no rule of "
+            "remasking. Leave it out (null), or edit_threshold."
         )
 
 

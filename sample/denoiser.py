@@ -8,8 +8,10 @@ from torch import Tensor
 
 from models import DiffusionLM
 from models.compiled import compiled_on
+from models.spec import delete_insert_ids
 from sample.config import SamplingConfig
 from sample.drawing import Drawer
+from sample.moves import Moves
 from sample.revision import Revision
 from sample.slots import StepState
 from sample.spans import Bounds, CachePolicy, first_true
@@ -32,7 +34,7 @@ class Denoiser:
         self.b, self.offset_b = config.block_size, torch.arange(config.block_size, device=model.device)
         self.rules = config.rules(self.decoding.threshold_passes)
         self.propose = compiled_on(model.device, propose)
-        self.revision = Revision(config, model.mask_id) if config.revises else None
+        self.revision = self._revision() if config.revises else None
         self.drawer = Drawer(model, config, self.rules) if config.output == "image" else None
         plans, last = _plans(model, config, self.rules)
         self.blocks = len(plans)
@@ -57,7 +59,10 @@ class Denoiser:
         else:
             written_nb = self.revision.written(state, ids_nb, position_nb, active_n)
             proposal = self._proposal(hidden_nbD, state, position_nb, masked_nb | written_nb, bounds)
-        chosen_nb = self.rules.strategy(proposal, masked_nb, self._share(state), self.config)
+        k_n = self._share(state)
+        if self.revision is not None:
+            k_n = self.revision.share(state, k_n, masked_nb, position_nb)
+        chosen_nb = self.rules.strategy(proposal, masked_nb, k_n, self.config)
 
         state.step += active_n
         state.block_step += active_n
@@ -66,10 +71,19 @@ class Denoiser:
             ids_nb = torch.where(chosen_nb, proposal.token, ids_nb)
             state.commit(chosen_nb, position_nb, ids_nb, proposal.logp)
         else:
-            ids_nb, changed_n = self.revision.revise(state, proposal, chosen_nb, written_nb, position_nb)
-            began_full_n, full_n = (active_n & ~o.any(1) for o in (open_nb, self._open(state, ids_nb, position_nb)))
-            leaves_n = self.revision.settled(state, began_full_n, full_n, changed_n)
+            ids_nb, changed_n, spent_n = self.revision.revise(
+                state, proposal, chosen_nb, written_nb, position_nb, open_nb, active_n
+            )
+            full_n = active_n & ~self._open(state, ids_nb, position_nb).any(1)
+            leaves_n = full_n & (spent_n | ~(open_nb.any(1) | changed_n))
         self._advance(state, leaves_n, ids_nb, position_nb)
+
+    def _revision(self) -> Revision:
+        config, mask_id, steps = self.config, self.model.mask_id, self.config.steps_per_block
+        if not config.moves:
+            return Revision(config, mask_id)
+        per_block = torch.tensor([steps] if isinstance(steps, int) else list(steps or ()), device=self.model.device)
+        return Moves(config, mask_id, per_block, self.b)
 
     @property
     def suffix_ids(self) -> tuple[int, ...]:
@@ -101,10 +115,11 @@ class Denoiser:
         logits_NV = self.model.lm_head(hidden_nbD.flatten(0, 1)[row_N], fp32=True)
         drawings = None if bounds.mix is None else state.drawings(slot_N, bounds.mix)
         vocabulary = (self.model.mask_id, self.model.text_vocab_size)
+        never = () if self.config.moves else delete_insert_ids(self.model.spec) or ()
         standing_N = None
         if self.config.remask_threshold is not None:
             standing_N = state.ids.gather(1, position_nb).flatten()[row_N].clamp_min(0)
-        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings, standing_N)
+        proposal = self.propose(logits_NV, coordinates, self.rules, *vocabulary, drawings, standing_N, never)
         return proposal.spread(row_N, n, b)
 
     def _share(self, state: StepState) -> Tensor:

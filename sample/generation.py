@@ -205,7 +205,7 @@ class Generation:
             request = self.occupant.pop(slot)
             rollout = self._rollout(request, **dict(zip(names, numbers, strict=True)))
             if self.config.revises:
-                rollout = replace(rollout, events=events_of(self.state, slot, self.model.mask_id))
+                rollout = replace(rollout, events=events_of(self.state, slot, self.model.mask_id, self.config))
             if isinstance(self.cache, RoutingCache):
                 rollout = replace(rollout, routing=self.cache.take(slot, rollout.prompt_ids, rollout.num_steps))
             self.rollouts[request.index] = rollout

@@ -3,12 +3,14 @@
 Shapes: n slots, b positions of a block.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from sample.choices import Choices
 from sample.events import NO_CHOICE, Events
-from sample.slots import StepState
+from sample.slots import NO_ROOM, Room, StepState
 from sample.strategies import Proposal, best
 
 
@@ -34,27 +36,50 @@ def remasks(proposal: Proposal, written_nb: Tensor, left_n: Tensor, choices: Cho
     return best(-proposal.held, written_nb & (proposal.held < choices.remask_threshold), left_n)
 
 
-def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> int:
+def event_room(choices: Choices, block_size: int, max_new_tokens: int) -> Room:
     """The most events that a response can have; 0 where nothing is revised.
 
     With edits: a step fills a mask or finds none, and may change all w written tokens of the block. It begins with
     w = 0, 1, ..., b - 1 once each, and once more for every token that was remasked (at w = b - 1 at most); then come
-    max_post_steps with w = b. Without edits: b tokens are written, and each that is remasked is written again.
+    max_post_steps with w = b. Without edits: b tokens are written, and each that is remasked is written again. Where
+    tokens move, each step of a block may change all of them.
     """
     if not choices.revises:
-        return 0
+        return NO_ROOM
+    blocks = -(-(max_new_tokens + block_size - 1) // block_size)
+    if choices.moves:
+        steps = most_steps(choices, block_size)
+        return Room(steps * block_size * blocks, steps, block_size)
     b, remasked = block_size, choices.remask_budget if choices.remask_threshold is not None else 0
     edited = b * (b + 1) // 2 + b * (remasked + choices.max_post_steps)
-    return (edited if choices.edit_threshold is not None else b + 2 * remasked) * -(-(max_new_tokens + b - 1) // b)
+    return Room((edited if choices.edit_threshold is not None else b + 2 * remasked) * blocks)
 
 
-def events_of(state: StepState, slot: int, mask_id: int) -> Events:
+def most_steps(choices: Choices, block_size: int) -> int:
+    """The most steps of a block where tokens move: those of its schedule, one for each place and the post steps. The
+    original has 1000 here."""
+    return 2 * block_size + choices.max_post_steps
+
+
+def events_of(state: StepState, slot: int, mask_id: int, choices: Choices) -> Events:
     """What a slot has logged."""
     count = int(state.events[slot])
     assert count <= state.event_room, "event_room is no bound"
     names = ("event_step", "event_place", "event_token", "event_logp")
     step, place, token, logp = (getattr(state, name)[slot, :count].tolist() for name in names)
+    if choices.moves:
+        action, source = (getattr(state, name)[slot, :count].tolist() for name in ("event_action", "event_source"))
+        return Events(step, place, token, action, logp, source, choices.delete_insert_ids)
     return Events(step, place, token, [NO_CHOICE if i == mask_id else i for i in token], logp)
+
+
+class Revised(NamedTuple):
+    """What a step has made of a block: its ids [n, b]; whether each slot's has changed, and whether no further step may
+    change it [n]."""
+
+    ids: Tensor
+    changed: Tensor
+    spent: Tensor
 
 
 class Revision:
@@ -68,11 +93,22 @@ class Revision:
         own_nb = (position_nb >= state.prompt[:, None]) & (position_nb < state.end[:, None])
         return own_nb & (ids_nb != self.mask_id) & active_n[:, None]
 
+    def share(self, state: StepState, share_n: Tensor, masked_nb: Tensor, position_nb: Tensor) -> Tensor:
+        """k [n] of the step, whose share of the block by its schedule is share_n."""
+        return share_n
+
     def revise(
-        self, state: StepState, proposal: Proposal, chosen_nb: Tensor, written_nb: Tensor, position_nb: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fills the chosen positions, changes written ones, and logs all of it: the block's ids now, and whether each
-        slot's has changed [n]."""
+        self,
+        state: StepState,
+        proposal: Proposal,
+        chosen_nb: Tensor,
+        written_nb: Tensor,
+        position_nb: Tensor,
+        masked_nb: Tensor,
+        active_n: Tensor,
+    ) -> Revised:
+        """Fills the chosen positions, of those masked, changes written ones, and logs all of it. active_n: slots that
+        take the step."""
         ids_nb, logp_nb = state.ids.gather(1, position_nb), proposal.logp
         if self.choices.edit_threshold is not None:
             edited_nb = edits(proposal, ids_nb, written_nb, self.choices)
@@ -87,13 +123,8 @@ class Revision:
             ids_nb, logp_nb = ids_nb.masked_fill(returned_nb, self.mask_id), logp_nb.masked_fill(returned_nb, 0.0)
             chosen_nb = chosen_nb | returned_nb
         state.log(chosen_nb, position_nb, ids_nb, logp_nb)
-        return ids_nb, chosen_nb.any(1)
-
-    def settled(self, state: StepState, began_full_n: Tensor, full_n: Tensor, changed_n: Tensor) -> Tensor:
-        """Whether each slot's block is final [n]: it is full, and was before a step that changed nothing, or no further
-        step may change it. began_full_n: active slots whose block had no position to fill before the step."""
-        state.post_steps += began_full_n
-        final_n = (began_full_n & ~changed_n) | (state.post_steps >= self.choices.max_post_steps)
+        state.post_steps += active_n & ~masked_nb.any(1)
+        spent_n = state.post_steps >= self.choices.max_post_steps
         if self.choices.edit_threshold is None:
-            final_n |= state.remasked >= self.choices.remask_budget
-        return full_n & final_n
+            spent_n |= state.remasked >= self.choices.remask_budget
+        return Revised(ids_nb, chosen_nb.any(1), spent_n)

@@ -65,7 +65,7 @@ class Rollout:
 
     def row(self) -> dict[str, Any]:
         """As a dict of lists and numbers, without images, suffix and events where it has none."""
-        row = vars(self) | {"events": None if self.events is None else vars(self.events)}
+        row = vars(self) | {"events": None if self.events is None else self.events.row()}
         row["routing"] = None if self.routing is None else self.routing.row()
         optional = ("images", "suffix_ids", "events", "routing")
         return {name: value for name, value in row.items() if value or name not in optional}

@@ -85,8 +85,22 @@ class Seat(NamedTuple):
     suffix_ids: Sequence[int] = ()
 
 
-def _numbers(dtype: torch.dtype = torch.long, per: Literal["slot", "token", "event"] = "slot") -> Any:
-    """A field of StepState: one number a slot, one a token of it, or one an event."""
+class Room(NamedTuple):
+    """What slots hold for edits: events of a response; where tokens move (`sample.moves`) also the most steps of a
+    block, and its tokens."""
+
+    events: int = 0
+    steps: int = 0
+    block: int = 0
+
+
+NO_ROOM = Room()
+Per = Literal["slot", "token", "event", "move", "place", "state"]
+
+
+def _numbers(dtype: torch.dtype = torch.long, per: Per = "slot") -> Any:
+    """A field of StepState: one number a slot, one a token of it, or one an event; where tokens move also one an event,
+    one a place of the block, or one a place and step of it."""
     return field(metadata={"dtype": dtype, "per": per})
 
 
@@ -110,6 +124,9 @@ class StepState:
     the mask; both stay 0 where steps do not revise.
     events: how often a token was written or remasked so far; event_step, event_place, event_token, event_logp
     [n, E + 1]: these in order, as `sample.events` has them. The last column takes what a step does not change.
+    event_action, event_source [n, E + 1]: the same of events where tokens move; new_mask [n, b]: places of the block at
+    hand whose mask an edit made; history [n, K, b]: the block after each of its steps, before its tokens moved. All
+    four are empty where none move.
     """
 
     ids: Tensor = _numbers(per="token")
@@ -139,11 +156,17 @@ class StepState:
     event_place: Tensor = _numbers(torch.int32, per="event")
     event_token: Tensor = _numbers(torch.int32, per="event")
     event_logp: Tensor = _numbers(torch.float32, per="event")
+    event_action: Tensor = _numbers(torch.int32, per="move")
+    event_source: Tensor = _numbers(torch.int32, per="move")
+    new_mask: Tensor = _numbers(torch.bool, per="place")
+    history: Tensor = _numbers(torch.int32, per="state")
 
     @staticmethod
-    def empty(slots: int, capacity_tokens: int, mask_id: int, device: torch.device, events: int = 0) -> "StepState":
-        """Of slots that are not live, with room for so many events; the capacity is rounded up as `SlotKV`'s is."""
-        shapes = {item: _shape(item, slots, capacity_tokens, events) for item in fields(StepState)}
+    def empty(
+        slots: int, capacity_tokens: int, mask_id: int, device: torch.device, room: Room = NO_ROOM
+    ) -> "StepState":
+        """Of slots that are not live, with room for edits; the capacity is rounded up as `SlotKV`'s is."""
+        shapes = {item: _shape(item, slots, capacity_tokens, room) for item in fields(StepState)}
         state = StepState(
             **{
                 item.name: torch.zeros(shape, dtype=item.metadata["dtype"], device=device)
@@ -154,10 +177,10 @@ class StepState:
         return state
 
     @staticmethod
-    def bytes(slots: int, capacity_tokens: int, events: int = 0) -> int:
+    def bytes(slots: int, capacity_tokens: int, room: Room = NO_ROOM) -> int:
         """Of the memory that so many slots take."""
         return sum(
-            math.prod(_shape(item, slots, capacity_tokens, events)) * item.metadata["dtype"].itemsize
+            math.prod(_shape(item, slots, capacity_tokens, room)) * item.metadata["dtype"].itemsize
             for item in fields(StepState)
         )
 
@@ -174,7 +197,7 @@ class StepState:
     def restore(self, saved: "StepState") -> None:
         """Becomes what `clone` saved, in place."""
         for item in fields(self):
-            if item.metadata["per"] != "event":
+            if item.metadata["per"] not in _LOGS:
                 getattr(self, item.name).copy_(getattr(saved, item.name))
 
     def rows(self, width: int) -> "StepState":
@@ -193,6 +216,10 @@ class StepState:
         """Returns positions of each slot's block to the mask."""
         self._write(returned_nb, position_nb, mask_id, 0, 0.0)
 
+    def put(self, position_nb: Tensor, ids_nb: Tensor, step_nb: Tensor, logp_nb: Tensor) -> None:
+        """Makes each slot's block these ids, decided in these steps with these log-probabilities."""
+        self._write(torch.ones_like(ids_nb, dtype=torch.bool), position_nb, ids_nb, step_nb, logp_nb)
+
     def _write(self, where_nb: Tensor, position_nb: Tensor, *values: Tensor | float) -> None:
         for column, new in zip((self.ids, self.step_map, self.logp), values, strict=True):
             column.scatter_(1, position_nb, torch.where(where_nb, new, column.gather(1, position_nb)))
@@ -202,13 +229,15 @@ class StepState:
         """E."""
         return self.event_step.shape[1] - 1
 
-    def log(self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor) -> None:
-        """Appends what the step changed: the ids that stand there now, and their log-probabilities."""
+    def log(self, changed_nb: Tensor, position_nb: Tensor, ids_nb: Tensor, logp_nb: Tensor, *moved_nb: Tensor) -> None:
+        """Appends what the step changed: the ids that stand there now, and the log-probabilities of what was chosen.
+        moved_nb: actions and sources, where tokens move."""
         index_nb = self.events[:, None] + changed_nb.cumsum(1) - 1
         index_nb = torch.where(changed_nb, index_nb, self.event_room).clamp_max(self.event_room)
         step_nb, place_nb = self.step[:, None].expand_as(ids_nb), position_nb - self.prompt[:, None]
-        columns = (self.event_step, self.event_place, self.event_token, self.event_logp)
-        for column, new in zip(columns, (step_nb, place_nb, ids_nb, logp_nb), strict=True):
+        columns = [self.event_step, self.event_place, self.event_token, self.event_logp]
+        columns += [self.event_action, self.event_source] if moved_nb else []
+        for column, new in zip(columns, (step_nb, place_nb, ids_nb, logp_nb, *moved_nb), strict=True):
             column.scatter_(1, index_nb, new.to(column.dtype))
         self.events += changed_nb.sum(1)
 
@@ -240,11 +269,21 @@ class StepState:
             getattr(self, name)[slot] = torch.tensor(values, device=device)
 
 
+_LOGS = ("event", "move")
+
+
 def _copied(item: Field, tensor: Tensor) -> Tensor:
-    return tensor if item.metadata["per"] == "event" else tensor.clone()
+    return tensor if item.metadata["per"] in _LOGS else tensor.clone()
 
 
-def _shape(item: Field, slots: int, capacity_tokens: int, events: int) -> tuple[int, ...]:
-    if item.metadata["per"] == "event":
-        return slots, events + (events > 0)
-    return (slots, rounded_capacity(capacity_tokens)) if item.metadata["per"] == "token" else (slots,)
+def _shape(item: Field, slots: int, capacity_tokens: int, room: Room) -> tuple[int, ...]:
+    events = room.events + (room.events > 0)
+    shapes: dict[Per, tuple[int, ...]] = {
+        "slot": (slots,),
+        "token": (slots, rounded_capacity(capacity_tokens)),
+        "event": (slots, events),
+        "move": (slots, events if room.block else 0),
+        "place": (slots, room.block),
+        "state": (slots, room.steps, room.block),
+    }
+    return shapes[item.metadata["per"]]

@@ -17,7 +17,9 @@ from sample.choices import Choices
 class Proposal(NamedTuple):
     """A candidate for each position: token, its log-probability at temperature 1, its score under the target; the
     entropy (nats) where strategy or target needs it; the confidence where a threshold is compared with it and the score
-    is no probability; where tokens may be remasked, `held`, the probability of the token that stands there."""
+    is no probability; where tokens may be remasked, `held`, the probability of the token that stands there; where edits
+    delete and insert, the candidate among all other tokens (`text`), and the likeliest after a greedy `token`
+    (`second`), both with log-probabilities."""
 
     token: Tensor
     logp: Tensor
@@ -25,6 +27,10 @@ class Proposal(NamedTuple):
     entropy: Tensor | None = None
     confidence: Tensor | None = None
     held: Tensor | None = None
+    text: Tensor | None = None
+    text_logp: Tensor | None = None
+    second: Tensor | None = None
+    second_logp: Tensor | None = None
 
     @property
     def probability(self) -> Tensor:
@@ -44,7 +50,7 @@ class Proposal(NamedTuple):
         def place(value_N: Tensor) -> Tensor:
             return value_N.new_zeros(n * b).index_copy_(0, row_N, value_N).view(n, b)
 
-        more = (None if value is None else place(value) for value in (self.entropy, self.confidence, self.held))
+        more = (None if value is None else place(value) for value in self[3:])
         return Proposal(place(self.token), place(self.logp), place(self.score), *more)
 
 
@@ -56,8 +62,8 @@ class Strategy:
     """Which of the masked positions a step commits, and what that needs.
 
     choose(proposal, masked_nb, k_n, choices) -> bool [n, b]: at least one position of each slot that has masked ones,
-    and only masked ones. k_n: the step's share of the block, at least 1. It runs inside a step: whole tensors, nothing
-    read on the host.
+    and only masked ones. k_n: the step's share of the block, at least 1 (0 too where edits delete and insert). It runs
+    inside a step: whole tensors, nothing read on the host.
     """
 
     choose: Choose

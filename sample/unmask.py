@@ -5,7 +5,7 @@ Shapes: N positions that need a candidate, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,9 +89,11 @@ def propose(
     text_vocab_size: int | None = None,
     drawings: Drawings | None = None,
     standing_N: Tensor | None = None,
+    never: Sequence[int] = (),
 ) -> Proposal:
-    """A candidate for each position. The mask id (None: it is not among these) and ids from text_vocab_size on are
-    never drawn but stay in the softmax of `logp`.
+    """A candidate for each position. The mask id (None: it is not among these), those of `never` and ids from
+    text_vocab_size on but DELETE and INSERT, where edits choose them, are never drawn but stay in the softmax of
+    `logp`.
 
     logits_NV is float32 and is overwritten. drawings: how each position draws its token; None = all as the choices say.
     standing_N: the ids that stand there, for `Proposal.held`.
@@ -102,9 +104,11 @@ def propose(
     held = None if standing_N is None else (_at(logits_NV, standing_N) - lse).exp()
     entropy = lse - (weight_NV * logits_NV).sum(-1) if rules.needs_entropy else None
     margin = _margin(weight_NV) if target.needs_margin else None
-    _forbid(logits_NV, mask_id, text_vocab_size, -math.inf)
+    moves = choices.delete_insert_ids
+    forbidden = (*never, *(() if mask_id is None else (mask_id,)))
+    _forbid(logits_NV, forbidden, text_vocab_size, -math.inf, moves or ())
     if drawings is not None or not (choices.greedy or rules.filters):
-        _forbid(weight_NV, mask_id, text_vocab_size, 0.0)
+        _forbid(weight_NV, forbidden, text_vocab_size, 0.0, moves or ())
     token, drawn_NV = _drawn(logits_NV, weight_NV, coordinates, rules, drawings)
     logp = _at(logits_NV, token) - lse
     confidence = logp.exp()
@@ -120,7 +124,24 @@ def propose(
     if choices.alg_temp > 0.0 and strategy.draws_order:
         uniform = coordinates.uniform(ORDER_STREAM).clamp_min(2.0**-53)
         score = score / choices.alg_temp - (-uniform.log()).log().float()
-    return Proposal(token, logp, score, entropy, compared, held)
+    proposal = Proposal(token, logp, score, entropy, compared, held)
+    if moves is None:
+        return proposal
+    second = _second(logits_NV, token, rules, drawings)
+    second_logp = _at(logits_NV, second) - lse
+    for value_NV, fill in ((logits_NV, -math.inf), (weight_NV, 0.0)):
+        _forbid(value_NV, moves, None, fill)
+    text, _ = _drawn(logits_NV, weight_NV, coordinates, rules, drawings)
+    text_logp = _at(logits_NV, text) - lse
+    return proposal._replace(text=text, text_logp=text_logp, second=second, second_logp=second_logp)
+
+
+def _second(logits_NV: Tensor, token_N: Tensor, rules: Rules, drawings: Drawings | None) -> Tensor:
+    """The likeliest token after a greedy one; of one that was drawn, itself."""
+    if drawings is None and not rules.choices.greedy:
+        return token_N
+    second_N = argmax(logits_NV.scatter(1, token_N[:, None], -math.inf))
+    return second_N if drawings is None else torch.where(drawings.greedy, second_N, token_N)
 
 
 def _drawn(
@@ -164,11 +185,17 @@ def _penalised(score_N: Tensor, is_pad_N: Tensor, penalty: float) -> Tensor:
     return torch.where(is_pad_N, torch.where(score_N < 0, score_N * penalty, score_N / penalty), score_N)
 
 
-def _forbid(value_NV: Tensor, mask_id: int | None, text_vocab_size: int | None, fill: float) -> None:
-    if mask_id is not None:
-        value_NV[:, mask_id] = fill
+def _forbid(
+    value_NV: Tensor, ids: Sequence[int], text_vocab_size: int | None, fill: float, but: Sequence[int] = ()
+) -> None:
+    """Fills the columns of these ids and of those from text_vocab_size on, but for some."""
+    kept = [value_NV[:, i].clone() for i in but]
+    for i in ids:
+        value_NV[:, i] = fill
     if text_vocab_size is not None:
         value_NV[:, text_vocab_size:] = fill
+    for i, column_N in zip(but, kept, strict=True):
+        value_NV[:, i] = column_N
 
 
 def _at(value_NV: Tensor, token_N: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from rich.console import Console
@@ -157,7 +158,12 @@ def _show_answer(chat: Chat, console: Console, question: str) -> None:
         console.print(printable(chat.text(chat.answer(question, lambda cells: None))), markup=False, highlight=False)
         return
     with Live(console=console, refresh_per_second=30, vertical_overflow="visible") as view:
-        rollout = chat.answer(question, lambda cells: view.update(drawn(cells)))
+        frames = count()
+
+        def show(cells: list[Cell]) -> None:
+            view.update(drawn(cells), refresh=next(frames) == 0)  # a fast answer shows one frame before its last, too
+
+        rollout = chat.answer(question, show)
     console.print(statistics(rollout, time.monotonic() - begun), style="dim", highlight=False)
 
 

@@ -15,7 +15,7 @@ from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from models.vision.seeing import DEFAULT_RESOLUTION
 from sample import Sampler, SamplingConfig, sampler_of
-from sample.config import cache_of, check_canvases, check_edits
+from sample.config import cache_of, check_canvases, check_edits, check_remasks, moving_ids
 from serve.settings import ModelSettings, ServeSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
@@ -33,6 +33,7 @@ def check(settings: ModelSettings) -> CheckpointSpec:
         raise ValueError("device is cuda, but torch sees no GPU here. Set device=cpu or auto.")
     cache_of(settings.cache, spec.family)  # type: ignore[arg-type]
     check_edits(settings.edit_threshold, spec.family)
+    check_remasks(settings.remask_threshold, moving_ids(settings.edit_threshold, spec))
     check_canvases(config_of(sized(settings, spec)), spec)
     return spec
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -48,13 +47,13 @@ def run_study(monkeypatch, tmp_path, *arguments):
 def test_a_finished_run_is_read_and_a_run_without_a_line_is_run(commands, monkeypatch, tmp_path, capsys):
     chosen = ["stage1", "--variants", "trace", "coupled", "--seeds", "1", "--steps", "3"]
     run_study(monkeypatch, tmp_path, *chosen)
-    assert list(commands) == ["sft_tiny_addition-b8-1", "addition-trace-b8-q32-s3-1", "addition-coupled-b8-q32-s3-1"]
+    assert list(commands) == ["sft_tiny_addition-b8-1", "addition-trace-b8-q48-s3-1", "addition-coupled-b8-q48-s3-1"]
     lines = (tmp_path / "study.jsonl").read_text().splitlines()
     assert len(lines) == 2 and json.loads(lines[0])["cpu_seconds"] == 36.0
     (tmp_path / "study.jsonl").write_text(lines[0] + "\n")
     commands.clear()
     run_study(monkeypatch, tmp_path, *chosen)
-    assert list(commands) == ["addition-coupled-b8-q32-s3-1"]
+    assert list(commands) == ["addition-coupled-b8-q48-s3-1"]
     assert (tmp_path / "study.jsonl").read_text().splitlines() == lines
     assert "| coupled, one pair of masks | 1 | 2 | 0.000 | 0.400 | 0.651 | +0.051 (1) |" in capsys.readouterr().out
 
@@ -67,8 +66,8 @@ def test_stage_two_takes_the_five_best_on_new_seeds_at_equal_tokens(commands, mo
     run_study(monkeypatch, tmp_path, "stage2")
     named = [name.split("-")[1:] for name in commands if name.startswith("addition")]
     assert {variant for variant, *_ in named} == {"trace", *GAIN} and len(named) == 36
-    assert {questions for variant, _, questions, *_ in named if variant == "coupled"} == {"q64"}
-    assert {questions for variant, _, questions, *_ in named if variant != "coupled"} == {"q32"}
+    assert {questions for variant, _, questions, *_ in named if variant == "coupled"} == {"q96"}
+    assert {questions for variant, _, questions, *_ in named if variant != "coupled"} == {"q48"}
     assert {int(seed) for *_, seed in named} == set(study.NEW_SEEDS)
     table = capsys.readouterr().out.partition("addition, stage 2")[2]
     (row,) = (line for line in table.splitlines() if line.startswith("| coupled"))
@@ -79,8 +78,24 @@ def test_blocks_are_trained_at_their_size(commands, monkeypatch, tmp_path):
     run_study(monkeypatch, tmp_path, "blocks", "--seeds", "2")
     assert "training.block_size=16" in commands["sft_tiny_addition-b16-2"]
     assert not any("block_size" in argument for argument in commands["sft_tiny_addition-b8-2"])
-    name = f"addition-lightning-b16-q32-s{TASKS['addition'].steps}-2"
+    name = f"addition-lightning-b16-q48-s{TASKS['addition'].steps}-2"
     assert {"rollout.block_size=16", "evaluation.steps_per_block=16"} <= set(commands[name])
+
+
+def test_edits_are_compared_with_none_from_the_same_first_model(commands, monkeypatch, tmp_path, capsys):
+    where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "study.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["study.py", "edits", "--seeds", "1", "2", *where])
+    study.main()
+    assert sum(name.startswith("sft_tiny_edit") for name in commands) == 2 and len(commands) == 10
+    (without,) = (
+        arguments for name, arguments in commands.items() if name.startswith("edits-no_edits-") and name.endswith("-1")
+    )
+    config = load_config(without)
+    assert config.rollout.edit_threshold is None and config.evaluation.edit_threshold is None
+    assert "| TraceRL without edits | 1 2 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study.py", "stage1", "--seeds", "3", *where])
+    with pytest.raises(SystemExit):
+        study.main()
 
 
 @pytest.mark.slow
@@ -88,7 +103,7 @@ def test_blocks_are_trained_at_their_size(commands, monkeypatch, tmp_path):
 def test_every_variant_is_a_configuration(variant, tmp_path):
     for name, task in TASKS.items():
         if variant in study.variants_of(name):
-            run = study_runs.Run(name, variant, 1, task.block_size, task.steps)
+            run = study_runs.Run(name, variant, 1, task.block_size, task.steps, task.questions)
             runner = study_runs.Runner(tmp_path, tmp_path / "none.jsonl")
             arguments = runner._arguments(task, run, tmp_path / "model")
             load_config([f"config=configs/{task.recipe}.yaml", *arguments])
@@ -97,9 +112,16 @@ def test_every_variant_is_a_configuration(variant, tmp_path):
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_cut_runs_for_real(monkeypatch, tmp_path, capsys):
-    few = "evaluation.max_tasks=4", "rollout.num_response_per_task=4", "training.min_accuracy=0.0"
-    cut = replace(TASKS["addition"], arguments=few, sft_arguments=("training.max_steps=2",))
-    monkeypatch.setattr(study_runs, "TASKS", {"addition": cut})
+    few = (
+        "evaluation.max_tasks=4",
+        "rollout.num_response_per_task=4",
+        "training.min_accuracy=0.0",
+        "model.random_init=true",
+    )
+    monkeypatch.setattr(study_runs, "COMMON", (*study_runs.COMMON, *few))
+    monkeypatch.setattr(
+        study_runs.Runner, "_prepare", lambda runner, task, run: study_runs.ROOT / "configs" / "tiny_model"
+    )
     run_study(monkeypatch, tmp_path, "stage1", "--variants", "trace", "value", "--seeds", "1", "--steps", "2")
     trace, value = map(json.loads, (tmp_path / "study.jsonl").read_text().splitlines())
     assert (trace["run"]["variant"], value["run"]["variant"]) == ("trace", "value")

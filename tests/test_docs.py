@@ -109,6 +109,7 @@ def shop(tmp_path_factory):
     for name in ("MATH_train", "MATH500", "tasks"):
         write_tasks(folder / f"{name}.json")
     write_json(folder / "my_sft.json", [{"prompt": "12=", "response": "21"}] * 4)
+    write_json(folder / "my_pairs.json", [{"prompt": "12=", "chosen": "21", "rejected": "12"}] * 4)
     (folder / "my_reward.py").write_text(
         "def digits(prompts, completions, **columns):\n    return [0.0] * len(completions)\n"
     )

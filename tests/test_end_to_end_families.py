@@ -18,16 +18,15 @@ from train.algorithm.masking import METHODS
 
 FAMILIES = tuple(family for family in EVERY_FAMILY if family != "lladav")  # in test_end_to_end_pictures
 MIXTURES = ("sdar_moe", "llada2")
-FAST_SFT = [("sdar_moe", "semi-ar"), ("dream", "ar"), ("mmada", "random_masking")]
 RL_METHODS, SFT_METHODS = ([name for name in METHODS if getattr(METHODS[name], command)] for command in ("rl", "sft"))
-FAST_RL = [("dream", "TraceRL"), ("llada", "coupled")]
 SHIFTED = ("dream",)
 
 
-def cases(methods, fast):
-    """Every family with every method; the slow ones are marked."""
+def cases(methods, main, thorough=("sdar", "llada")):
+    """Every family with every method. CI runs every family with the main method, and every method with a family of
+    blocks and one of full attention; the rest is long."""
     pairs = [(f, m) for f in FAMILIES for m in methods if m != "ar" or f in SHIFTED]
-    return [pytest.param(*pair, marks=() if pair in fast else pytest.mark.slow) for pair in pairs]
+    return [pytest.param(f, m, marks=() if m in (main, "ar") or f in thorough else pytest.mark.long) for f, m in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def run_eval(shop, family, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "method"), cases(SFT_METHODS, FAST_SFT))
+@pytest.mark.parametrize(("family", "method"), cases(SFT_METHODS, "semi-ar"))
 def test_one_step_of_sft(shop_of, family, method, tmp_path):
     shop = shop_of(family)
     arguments = [f"training.method={method}", "training.num_train_epochs=1", "training.batch_size_lm=6"]
@@ -103,7 +102,7 @@ def test_one_step_of_sft(shop_of, family, method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, FAST_RL))
+@pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, "TraceRL"))
 def test_two_steps_of_rl(shop_of, family, method, tmp_path):
     shop = shop_of(family)
     arguments = [f"training.method={method}", "training.mask_times_per_sample=2", f"model.model_base={family}"]
@@ -171,8 +170,7 @@ def test_blocks_of_full_attention_are_only_a_schedule(shop_of, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", RL_METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), cases(RL_METHODS, "TraceRL", thorough=("sdar",)))
 def test_two_steps_of_rl_with_a_value_model(shop_of, family, method):
     """The head, zero at first, moves in the first step, its body from the second."""
     shop = shop_of(family)

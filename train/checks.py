@@ -23,7 +23,7 @@ from runtime.run_folder import RunFolder, run_path
 from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
-from sample.config import cache_of, check_edits, check_routing
+from sample.config import cache_of, check_routing
 from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
@@ -32,7 +32,7 @@ from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_c
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings, check_steps, decodings
+from train.setup.decodings import cache_mode, check_decodings, check_merging, check_revision, check_steps
 from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, trained_vision, value_spec_of
@@ -93,11 +93,11 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.evaluation.eval_dataset:
         check_drawing(config, config.evaluation, spec.family)
         check_steps(config.evaluation, blocks.evaluated)
+        check_room(spec, config.evaluation)
     _warn_of_unlikely_settings(config, spec, blocks)
     check_room(spec, rollout)
+    check_merging(training, rollout, spec)
     check_team(config, spec, world_size(config))
-    if config.evaluation.eval_dataset:
-        check_room(spec, config.evaluation)
     tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
@@ -251,8 +251,7 @@ def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
     """ValueError where the responses of a section leave the model no position for a prompt, or the family
     has no such cache or no edits."""
     cache_mode(decode, spec.family)
-    for chosen in decodings(decode):
-        check_edits(chosen["edit_threshold"], spec.family, decode.key("edit_threshold"))
+    check_revision(decode, spec)
     require_room(spec.positions, 1, "a prompt of one token", decode)
 
 

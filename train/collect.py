@@ -19,7 +19,7 @@ from sample.rollout import Key
 from train.algorithm.advantages import Credit, Speed, group_advantages
 from train.algorithm.curriculum import Curriculum
 from train.distributed.sharding import sample, weights_digest
-from train.edits import edit_metrics
+from train.edits import edit_metrics, surprisals
 from train.figures import sources_of
 from train.grading import Grading, Scores
 from train.learner.rollout_log import GradedRollouts
@@ -279,7 +279,7 @@ def _by_source(graded: GradedRollouts, sources: Mapping[str, str]) -> dict[str, 
 
 def _entropy(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Mean of -log p over the sampled tokens, nats: at temperature 1 and unfiltered, an unbiased estimate of the mean
-    entropy of the distributions that they were drawn from."""
-    logprobs = np.concatenate([np.asarray(r.logprobs, dtype=np.float64) for r in rollouts])
-    finite = logprobs[np.isfinite(logprobs)]
-    return {"entropy": -float(finite.mean())} if finite.size else {}
+    entropy of the distributions that they were drawn from. Of every choice that was made, where tokens are edited."""
+    surprisal = surprisals(rollouts)
+    finite = surprisal[np.isfinite(surprisal)]
+    return {"entropy": float(finite.mean())} if finite.size else {}

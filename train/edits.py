@@ -3,27 +3,31 @@
 Shapes: C canvas tokens.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reward.base import Reward
 from sample import Rollout
 from sample.events import NO_CHOICE
 
+Floats = NDArray[np.float64]
 MOST_DRAFTS = 256
 """Drafts that are verified in a step at most: the first ones."""
 
 
 def edit_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Of the responses' places, per response token: choices, places in which a token was overwritten, and in which one
-    was masked again. Empty where no rollout has events."""
+    was masked again, and choices to delete and to insert where there are such; the mean of -log p (nats) of choices
+    that change what stands, where there are any. Empty where no rollout has events."""
     edited = [rollout for rollout in rollouts if rollout.events is not None]
     tokens = sum(rollout.num_response_tokens for rollout in edited)
     if not tokens:
         return {}
-    counts = np.zeros(3)
+    counts, surprisal, moves = np.zeros(5), [], False
     for rollout in edited:
         events = rollout.events
         assert events is not None
@@ -32,13 +36,39 @@ def edit_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         counts[0] += (inside & (action != NO_CHOICE)).sum()
         counts[1] += len(np.unique(place[inside & events.overwrites()]))
         counts[2] += len(np.unique(place[inside & events.remasks()]))
-    names = ("edits/events_per_token", "edits/overwritten", "edits/masked_again")
-    return {name: float(count) / tokens for name, count in zip(names, counts, strict=True)}
+        changes = events.overwrites()
+        if events.delete_insert_ids is not None:
+            moves = True
+            kinds = [action == control for control in events.delete_insert_ids]
+            counts[3:] += [(inside & kind).sum() for kind in kinds]
+            changes |= kinds[0] | kinds[1]
+        surprisal += (-np.array(events.logprob)[inside & changes]).tolist()
+    names = ("edits/events_per_token", "edits/overwritten", "edits/masked_again", "edits/deleted", "edits/inserted")
+    found = {name: float(count) / tokens for name, count in zip(names[: 5 if moves else 3], counts, strict=False)}
+    finite = [value for value in surprisal if math.isfinite(value)]
+    return found | ({"edits/surprisal": float(np.mean(finite))} if finite else {})
+
+
+def surprisals(rollouts: Sequence[Rollout]) -> Floats:
+    """-log p (nats) of every token that the responses have, one after another; where tokens may be overwritten or
+    masked again, of every choice at their places, those that do not stand among them."""
+    found = []
+    for rollout in rollouts:
+        logprobs = np.asarray(rollout.logprobs, dtype=np.float64)
+        if rollout.events is not None:
+            place, action = (np.array(x, np.int64) for x in (rollout.events.place, rollout.events.action))
+            inside = (place < rollout.num_response_tokens) & (action != NO_CHOICE)
+            logprobs = np.array(rollout.events.logprob, dtype=np.float64)[inside]
+        found.append(-logprobs)
+    return np.concatenate(found)
 
 
 def draft(rollout: Rollout, stop_ids: Collection[int], max_new_tokens: int) -> Rollout:
     """The response as first written: every place holds the first token that was chosen for it. It ends with the first
-    of stop_ids or of the id that ended the response, else where nothing was decided, or after max_new_tokens."""
+    of stop_ids or of the id that ended the response, else where nothing was decided, or after max_new_tokens. Where
+    tokens move, places do not say what was first written: the response as it is."""
+    if rollout.events is not None and rollout.events.source is not None:
+        return replace(rollout, events=None)
     ids = list(rollout.canvas_ids)
     if rollout.finish_reason == "stop":
         stop_ids = {*stop_ids, *rollout.token_ids[-1:]}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_steps.variants import COMMON, QUESTIONS, TASKS, VARIANTS, Task
+from benchmarks.study_steps.variants import COMMON, TASKS, VARIANTS, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ class Run:
     seed: int
     block_size: int
     steps: int
-    questions: int = QUESTIONS
+    questions: int
 
     @property
     def name(self) -> str:
@@ -90,7 +90,6 @@ class Runner:
             f"rollout.num_task_per_step={run.questions}",
             *COMMON,
             *([] if run.block_size == task.block_size else blocks),
-            *task.arguments,
             *VARIANTS[run.variant].arguments,
         ]
 
@@ -99,7 +98,7 @@ class Runner:
         name = f"{task.sft}-b{run.block_size}-{run.seed}"
         folder = self.output / name / "ckpt" / "optimized"
         if not (folder / "config.json").is_file():
-            arguments = [f"training.seed={run.seed}", *task.sft_arguments]
+            arguments = [f"training.seed={run.seed}"]
             if run.block_size != task.block_size:
                 arguments.append(f"training.block_size={run.block_size}")
             self._call("train/sft.py", task.sft, arguments, name)

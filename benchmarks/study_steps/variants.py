@@ -5,53 +5,43 @@ from dataclasses import dataclass
 
 BASE = "trace"
 """The variant that the others are compared with."""
-QUESTIONS = 32
-"""Questions of an RL step, with 8 responses each."""
-COMMON = (
-    "experiment.keep_last=1",
-    "training.batch_size_lm=65536",  # a pass over a step is one update
-    "training.num_train_epochs=2",
-    "lr_scheduler.params.min_lr_scale=0.1",
-    "evaluation.num_response_per_task=8",
-)
+COMMON = ("experiment.keep_last=1", "lr_scheduler.params.min_lr_scale=0.1", "evaluation.num_response_per_task=8")
 
 
 @dataclass(frozen=True)
 class Task:
-    """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL about 90 s of one core; blocks: sizes of a
-    block that the study of blocks trains, none where attention is full."""
+    """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL at most 90 s of one core; questions: of an RL
+    step, 8 responses each; blocks: sizes of a block that the study of blocks trains, none where attention is full;
+    edits: its responses are decoded with edits, and it is of the stage `edits` alone."""
 
     recipe: str
     sft: str
     steps: int
+    questions: int
     block_size: int
-    arguments: tuple[str, ...] = ()
-    sft_arguments: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
+    edits: bool = False
 
 
 TASKS: Mapping[str, Task] = {
-    "sort": Task(
-        "rl_tiny",
-        "sft_tiny",
-        steps=40,
-        block_size=4,
-        arguments=("optimizer.params.learning_rate=2.0e-4",),
-        sft_arguments=("training.num_train_epochs=30",),
-        blocks=(4, 8, 16, 32),
+    "sort": Task("rl_tiny", "sft_tiny", steps=60, questions=48, block_size=4, blocks=(4, 8, 16, 32)),
+    "addition": Task(
+        "rl_tiny_addition", "sft_tiny_addition", steps=60, questions=48, block_size=8, blocks=(4, 8, 16, 32)
     ),
-    "addition": Task("rl_tiny_addition", "sft_tiny_addition", steps=50, block_size=8, blocks=(4, 8, 16, 32)),
-    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, block_size=13),
+    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, questions=32, block_size=13),
+    "edits": Task("rl_tiny_edit", "sft_tiny_edit", steps=40, questions=32, block_size=4, edits=True),
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of run; arguments: what it sets besides. blocks_only: it needs a block family."""
+    """One kind of run; arguments: what it sets besides. blocks_only: it needs a block family. edit_questions: of the
+    stage `edits` alone, questions of a step for about the packed tokens that TraceRL has with edits."""
 
     label: str
     arguments: tuple[str, ...] = ()
     blocks_only: bool = False
+    edit_questions: int | None = None
 
 
 _ELBO = "training.method=elbo"
@@ -65,8 +55,9 @@ _LIGHTNING = (
     "training.normalization=response_mean",
     "training.beta=0.01",
     "training.kl_to=reference",
-    "training.nll_weight=0.1",
+    "training.nll_weight=1.0",
 )
+_NO_EDITS = ("rollout.edit_threshold=null", "evaluation.edit_threshold=null")
 VARIANTS: Mapping[str, Variant] = {
     BASE: Variant("TraceRL"),
     "random2": Variant(
@@ -78,6 +69,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mean_field": Variant("mean_field", ("training.method=mean_field",)),
     "clip_higher": Variant("clip, eps_high 0.28", ("training.eps_high=0.28",)),
     "reinforce": Variant("reinforce", ("training.objective=reinforce",)),
+    "nll": Variant("clip + the likelihood of right traces", ("training.nll_weight=1.0",)),
     "gspo": Variant("gspo, eps 0.02", ("training.objective=gspo", "training.eps=0.02")),
     "espo": Variant("espo, elbo, eps 0.02", ("training.objective=espo", _ELBO, "training.eps=0.02")),
     "ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), blocks_only=True),
@@ -96,4 +88,12 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "lora": Variant("LoRA of rank 16, ten times the rate", ("lora.rank=16", "optimizer.params.learning_rate=1.0e-3")),
     "lightning": Variant("LightningRL's additions", _LIGHTNING),
+    "no_edits": Variant("TraceRL without edits", _NO_EDITS, edit_questions=48),
+    "no_edits_slow": Variant(
+        "TraceRL without edits, threshold 0.9",
+        (*_NO_EDITS, "rollout.threshold=0.9", "evaluation.threshold=0.9"),
+        edit_questions=40,
+    ),
+    "edits_ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), edit_questions=32),
 }
+EDIT_VARIANTS = (BASE, "no_edits", "no_edits_slow", "edits_ebpo")

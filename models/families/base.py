@@ -191,6 +191,8 @@ class Family:
     whole_blocks: config.json -> tokens that the network can only run together, None = any number: blocks of decoding
     and training are a multiple of it.
     carries_vision: the network has a vision tower that is kept and not used.
+    delete_insert_ids: config.json -> ids of the tokens DELETE and INSERT, which edits choose and no text holds; None =
+    it has none.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
     pictures (`models.vision.seeing.Vision`); None for a family that takes none. trains_vision: what it sees with is
     part of the checkpoint and may be trained. picture_sizes: config.json -> sizes of its largest picture. picture_fits:
@@ -216,6 +218,7 @@ class Family:
     whole_blocks: Callable[[Mapping[str, Any]], int | None] | None = None
     noise: Literal["mask", "uniform"] = "mask"
     carries_vision: bool = False
+    delete_insert_ids: Callable[[Mapping[str, Any]], tuple[int, int] | None] | None = None
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None
     trains_vision: bool = False

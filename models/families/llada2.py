@@ -1,7 +1,7 @@
 """LLaDA2.0, 2.1 and 2.2: GLM-4-MoE weights under block-causal attention. The router scores experts by sigmoids and
 chooses by a bias that is no weight but a buffer: fp32, saved, never trained. 2.0 and 2.1 choose inside groups; 2.2,
-known by `expert_capacity`, for a whole block together (not checked against the original, and without its DELETE and
-INSERT).
+known by `expert_capacity`, for a whole block together, and its edits delete and insert tokens (both not checked against
+the original).
 https://github.com/inclusionAI/LLaDA2.X
 """
 
@@ -84,6 +84,14 @@ def _adapt(network: Any, raw_config: Mapping[str, Any]) -> None:
     route_blocks(network, block_size, capacity)
 
 
+def _delete_insert_ids(raw_config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Of LLaDA2.2, whose config.json calls INSERT split."""
+    delete_id, insert_id = raw_config.get("delete_token_id"), raw_config.get("split_token_id")
+    if not raw_config.get("expert_capacity") or delete_id is None or insert_id is None:
+        return None
+    return int(delete_id), int(insert_id)
+
+
 def _projections(raw_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Rows of query_key_value: all query heads, all key heads, all value heads."""
     heads = int(raw_config["num_attention_heads"])
@@ -127,4 +135,5 @@ LLADA2 = Family(
     ),
     default_block_size=32,
     whole_blocks=_routed_together,
+    delete_insert_ids=_delete_insert_ids,
 )

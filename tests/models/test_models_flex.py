@@ -46,7 +46,7 @@ def slots_of(seen_nQ, keys, recurs):
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.long
 def test_spans_of_any_lengths_see_what_sdpa_sees_through_one_kernel():
     """A span and the commit span before it, in slots of 1 to 384 keys; a slot that is not live has none and gives 0."""
     b, generator = 4, torch.Generator().manual_seed(0)

@@ -153,11 +153,13 @@ def softmax(values):
     return [w / total for w in weights]
 
 
-def candidate(logits, mask, config, key, position, step, text_ids=None):
-    """Token, log-probability, score and entropy of one position."""
+def candidate(logits, mask, config, key, position, step, text_ids=None, but=(), also=()):
+    """Token, log-probability, score and entropy of one position. but, also: ids that are not allowed, and that are."""
     probability = softmax(logits)
     text_ids = len(logits) if text_ids is None else text_ids
-    allowed = [v if t != mask and t < text_ids else -math.inf for t, v in enumerate(logits)]
+    allowed = [
+        v if t != mask and t not in but and (t < text_ids or t in also) else -math.inf for t, v in enumerate(logits)
+    ]
     drawn_from = probability
     if config.temperature == 0.0 or config.top_k == 1:
         token = max(range(len(allowed)), key=lambda t: (allowed[t], -t))

@@ -15,7 +15,7 @@ from oracle import same
 from sample import Sampler, SamplingConfig
 from sample.choices import Choices
 from sample.revision import edits, event_room, remasks
-from sample.slots import StepState
+from sample.slots import Room, StepState
 from sample.strategies import Proposal
 
 PROMPTS = random_prompts([9, 1, 4, 6, 11], seed=3)
@@ -191,7 +191,7 @@ def test_there_is_room_for_a_response_that_is_written_to_and_fro(sdar):
     chosen = {"edit_threshold": 0.0, "remask_threshold": 0.9, "max_post_steps": 60, "remask_budget": 60}
     config = config_of(**chosen, block_size=8, max_new_tokens=8, temperature=1.0, stop_ids=())
     (rollout,) = Sampler(sdar, config).generate([[5]])
-    assert 64 * 15 < len(rollout.events) <= event_room(Choices(**chosen), 8, 8)
+    assert 64 * 15 < len(rollout.events) <= event_room(Choices(**chosen), 8, 8).events
 
 
 @pytest.mark.parametrize(("b", "budget", "post"), [(1, 0, 2), (3, 0, 0), (3, 2, 1), (4, 1, 2)])
@@ -211,14 +211,14 @@ def test_the_room_is_the_most_that_any_decoding_writes(b, budget, post):
         )
 
     chosen = {"max_post_steps": post, "remask_budget": budget, "remask_threshold": 0.5}
-    assert most(0, budget, post, True) == event_room(Choices(edit_threshold=0.5, **chosen), b, 1)
-    assert most(0, budget, post, False) <= b + 2 * budget == event_room(Choices(**chosen), b, 1)
+    assert most(0, budget, post, True) == event_room(Choices(edit_threshold=0.5, **chosen), b, 1).events
+    assert most(0, budget, post, False) <= b + 2 * budget == event_room(Choices(**chosen), b, 1).events
 
 
 def test_the_log_takes_the_memory_that_is_planned_for():
     room = event_room(Choices(edit_threshold=0.5), 32, 1000)
-    assert room == (16 * 33 + 32 * 16) * 33 and event_room(Choices(), 32, 1000) == 0
-    state = StepState.empty(3, 100, 1, torch.device("cpu"), events=room)
+    assert room.events == (16 * 33 + 32 * 16) * 33 and event_room(Choices(), 32, 1000) == Room()
+    state = StepState.empty(3, 100, 1, torch.device("cpu"), room)
     held = sum(tensor.numel() * tensor.element_size() for tensor in vars(state).values())
-    assert held == StepState.bytes(3, 100, room) and state.event_room == room
-    assert StepState.bytes(3, 100, 0) < held
+    assert held == StepState.bytes(3, 100, room) and state.event_room == room.events
+    assert StepState.bytes(3, 100) < held

@@ -120,7 +120,7 @@ def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[No
     for moment in moments(events, canvas.ids_C, canvas.unit_C, canvas.mask_id, training.shrink):
         trained_C = canvas.trained_C & (moment.event_C >= 0)
         if training.trained_events == "last":
-            trained_C &= moment.event_C == last_C
+            trained_C &= np.isin(moment.event_C, last_C)
         if trained_C.any():
             target_C = np.where(trained_C, action_E[moment.event_C], canvas.ids_C)
             given = moment.unit, moment.rank, moment.ids_C, target_C, trained_C
@@ -220,7 +220,7 @@ METHODS: dict[str, Method] = {
     "TraceRL": replace(TRACE, sft=False),
     "coupled": Method(coupled),
     "random_masking": Method(random_masking),
-    "elbo": Method(elbo, sft=False),
+    "elbo": Method(elbo),
     "ar_order": Method(ar_order, sft=False),
     "mean_field": Method(mean_field, sft=False),
     "semi-ar": Method(semi_ar, rl=False, one_copy=True),
@@ -229,16 +229,23 @@ METHODS: dict[str, Method] = {
 }
 
 
-def with_replaced(method: Masking, share: float, vocab_size: int) -> Masking:
+def with_replaced(method: Masking, share: float, vocab_size: int, unmasked: float) -> Masking:
     """The method's copies with noise on what they leave clean: inside the blocks that a copy trains, each position that
     it does not mask becomes another random id below `vocab_size` with probability `share`; all of them are trained to
     say their token, those that were left right too: a model that is asked only where a token is wrong learns to change
-    every one (LLaDA2.1, arXiv:2602.08676, mask-to-token and token-to-token in one loss; its ratios are not public)."""
+    every one (LLaDA2.1, arXiv:2602.08676, mask-to-token and token-to-token in one loss; its ratios are not public).
+
+    unmasked: chance that a copy masks nothing there, at a token's weight of 1. A block's last steps see it so, and a
+    method never shows it: each masks one position at least."""
 
     def noisy(copy: NoisyCopy, canvas: Canvas, rng: np.random.Generator) -> NoisyCopy:
         if copy.causal or copy.event_C is not None:
             return copy
         inside_C = (canvas.unit_C == copy.unit) & np.isin(canvas.block_C, canvas.block_C[copy.trained_C])
+        if rng.random() < unmasked:
+            shown_C = inside_C & canvas.trained_C
+            ids_C = np.where(shown_C, canvas.ids_C, copy.ids_C)
+            copy = replace(copy, ids_C=ids_C, trained_C=np.zeros_like(shown_C), weight=1.0)
         clean_C = inside_C & canvas.trained_C & ~copy.trained_C & (copy.ids_C == canvas.ids_C)
         replaced_C = clean_C & (rng.random(len(clean_C)) < share)
         kept_CK = np.sort(np.stack([canvas.ids_C, np.full_like(canvas.ids_C, canvas.mask_id)], 1), 1)

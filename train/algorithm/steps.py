@@ -38,7 +38,10 @@ def shrunk_choices(events: Events, unit_C: Ints, shrink: int) -> Ints:
 
 
 def last_events(events: Events, places: int) -> Ints:
-    """Number of the last event of each place [C], -1 without one."""
+    """Number of the last event of each place [C], -1 without one. Where tokens move, of the one that chose what stands
+    there."""
+    if events.source is not None:
+        return events.standing(places)
     last_C = np.full(places, -1, dtype=np.int64)
     last_C[np.array(events.place, dtype=np.int64)] = np.arange(len(events))  # of equal places the last one stays
     return last_C

@@ -14,8 +14,10 @@ from models.checkpoint import empty_network
 from models.families.base import PictureSizes
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
+from models.spec import CheckpointSpec
 from models.stored import stored_elements
 from sample import Events, Rollout
+from sample.config import moving_ids
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.algorithm.steps import Ints
@@ -244,25 +246,27 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
         num_steps=int(step[-1] - step[0] + 1),
         weights_version=0,
     )
-    response = replace(response, events=_edits(step, grid // block_size, config.rollout))
+    more = revising_steps(config.rollout, models.policy, block_size)
+    response = replace(response, events=_edits(step, grid // block_size, config.rollout, more))
     replayer = Replayer(family.attention, family.logit_shift, 0, block_size)
     method = method_of(training, "rl" if models.kind == "rl" else "sft")
     return replay(response, replayer, replace(training, post_num=0, replay_routing=False), method=method)
 
 
-def revising_steps(rollout: RolloutConfig) -> int:
+def revising_steps(rollout: RolloutConfig, spec: CheckpointSpec, block_size: int) -> int:
     """Steps that edits and remasking may add to a block."""
     if rollout.edit_threshold is None and rollout.remask_threshold is None:
         return 0
+    if moving_ids(rollout.edit_threshold, spec) is not None:
+        return block_size + rollout.max_post_steps
     return rollout.max_post_steps + (0 if rollout.remask_threshold is None else rollout.remask_budget)
 
 
-def _edits(step_C: Ints, block_C: Ints, rollout: RolloutConfig) -> Events | None:
+def _edits(step_C: Ints, block_C: Ints, rollout: RolloutConfig, more: int) -> Events | None:
     """The writes of a response whose blocks all take the steps that edits and remasking may add, each of which writes
     one token; None where both are off."""
     if rollout.edit_threshold is None and rollout.remask_threshold is None:
         return None
-    more = revising_steps(rollout)
     later_C = (block_C - block_C[0]) * more + step_C - step_C[0] + 1
     rows = [(int(step), place, 1, 1, 0.0) for place, step in enumerate(later_C)]
     for block in np.unique(block_C):

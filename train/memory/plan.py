@@ -14,6 +14,7 @@ from configs.engine import TITLES
 from configs.schema import DecodeConfig
 from models.log_probs import keeps_fp32
 from models.parallel import shared_heads
+from models.spec import delete_insert_ids
 from sample import SamplingConfig
 from sample.drawing import positions_at_once
 from sample.revision import event_room
@@ -62,6 +63,8 @@ def always(inputs: Inputs) -> Parts:
         "optimizer": _optimizer(inputs, inputs.trained),
         "mean of the weights": FP32 * inputs.trained if inputs.config.training.ema_decay else 0,
     }
+    if inputs.models.kind == "sft" and reads_reference(inputs.config.training, "sft"):
+        parts["frozen reference"] = _reference(inputs)
     if inputs.models.kind == "rl":
         copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1
         reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
@@ -117,7 +120,9 @@ def sampling(inputs: Inputs, decode: DecodeConfig, slots: int) -> Parts:
     prompts at work, and of all that a step of RL keeps for its updates."""
     entries = zip(decodings(decode), inputs.sizes_of(decode), strict=True)
     cache = CACHES[cache_mode(decode, inputs.models.policy.family)]
-    found = [_entry(inputs, SamplingConfig(**chosen), cache, size, slots) for chosen, size in entries]
+    moves = delete_insert_ids(inputs.models.policy)
+    configs = [(SamplingConfig(**chosen, delete_insert_ids=moves), size) for chosen, size in entries]
+    found = [_entry(inputs, config, cache, size, slots) for config, size in configs]
     largest = max(found, key=lambda parts: sum(parts.values()))
     kept = 0 if inputs.responses(decode) is None else inputs.config.rollout.num_task_per_step
     return _present(largest | {"pictures": features(inputs, slots + kept)})
@@ -136,8 +141,8 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     if inputs.models.policy.family.noise == "uniform":  # the logits that condition the next step
         kept += dtype.itemsize * positions * net.vocab
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
-    events = event_room(config, block_size, config.max_new_tokens)
-    return {"slots": kept + StepState.bytes(slots, capacity, events), "a step": max(*forwards, choosing)}
+    room = event_room(config, block_size, config.max_new_tokens)
+    return {"slots": kept + StepState.bytes(slots, capacity, room), "a step": max(*forwards, choosing)}
 
 
 def features(inputs: Inputs, prompts: int) -> float:
@@ -224,7 +229,8 @@ def _experts_bytes(inputs: Inputs) -> int:
         return 0
     rollout, net, b = inputs.config.rollout, inputs.net, inputs.models.blocks.trained
     window = rollout.max_new_tokens + b - 1
-    steps = max(min(chosen["steps_per_block"] or b, b) for chosen in decodings(rollout)) + revising_steps(rollout)
+    steps = max(min(chosen["steps_per_block"] or b, b) for chosen in decodings(rollout))
+    steps += revising_steps(rollout, inputs.models.policy, b)
     tokens = inputs.prompt_tokens + window + -(-window // b) * steps * b
     tokens += sum(sample.num_tokens for sample in inputs.samples)
     return _EXPERT_BYTES * (net.layers - net.dense_layers) * net.experts_per_token * tokens

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from configs.schema import DecodeConfig
+from configs.schema import DecodeConfig, RolloutConfig, TrainingConfig
 from models import DiffusionLM
 from models.families import Family
 from models.spec import CheckpointSpec
 from runtime.doors import is_file_target
 from sample import SamplingConfig
-from sample.config import CacheMode, cache_of, check_canvases
+from sample.config import CacheMode, cache_of, check_canvases, check_edits, check_remasks, moving_ids
 from sample.doors import Given, open_strategy, open_target
 from sample.unmask import schedule
 from train.setup.prompts import tokenizer_of
@@ -69,6 +69,23 @@ def decodings(decode: DecodeConfig) -> list[dict[str, Any]]:
     if any(is_file_target(entry["strategy"]) for entry in chosen):
         chosen = [entry if is_file_target(entry["strategy"]) else entry | {"strategy_params": {}} for entry in chosen]
     return chosen
+
+
+def check_revision(decode: DecodeConfig, spec: CheckpointSpec) -> None:
+    """ValueError, naming the key, where a checkpoint has no rule for the edits or the remasking of a section."""
+    for chosen in decodings(decode):
+        check_edits(chosen["edit_threshold"], spec.family, decode.key("edit_threshold"))
+        moves = moving_ids(chosen["edit_threshold"], spec)
+        check_remasks(decode.remask_threshold, moves, decode.key("remask_threshold"))
+
+
+def check_merging(training: TrainingConfig, rollout: RolloutConfig, spec: CheckpointSpec) -> None:
+    """ValueError where neighbouring steps are to be merged between which edits move tokens."""
+    if training.shrink > 1 and moving_ids(rollout.edit_threshold, spec) is not None:
+        raise ValueError(
+            f"training.shrink={training.shrink}: edits of {spec.folder} delete and insert tokens, so that a place is "
+            f"another one in the next step. Set training.shrink=1, or {rollout.key('edit_threshold')}=null."
+        )
 
 
 def check_decodings(*sections: DecodeConfig) -> None:

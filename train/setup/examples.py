@@ -19,7 +19,7 @@ from data.templates import Format, Writer
 from models import DiffusionLM, Prompt
 from models.families import Family
 from sample import Rollout
-from train.algorithm.masking import Method, with_replaced
+from train.algorithm.masking import Masking, Method, with_replaced
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.setup.pictures import Eyes, usable
 from train.setup.prompts import drop_over_long, require_known, tokenizer_of
@@ -103,6 +103,43 @@ def tokenise(
     return samples
 
 
+def responses_of(training: TrainingConfig) -> int:
+    """Responses of what an update of fine-tuning counts: of an example, or of a pair."""
+    return 2 if training.sft_objective == "dpo" else 1
+
+
+def tokenised(
+    examples: Sequence[Example],
+    model: DiffusionLM,
+    config: Config,
+    method: Method,
+    key: str = "dataset.optimization_data",
+) -> list[TokenizedExample]:
+    """As `tokenise`; under DPO, where examples 2i and 2i + 1 are a pair, whole pairs alone that differ in their ids.
+    ValueError where none is left."""
+    samples = tokenise(examples, model, config, method, key)
+    if responses_of(config.training) == 1:
+        return samples
+    sides = {sample.index: sample for sample in samples}
+    pairs = [(sample, sides.get(sample.index + 1)) for sample in samples if sample.index % 2 == 0]
+    kept = [
+        (chosen, rejected)
+        for chosen, rejected in pairs
+        if rejected is not None and chosen.response_ids != rejected.response_ids
+    ]
+    if left_out := len(examples) // 2 - len(kept):
+        logger.warning(
+            "%s: %d of %d pairs are left out: a response of them is dropped, or the two are equal as trained",
+            *(key, left_out, len(examples) // 2),
+        )
+    if not kept:
+        raise ValueError(
+            f"{key}: none of {len(examples) // 2} pairs is left: raise training.max_prompt_len="
+            f"{config.training.max_prompt_len} or training.max_gen_length={config.training.max_gen_length}."
+        )
+    return [sample for pair in kept for sample in pair]
+
+
 def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> TokenizedExample:
     i, example = numbered
     if example.trace is not None:
@@ -170,7 +207,9 @@ def make_samples(
     b = training.block_size or model.spec.schedule_block_size
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     rng = np.random.default_rng([training.seed, epoch, sample.index])
-    masks = with_replaced(method, training.replaced_p, model.text_vocab_size) if training.replaced_p else method
+    masks: Masking = method
+    if training.replaced_p:
+        masks = with_replaced(method, training.replaced_p, model.text_vocab_size, training.unmasked_p)
     key = (sample.index, epoch) if sample.of else (sample.index,)  # an update may have it from two passes
     if sample.rollout is not None:
         return replay(replace(sample.rollout, key=key), replayer, training, method=masks, pad_id=model.pad_id, rng=rng)

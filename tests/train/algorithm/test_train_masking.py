@@ -142,7 +142,7 @@ def test_replaced_tokens_are_other_ids_that_are_to_be_put_right(full, name):
     left right is trained too."""
     given, training = canvas(full), TrainingConfig(mask_times_per_sample=40)
     seen, replaced, clean = set(), 0, 0
-    for copy in with_replaced(METHODS[name], 0.25, 14)(given, training, np.random.default_rng(0)):
+    for copy in with_replaced(METHODS[name], 0.25, 14, unmasked=0.0)(given, training, np.random.default_rng(0)):
         wrong_C = (copy.ids_C != given.ids_C) & ~masked(copy)
         inside_C = (given.unit_C == copy.unit) & np.isin(BLOCK, BLOCK[copy.trained_C])
         assert np.array_equal(copy.target_C, given.ids_C) and not (wrong_C & ~(inside_C & TRAINED)).any()
@@ -155,9 +155,28 @@ def test_replaced_tokens_are_other_ids_that_are_to_be_put_right(full, name):
         assert len(seen) > 8 and abs(replaced / clean - 0.25) < 0.1
 
 
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("name", ["coupled", "random_masking", "semi-ar"])
+def test_copies_that_mask_nothing_show_what_their_blocks_hold_with_noise_alone(full, name):
+    """The state of a block's last steps, in which what was written can only be put right."""
+    given, training = canvas(full), TrainingConfig(mask_times_per_sample=40, loss_weight="inverse_level")
+    copies = with_replaced(METHODS[name], 0.25, 14, unmasked=0.5)(given, training, np.random.default_rng(0))
+    unmasked = [copy for copy in copies if not (masked(copy) & copy.trained_C).any()]
+    assert 0.3 < len(unmasked) / len(copies) < 0.7
+    replaced, trained = 0, 0
+    for copy in unmasked:
+        inside_C = (given.unit_C == copy.unit) & np.isin(BLOCK, BLOCK[copy.trained_C])
+        assert np.array_equal(copy.trained_C, inside_C & TRAINED) and copy.weight == 1.0
+        replaced += (copy.ids_C != given.ids_C)[copy.trained_C].sum()
+        trained += copy.trained_C.sum()
+    assert abs(replaced / trained - 0.25) < 0.1
+
+
 def test_without_chance_or_in_ar_nothing_is_replaced():
     given, training = canvas(full=True), TrainingConfig()
     for name, share in (("ar", 0.9), ("coupled", 0.0)):
         want = METHODS[name](given, training, np.random.default_rng(0))
-        got = with_replaced(METHODS[name], share, 14)(given, training, np.random.default_rng(0))
+        got = with_replaced(METHODS[name], share, 14, unmasked=1.0 if name == "ar" else 0.0)(
+            given, training, np.random.default_rng(0)
+        )
         assert [copy.ids_C.tolist() for copy in got][:1] == [copy.ids_C.tolist() for copy in want][:1]

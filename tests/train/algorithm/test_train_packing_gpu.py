@@ -52,8 +52,8 @@ def test_scores_and_gradients_are_those_of_spans(monkeypatch, family):
     batch = pack(rows, range(len(rows)), CPU)
     got = scores_and_gradients(model, batch)
     assert shapes and batch.ids.shape[1] % 128 == 0
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got[0], want[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4)  # sums over rows, in another order
 
 
 @pytest.mark.parametrize("replays", [False, True])
