@@ -204,8 +204,8 @@ def _with_user_turns(turns: Turns, contents: Sequence[str]) -> Turns:
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl, .csv or .parquet.
 
-    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in), and hub:OWNER/NAME
-    (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
+    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in.folder_name), and
+    hub:OWNER/NAME (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
     ValueError that names the places searched, what is there, and the download command where there is one.
     """
     folder = Path(folder)

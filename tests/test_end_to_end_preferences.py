@@ -151,3 +151,14 @@ def test_the_memory_plan_counts_the_reference(shop, tmp_path):
     assert always(inputs)["frozen reference"] > 4 * inputs.net.parameters
     nll = config_of(shop, "training.sft_objective=nll")
     assert "frozen reference" not in always(Inputs.of(nll, RunModels.of(nll, policy, "sft"), response_tokens=8))
+
+
+@pytest.mark.slow
+def test_adapters_on_two_sets_begin_at_their_base(shop):
+    """The reference is the base; dropout does not enter the margins. Each set has a likelihood of its own."""
+    other = write_json(shop.folder / "other.json", ROWS[:3])
+    sets = f"dataset.optimization_data=[{shop.folder}/preferences.json, {other}]"
+    sft.run(config_of(shop, "lora.rank=4", "lora.dropout=0.2", sets, "experiment.project=adapted"))
+    first, *_, last = metrics_of(shop, "adapted")
+    assert first["margin"] == 0.0 and last["margin"] > 0.0
+    assert {"nll(preferences)", "nll(other)", "trained_tokens(other)"} <= {*first, *last}

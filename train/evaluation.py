@@ -29,6 +29,7 @@ from train.checks import check_dataset, check_folder, check_room, check_set, che
 from train.distributed.kind import world_size
 from train.distributed.sharding import sample
 from train.figures import ALL, Evaluation, area_under_parallelism, figures
+from train.idle import warn_of_idle_revision
 from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
@@ -238,6 +239,7 @@ def check(config: Config) -> Path:
     """Everything that can be known to fail before a model is loaded; the model's folder. A dry run prints sizes."""
     pick_device(config.model.device)
     check_decodings(config.rollout, config.evaluation)
+    warn_of_idle_revision(config.rollout)
     spec, tasks = _check_model(config)
     models = [(config, spec)]
     if config.model.compared_with:

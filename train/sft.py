@@ -39,6 +39,7 @@ from train.distributed.kind import check_engine, engine_kind, engine_line, offlo
 from train.distributed.sharding import rows_per_update
 from train.examples import check_held_out, examples_of, mixture_of
 from train.held_out import HeldOut, described_split
+from train.idle import warn_of_idle_steps
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
@@ -134,6 +135,7 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
     method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     check_preference(config, spec)
     checks.check_trackers(config)
+    warn_of_idle_steps(config, method)
     return spec, method
 
 

@@ -254,14 +254,20 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
 
 
 def _events(events: Events, indices: Callable[[list[int]], list[int]]) -> list[list[Any]]:
-    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes."""
-    again = events.remasks()
+    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes; where
+    tokens move also viewer.js's WRITE of each."""
+    again = events.remasks() if events.source is None else events.masks()
     chosen = [action != NO_CHOICE for action in events.action]
     tokens = [-1 if again[i] else indices([token])[0] for i, token in enumerate(events.token)]
     logprobs = [
         round(p, 4) if mine and math.isfinite(p) else None for p, mine in zip(events.logprob, chosen, strict=True)
     ]
-    return [events.step, events.place, tokens, logprobs]
+    columns: list[list[Any]] = [events.step, events.place, tokens, logprobs]
+    if events.source is None or events.delete_insert_ids is None:
+        return columns
+    controls = {action: kind for kind, action in enumerate(events.delete_insert_ids, start=2)}
+    written = zip(events.action, events.token, events.source, strict=True)
+    return [*columns, [controls.get(action, int(action != token or source >= 0)) for action, token, source in written]]
 
 
 def _positive(text: str) -> int:

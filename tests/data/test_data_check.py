@@ -112,3 +112,17 @@ def test_runs_from_the_root_and_from_its_folder(write, folder, script):
 def test_percentiles_are_values_of_the_list():
     assert percentiles([5]) == [5, 5, 5, 5, 5]
     assert percentiles([3, 1, 2]) == [1, 2, 3, 3, 3]
+
+
+def test_pairs_of_preferences_are_measured_on_both_sides(write, capsys):
+    good = {"prompt": "hi", "chosen": "yo", "rejected": "bye"}
+    turns = {name: [{"role": "user", "content": "hi"}, {"role": "assistant", "content": name}] for name in good}
+    del turns["prompt"]
+    path = write("a.json", [good, good, good | {"rejected": "yo"}, turns])
+    status, out, _ = run(capsys, path, "--data-type", "dpo")
+    assert status == 0
+    assert out[1:3] == ["rows       4", "kept       3, 1 of them repeat an earlier one"]
+    assert out[3] == "left out   1: rejected is the same as 'chosen' (1: row 3 (line 1))"
+    assert [line.split()[0] for line in out[4:7]] == ["prompt", "chosen", "rejected"]
+    status, out, _ = run(capsys, write("b.json", [{"prompt": "p", "response": "r"}]), "--data-type", "dpo")
+    assert status == 1 and "'chosen' is missing" in out[-1]
