@@ -42,7 +42,7 @@ def block_diffusion_generate(
     gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block.
     stopping_criteria_idx: ids that end an answer, None = no id does.
     seed: None = drawn from torch's own generator, so that calls differ and torch.manual_seed repeats them.
-    edit_threshold, max_post_steps: draft and edit of LLaDA2.1, None = no edits (`SamplingConfig`).
+    edit_threshold, max_post_steps: draft and edit of LLaDA2.1 and 2.2, None = no edits (`SamplingConfig`).
     entropy_bound: of remasking_strategy entropy_bounded; final_temperature: of canvases (DiffusionGemma).
     A row is the prompt, the answer and mask ids up to the end of the last block (whole blocks from position 0; full
     attention: up to gen_length; canvases: whole ones); shorter rows are filled with mask ids (canvases: pads).
