@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM
-from sample import SamplingConfig, sampler_of
+from sample import Rollout, SamplingConfig, sampler_of
 
 
 def block_diffusion_generate(
@@ -79,8 +79,13 @@ def block_diffusion_generate(
         width, filler = longest + -(-gen_length // block_length) * block_length, model.pad_id or 0
     elif model.attention == "block":
         width = -(-width // block_length) * block_length
-    output = torch.full((len(prompts), width), filler)
+    return _rows(rollouts, width, filler).to(model.device)
+
+
+def _rows(rollouts: Sequence[Rollout], width: int, filler: int) -> Tensor:
+    """Prompts and canvases [B, width], filled up."""
+    output = torch.full((len(rollouts), width), filler)
     for row, rollout in zip(output, rollouts, strict=True):
         ids = rollout.prompt_ids + rollout.canvas_ids
         row[: len(ids)] = torch.tensor(ids)
-    return output.to(model.device)
+    return output

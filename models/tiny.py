@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from models.checkpoint import kept_buffers
-from models.model import DiffusionLM, load_model
+from models.load import load_model
+from models.model import DiffusionLM
 
 _QWEN = {
     "eos_token_id": 2,
