@@ -73,17 +73,17 @@ def block_diffusion_generate(
     prompts = [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
     keys = [(row,) for row in range(len(prompts))]
     rollouts = sampler_of(model, config).generate(prompts, keys=keys)
-    longest, filler = max(len(ids) for ids in prompts), mask_id
+    return _rows(model, rollouts, gen_length, block_length).to(model.device)
+
+
+def _rows(model: DiffusionLM, rollouts: Sequence[Rollout], gen_length: int, block_length: int) -> Tensor:
+    """Prompts and canvases [B, width], filled up."""
+    longest, filler = max(len(rollout.prompt_ids) for rollout in rollouts), model.mask_id
     width = longest + gen_length
     if model.spec.family.noise == "uniform":
         width, filler = longest + -(-gen_length // block_length) * block_length, model.pad_id or 0
     elif model.attention == "block":
         width = -(-width // block_length) * block_length
-    return _rows(rollouts, width, filler).to(model.device)
-
-
-def _rows(rollouts: Sequence[Rollout], width: int, filler: int) -> Tensor:
-    """Prompts and canvases [B, width], filled up."""
     output = torch.full((len(rollouts), width), filler)
     for row, rollout in zip(output, rollouts, strict=True):
         ids = rollout.prompt_ids + rollout.canvas_ids
