@@ -146,7 +146,8 @@ def report(task: str, found: Found, steps: int) -> Iterator[str]:
     """What has been run of a task, a table a stage; differences are to TraceRL's run of the same seed."""
     here = [result for run, result in found.items() if run.task == task and run.steps == steps]
     if TASKS[task].edits:
-        if here:
+        planned = set(edits(task, VARIANTS, EDIT_SEEDS, steps))
+        if here := [result for result in here if result.run in planned]:
             yield f"\n{task}, {steps} steps, {core_hours(here):.2f} core-hours\n"
             yield from of_stage2(here)
         return

@@ -86,7 +86,7 @@ def test_edits_are_compared_with_none_from_the_same_first_model(commands, monkey
     where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "study.jsonl")]
     monkeypatch.setattr(sys, "argv", ["study.py", "edits", "--seeds", "1", "2", *where])
     study.main()
-    assert sum(name.startswith("sft_tiny_edit") for name in commands) == 2 and len(commands) == 12
+    assert sum(name.startswith("sft_tiny_edit") for name in commands) == 2 and len(commands) == 10
     (without,) = (
         arguments for name, arguments in commands.items() if name.startswith("edits-no_edits-") and name.endswith("-1")
     )

@@ -94,11 +94,6 @@ VARIANTS: Mapping[str, Variant] = {
         ("rollout.edit_threshold=0.0", "evaluation.edit_threshold=0.0"),
         edit_questions=32,
     ),
-    "edits_ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), edit_questions=27),
-    "no_edits_slow": Variant(
-        "TraceRL without edits, threshold 0.9",
-        (*_NO_EDITS, "rollout.threshold=0.9", "evaluation.threshold=0.9"),
-        edit_questions=27,
-    ),
+    "edits_ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), edit_questions=36),
 }
-EDIT_VARIANTS = (BASE, "no_edits", "edits_any", "edits_ebpo", "no_edits_slow")
+EDIT_VARIANTS = (BASE, "no_edits", "edits_any", "edits_ebpo")
