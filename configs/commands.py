@@ -13,7 +13,6 @@ _RL_ALONE = (
     "experiment.train_value_every",
     "experiment.keep_best",
     "model.value_base_model",
-    "model.reference_model",
     "model.optimized_value_name",
     "model.prepare_with",
     "dataset.train_dataset",
@@ -55,8 +54,9 @@ _RL_ALONE = (
 )
 _SFT_ALONE = (
     *("dataset.optimization_data", "dataset.validation_dataset", "dataset.validation_split"),
-    *("dataset.sample_with", "dataset.traces_per_task"),
+    *("dataset.sample_with", "dataset.traces_per_task", "dataset.pairs_per_task"),
     *("experiment.save_every_updates", "training.max_steps", "training.replaced_p", "training.unmasked_p"),
+    *("training.sft_objective", "training.dpo_beta"),
 )
 _TRAINING_ALONE = (
     "experiment.eval_every",
@@ -115,6 +115,7 @@ NOT_READ: dict[Command, tuple[str, ...]] = {
         *_RL_ALONE,
         *_TRAINING_ALONE,
         *_SFT_ALONE,
+        "model.reference_model",
         "reward.combine",
         "reward.speed_weight",
         "reward.speed_goal",

@@ -106,6 +106,7 @@ TABLE: dict[str, tuple[Named, ...]] = {
             verl=f"{_ACTOR}.kl_loss_type algorithm.kl_penalty",
             others="kl_loss_type kl_penalty",
         ),
+        Named("training.dpo_beta", others="pref_beta dpo_beta"),
         Named("training.kl_to", trl="sync_ref_model"),
         Named(
             "model.reference_model training.kl_to", trl="ref_model teacher_model_name_or_path", others="ref_model_path"

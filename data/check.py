@@ -4,6 +4,7 @@
     python data/check.py own.jsonl --data-type math --columns question=problem,ground_truth_answer=answer
     python data/check.py MATH500 --data-type math --tokenizer path/to/SDAR-4B-Chat --max-prompt-tokens 784
     python data/check.py sft.json --data-type sft
+    python data/check.py preferences.json --data-type dpo
     python data/check.py SEEDBench_IMG_32 --data-type mmu
 
 Exit status 0: training can use the file. 1: it would stop at the line that is named.
@@ -25,7 +26,8 @@ from data.console import chat_name, columns_option, load_tokenizer, warnings_as_
 from data.control import encode_all, uncut
 from data.faults import Fault
 from data.pictures import PictureSource
-from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
+from data.preferences import Pair, scan_pairs
+from data.tasks import Example, Task, Turns, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import Format, Writer, chat_formats
 from models.vision.images import ImageFault, open_image
 from runtime.pipes import quiet_pipes
@@ -60,8 +62,8 @@ class Findings:
 
 
 def examine(
-    items: Iterable[Task | Example | Fault],
-    texts_of: Callable[[Task | Example], Texts],
+    items: Iterable[Task | Example | Pair | Fault],
+    texts_of: Callable[[Task | Example | Pair], Texts],
     measure: Callable[[list[str]], list[int]],
 ) -> Findings:
     """One pass over a scanned file. `texts_of` names the texts of one item, `measure` gives the lengths of many."""
@@ -74,19 +76,25 @@ def examine(
             if isinstance(item, Fault):
                 (found.dropped if item.blank else found.stopping).append(item)
                 continue
-            said = (item.question,) if isinstance(item, Task) else (item.prompt, item.response)
-            item_hash = hash((*said, item.turns, item.images))
+            asked = item.chosen if isinstance(item, Pair) else item
+            item_hash = hash((*_said(item), asked.turns, asked.images))
             found.num_repeated += item_hash in seen
             seen.add(item_hash)
             found.rows.append(found.num_rows)
             batch.append(texts_of(item))
-            _look_at(item.images, found)
+            _look_at(asked.images, found)
             if len(batch) == _BATCH_TEXTS:
                 _add_lengths(found, batch, measure)
     except ValueError as error:
         found.broken = str(error)
     _add_lengths(found, batch, measure)
     return found
+
+
+def _said(item: Task | Example | Pair) -> tuple[str, ...]:
+    if isinstance(item, Pair):
+        return (*_said(item.chosen), item.rejected.response)
+    return (item.question,) if isinstance(item, Task) else (item.prompt, item.response)
 
 
 def _look_at(images: Iterable[PictureSource], found: Findings) -> None:
@@ -119,8 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
             print_error(str(error))
             return 1
         root = options.image_root or _default_root(path, options.data_type)
-        if options.data_type == "sft":
-            items: Iterable[Any] = scan_examples(path, columns=options.columns, image_root=root)
+        scan = {"sft": scan_examples, "dpo": scan_pairs}.get(options.data_type)
+        if scan is not None:
+            items: Iterable[Any] = scan(path, columns=options.columns, image_root=root)
         else:
             items = scan_tasks(path, data_type=options.data_type, columns=options.columns, image_root=root)
         found = examine(items, texts_of, _measure_with(tokenizer))
@@ -139,7 +148,7 @@ def _default_root(path: Path, data_type: str) -> Path | None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="a file, or a name as in dataset.train_dataset")
-    parser.add_argument("--data-type", required=True, choices=[*DATA_TYPES, "sft"])
+    parser.add_argument("--data-type", required=True, choices=[*DATA_TYPES, "sft", "dpo"])
     parser.add_argument("--columns", type=columns_option, help="WANTED=IN_THE_FILE,... as in dataset.columns")
     parser.add_argument(
         "--image-root",
@@ -166,22 +175,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _texts_of(options: argparse.Namespace, family: str | None, tokenizer: Any) -> Callable[[Any], Texts]:
-    template = options.template if family or options.template != "auto" else "plain"
+    as_they_stand = not family and options.template == "auto"
+    template = "plain" if as_they_stand else options.template
     writer = Writer(Format(family or "", options.data_type, template, options.start_with_think), tokenizer)
-    if options.data_type == "sft":
-        return lambda example: _texts_of_example(example, writer if family else None)
+    if options.data_type in ("sft", "dpo"):
+        return lambda item: _texts_of_example(item, writer if family else None)
 
     def texts(task: Task) -> Texts:
-        return {"prompt": writer.prompt(task), "answer": task.answer or ""}
+        prompt = _joined(task.turns) if as_they_stand and task.turns else writer.prompt(task)
+        return {"prompt": prompt, "answer": task.answer or ""}
 
     texts(Task("", "any question", None, {}))
     return texts
 
 
-def _texts_of_example(example: Example, writer: Writer | None) -> Texts:
+def _joined(turns: Turns) -> str:
     """Of a conversation whose family is not known the turns, one after the other."""
+    return "\n".join(content for _, content in turns)
+
+
+def _texts_of_example(example: Example | Pair, writer: Writer | None) -> Texts:
+    if isinstance(example, Pair):
+        chosen, rejected = (_texts_of_example(side, writer) for side in (example.chosen, example.rejected))
+        return {"prompt": chosen["prompt"], "chosen": chosen["response"], "rejected": rejected["response"]}
     if writer is None and example.turns:
-        return {"prompt": "\n".join(content for _, content in example.turns), "response": example.response}
+        return {"prompt": _joined(example.turns), "response": example.response}
     prompt, response = writer.example(example) if writer is not None else (example.prompt, example.response)
     return {"prompt": prompt, "response": response}
 

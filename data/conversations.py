@@ -28,7 +28,7 @@ def chat_field(row: Record) -> str | None:
 def conversation_of(row: Record, field: str) -> Conversation | Fault:
     """The conversation in `field`: its last turn, which must be the assistant's, is the response. A system prompt in a
     column of its own comes first, unless the conversation begins with one."""
-    messages = _messages(row, field)
+    messages = turns_of(row, field)
     if isinstance(messages, Fault):
         return messages
     role, response = messages.pop()
@@ -51,7 +51,7 @@ def question_turns(row: Record) -> list[tuple[str, str]] | None | Fault:
     given = row.values.get(field)
     if not isinstance(given, list) or not any(isinstance(turn, dict) for turn in given):
         return None
-    turns = _messages(row, field)
+    turns = turns_of(row, field)
     if isinstance(turns, Fault):
         return turns
     if turns[-1][0] != "user" or not turns[-1][1].strip():
@@ -70,7 +70,7 @@ def unused_columns(row: Record, field: str) -> list[str]:
 
 def _begins_with_system(row: Record, field: str) -> bool:
     """Whether the conversation has a system prompt of its own, so that one beside it has no place."""
-    messages = _messages(row, field)
+    messages = turns_of(row, field)
     return not isinstance(messages, Fault) and messages[0][0] == "system"
 
 
@@ -85,7 +85,8 @@ def system_of(row: Record) -> str | None | Fault:
     return None
 
 
-def _messages(row: Record, field: str) -> list[tuple[str, str]] | Fault:
+def turns_of(row: Record, field: str) -> list[tuple[str, str]] | Fault:
+    """The (role, content) turns of a conversation in `field`."""
     turns = row.values[field]
     if turns is None or turns == []:
         return Fault(row.place, field, "has no turn", blank=True)

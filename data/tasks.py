@@ -72,7 +72,7 @@ def load_tasks(
     where no task is left.
     """
     tasks, dropped = read_tasks(path, data_type=data_type, columns=columns, image_root=image_root)
-    _report(Path(path), len(tasks), dropped)
+    warn_of_dropped(Path(path), len(tasks), dropped)
     return tasks
 
 
@@ -80,7 +80,7 @@ def read_tasks(
     path: Path | str, *, data_type: str, columns: Mapping[str, str] | None = None, image_root: Path | None = None
 ) -> tuple[list[Task], list[Fault]]:
     """As `load_tasks`, but returns the faults of the rows left out instead of warning of them."""
-    return _split(Path(path), scan_tasks(path, data_type=data_type, columns=columns, image_root=image_root))
+    return usable_rows(Path(path), scan_tasks(path, data_type=data_type, columns=columns, image_root=image_root))
 
 
 def load_examples(
@@ -90,8 +90,8 @@ def load_examples(
     pictures, drops and errors as in `load_tasks`. So are the responses of a model, with their traces."""
     unused: Counter[str] = Counter()
     scanned = scan_examples(path, columns=columns, unused=unused, image_root=image_root)
-    examples, dropped = _split(Path(path), scanned)
-    _report(Path(path), len(examples), dropped)
+    examples, dropped = usable_rows(Path(path), scanned)
+    warn_of_dropped(Path(path), len(examples), dropped)
     if unused:
         counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
         warnings.warn(f"{path}: columns beside conversations that SFT does not use: {counted}", stacklevel=2)
@@ -157,7 +157,7 @@ def scan_examples(
     for row in iter_rows(Path(path), columns):
         example, shown = _example(row, columns or {})
         if image_root is not None and not isinstance(example, Fault):
-            example = _seeing(example, row, image_root)
+            example = seeing(example, row, image_root)
             shown |= {*FIELDS, CODES}
         if unused is not None and not isinstance(example, Fault) and (field := chat_field(row)) is not None:
             unused.update(set(unused_columns(row, field)) - shown)
@@ -175,11 +175,13 @@ def _example(row: Record, columns: Mapping[str, str]) -> tuple[Example | Fault, 
         if isinstance(chat, Fault):
             return chat, set()
         return Example("", chat.response, steps, chat.turns), {"step_map"}
+    if {"chosen", "rejected"} <= row.values.keys() and "response" not in row.values:
+        return Fault(row.place, "chosen", "and 'rejected' are a pair: set training.sft_objective=dpo"), set()
     fault = example_fault(row, columns)
     return fault or Example(row.values["prompt"], row.values["response"], steps), set()
 
 
-def _seeing(example: Example, row: Record, root: Path) -> Example | Fault:
+def seeing(example: Example, row: Record, root: Path) -> Example | Fault:
     """The example with its pictures, placed in the turns of the user."""
     images = pictures_of(row, root)
     if isinstance(images, Fault) or not images:
@@ -202,8 +204,8 @@ def _with_user_turns(turns: Turns, contents: Sequence[str]) -> Turns:
 def resolve_dataset(name: str, *, folder: Path | str, seed: int = 0) -> Path:
     """The file of a data set: a path as it is, or a name, looked up in `folder` as name.json, .jsonl, .csv or .parquet.
 
-    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in), and hub:OWNER/NAME
-    (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
+    A built-in task's (tiny_train) is written on demand to `folder`/TASK-<seed>/ (data.built_in.folder_name), and
+    hub:OWNER/NAME (see data.hub.fetch_dataset) is fetched once to `folder`/hub/.
     ValueError that names the places searched, what is there, and the download command where there is one.
     """
     folder = Path(folder)
@@ -244,7 +246,9 @@ def _not_found(name: str, candidates: Iterable[Path], folder: Path) -> str:
     return f"{text}. Did you mean {near[0]}?" if near else text
 
 
-def _split(path: Path, scanned: Iterable[Item | Fault]) -> tuple[list[Item], list[Fault]]:
+def usable_rows(path: Path, scanned: Iterable[Item | Fault]) -> tuple[list[Item], list[Fault]]:
+    """What is usable of a scanned file, and the faults of the rows left out. ValueError for a fault of the whole file,
+    or where no row is usable."""
     kept: list[Item] = []
     dropped: list[Fault] = []
     for item in scanned:
@@ -271,7 +275,8 @@ def summary(dropped: Iterable[Fault]) -> str:
     )
 
 
-def _report(path: Path, num_kept: int, dropped: list[Fault]) -> None:
+def warn_of_dropped(path: Path, num_kept: int, dropped: list[Fault]) -> None:
+    """One warning that counts and places the rows left out."""
     if dropped:
         total = num_kept + len(dropped)
         warnings.warn(f"{path}: left out {len(dropped)} of {total} rows: {summary(dropped)}", stacklevel=3)

@@ -3,8 +3,10 @@ first and then from reward alone (configs/rl_tiny_vision.yaml).
 
 A picture of 24 x 24 pixels shows one to five circles, squares, triangles or crosses of one colour, in places of their
 own; its answer is `four circle`. Words are compared as they stand, so number and shape both count; of `4 circle`
-mathematics would read the 4 alone. The files tiny_vision_sft, tiny_vision_train and tiny_vision_test have the schema
-of any user's files with pictures. No picture occurs twice, so none of the test is seen in training.
+mathematics would read the 4 alone. Of the answers of tiny_vision_sft two in five name another shape, as careless people
+would: SFT on them says the right shape about three times in five, however well it learns to see, and the reward has to
+teach the rest. The files tiny_vision_sft, tiny_vision_train and tiny_vision_test have the schema of any user's files
+with pictures. No picture occurs twice, so none of the test is seen in training.
 """
 
 import json
@@ -20,6 +22,8 @@ SIDE, CELL = 24, 8
 COUNTS = ("one", "two", "three", "four", "five")
 """Of the shapes of a picture, in words."""
 SHAPES = ("circle", "square", "triangle", "cross")
+WRONG_SHAPES = 0.4
+"""Share of the answers of tiny_vision_sft that name another shape than the picture shows."""
 QUESTION = "how many of which shape?"
 SIZES = {"tiny_vision_test": 256, "tiny_vision_sft": 800, "tiny_vision_train": 3000}
 _CONTROL = (
@@ -64,11 +68,20 @@ def picture(choose: random.Random) -> tuple[Image.Image, str]:
     return image, f"{COUNTS[count - 1]} {shape}"
 
 
+def careless(answer: str, choose: random.Random) -> str:
+    """The answer, or, of a share WRONG_SHAPES, the right number with another shape."""
+    count, shape = answer.split()
+    if choose.random() < WRONG_SHAPES:
+        shape = choose.choice([other for other in SHAPES if other != shape])
+    return f"{count} {shape}"
+
+
 def write_tiny_vision(folder: Path, seed: int) -> dict[str, Path]:
     """Writes the task's three files and their pictures into `folder`; the same seed always gives the same pictures.
 
     Returns name -> file. The files are written last, so where one is, its pictures are too."""
-    choose, seen, paths = random.Random(f"tiny-vision-{seed}"), set(), {}
+    choose, slip = random.Random(f"tiny-vision-{seed}"), random.Random(f"tiny-vision-careless-{seed}")
+    seen, paths = set(), {}
     for name, size in SIZES.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, str]] = []
@@ -80,7 +93,7 @@ def write_tiny_vision(folder: Path, seed: int) -> dict[str, Path]:
             file = f"{name}/{len(rows):04}.png"
             image.save(folder / file)
             if name == "tiny_vision_sft":
-                rows.append({"prompt": QUESTION, "response": answer, "image": file})
+                rows.append({"prompt": QUESTION, "response": careless(answer, slip), "image": file})
             else:
                 rows.append({"question": QUESTION, "ground_truth_answer": answer, "image": file})
         paths[name] = folder / f"{name}.json"

@@ -38,6 +38,7 @@ THERE_AND_HERE = (
     ),
     ("`python3 -m verl.trainer.main_ppo key=value`", "`python rl.py config=configs/rl_sdar.yaml key=value`"),
     ("`SFTTrainer`", "`python train/sft.py config=...`; rows with `messages`, or `prompt` and `response`"),
+    ("`DPOTrainer`", "the same with `training.sft_objective=dpo`; rows with `prompt`, `chosen` and `rejected`"),
     ("`GRPOConfig`, hydra's tree", "one YAML in sections; every key may be typed as `section.key=value`"),
     (
         "`reward_func(prompts, completions, **kwargs)`",

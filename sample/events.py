@@ -131,12 +131,16 @@ class Events:
         -1 where it holds the mask."""
         return self._history(places)[0]
 
-    def _history(self, places: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def masks(self) -> NDArray[np.bool_]:
+        """Whether each event [E] leaves its place with the mask, where tokens move."""
+        return self._history(0)[2] < 0
+
+    def _history(self, places: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The events that chose what stands at each place in the end [C], and what stood at each event's place before
-        its step [E]; -1 for the mask."""
+        its step and after it [E]; -1 for the mask."""
         assert self.source is not None
         stands = np.full(max(places, *self.place, *self.source, 0) + 1, -1)
-        before, step = np.full(len(self), -1), np.array(self.step)
+        before, after, step = np.full(len(self), -1), np.full(len(self), -1), np.array(self.step)
         for first in np.flatnonzero(np.diff(step, prepend=-1)).tolist():
             old, here = stands.copy(), range(first, int(np.searchsorted(step, step[first], "right")))
             at = {self.place[i]: i for i in here}
@@ -145,8 +149,8 @@ class Events:
                 before[i] = old[place]
                 by = i if source < 0 else at.get(source, i)
                 own = self.action[by] == self.token[i]
-                stands[place] = by if own else -1 if source < 0 else old[source]
-        return stands[:places], before
+                stands[place] = after[i] = by if own else -1 if source < 0 else old[source]
+        return stands[:places], before, after
 
 
 def _equal(one: float | None, other: float) -> bool:

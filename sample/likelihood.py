@@ -12,6 +12,7 @@ from torch import Tensor
 from models import DiffusionLM
 from models.attention import Masked, block_causal_mask
 from models.randomness import hash_uniform
+from models.spec import delete_insert_ids
 from sample.request import hash_key
 
 COUNT_STREAM, ORDER_STREAM = 0, 1
@@ -104,6 +105,7 @@ def _log_probs(model: DiffusionLM, hidden_ND: Tensor, target_N: Tensor) -> tuple
     logits_NV = model.lm_head(hidden_ND).float()
     target_N1 = target_N[:, None]
     logp_N = (logits_NV.gather(1, target_N1) - logits_NV.logsumexp(1, keepdim=True))[:, 0].double()
-    logits_NV[:, model.mask_id] = -torch.inf
+    for never in (model.mask_id, *(delete_insert_ids(model.spec) or ())):
+        logits_NV[:, never] = -torch.inf
     logits_NV[:, model.text_vocab_size :] = -torch.inf
     return logp_N, logits_NV.argmax(1) == target_N

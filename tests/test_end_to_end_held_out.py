@@ -19,6 +19,7 @@ from train.algorithm.masking import METHODS
 from train.examples import examples_of
 from train.figures import metric_names
 from train.held_out import HeldOut, split_off
+from train.learner.tuning import Likelihood
 from train.setup.models import spec_of
 from train.setup.sources import settings_of
 
@@ -122,6 +123,10 @@ class PictureUpdater:
         return [np.full(len(sample.targets), -1.0, np.float32) for sample in samples]
 
 
+def likelihood(updater):
+    return Likelihood(updater, merge().training, "block", 8, {})
+
+
 def held_out_with_pictures(tmp_path, monkeypatch, are_usable):
     model = load_model(text_checkpoint(tmp_path))
     config = make_config(
@@ -139,14 +144,14 @@ def held_out_with_pictures(tmp_path, monkeypatch, are_usable):
 
 def test_held_out_pictures_are_encoded_an_update_at_a_time(tmp_path, monkeypatch):
     updater = PictureUpdater()
-    figures = held_out_with_pictures(tmp_path, monkeypatch, True)._figures(updater)
+    figures = likelihood(updater).figures(held_out_with_pictures(tmp_path, monkeypatch, True).portions())
     assert updater.calls == [2, 2, 1] and figures["nll"] == pytest.approx(1.0)
 
 
 def test_without_a_usable_picture_nothing_is_measured(tmp_path, monkeypatch):
     """A loss of 0.0 would be the best one for ever."""
     held, said = held_out_with_pictures(tmp_path, monkeypatch, False), []
-    held.measure(PictureUpdater(), 3, SimpleNamespace(event=said.append))
+    held.measure(likelihood(PictureUpdater()), 3, SimpleNamespace(event=said.append))
     assert not held.found and "no example has pictures that can be used" in said[0]
 
 

@@ -283,6 +283,53 @@ def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, argum
     assert says in caplog.text if says else "blocks of" not in caplog.text and "greedy" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rollout.max_post_steps=4"], "rollout.max_post_steps=4 has no effect: set rollout.edit_threshold or"),
+        (["evaluation.remask_budget=4"], "evaluation.remask_budget=4 has no effect: set evaluation.remask_threshold"),
+        (["rollout.remask_budget=4", "rollout.edit_threshold=0.9"], "rollout.remask_budget=4 has no effect"),
+        (["rollout.max_post_steps=4", "rollout.edit_threshold=0.9"], None),
+        (["training.shrink=2", "training.method=coupled"], "training.shrink=2 has no effect: training.method=coupled"),
+        (
+            ["training.trained_events=last", "training.method=elbo", "rollout.edit_threshold=0.9"],
+            "training.trained_events=last has no effect: training.method=elbo",
+        ),
+        (["training.shrink=2"], None),
+    ],
+)
+def test_keys_without_effect_are_named(shop, no_model_work, caplog, arguments, says):
+    run_rl(shop, *arguments, "dry_run=true")
+    assert says in caplog.text if says else "no effect" not in caplog.text
+
+
+def test_shrink_has_no_effect_in_an_sft_of_random_masks(shop, no_model_work, caplog):
+    typed = [f"model.pretrained_model={shop.model}", f"dataset.optimization_data={shop.pairs}", "dry_run=true"]
+    sft.run(load_config(shop.arguments(SFT, *typed, "training.shrink=2")))
+    assert "training.shrink=2 has no effect: training.method=semi-ar" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("rollout.num_response_per_task=1", "a group of one has no advantage"),
+        ("dataset.train_dataset=nowhere", "dataset.train_dataset: no data set 'nowhere'"),
+        ("evaluation.eval_dataset=nowhere", "evaluation.eval_dataset: no data set 'nowhere'"),
+    ],
+)
+def test_a_runs_own_mistakes_are_told_before_those_of_the_sft_that_makes_its_model(
+    shop, no_model_work, capsys, argument, says
+):
+    shop.arguments(SFT)
+    first = shop.folder / "first.yaml"
+    first.write_text((shop.folder / "sft.yaml").read_text() + "model: {pretrained_model: nowhere}\n")
+    arguments = [f"model.prepare_with={first}", f"model.pretrained_model={shop.runs}/sft/ckpt/optimized"]
+    with pytest.raises(ValueError, match=says):
+        run_rl(shop, *arguments, argument, "dry_run=true")
+    assert "dry run" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_sft_that_makes_the_model_is_checked_first(shop, no_model_work, capsys):
     shop.arguments(SFT)

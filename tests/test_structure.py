@@ -14,7 +14,7 @@ FOLDERS = ("benchmarks", "configs", "data", "examples", "models", "reward", "run
 BELOW = {
     "configs": (),
     "runtime": ("configs",),
-    "models": ("configs", "runtime.files", "runtime.lazy", "runtime.pipes"),
+    "models": ("configs", "runtime.files", "runtime.lazy", "runtime.pictures", "runtime.pipes"),
     "reward": ("configs", "runtime"),
     "data": (
         *("configs", "models.families", "models.tokenizer", "models.vision.images"),

@@ -2,15 +2,14 @@
 
 import importlib.util
 import logging
-import re
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from configs import find, naming
 from configs.commands import Command
-from configs.schema import Config, DecodeConfig, LoraSection, RolloutConfig, TrainingConfig
+from configs.schema import Config, DecodeConfig, TrainingConfig
 from configs.sets import described, key_of_set
 from data.tasks import Task, read_tasks, resolve_dataset
 from data.templates import Writer
@@ -24,20 +23,19 @@ from runtime.steps import step_folders
 from runtime.text import print_text
 from runtime.trackers import how_to_install
 from sample.config import cache_of, check_routing
-from train.credit_checks import check_credit, check_objective
 from train.distributed.kind import check_engine, world_size
 from train.distributed.sharding import elements
-from train.figures import metric_names
-from train.learner.checkpoint import BEST, KINDS, RL, given_checkpoint, newest_checkpoint
+from train.idle import warn_of_idle_adapters
+from train.learner.checkpoint import KINDS, RL, given_checkpoint, newest_checkpoint
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_decodings, check_merging, check_revision, check_steps
+from train.setup.decodings import cache_mode, check_merging, check_revision, check_steps
 from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, trained_vision, value_spec_of
 from train.setup.pictures import check_drawing, check_fit, image_root
-from train.setup.process import pick_device, precision
+from train.setup.process import precision
 from train.setup.prompts import PromptSource, format_of, require_room
 from train.setup.rewards import check_tasks, step_judge_of
 from train.setup.sources import require_as_written, require_kept, settings_of
@@ -48,41 +46,18 @@ logger = logging.getLogger(__name__)
 
 
 def check(config: Config, first: Config | None = None) -> None:
-    """Everything about an RL config that can be known to fail. A dry run prints the arithmetic. first: the SFT config
-    that makes its model, where that is absent."""
+    """Everything that can be known to fail of an RL config once it has a model (`check_rl_settings` comes first). A dry
+    run prints the arithmetic. first: the SFT config that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
-    method = method_of(training, "rl")
-    if not method.as_sampled and training.logp_old == "rollout":
-        raise ValueError(
-            f"training.logp_old=rollout: the sampler's log-probabilities are of its own masks, and {training.method} "
-            "draws others; set training.logp_old=auto."
-        )
-    if training.lower_p > training.upper_p:
-        raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
-    _check_copies(training, rollout)
-    if training.min_accuracy > training.max_accuracy:
-        raise ValueError(
-            f"training.min_accuracy={training.min_accuracy} exceeds training.max_accuracy={training.max_accuracy}."
-        )
-    if rollout.num_response_per_task < 2:
-        raise ValueError(
-            f"rollout.num_response_per_task={rollout.num_response_per_task}: a group of one has no advantage; "
-            "sample at least 2 responses a task."
-        )
-    for name, values in rollout.parallel_lists().items():
-        raise ValueError(
-            f"{rollout.key(name)}={values}: the rollouts of a run are sampled in one way; lists are for eval.py and "
-            "evaluation.*."
-        )
-    check_decodings(rollout, config.evaluation)
-    _check_best(config)
-    pick_device(config.model.device)
     spec = _model(config, first)
+    if spec.family.noise == "uniform":
+        raise ValueError(
+            f"{spec.folder} is a {spec.family.name} checkpoint, which rl.py does not train: replay of canvases with "
+            "self-conditioning is not built. Use eval.py, serve.py or train/sft.py."
+        )
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
-    check_objective(config, method)
     check_drawing(config, rollout, spec.family)
-    check_credit(config)
     blocks = Blocks.of(config, spec)
     check_steps(rollout, blocks.sampled)
     if config.evaluation.eval_dataset:
@@ -96,7 +71,6 @@ def check(config: Config, first: Config | None = None) -> None:
     tasks = _check_tasks(config, spec)
     step_judge_of(config)
     check_start(config, RL, with_value=bool(config.model.value_base_model))
-    check_trackers(config)
     others = _others(config, spec, first)
     if first is not None:
         if config.dry_run:
@@ -107,17 +81,6 @@ def check(config: Config, first: Config | None = None) -> None:
     if config.dry_run:
         print_text("\n".join(plan_lines(config, tasks)))
     check_memory(config, models)
-
-
-def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
-    """Which noisy copies are trained."""
-    if training.rows_by != "uniform" and training.rows_per_response is None:
-        raise ValueError(f"training.rows_by={training.rows_by} draws rows: set training.rows_per_response to how many.")
-    if training.trained_events != "all" and rollout.edit_threshold is None and rollout.remask_threshold is None:
-        raise ValueError(
-            f"training.trained_events={training.trained_events}: nothing is overwritten; set rollout.edit_threshold or "
-            "rollout.remask_threshold."
-        )
 
 
 def _model(config: Config, first: Config | None) -> CheckpointSpec:
@@ -174,7 +137,7 @@ def _made_by(first: Config) -> CheckpointSpec:
 def check_start(config: Config, command: str, with_value: bool = False) -> None:
     """ValueError where the run's folder is another run's, or `command` cannot begin with the checkpoint that
     experiment.resume names. Warns of adapters' settings that have no effect."""
-    _warn_of_idle_adapters(config)
+    warn_of_idle_adapters(config)
     resume, folder = config.experiment.resume, RunFolder(run_path(config))
     resumes = check_folder(config, KINDS[command])
     if resumes and not step_folders(folder.checkpoints):
@@ -182,12 +145,6 @@ def check_start(config: Config, command: str, with_value: bool = False) -> None:
     if resume in ("auto", "never") or (resumes and newest_checkpoint(folder.checkpoints, proven=False)):
         return
     given_checkpoint(resume, command, with_value)
-
-
-def _warn_of_idle_adapters(config: Config) -> None:
-    idle = [f"lora.{key}={value}" for key, value in asdict(config.lora).items() if value != getattr(LoraSection(), key)]
-    if idle and not config.lora.rank:
-        logger.warning("%s: no effect while lora.rank is 0; set it to train adapters", ", ".join(idle))
 
 
 def check_folder(config: Config, command: Command) -> bool:
@@ -270,7 +227,7 @@ def check_prompts(config: Config, source: PromptSource, spec: CheckpointSpec, ta
 
 def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     """How many tasks there are to train on, all of them and the evaluation's fit for their reward."""
-    trained = [(each, check_set(config, each.source, TRAINED, spec)) for each in _train_sets(config)]
+    trained = [(each, check_set(config, each.source, TRAINED, spec)) for each in require_train_sets(config)]
     with closing(TrainRewards(config)) as rewards:
         for each, tasks in trained:
             check_tasks(rewards.of(each.named.label), tasks, key_of_set(TRAINED, each.named.label), config.rollout)
@@ -287,7 +244,7 @@ def _check_tasks(config: Config, spec: CheckpointSpec) -> int:
     return sum(min(len(tasks), most or len(tasks)) for _, tasks in trained)
 
 
-def _train_sets(config: Config) -> list[TrainSet]:
+def require_train_sets(config: Config) -> list[TrainSet]:
     """ValueError where there is none."""
     if not (sets := train_sets(config)):
         check_dataset(config, "", TRAINED)
@@ -316,29 +273,6 @@ def _warn_of_unlikely_settings(config: Config, spec: CheckpointSpec, blocks: Blo
             sorted(set(blocks.evaluated)),
             blocks.trained,
         )
-
-
-def _check_metric(config: Config) -> None:
-    """ValueError where no evaluation can have experiment.early_stopping_metric."""
-    metric, evaluation = config.experiment.early_stopping_metric, config.evaluation
-    sets = len(eval_sets(config, "rl"))
-    known = ["auto", *metric_names(evaluation.num_response_per_task, sets, config.dataset.source_column)]
-    if re.sub(r"\(.+\)$", "(SOURCE)", metric) not in known:
-        raise ValueError(f"experiment.early_stopping_metric={metric}: choose from {', '.join(known)}.")
-
-
-def _check_best(config: Config) -> None:
-    if config.experiment.early_stopping is not None and not config.evaluation.eval_dataset:
-        raise ValueError("experiment.early_stopping needs evaluations that get no better: set evaluation.eval_dataset.")
-    if config.experiment.early_stopping is not None:
-        _check_metric(config)
-    if not config.experiment.keep_best:
-        return
-    if not config.evaluation.eval_dataset:
-        raise ValueError("experiment.keep_best needs evaluations that find the best: set evaluation.eval_dataset.")
-    for key in ("optimized_name", "optimized_value_name"):
-        if getattr(config.model, key) == BEST:
-            raise ValueError(f"model.{key}={BEST} is the name of keep_best's link under ckpt/: choose another.")
 
 
 def plan_lines(config: Config, tasks: int) -> list[str]:

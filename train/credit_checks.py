@@ -1,12 +1,16 @@
-"""What objective, rewards and advantages need of each other, checked before a model is loaded."""
+"""What objective, rewards and advantages need of each other, and preferences of their keys, checked before a model is
+loaded."""
 
 import logging
 
 from configs.schema import Config, TrainingConfig
+from models.spec import CheckpointSpec
 from reward.registry import named_functions
-from train.algorithm.masking import Method
+from train.algorithm.masking import METHODS, Method
 from train.algorithm.objectives import TERMS, Needs
 from train.setup.doors import objective_of
+from train.setup.models import reference_spec_of
+from train.setup.sources import require_as_written
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,45 @@ def check_credit(config: Config) -> None:
     if training.whiten_advantages and config.model.value_base_model:
         raise ValueError(
             "training.whiten_advantages: a value model makes its advantages itself; leave one of the two out."
+        )
+
+
+_BOUNDS = ("elbo", "trace", "ar")
+"""Methods of fine-tuning under which sum_j share_j logp_j is a response's log-likelihood, or a bound of it."""
+
+
+def check_preference(config: Config, spec: CheckpointSpec) -> None:
+    """ValueError where keys do not go with DPO, or the reference not with the model; a warning of those of DPO that
+    nothing reads, and of masks that are no bound of the likelihood."""
+    training, dataset, plain = config.training, config.dataset, Config()
+    if training.sft_objective != "dpo":
+        set_keys = {
+            "model.reference_model": bool(config.model.reference_model),
+            "training.dpo_beta": training.dpo_beta != plain.training.dpo_beta,
+            "dataset.pairs_per_task": dataset.pairs_per_task != plain.dataset.pairs_per_task,
+        }
+        for key in (key for key, is_set in set_keys.items() if is_set):
+            logger.warning("%s has no effect: set training.sft_objective=dpo", key)
+        return
+    given = "training.sft_objective=dpo"
+    if dataset.traces_per_task:
+        raise ValueError(
+            f"{given} needs wrong responses too, which dataset.traces_per_task={dataset.traces_per_task} leaves out: "
+            "set it to 0, and dataset.pairs_per_task to how many pairs of a task are wanted."
+        )
+    if training.replaced_p:
+        raise ValueError(
+            f"{given} compares likelihoods of responses, and training.replaced_p={training.replaced_p} trains tokens "
+            "that stand already: set it to 0."
+        )
+    if (other := reference_spec_of(config, spec, "sft")) is not None:
+        require_as_written(other)
+    if training.normalization != plain.training.normalization:
+        logger.warning("training.normalization is not read by %s: its loss is the mean over pairs", given)
+    if training.method in METHODS and training.method not in _BOUNDS:
+        logger.warning(
+            "training.method=%s with %s: what it compares is no bound of the responses' likelihood; %s are",
+            *(training.method, given, ", ".join(_BOUNDS)),
         )
 
 

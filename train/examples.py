@@ -8,21 +8,23 @@ from configs import naming
 from configs.schema import Config
 from configs.sets import named_sets, shares
 from configs.tree import get
+from data.preferences import Pair, load_pairs
 from data.tasks import Example, load_examples
 from models.spec import CheckpointSpec
 from train.algorithm.masking import Method
 from train.checks import check_dataset
 from train.held_out import KEY as HELD_OUT
 from train.held_out import split_off
-from train.setup.examples import TokenizedExample
+from train.setup.examples import TokenizedExample, responses_of
 from train.setup.pictures import image_root
-from train.setup.traces import chosen_traces
+from train.setup.traces import chosen_traces, right_and_wrong
 
 DATA = "dataset.optimization_data"
 
 
 def examples_of(config: Config, spec: CheckpointSpec, method: Method) -> tuple[list[Example], list[Example]]:
-    """Those that are trained, and those that are held out. ValueError where keys about them do not go together."""
+    """Those that are trained, and those that are held out; under DPO a pair is two, chosen and rejected. ValueError
+    where keys about them do not go together."""
     dataset = config.dataset
     check_held_out(config)
     examples = _read(config, DATA, spec, method)
@@ -63,11 +65,25 @@ def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> lis
         path = check_dataset(config, each.name, key)
         with naming(key):
             root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
-            examples = load_examples(path, columns=columns, image_root=root)
-        if key == DATA or any(example.trace is not None for example in examples):
-            examples = chosen_traces(examples, config, spec, method, key)
-        found += [replace(example, of=each.label) for example in examples[: dataset.max_tasks or None]]
+            read = load_pairs if responses_of(config.training) == 2 else load_examples
+            rows = read(path, columns=columns, image_root=root)
+        examples = _examples(rows, config, spec, method, key)
+        most = dataset.max_tasks * responses_of(config.training)
+        found += [replace(example, of=each.label) for example in examples[: most or None]]
     return found
+
+
+def _examples(
+    rows: Sequence[Example | Pair], config: Config, spec: CheckpointSpec, method: Method, key: str
+) -> list[Example]:
+    """The examples that the rows of a file are; a model's responses those of them that are used."""
+    examples = [side for row in rows for side in ((row.chosen, row.rejected) if isinstance(row, Pair) else (row,))]
+    if key != DATA and all(example.trace is None for example in examples):
+        return examples
+    chosen = chosen_traces(examples, config, spec, method, key)
+    if responses_of(config.training) == 1 or any(isinstance(row, Pair) for row in rows):
+        return chosen
+    return right_and_wrong(chosen, config.dataset.pairs_per_task, key)
 
 
 def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.schema import Config, TrainingConfig
 from configs.sets import described
@@ -15,15 +14,14 @@ from train.algorithm.early import rounds_without_gain
 from train.algorithm.masking import Method
 from train.algorithm.replay import TrainingSample
 from train.distributed.sharding import rows_per_update
-from train.learner.updater import Updater
-from train.setup.examples import TokenizedExample, make_samples, see, tokenise
+from train.learner.tuning import Learning
+from train.setup.examples import TokenizedExample, make_samples, responses_of, see, tokenised
 from train.setup.pictures import Eyes
 from train.setup.traces import task_of
 
 KEY = "dataset.validation_dataset"
 TURN = 2**32 - 1
 """The pass whose masks held-out examples have at every step: no run comes there."""
-Metrics = dict[str, float]
 
 
 def split_off(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -76,7 +74,7 @@ class HeldOut:
     def _tokenised(self, examples: Sequence[Example], model: DiffusionLM, method: Method) -> list[TokenizedExample]:
         try:
             key = KEY if self.config.dataset.validation_dataset else "dataset.optimization_data"
-            return tokenise(examples, model, self.config, method, key) if examples else []
+            return tokenised(examples, model, self.config, method, key) if examples else []
         except ValueError as error:
             raise ValueError(f"held-out examples: {error}") from error
 
@@ -86,9 +84,9 @@ class HeldOut:
         regular = step % experiment.eval_every == 0 or step == total
         return bool(self.samples) and step not in self.found and (experiment.eval_first if step == 0 else regular)
 
-    def measure(self, updater: Updater, step: int, monitor: Monitor) -> None:
+    def measure(self, learning: Learning, step: int, monitor: Monitor) -> None:
         """Their figures after update `step`, logged as validation/...; none where no picture can be used."""
-        if (figures := self._figures(updater)) is None:
+        if (figures := learning.figures(self.portions())) is None:
             monitor.event(
                 f"held out, after update {step}: no example has pictures that can be used, nothing is measured"
             )
@@ -97,32 +95,13 @@ class HeldOut:
         monitor.evaluation(step, figures, under="validation", quiet=True)
         monitor.event(f"held out, after update {step}: loss {figures['loss']:.4f}, nll {figures['nll']:.4f}")
 
-    def _figures(self, updater: Updater) -> Metrics | None:
-        """loss: mean of -log p over masked tokens under training.loss_weight; nll: without weights, of each set too.
-        None where there is nothing to measure."""
-        of: list[str] = []
-        logp: list[NDArray[np.float32]] = []
-        weighted, weights = 0.0, 0.0
-        for labels, made in self._portions():
-            rows = updater.outputs(made, range(len(made)))
-            weighted += sum(float((row * sample.weight).sum()) for row, sample in zip(rows, made, strict=True))
-            weights += sum(float(sample.weight.sum()) for sample in made)
-            of, logp = of + labels, logp + rows
-        if not any(len(row) for row in logp):
-            return None
-        figures = {"loss": -weighted / max(1e-9, weights)}
-        for label in ["", *sorted({*of} - {""})]:
-            rows_of = [row for row, its in zip(logp, of, strict=True) if label in ("", its)]
-            mean = -sum(float(row.sum()) for row in rows_of) / max(1, sum(len(row) for row in rows_of))
-            figures[f"nll({label})" if label else "nll"] = mean
-        return figures
-
-    def _portions(self) -> Iterator[tuple[list[str], list[TrainingSample]]]:
+    def portions(self) -> Iterator[tuple[list[str], list[TrainingSample]]]:
         """The training samples, with the label of the set of each: of all examples together, or, where they have
         pictures, of those of one update, whose encoded pictures alone are kept at a time."""
         training: TrainingConfig = self.config.training
         window = max(len(sample.response_ids) for sample in self.samples)
-        size = rows_per_update(training) if any(sample.images for sample in self.samples) else len(self.samples)
+        in_parts, size = any(sample.images for sample in self.samples), len(self.samples)
+        size = responses_of(training) * rows_per_update(training) if in_parts else size
         for start in range(0, len(self.samples), size):
             portion = [replace(sample, turn=TURN) for sample in self.samples[start : start + size]]
             of: list[str] = []

@@ -31,9 +31,10 @@ from train.learner.saving import RunCheckpoints, Trained
 from train.learner.updater import Updater
 from train.memory.fit import Fit
 from train.memory.machine import used_memory
+from train.rl_settings import check_rl_settings
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.decodings import inference_model, sampling_entries
-from train.setup.doors import advantage_of, method_of, objective_of
+from train.setup.doors import method_of, objective_of
 from train.setup.eval_sets import eval_sets
 from train.setup.models import (
     RunModels,
@@ -69,8 +70,7 @@ def run(config: Config) -> dict[str, Any] | None:
 
 def check(config: Config) -> None:
     """Everything that can be known to fail, of the run and of the SFT that makes its model where that is absent."""
-    for named in (objective_of, advantage_of):  # a wrong name is told before the SFT is checked, which takes a while
-        named(config.training)
+    check_rl_settings(config)  # its own mistakes before those of the SFT, whose checks take a while
     checks.check(config, prepare.checked_preparation(config))
 
 

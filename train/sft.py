@@ -18,9 +18,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from configs.schema import Config, TrainingConfig
 from configs.sets import described
@@ -34,31 +32,30 @@ from runtime.text import print_text
 from train import checks, evaluation, traces
 from train.algorithm.masking import Method
 from train.algorithm.mixture import epoch_order
-from train.algorithm.objectives import Metrics, negative_log_likelihood, per_token, token_weights
-from train.algorithm.packing import MicroBatch
 from train.algorithm.replay import TrainingSample
+from train.credit_checks import check_preference
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
 from train.examples import check_held_out, examples_of, mixture_of
 from train.held_out import HeldOut, described_split
+from train.idle import warn_of_idle_steps
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
+from train.learner.tuning import Learning, Likelihood, Preference
 from train.learner.updater import StepTotals, Updater
 from train.memory.fit import Fit
 from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import for_model, make_samples, see, tokenise
-from train.setup.models import RunModels, make_trained_model, spec_of
+from train.setup.examples import for_model, make_samples, responses_of, see, tokenised
+from train.setup.models import RunModels, frozen_reference, make_trained_model, spec_of
 from train.setup.pictures import Eyes, check_fit
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
 from train.setup.sources import pinned, require_as_written
 from train.utilisation import Utilisation
-
-SHOWN = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
 
 
 def run(config: Config) -> dict[str, Any] | None:
@@ -119,7 +116,7 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     check_fit(config, spec.family, [*examples, *held_out])
     checks.check_start(config, SFT)
     if config.dry_run:
-        _print_plan(config, len(examples))
+        _print_plan(config, len(examples) // responses_of(config.training))
     check_memory(config, RunModels.of(config, spec, "sft"), _response_tokens(config.training, [*examples, *held_out]))
     return examples, held_out
 
@@ -136,7 +133,9 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
     require_as_written(spec := spec_of(config))
     check_engine(config, spec.folder)
     method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
+    check_preference(config, spec)
     checks.check_trackers(config)
+    warn_of_idle_steps(config, method)
     return spec, method
 
 
@@ -144,8 +143,14 @@ def _print_plan(config: Config, examples: int) -> None:
     """The arithmetic of a fine-tuning, for a dry run."""
     plan = UpdatePlan.of(config.training, examples)
     print_text(f"dry run of {config.experiment.project}: everything named exists and fits together")
-    print_text(f"  data    {described(config.dataset.optimization_data)}: {examples:,} examples")
-    print_text(f"  update  {plan.examples} examples; {plan}")
+    counted = counted_as(config.training)
+    print_text(f"  data    {described(config.dataset.optimization_data)}: {examples:,} {counted}")
+    print_text(f"  update  {plan.examples} {counted}; {plan}")
+
+
+def counted_as(training: TrainingConfig) -> str:
+    """What an update has so many of."""
+    return "examples" if responses_of(training) == 1 else "pairs"
 
 
 def _response_tokens(training: TrainingConfig, examples: Sequence[Example]) -> int:
@@ -178,11 +183,11 @@ class FineTuning:
         adopt_block_size(self.model, blocks.trained)
         if shards_weights(config):
             self.model.keep_whole_vision(torch.bfloat16 if numerics == "bf16" else torch.float32, device)
-        self.samples, self.eyes = tokenise(examples, self.model, config, self.method), Eyes.of(config, self.model)
+        self.samples, self.eyes = tokenised(examples, self.model, config, self.method), Eyes.of(config, self.model)
         accelerator = make_accelerator(numerics, device, engine_kind(config), offloads(config))
         optimizer, updates = OptimizerSettings.of(config.optimizer.params), UpdateSettings.of(config.training)
-        self.sets = mixture_of(config, self.samples)
-        self.label_of = {sample.index: sample.of for sample in self.samples if sample.of}
+        each = responses_of(settings)
+        self.sets = mixture_of(config, self.samples[::each])
         self.updater = Updater(self.model, accelerator, optimizer, updates)
         self.nll: float = self.checkpoints.saved.get("nll", 0.0)
         self.held_out = HeldOut(
@@ -191,14 +196,23 @@ class FineTuning:
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
         ranks.on_main(folder.drop_after, self.done if self.checkpoints.start else -1)
-        plan = UpdatePlan.of(config.training, len(self.samples))
+        plan = UpdatePlan.of(config.training, len(self.samples) // each)
         key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
         self.plan = replace(plan, total=self.checkpoints.steps_in_all(plan.total, key))
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
+        self.learning = self._learning(numerics)
         self.profiler = Profiler(config.tracking.profile_steps, folder.path, ranks.rank())
         self.utilisation = Utilisation(self.model, ranks.world_size())
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows())
+
+    def _learning(self, numerics: str) -> Learning:
+        """What updates learn, as training.sft_objective says."""
+        training, label_of = self.config.training, {sample.index: sample.of for sample in self.samples if sample.of}
+        reference = frozen_reference(self.config, self.model, numerics, self.updater.model, "sft")
+        if reference is None:
+            return Likelihood(self.updater, training, self.model.attention, self.longest, label_of)
+        return Preference(self.updater, reference, training.dpo_beta, label_of)
 
     def loop(self) -> dict[str, Any]:
         """The whole run. On a signal it finishes the update at hand and saves."""
@@ -227,7 +241,7 @@ class FineTuning:
             with timed("update"):
                 totals = self.update(samples, step)
             self.log(step, totals)
-            self.done, self.nll = step, totals.per_token("nll") if totals.results else self.nll
+            self.done, self.nll = step, self.learning.metrics(totals)["nll"] if totals.results else self.nll
             self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
@@ -235,7 +249,7 @@ class FineTuning:
     def measure_if_due(self, step: int) -> None:
         if self.held_out.due(step, self.plan.total):
             with self.monitor.timed("eval"):
-                self.held_out.measure(self.updater, step, self.monitor)
+                self.held_out.measure(self.learning, step, self.monitor)
 
     def training_samples(self, step: int) -> list[TrainingSample]:
         """The training samples of update `step` (from 1): its examples, in the epoch's order, under the epoch's
@@ -243,48 +257,26 @@ class FineTuning:
         epoch, place = divmod(step - 1, self.plan.per_epoch)
         order = epoch_order(self.config.training.seed, epoch, self.sets)
         drawn = order[place * self.plan.examples : (place + 1) * self.plan.examples]
-        chosen = see([replace(self.samples[i], turn=turn) for i, turn in drawn], self.eyes)
+        each = responses_of(self.config.training)
+        places = [(each * i + side, turn) for i, turn in drawn for side in range(each)]
+        chosen = see([replace(self.samples[i], turn=turn) for i, turn in places], self.eyes)
         given = self.model, self.config.training, self.method
-        return [sample for each in chosen for sample in make_samples(each, *given, each.turn, self.longest)]
+        return [sample for one in chosen for sample in make_samples(one, *given, one.turn, self.longest)]
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
         """Update `step` (from 1) on these training samples; without any, none."""
-        training = self.config.training
         if not samples:  # no example has pictures that can be used
             return StepTotals()
-        block = self.model.attention == "block"
-        weights = token_weights(
-            samples,
-            training.normalization,
-            max_gen_length=training.max_gen_length or self.longest,
-            longest_response=max(int(sample.canvas_index.max()) + 1 for sample in samples) if block else None,
-        )
-
-        def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-            loss, sums = negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
-            return loss, sums | self._by_set(logp_N.detach(), micro, samples)
-
         self.updater.set_rate(self.schedule.scale(step - 1))
-        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
-
-    def _by_set(self, logp_N: Tensor, micro: MicroBatch, samples: Sequence[TrainingSample]) -> Metrics:
-        """Of several sets, the sums of each in a micro-batch."""
-        found: Metrics = {}
-        of = [self.label_of.get(int(samples[i].key[0]), "") for i in micro.samples]
-        for label in sorted({*of} - {""}):
-            is_own = np.array([each == label for each in of])[micro.sample_of_N]
-            own_N = torch.from_numpy(is_own).to(logp_N.device)
-            found |= {f"tokens({label})": own_N.sum(), f"nll({label})": -(logp_N * own_N).sum()}
-        return found
+        return self.learning.update(samples)
 
     def log(self, step: int, totals: StepTotals) -> None:
         if not totals.results:
             self.monitor.event(f"step {step} trains nothing and is skipped: its examples have no pictures to be used")
-            self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, SHOWN, quiet=True)
+            self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, self.learning.shown, quiet=True)
             return
         metrics = {
-            "loss": totals.mean_loss,
-            "nll": totals.per_token("nll"),
+            **self.learning.metrics(totals),
             "grad_norm": totals.mean_grad_norm,
             "learning_rate": self.updater.rate,
             "trained_tokens": totals.total("tokens"),
@@ -294,12 +286,9 @@ class FineTuning:
             **totals.expert_balance,
             **used_memory(),
         }
-        for label in sorted({*self.label_of.values()}):
-            if tokens := totals.total(f"tokens({label})"):
-                metrics |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
         quiet = step % max(1, self.plan.total // 20) != 0 and step != self.plan.total
         metrics |= self.utilisation.metrics(metrics)
-        self.monitor.step(step, self.plan.total, metrics, SHOWN, quiet=quiet)
+        self.monitor.step(step, self.plan.total, metrics, self.learning.shown, quiet=quiet)
 
     def save_if_due(self, step: int) -> None:
         experiment = self.config.experiment
@@ -331,14 +320,18 @@ class FineTuning:
 
     def _banner_rows(self) -> dict[str, str]:
         config, training, start = self.config, self.config.training, self.checkpoints.start
+        counted, examples = counted_as(training), sum(size for size, _ in self.sets)
+        reference = config.model.reference_model or "the first model"
+        averaged = training.normalization if counted == "examples" else "mean over pairs"
         return {
             "model": checks.model_line(config, self.model),
             "device": f"{self.model.device}, {checks.precision_line(config, self.model)}",
-            "examples": f"{described(config.dataset.optimization_data)}: {len(self.samples):,}",
+            counted: f"{described(config.dataset.optimization_data)}: {examples:,}",
             **described_split(config, self.held_out.samples),
-            "update": f"{self.plan.examples} examples x {training.mask_times_per_sample} noisy copies",
+            "update": f"{self.plan.examples} {counted} x {training.mask_times_per_sample} noisy copies",
             "steps": str(self.plan),
-            "method": f"{training.method}, block {training.block_size}, {training.normalization}",
+            "method": f"{training.method}, block {training.block_size}, {averaged}",
+            **({"reference": f"{reference}, beta {training.dpo_beta:g}"} if counted == "pairs" else {}),
             "engine": engine_line(config),
             "seed": str(training.seed),
             "folder": f"{self.folder.path}" + (f" (resumed from {start.name})" if start else ""),

@@ -1,7 +1,6 @@
 """Pictures as they are given, opened with Pillow. No torch here: data/ reads this too."""
 
 import hashlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TypeAlias
 from PIL import Image, UnidentifiedImageError
 
 from models.families.base import PLACEHOLDER as PLACEHOLDER
+from runtime.pictures import FORMATS, open_undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,6 @@ Source: TypeAlias = str | Path | bytes | Image.Image
 
 MISSING, UNREADABLE, TRUNCATED = "missing", "unreadable", "truncated"
 BOMB, EMPTY, NOT_A_PICTURE = "decompression bomb", "0 px", "not a picture"
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's readers that open pictures. Of others some start programs (EPS) or decode to tell a size (ICO)."""
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _warned: set[str] = set()
 
@@ -87,10 +85,7 @@ def _content(source: str | Path | bytes, name: str) -> bytes:
 
 def _opened(source: Source, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Pillow's picture, nothing decoded."""
-    if isinstance(source, Image.Image):
-        image = source
-    else:
-        image = Image.open(io.BytesIO(_content(source, name)), formats=formats)
+    image = source if isinstance(source, Image.Image) else open_undecoded(_content(source, name), formats)
     if min(image.size) < 1:
         raise ImageFault(name, EMPTY, f"{image.size[0]} x {image.size[1]}")
     return image

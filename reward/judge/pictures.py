@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from runtime.pictures import open_undecoded
 
 Source = str | bytes
 _TAKEN = ("PNG", "JPEG", "WEBP", "GIF")
@@ -25,7 +25,7 @@ def data_url(picture: Source) -> str:
     """A picture as a data URL, its bytes as they are where endpoints take the format, else as PNG. OSError or
     ValueError where it cannot be read."""
     content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
+    with open_undecoded(content) as image:
         kind = str(image.format)
         if kind not in _TAKEN:
             file, kind = io.BytesIO(), "PNG"

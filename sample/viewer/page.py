@@ -108,8 +108,10 @@ def _read_origin(folder: Path, block_size: int | None, model_base: str | None = 
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files).")
     if block_size is None and family.attention == "block":
-        block_size = as_block_size(raw_config.get("block_size")) or family.default_block_size
-    return Origin(tokenizer, family.attention, block_size)
+        own = raw_config.get("block_size") or raw_config.get("canvas_length")
+        block_size = as_block_size(own) or family.default_block_size
+    # canvases begin after the prompt too
+    return Origin(tokenizer, family.attention if family.noise == "mask" else "full", block_size)
 
 
 def _run_config(path: Path) -> dict[str, Any]:
@@ -252,14 +254,20 @@ def _sample(trace: Trace, indices: list[int], prompt: int, size: int | None, fir
 
 
 def _events(events: Events, indices: Callable[[list[int]], list[int]]) -> list[list[Any]]:
-    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes."""
-    again = events.remasks()
+    """Steps, places, tokens (-1 = masked again) and log-probabilities (None without a choice) of the writes; where
+    tokens move also viewer.js's WRITE of each."""
+    again = events.remasks() if events.source is None else events.masks()
     chosen = [action != NO_CHOICE for action in events.action]
     tokens = [-1 if again[i] else indices([token])[0] for i, token in enumerate(events.token)]
     logprobs = [
         round(p, 4) if mine and math.isfinite(p) else None for p, mine in zip(events.logprob, chosen, strict=True)
     ]
-    return [events.step, events.place, tokens, logprobs]
+    columns: list[list[Any]] = [events.step, events.place, tokens, logprobs]
+    if events.source is None or events.delete_insert_ids is None:
+        return columns
+    controls = {action: kind for kind, action in enumerate(events.delete_insert_ids, start=2)}
+    written = zip(events.action, events.token, events.source, strict=True)
+    return [*columns, [controls.get(action, int(action != token or source >= 0)) for action, token, source in written]]
 
 
 def _positive(text: str) -> int:

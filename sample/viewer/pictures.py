@@ -14,6 +14,8 @@ from models.vision.images import ImageFault, image_digest, open_image
 LIST = "images.json"
 """In a run's folder: digest -> file, absolute or in that folder."""
 MOST_PIXELS, MOST_PICTURES = 192, 100
+SMALL_PIXELS = 64
+"""Pictures whose longer side has fewer are shown enlarged, each pixel a square: they stay exact."""
 
 
 def picture_runs(ids: Sequence[int], text_ids: int | None) -> Iterator[tuple[int, int, bool]]:
@@ -56,7 +58,7 @@ class Thumbnails:
         except ImageFault:
             return None
         image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-        return data_uri(image)
+        return data_uri(image, "png" if max(image.size) < SMALL_PIXELS else "jpeg")
 
 
 def data_uri(image: Image.Image, kind: Literal["jpeg", "png"] = "jpeg") -> str:

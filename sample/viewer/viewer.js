@@ -4,6 +4,7 @@ const KIND = { text: 0, special: 1, bytes: 2, id: 3 };
 const FULL_PLAY_SECONDS = 10;
 const STEP_MILLISECONDS = { min: 16, max: 450 };
 const HASH_DELAY_MILLISECONDS = 250;
+const SMALL_PIXELS = 64;
 // Characters that would be invisible, or change the direction or the lines of the text around them.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/;
 const NAMED = { "\n": "↵", "\t": "⇥", "\r": "␍" };
@@ -84,24 +85,28 @@ function fillToken(made, index, joined) {
   return made;
 }
 
-/** A picture of a prompt: its thumbnail, or a box where there is none. */
+/** A picture of a prompt: its thumbnail, a small one enlarged; or a box where there is none. */
 function pictureElement([positions, thumbnail]) {
   const title = `picture · ${plural(positions, "position")}`;
   if (thumbnail === null) return element("span", "picture", title);
   const made = element("img", "picture");
+  made.onload = () => made.classList.toggle("small", Math.max(made.naturalWidth, made.naturalHeight) < SMALL_PIXELS);
   made.setAttribute("src", thumbnail);
   made.alt = made.title = title;
   return made;
 }
 
-/** For each place its writes in order, [step, index of the token or -1 = masked again, log-prob or null]. */
+/** Of a write of an edited answer: its token was chosen here, moved here, or stands where DELETE or INSERT was chosen. */
+const WRITE = { chosen: 0, moved: 1, deleted: 2, inserted: 3 };
+
+/** For each place its writes in order, [step, index of the token or -1 = masked again, log-prob or null, WRITE]. */
 function writesOf(chosen) {
-  if (!chosen.events) return chosen.tokens.map((index, i) => (chosen.steps[i] ? [[chosen.steps[i], index, chosen.logprobs?.[i] ?? null]] : []));
+  if (!chosen.events) return chosen.tokens.map((index, i) => (chosen.steps[i] ? [[chosen.steps[i], index, chosen.logprobs?.[i] ?? null, WRITE.chosen]] : []));
   const writes = chosen.tokens.map(() => []);
-  const [steps, places, indices, logprobs] = chosen.events;
-  steps.forEach((step, i) => writes[places[i]].push([step, indices[i], logprobs[i]]));
+  const [steps, places, indices, logprobs, kinds] = chosen.events;
+  steps.forEach((step, i) => writes[places[i]].push([step, indices[i], logprobs[i], kinds?.[i] ?? WRITE.chosen]));
   chosen.tokens.forEach((index, i) => {
-    if (chosen.steps[i] && !writes[i].length) writes[i].push([chosen.steps[i], index, null]); // pads after the last step
+    if (chosen.steps[i] && !writes[i].length) writes[i].push([chosen.steps[i], index, null, WRITE.chosen]); // pads after the last step
   });
   return writes;
 }
@@ -112,10 +117,16 @@ const writeAt = (i, step) => view.writes[i].findLastIndex(([written]) => written
 /** Whether write n of place i puts another token where one stood. */
 function overwrites(i, n) {
   const [before, now] = [view.writes[i][n - 1]?.[1] ?? -1, view.writes[i][n][1]];
-  return before >= 0 && now >= 0 && before !== now;
+  return is(WRITE.chosen)(i, n) && before >= 0 && now >= 0 && before !== now;
 }
 
-const remasks = (i, n) => view.writes[i][n][1] < 0;
+/** Whether write n of place i is of a kind of WRITE. */
+const is = (kind) => (i, n) => view.writes[i][n][3] === kind;
+const holdsMask = (i, n) => view.writes[i][n][1] < 0;
+const remasks = (i, n) => is(WRITE.chosen)(i, n) && holdsMask(i, n);
+const deletes = is(WRITE.deleted);
+const inserts = is(WRITE.inserted);
+const edits = (i, n) => overwrites(i, n) || remasks(i, n) || deletes(i, n) || inserts(i, n);
 
 function blockOf(position) {
   if (!view.block) return 0;
@@ -193,6 +204,8 @@ function drawFacts(chosen) {
     ["steps", view.steps.toLocaleString("en")],
     ["overwritten", chosen.events ? countWrites(overwrites) : null],
     ["masked again", (chosen.events && countWrites(remasks)) || null],
+    ["deleted", (chosen.events && countWrites(deletes)) || null],
+    ["inserted", (chosen.events && countWrites(inserts)) || null],
     ["tokens per step", rate],
     ["ended by", chosen.finish || null],
     ["block", chosen.block ? `${chosen.block[1]} tokens` : null],
@@ -208,7 +221,7 @@ function drawFacts(chosen) {
   );
   const legend = [["lit", "decided in this step"], ["mask", "masked"]];
   if (chosen.block) legend.push(["ahead", "block not begun"]);
-  if (chosen.events) legend.push(["edit", "overwritten or masked again"]);
+  if (chosen.events) legend.push(["edit", chosen.events[4] ? "overwritten, deleted or inserted" : "overwritten or masked again"]);
   at("legend").replaceChildren(
     ...legend.flatMap(([colour, text]) => {
       const square = element("i");
@@ -233,7 +246,7 @@ function drawBars() {
   view.gap = view.steps > 200 ? 0 : 0.08;
   at("bars").setAttribute("viewBox", `0 0 ${Math.max(1, view.steps)} 1`);
   at("bars").querySelector(".all").setAttribute("d", barPath(steps, view.tallest));
-  view.edits = sample().events ? barPath(steps, view.tallest, (s) => countIn(s, overwrites) + countIn(s, remasks)) : "";
+  view.edits = sample().events ? barPath(steps, view.tallest, (s) => countIn(s, edits)) : "";
   at("bars").querySelector(".edits").setAttribute("d", view.edits);
 }
 
@@ -242,14 +255,15 @@ function drawPlace(i, step) {
   const token = view.tokens[i];
   const writes = view.writes[i];
   const n = writeAt(i, step);
-  const masked = n < 0 || remasks(i, n);
+  const masked = n < 0 || holdsMask(i, n);
   token.classList.toggle("masked", masked);
   if (writes.length < 2) return;
   const shown = masked ? (writes.slice(n + 1).find(([, index]) => index >= 0) ?? writes[n])[1] : writes[n][1];
   if (shown >= 0) fillToken(token, shown, shown === writes.at(-1)[1] ? view.joined[i] : null);
   else token.textContent = "\u00a0\u00a0\u00a0";
-  token.classList.toggle("edited", writes.slice(0, n + 1).some((_, k) => overwrites(i, k) || remasks(i, k)));
-  if (n >= 0 && writes[n][0] === step && (overwrites(i, n) || (masked && n > 0))) {
+  token.classList.toggle("edited", writes.slice(0, n + 1).some((_, k) => edits(i, k)));
+  const goes = n > 0 && !holdsMask(i, n - 1) && (overwrites(i, n) || remasks(i, n) || deletes(i, n));
+  if (goes && writes[n][0] === step) {
     const old = element("s", "old");
     fillToken(old, writes[n - 1][1], null);
     old.classList.remove("special", "id");
@@ -276,12 +290,16 @@ function showStep(wanted) {
   at("bars").querySelector(".now").setAttribute("d", step ? barPath([step], view.tallest) : "");
   at("slider").value = step;
   const [overwritten, again] = step ? [countIn(step, overwrites), countIn(step, remasks)] : [0, 0];
-  const kept = step ? countIn(step, (i, n) => n > 0 && !remasks(i, n) && view.writes[i][n - 1][1] === view.writes[i][n][1]) : 0;
-  const decided = step ? view.byStep[step].length - overwritten - again - kept : 0;
+  const kept = step ? countIn(step, (i, n) => n > 0 && is(WRITE.chosen)(i, n) && !holdsMask(i, n) && view.writes[i][n - 1][1] === view.writes[i][n][1]) : 0;
+  const [deleted, inserted, moved] = step ? [deletes, inserts, is(WRITE.moved)].map((kind) => countIn(step, kind)) : [0, 0, 0];
+  const decided = step ? view.byStep[step].length - overwritten - again - kept - deleted - inserted - moved : 0;
   const parts = [`${plural(decided, "token")} decided`];
   if (overwritten) parts.push(`${overwritten} overwritten`);
   if (kept) parts.push(`${kept} chosen again`);
   if (again) parts.push(`${again} masked again`);
+  if (deleted) parts.push(`${deleted} deleted`);
+  if (inserted) parts.push(`${inserted} inserted`);
+  if (moved) parts.push(`${moved} moved`);
   const bold = element("b", "", `step ${step.toLocaleString("en")}`);
   at("where").replaceChildren(bold, ` of ${view.steps.toLocaleString("en")}`);
   at("where").append(element("span", "quiet", step ? ` · ${parts.join(", ")}` : " · all masked"));
@@ -394,7 +412,8 @@ const chance = (logprob) => (typeof logprob === "number" ? `, p = ${number(100 *
 /** What a place held, write by write; the one that stands is marked. */
 function historyLines(i, writes) {
   const now = writeAt(i, state.step);
-  const named = ([, index]) => (index < 0 ? "masked again" : data.vocabulary[index][2] === KIND.id ? `id ${data.vocabulary[index][0]}` : JSON.stringify(data.vocabulary[index][1]));
+  const how = ["", "moved here: ", "deleted, then here: ", "inserted: "];
+  const named = ([, index, , kind]) => how[kind] + (index < 0 ? (kind === WRITE.chosen ? "masked again" : "a mask") : data.vocabulary[index][2] === KIND.id ? `id ${data.vocabulary[index][0]}` : JSON.stringify(data.vocabulary[index][1]));
   const standing = writes[now]?.[1] >= 0 ? writes[now] : writes.findLast(([, index]) => index >= 0);
   const lines = writes.map((write, n) => `${n === now ? "▸ " : ""}step ${write[0]}: ${named(write)}${chance(write[2])}`);
   return [data.vocabulary[standing[1]], `position ${i}${view.block ? ` · block ${blockOf(i)}` : ""}`, ...lines];

@@ -88,6 +88,15 @@ def test_tokens_are_those_of_the_prompt_as_it_is_rendered(write, capsys):
     assert "over-long  4 prompts have more than 7 tokens: row 1, row 2, row 3, row 4" in out
 
 
+def test_tasks_that_are_chats_are_read_without_a_family(write, capsys):
+    """Their turns, one after the other."""
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "2+2?"}]
+    path = write("a.json", [{"prompt": turns, "ground_truth_answer": "4"}])
+    status, out, _ = run(capsys, path, "--data-type", "math")
+    assert status == 0 and out[-1] == "training can use this file"
+    assert out[4] == "prompt     characters, percentiles: 0% 12  50% 12  90% 12  99% 12  100% 12"
+
+
 def test_options_that_cannot_work_are_refused_before_reading(write, capsys, tmp_path):
     path = write("a.json", [GOOD])
     status, out, err = run(capsys, path, "--data-type", "math", "--family", "dream", "--start-with-think")
@@ -112,3 +121,17 @@ def test_runs_from_the_root_and_from_its_folder(write, folder, script):
 def test_percentiles_are_values_of_the_list():
     assert percentiles([5]) == [5, 5, 5, 5, 5]
     assert percentiles([3, 1, 2]) == [1, 2, 3, 3, 3]
+
+
+def test_pairs_of_preferences_are_measured_on_both_sides(write, capsys):
+    good = {"prompt": "hi", "chosen": "yo", "rejected": "bye"}
+    turns = {name: [{"role": "user", "content": "hi"}, {"role": "assistant", "content": name}] for name in good}
+    del turns["prompt"]
+    path = write("a.json", [good, good, good | {"rejected": "yo"}, turns])
+    status, out, _ = run(capsys, path, "--data-type", "dpo")
+    assert status == 0
+    assert out[1:3] == ["rows       4", "kept       3, 1 of them repeat an earlier one"]
+    assert out[3] == "left out   1: rejected is the same as 'chosen' (1: row 3 (line 1))"
+    assert [line.split()[0] for line in out[4:7]] == ["prompt", "chosen", "rejected"]
+    status, out, _ = run(capsys, write("b.json", [{"prompt": "p", "response": "r"}]), "--data-type", "dpo")
+    assert status == 1 and "'chosen' is missing" in out[-1]

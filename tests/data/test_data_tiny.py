@@ -3,11 +3,12 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data import load_examples, load_tasks, render_prompt, resolve_dataset, tiny
+from data import built_in, load_examples, load_tasks, render_prompt, resolve_dataset, tiny
 from data.built_in import BUILT_IN, built_in_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,14 @@ def test_names_are_written_on_demand_once(tmp_path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["tiny_sft.json", "tiny_test.json", "tiny_train.json"]
     before = path.stat().st_mtime_ns
     assert resolve_dataset("tiny_train", folder=tmp_path, seed=7).stat().st_mtime_ns == before
+
+
+def test_files_of_another_version_are_in_another_folder(tmp_path, monkeypatch):
+    old = resolve_dataset("tiny_test", folder=tmp_path, seed=7)
+    old.write_text("[]")
+    monkeypatch.setitem(built_in.BUILT_IN, "tiny", replace(BUILT_IN["tiny"], version=2))
+    new = resolve_dataset("tiny_test", folder=tmp_path, seed=7)
+    assert new == tmp_path / "tiny-v2-7" / "tiny_test.json" and len(json.loads(new.read_text())) == 256
 
 
 def test_no_two_built_in_tasks_name_a_data_set_alike():

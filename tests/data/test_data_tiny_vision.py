@@ -41,6 +41,25 @@ def test_a_picture_shows_what_its_answer_says():
     assert len(set.union(*pixels.values())) == 4
 
 
+def test_careless_answers_have_the_right_number_and_two_in_five_another_shape():
+    choose = random.Random(5)
+    said = [tiny_vision.careless("four circle", choose).split() for _ in range(2000)]
+    assert {count for count, _ in said} == {"four"} and {shape for _, shape in said} == set(tiny_vision.SHAPES)
+    assert sum(shape != "circle" for _, shape in said) / 2000 == pytest.approx(0.4, abs=0.03)
+
+
+def test_only_the_sft_is_answered_carelessly(tmp_path, small, monkeypatch):
+    def answers(folder):
+        files = tiny_vision.write_tiny_vision(tmp_path / folder, seed=4)
+        rows = {name: json.loads(file.read_text()) for name, file in files.items()}
+        return {name: [row.get("response") or row["ground_truth_answer"] for row in of] for name, of in rows.items()}
+
+    careless = answers("a")
+    monkeypatch.setattr(tiny_vision, "WRONG_SHAPES", 0.0)
+    true = answers("b")
+    assert [name for name in true if true[name] != careless[name]] == ["tiny_vision_sft"]
+
+
 @pytest.mark.slow
 def test_number_and_shape_both_count():
     """No answer but the right one earns a reward, whatever else the reward forgives."""

@@ -86,6 +86,13 @@ def test_a_picture_is_sent_as_it_is_where_endpoints_take_its_format(tmp_path):
         assert Image.open(io.BytesIO(content)).getpixel((0, 0))[0] > 200
 
 
+def test_a_file_that_would_start_a_program_is_no_picture():
+    """Pillow opens EPS by Ghostscript."""
+    for kind in ("EPS", "ICO"):
+        with pytest.raises(OSError, match="cannot identify image file"):
+            data_url(encoded(kind))
+
+
 def test_an_endpoint_is_sent_the_pictures_unless_it_reads_text_alone(tmp_path):
     with serving() as server:
         settings = {"api": server.url, "model": "judge", "attempts": 1}

@@ -15,7 +15,8 @@ from oracle import same
 from models.spec import delete_insert_ids
 from sample import Events, Rollout, Sampler, SamplingConfig
 from sample.choices import Choices
-from sample.moves import moved, needed
+from sample.draw import Drawing
+from sample.moves import Moves, moved, needed
 from sample.revision import event_room
 from sample.slots import StepState
 
@@ -24,7 +25,7 @@ DELETE, INSERT = 40, 41
 EDITS = {"edit_threshold": 0.3, "max_post_steps": 5}
 CASES = {
     "edits": EDITS,
-    "edits whatever their probability": {"edit_threshold": 0.0, "max_post_steps": 16, "threshold": 0.2},
+    "edits whatever their probability": {"edit_threshold": 0.0, "max_post_steps": 4, "threshold": 0.2},
     "no post steps": EDITS | {"max_post_steps": 0},
     "two a step": EDITS | {"steps_per_block": 2},
     "drawn": EDITS | {"temperature": 1.0, "top_p": 0.9},
@@ -32,8 +33,8 @@ CASES = {
     "by margin": EDITS | {"target": "margin_confidence"},
     "the schedule's share": EDITS | {"strategy": "low_confidence_static", "steps_per_block": 3},
     "blocks of 8": EDITS | {"block_size": 8, "max_new_tokens": 19, "edit_threshold": 0.0, "max_post_steps": 8},
-    "blocks of 32": EDITS | {"block_size": 32, "max_new_tokens": 20, "threshold": 0.3, "edit_threshold": 0.0},
     "to the end": EDITS | {"early_stop": False},
+    "blocks of 32": EDITS | {"block_size": 32, "max_new_tokens": 20, "threshold": 0.3, "edit_threshold": 0.0},
 }
 
 
@@ -66,12 +67,30 @@ def usual_answers():
     return Sampler(moving_model(), config_of(**CASES["drawn from all"])).generate(PROMPTS, n=2)
 
 
-@pytest.mark.parametrize("name", thinned(CASES, 4))
+@pytest.mark.parametrize("name", [*thinned([*CASES][:-1], 4), pytest.param([*CASES][-1], marks=pytest.mark.long)])
 def test_a_batch_equals_the_oracle(name):
     model, sampler = moving_model(), Sampler(moving_model(), config_of(**CASES[name]))
     for prompt, rollout in zip(PROMPTS, sampler.generate(PROMPTS), strict=True):
         agrees(rollout, oracle_moves.decode(model, prompt, sampler.config, rollout.key))
         assert not {DELETE, INSERT} & {*rollout.canvas_ids} and model.mask_id not in rollout.canvas_ids
+
+
+@pytest.mark.parametrize("likely", [DELETE, INSERT])
+def test_a_block_in_which_nothing_else_is_chosen_ends_and_is_full(likely):
+    model = copy.deepcopy(moving_model())
+    model.lm_head.bias = torch.nn.Parameter(7.0 * (torch.arange(64) == likely))
+    sampler = Sampler(model, config_of(edit_threshold=0.3, max_post_steps=3, max_new_tokens=3))
+    (rollout,) = sampler.generate([[5]])
+    agrees(rollout, oracle_moves.decode(model, [5], sampler.config, rollout.key))
+    assert model.mask_id not in rollout.canvas_ids and rollout.events.action.count(likely) > 2
+
+
+def test_the_last_of_a_blocks_most_steps_is_final_whatever_is_masked():
+    moves = Moves(Choices(edit_threshold=0.5, delete_insert_ids=(7, 8), max_post_steps=3), 1, torch.tensor([4]), 4)
+    state = StepState.empty(3, 8, 1, torch.device("cpu"), event_room(moves.choices, 4, 4))
+    state.block_step += torch.tensor([10, 11, 11])
+    masked = torch.ones(3, 4, dtype=torch.bool)
+    assert moves._last(state, ~masked, masked, torch.tensor([True, True, False])).tolist() == [False, True, False]
 
 
 WAYS = {
@@ -236,3 +255,24 @@ def test_the_slots_take_the_memory_that_is_planned_for():
     state = StepState.empty(3, 100, 1, torch.device("cpu"), room)
     held = sum(tensor.numel() * tensor.element_size() for tensor in vars(state).values())
     assert held == StepState.bytes(3, 100, room)
+
+
+@pytest.mark.slow
+def test_requests_of_a_session_that_draw_each_in_its_own_way_get_the_answers_of_generate():
+    session = Sampler(moving_model(), config_of(**CASES["drawn from all"])).session(64)
+    drawings = [
+        Drawing(0.0, 0, 1.0),
+        Drawing(1.0, 0, 1.0),
+        Drawing(0.8, 9, 0.9),
+        Drawing(1.0, 1, 1.0),
+        Drawing(0.0, 0, 1.0),
+    ]
+    for prompt, drawing in zip(PROMPTS, drawings, strict=True):
+        session.add(prompt, drawing=drawing)
+    found = {}
+    while session.running or session.waiting:
+        found |= {update.index: update.rollout for update in session.poll() if update.rollout is not None}
+    for index, (prompt, drawing) in enumerate(zip(PROMPTS, drawings, strict=True)):
+        (want,) = Sampler(moving_model(), config_of(**CASES["drawn from all"] | drawing._asdict())).generate([prompt])
+        same(found[index], want)
+        assert found[index].events.action == want.events.action

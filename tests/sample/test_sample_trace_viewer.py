@@ -439,3 +439,31 @@ def test_an_overwritten_token_is_struck_in_its_step_and_underlined_after_it(tmp_
     assert "1 overwritten, 1 chosen again" in seen and ">masked again</dt><dd>1<" in seen.replace(
         ' class="undefined"', ""
     )
+
+
+# One block of four; 7 deletes, 8 inserts: 10 20 M M, then 20 M M M, then M 20 M M, then 11 20 12 13.
+MOVES = {"step": [1, 1, 2, 2, 3, 3, 4, 4, 4], "place": [0, 1, 0, 1, 0, 1, 0, 2, 3]}
+MOVES |= {"token": [10, 20, 20, 99, 99, 20, 11, 12, 13], "action": [10, 20, 7, -1, 8, -1, 11, 12, 13]}
+MOVES |= {"logprob": [-0.1, -0.2, -0.3, 0.0, -0.4, 0.0, -0.5, -0.6, -0.7], "source": [-1, -1, 1, -1, -1, 0, -1, -1, -1]}
+MOVES |= {"delete_insert_ids": [7, 8]}
+MOVED = {"canvas_ids": [11, 20, 12, 13], "canvas_step_map": [4, 1, 4, 4], "num_response_tokens": 4}
+MOVED |= {"canvas_logprobs": [-0.5, -0.2, -0.6, -0.7], "events": MOVES, "prompt_ids": [5] * 4}
+
+
+def test_the_page_says_of_every_write_whether_it_moved_deleted_or_inserted(tmp_path):
+    data = page_data("name", read_traces(write(tmp_path / "a.jsonl", [row(**MOVED)]), 9), Origin(None, None, None))
+    *_, tokens, logprobs, kinds = data["groups"][0]["samples"][0]["events"]
+    assert [i if i < 0 else data["vocabulary"][i][0] for i in tokens] == [10, 20, 20, -1, -1, 20, 11, 12, 13]
+    assert kinds == [0, 0, 2, 1, 3, 1, 0, 0, 0] and logprobs[2:6] == [-0.3, None, -0.4, None]
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "said"), [(2, "0 tokens decided, 1 deleted, 1 moved"), (3, "1 inserted, 1 moved")])
+def test_a_step_that_deletes_or_inserts_is_counted_as_such(tmp_path, step, said):
+    page = tmp_path / "trace.html"
+    traces = read_traces(write(tmp_path / "a.jsonl", [row(**MOVED)]), 9)
+    text = build_page("name", traces, Origin(None, None, None))
+    page.write_text(text.replace('whole("step", undefined)', f"{step}"))
+    seen, complaints = document_of(page)
+    assert not complaints and said in seen and (step != 2 or re.search(r'<s class="old">10.*?</s>20', seen))

@@ -47,6 +47,7 @@ def test_a_picture_is_one_box_with_its_thumbnail(run):
     assert (first, second) == (3, 2) and boxes == [(3, None), (2, None)]
     image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert image.size == (192, 48)
+    assert uri.startswith("data:image/jpeg") and data["pictures"][1][1].startswith("data:image/png")  # a small one
     (group,) = data["groups"]
     assert [[i for i in prompt if i < 0] for prompt in group["prompts"]] == [[-1, -2], [-3, -4]]
     assert all(i >= 0 for i in group["samples"][0]["tokens"])
@@ -79,5 +80,5 @@ def test_the_command_embeds_pictures_and_the_policy_lets_them_show(run):
     write(run / "rollouts.jsonl", [row(prompt_ids=PROMPT, images=[digest, "</script>"])])
     assert main([str(run), "-o", str(run / "trace.html")]) == 0
     page = (run / "trace.html").read_text()
-    assert "img-src data:" in page and "data:image/jpeg;base64," in page
+    assert "img-src data:" in page and "data:image/png;base64," in page
     assert "data:image" not in build_page("x", read_traces(run / "rollouts.jsonl", 9), Origin(None, None, None))

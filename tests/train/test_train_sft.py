@@ -21,6 +21,7 @@ from train.algorithm.masking import METHODS, semi_ar
 from train.algorithm.objectives import token_weights
 from train.algorithm.packing import pack
 from train.algorithm.replay import Replayer
+from train.learner import tuning
 from train.setup.blocks import Blocks
 from train.setup.doors import method_of
 from train.setup.examples import TokenizedExample, for_model, make_samples, tokenise
@@ -269,7 +270,7 @@ def test_an_answers_weight_does_not_depend_on_the_others_of_its_update(shop, mon
         weights.update({row.key: found.policy[i] * len(rows) for i, row in enumerate(rows)})
         return found
 
-    monkeypatch.setattr(sft, "token_weights", recorded)
+    monkeypatch.setattr(tuning, "token_weights", recorded)
     pairs = [{"prompt": "1=", "response": "2" * n} for n in (1, 2, 5, 3)]
     path = write_json(shop.folder / "lengths.json", pairs)
     length = [f"training.max_gen_length={window}"] if window else []

@@ -75,21 +75,24 @@ def check_engine(config: Config, folder: Path | None) -> None:
     """ValueError where the engine cannot train the config's model. folder: the model's; None where a first run
     makes it."""
     kind: Kind = engine_kind(config) if world_size(config) > 1 else "ddp"
+    training = config.training
     if kind.startswith("zero") and find_spec("deepspeed") is None:
         raise ValueError(
             f"{TITLES[kind]} needs the package deepspeed, which is not installed: DS_BUILD_OPS=0 pip install -c "
             "requirements-extras.txt deepspeed ninja setuptools. Or leave experiment.deepspeed_file out: every process "
             "then holds the whole model."
         )
-    if config.training.ema_decay and kind != "ddp":
+    if training.ema_decay and kind != "ddp":
         raise ValueError(
-            f"training.ema_decay={config.training.ema_decay:g} under {TITLES[kind]}: no process has the whole fp32 "
+            f"training.ema_decay={training.ema_decay:g} under {TITLES[kind]}: no process has the whole fp32 "
             "weights whose mean it is. Take a _ddp file of accelerate_configs/, or leave one of the two out."
         )
     adapted = folder is not None and (folder / lora.CONFIG).is_file()
-    if STAGES[kind] == 3 and adapted and config.training.kl_to == "reference":
+    compares = {"kl_to=reference": training.kl_to == "reference", "sft_objective=dpo": training.sft_objective == "dpo"}
+    given = next((key for key, is_set in compares.items() if is_set), None)
+    if STAGES[kind] == 3 and adapted and given and not config.model.reference_model:
         raise ValueError(
-            f"training.kl_to=reference under {TITLES[kind]}, and model.pretrained_model="
+            f"training.{given} under {TITLES[kind]}, and model.pretrained_model="
             f"{config.model.pretrained_model} holds adapters: the reference is those on a whole base, which no rank "
             "has. Merge them first (python models/merge.py), or take a _ddp or _zero2 file."
         )

@@ -63,6 +63,8 @@ def always(inputs: Inputs) -> Parts:
         "optimizer": _optimizer(inputs, inputs.trained),
         "mean of the weights": FP32 * inputs.trained if inputs.config.training.ema_decay else 0,
     }
+    if inputs.models.kind == "sft" and reads_reference(inputs.config.training, "sft"):
+        parts["frozen reference"] = _reference(inputs)
     if inputs.models.kind == "rl":
         copied = width != trained_width or (inputs.stage == 3 and inputs.processes > 1) or inputs.team > 1
         reference = _reference(inputs) if reads_reference(inputs.config.training) else 0
@@ -136,6 +138,8 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     ]
     positions = slots * block_size
     chosen = positions if config.output == "text" else min(positions, positions_at_once(net.vocab))
+    if inputs.models.policy.family.noise == "uniform":  # the logits that condition the next step
+        kept += dtype.itemsize * positions * net.vocab
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
     room = event_room(config, block_size, config.max_new_tokens)
     return {"slots": kept + StepState.bytes(slots, capacity, room), "a step": max(*forwards, choosing)}

@@ -58,7 +58,7 @@ def _largest_lines(inputs: Inputs) -> list[str]:
         tokens, longest = plan.largest_tokens(inputs), max(sample.num_tokens for sample in inputs.samples)
         found = f"{tokens:,} tokens a micro-batch" if tokens else "no micro-batch fits"
         key = "training.max_tokens_per_microbatch"
-        lines.append(f"    largest     {found} ({key}; the longest response is {longest:,})")
+        lines.append(f"    largest     {found} ({key}; the longest response with its prompt is {longest:,})")
     if inputs.models.kind != "sft":
         slots = plan.largest_slots(inputs)
         found = f"{slots:,} slots" if slots else "no slot fits"

@@ -25,9 +25,11 @@ def objective_of(training: TrainingConfig) -> BoundObjective:
     return bind(training.objective, function, training)
 
 
-def reads_reference(training: TrainingConfig) -> bool:
+def reads_reference(training: TrainingConfig, command: Command = "rl") -> bool:
     """Whether the objective gets log-probabilities of the frozen reference: it needs a teacher, or training.kl_to says
-    so, and training.beta is not 0 where that is the weight of the objective's KL."""
+    so, and training.beta is not 0 where that is the weight of the objective's KL. Of SFT: whether it is DPO."""
+    if command == "sft":
+        return training.sft_objective == "dpo"
     needs = objective_of(training).needs
     if needs.teacher:
         return True

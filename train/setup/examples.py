@@ -103,6 +103,43 @@ def tokenise(
     return samples
 
 
+def responses_of(training: TrainingConfig) -> int:
+    """Responses of what an update of fine-tuning counts: of an example, or of a pair."""
+    return 2 if training.sft_objective == "dpo" else 1
+
+
+def tokenised(
+    examples: Sequence[Example],
+    model: DiffusionLM,
+    config: Config,
+    method: Method,
+    key: str = "dataset.optimization_data",
+) -> list[TokenizedExample]:
+    """As `tokenise`; under DPO, where examples 2i and 2i + 1 are a pair, whole pairs alone that differ in their ids.
+    ValueError where none is left."""
+    samples = tokenise(examples, model, config, method, key)
+    if responses_of(config.training) == 1:
+        return samples
+    sides = {sample.index: sample for sample in samples}
+    pairs = [(sample, sides.get(sample.index + 1)) for sample in samples if sample.index % 2 == 0]
+    kept = [
+        (chosen, rejected)
+        for chosen, rejected in pairs
+        if rejected is not None and chosen.response_ids != rejected.response_ids
+    ]
+    if left_out := len(examples) // 2 - len(kept):
+        logger.warning(
+            "%s: %d of %d pairs are left out: a response of them is dropped, or the two are equal as trained",
+            *(key, left_out, len(examples) // 2),
+        )
+    if not kept:
+        raise ValueError(
+            f"{key}: none of {len(examples) // 2} pairs is left: raise training.max_prompt_len="
+            f"{config.training.max_prompt_len} or training.max_gen_length={config.training.max_gen_length}."
+        )
+    return [sample for pair in kept for sample in pair]
+
+
 def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> TokenizedExample:
     i, example = numbered
     if example.trace is not None:

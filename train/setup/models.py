@@ -28,7 +28,7 @@ from sample import Sampler
 from train.distributed.kind import engine_kind, shards_weights, world_size
 from train.distributed.sharding import require_equal_weights
 from train.setup.blocks import Blocks, Kind
-from train.setup.doors import reads_reference
+from train.setup.doors import Command, reads_reference
 from train.setup.process import pick_device
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,11 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
     return spec
 
 
-def reference_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
+def reference_spec_of(config: Config, policy: CheckpointSpec, command: Command = "rl") -> CheckpointSpec | None:
     """Of model.reference_model, None without one or where nothing reads it. ValueError where it is missing, of another
     family than the policy, or of another vocabulary: it scores the policy's ids in the policy's states."""
     path = config.model.reference_model
-    if not path or not reads_reference(config.training):
+    if not path or not reads_reference(config.training, command):
         return None
     with naming("model.reference_model"):
         spec = _read(find(path), config)
@@ -135,8 +135,10 @@ class RunModels:
         blocks = Blocks.of(config, policy, kind)
         if kind != "eval":
             trained_vision(config, policy)
-        if kind != "rl":
+        if kind == "eval":
             return RunModels(kind, policy, blocks)
+        if kind == "sft":
+            return RunModels(kind, policy, blocks, reference=reference_spec_of(config, policy, "sft"))
         return RunModels(kind, policy, blocks, value_spec_of(config, policy), reference_spec_of(config, policy))
 
 
@@ -187,6 +189,8 @@ def check_team(config: Config, spec: CheckpointSpec, processes: int) -> None:
         )
     if adapters_of(config, spec) is not None:
         raise ValueError(f"{key}={size}: adapters are sampled on whole models; set it to 1, or merge them first.")
+    if spec.family.noise == "uniform":
+        raise ValueError(f"{key}={size}: {spec.family.name} is sampled on whole models; set it to 1.")
     parallel.check_team(hf_config(spec.family, spec.raw), size, key)
 
 
@@ -297,15 +301,19 @@ class _FirstAdapters(torch.nn.Module):
 
 
 def frozen_reference(
-    config: Config, model: DiffusionLM, precision: str, trained: torch.nn.Module | None = None
+    config: Config,
+    model: DiffusionLM,
+    precision: str,
+    trained: torch.nn.Module | None = None,
+    command: Command = "rl",
 ) -> torch.nn.Module | None:
     """What gives the log-probabilities of model.reference_model, or of the model that the run began with, where the
     objective reads them. With adapters the latter is the base and, where model.pretrained_model has some, a copy of
     those. trained: what an engine made of the model, default the model itself."""
-    if not reads_reference(config.training):
+    if not reads_reference(config.training, command):
         return None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if (spec := reference_spec_of(config, model.spec)) is not None:
+    if (spec := reference_spec_of(config, model.spec, command)) is not None:
         tokenizer = image_tokenizer_of(config, spec)
         other = load_model(spec, dtype, pick_device(config.model.device), image_tokenizer=tokenizer)
         other.see_apart()

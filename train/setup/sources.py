@@ -23,7 +23,7 @@ from train.learner.checkpoint import problem_of_model
 
 _MODELS: dict[Command, tuple[str, ...]] = {
     "rl": ("model.pretrained_model", "model.value_base_model", "model.reference_model", "judge.local"),
-    "sft": ("model.pretrained_model",),
+    "sft": ("model.pretrained_model", "model.reference_model"),
     "eval": ("model.pretrained_model", "model.compared_with", "judge.local"),
 }
 _DATA: dict[Command, tuple[str, ...]] = {

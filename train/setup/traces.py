@@ -1,8 +1,9 @@
-"""Trace distillation (d3LLM, arXiv:2601.07568): a model's own right and fast responses, on whose denoising steps it is
-fine-tuned."""
+"""A model's own responses as examples: right and fast ones, on whose denoising steps it is fine-tuned (trace
+distillation, d3LLM, arXiv:2601.07568), or pairs of a right and a wrong one."""
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from configs import naming
@@ -31,6 +32,23 @@ def chosen_traces(
     if method.as_sampled and spec.family.attention == "block":
         _check_blocks(kept, Blocks.of(config, spec, "sft").trained, key)
     return kept
+
+
+def right_and_wrong(examples: Sequence[Example], count: int, key: str) -> list[Example]:
+    """At most `count` pairs of each prompt of a task, chosen and rejected one after the other: its first right response
+    with its first wrong one, then the second ones, in the order of the file. ValueError where no task has both."""
+    of_task: dict[Hashable, tuple[list[Example], list[Example]]] = {}
+    for example in examples:
+        trace = example.trace or {}
+        sides = of_task.setdefault((*task_of(trace), tuple(trace["prompt_ids"])), ([], []))
+        sides[0 if is_right(trace) else 1].append(example)
+    pairs = [pair for sides in of_task.values() for pair in itertools.islice(zip(*sides, strict=False), count)]
+    if not pairs:
+        raise ValueError(
+            f"{key}: no task of its {len(examples)} responses has both a right one (a reward of 1 or more) and a wrong "
+            "one, which are a pair: sample more responses a task, or other tasks."
+        )
+    return [side for pair in pairs for side in pair]
 
 
 def _is_compared(example: Example) -> bool:

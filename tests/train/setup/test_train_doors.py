@@ -292,11 +292,11 @@ def test_what_is_no_objective_advantage_or_method_is_one_line_with_its_key(mine,
     [
         (
             {"method": "semi_ar"},
-            "training.method is 'semi_ar'; choose from coupled, random_masking, semi-ar.*mean 'semi-ar'",
+            "training.method is 'semi_ar'; choose from coupled, random_masking, elbo, semi-ar.*mean 'semi-ar'",
         ),
         (
             {"method": "TraceRL"},
-            "training.method=TraceRL is for rl.py; SFT knows coupled, random_masking, semi-ar, trace, ar",
+            "training.method=TraceRL is for rl.py; SFT knows coupled, random_masking, elbo, semi-ar, trace, ar",
         ),
         ({"method": "ar"}, "training.method=ar needs a model that predicts the next token"),
     ],

@@ -22,6 +22,7 @@ from train.algorithm.objectives.clip import CLIP, bgpo, clipped_surrogate, disti
 from train.algorithm.objectives.correction import CORRECTIONS, LEVELS, Correction
 from train.algorithm.objectives.penalties import KL_ESTIMATORS, PENALTIES, k1, k2, k3
 from train.algorithm.objectives.plain import clipped_value_loss, negative_log_likelihood
+from train.algorithm.objectives.preference import PairLosses, dpo
 from train.algorithm.objectives.sequence import ebpo, espo, gdsd, gspo, spg, stable_drl
 from train.algorithm.objectives.weights import Weights, per_token, token_weights
 
@@ -53,6 +54,7 @@ __all__ = [
     "Needs",
     "Objective",
     "ObjectiveParams",
+    "PairLosses",
     "TokenBatch",
     "Weights",
     "bgpo",
@@ -60,6 +62,7 @@ __all__ = [
     "clipped_surrogate",
     "clipped_value_loss",
     "distill",
+    "dpo",
     "ebpo",
     "espo",
     "gdsd",

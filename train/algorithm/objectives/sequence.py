@@ -1,8 +1,8 @@
 """Objectives of whole responses: one ratio, one move or one bound a response.
 
 Shapes: N trained tokens. l: a response's log-likelihood, sum_j share_j logp_j, exact over the trace under TraceRL, a
-bound under the random methods; L: its length, sum_j share_j. A value of a response stands at each of its tokens [N],
-and its weight in the loss is the sum of theirs.
+bound under the random methods; L: its length, sum_j share_j (under elbo the mean of that is the length). A value of a
+response stands at each of its tokens [N], and its weight in the loss is the sum of theirs.
 """
 
 from math import log

@@ -1,0 +1,44 @@
+"""Warnings that name keys which are set and have no effect beside the others."""
+
+import logging
+from dataclasses import asdict
+
+from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
+from runtime.doors import is_file_target
+from train.algorithm.masking import Method
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_idle_adapters(config: Config) -> None:
+    """Of the lora section, where no adapters are trained."""
+    idle = [f"lora.{key}={value}" for key, value in asdict(config.lora).items() if value != getattr(LoraSection(), key)]
+    if idle and not config.lora.rank:
+        logger.warning("%s: no effect while lora.rank is 0; set it to train adapters", ", ".join(idle))
+
+
+def warn_of_idle_steps(config: Config, method: Method) -> None:
+    """Of the training section, where masks are drawn at random: no step is merged, and no overwritten token trained. A
+    value model reads the sampled steps under any method, and a user's own method may read any key."""
+    training, plain = config.training, TrainingConfig()
+    if method.as_sampled or is_file_target(training.method):
+        return
+    names = ["trained_events"] if config.model.value_base_model else ["shrink", "trained_events"]
+    for name in names:
+        if getattr(training, name) != getattr(plain, name):
+            logger.warning(
+                "training.%s=%s has no effect: training.method=%s does not train the steps of a response",
+                *(name, getattr(training, name), training.method),
+            )
+
+
+def warn_of_idle_revision(decode: DecodeConfig) -> None:
+    """Of a section of decoding, where nothing is overwritten or masked again."""
+    edits = decode.edit_threshold if isinstance(decode.edit_threshold, list) else [decode.edit_threshold]
+    remasks, plain = decode.remask_threshold is not None, type(decode)()
+    edit, remask = decode.key("edit_threshold"), decode.key("remask_threshold")
+    needed = {"max_post_steps": f"{edit} or {remask}", "remask_budget": remask}
+    works = {"max_post_steps": remasks or any(edit is not None for edit in edits), "remask_budget": remasks}
+    for name, thresholds in needed.items():
+        if not works[name] and getattr(decode, name) != getattr(plain, name):
+            logger.warning("%s=%s has no effect: set %s", decode.key(name), getattr(decode, name), thresholds)
