@@ -310,6 +310,19 @@ class DecodeConfig(Section):
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
     temperature: Any = opt(1.0, "0 = greedy", each=float, low=0.0)
+    final_temperature: float | None = opt(
+        None,
+        "canvases (DiffusionGemma): the temperature falls over a canvas's steps from temperature to this; null = it "
+        "stays",
+        low=1e-6,
+    )
+    stable_steps: int = opt(
+        1,
+        "canvases: one may end early when its likeliest tokens have not changed in so many steps and their mean "
+        "entropy is below settled_entropy",
+        low=0,
+    )
+    settled_entropy: float = opt(0.005, "canvases: nats, see stable_steps; 0 = all steps are taken", low=0.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", each=int, low=0)
     top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     cache: str = opt(

@@ -65,6 +65,11 @@ class ModelSettings:
     )
     further_horizon: int | None = opt(None, "of cache prefix: tokens right of the block that it sees", low=0)
     temperature: float = opt(1.0, "where a request names none; 0 = greedy", low=0.0, high=100.0)
+    final_temperature: float | None = opt(
+        None, "canvases (DiffusionGemma): what temperature falls to over a canvas's steps; null = it stays", low=1e-6
+    )
+    stable_steps: int = opt(1, "canvases: one may end early after so many steps without a change, and", low=0)
+    settled_entropy: float = opt(0.005, "canvases: a mean entropy below this, nats; 0 = all steps are taken", low=0.0)
     top_p: float = opt(1.0, "where a request names none", low=0.0, high=1.0)
     top_k: int = opt(0, "where a request names none; 0 = all tokens", low=0, high=2**31 - 1)
 
