@@ -103,10 +103,11 @@ def test_every_choice_of_the_sampler_is_a_key():
 @pytest.mark.parametrize("name", SHARED)
 def test_a_key_arrives_in_the_sampler_under_its_name(dream, name, monkeypatch):
     """Both ways: under a value that neither schema nor sampler has by default."""
-    if name in ("guidance", "output", "edit_threshold"):  # of models that draw or edit, which dream does not
+    of_others = ("guidance", "output", "edit_threshold", "final_temperature", "stable_steps", "settled_entropy")
+    if name in of_others:  # models that draw, edit or have canvases, which dream does not
         monkeypatch.setattr(SamplingConfig, "for_model", lambda config, model: config)
     default = getattr(RolloutConfig(), name)
-    number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1}
+    number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1, "final_temperature": 0.5}
     number = (number | {"edit_threshold": 0.5, "remask_threshold": 0.5}).get(name, 3)
     value = OTHER.get(name, not default if isinstance(default, bool) else number)
     keys = {"further_horizon": {"cache": "prefix"}, "guidance": {"output": "image"}}.get(name, {})
