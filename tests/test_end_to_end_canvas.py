@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from end_to_end import EVAL, RL, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
 
 from configs import load_config
 from generate import block_diffusion_generate
 from models import load_model
 from serve.loading import Reader, check, load_sampler, sized
 from serve.settings import ServeSettings
-from train import evaluation, rl
+from train import evaluation, rl, sft
 
 DECODED = (
     *("rollout.strategy=entropy_bounded", "rollout.threshold=0.9", "rollout.entropy_bound=0.1"),
@@ -46,9 +46,10 @@ def test_an_evaluation_that_cannot_be_is_refused_before_the_model_is_loaded(shop
         evaluation.run(load_config(shop.arguments(EVAL, *typed), command="eval"))
 
 
-def test_rl_refuses_it_by_name(shop):
-    with pytest.raises(ValueError, match="diffusion_gemma checkpoint, which rl.py does not train"):
-        rl.run(load_config(shop.arguments(RL), command="rl"))
+@pytest.mark.parametrize(("command", "text", "script"), [(rl, RL, "rl.py"), (sft, SFT, "train/sft.py")])
+def test_training_refuses_it_by_name(shop, command, text, script):
+    with pytest.raises(ValueError, match=f"diffusion_gemma checkpoint, which {script} does not train"):
+        command.run(load_config(shop.arguments(text), command="sft" if command is sft else "rl"))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def check(config: Config, first: Config | None = None) -> None:
     if spec.family.noise == "uniform":
         raise ValueError(
             f"{spec.folder} is a {spec.family.name} checkpoint, which rl.py does not train: replay of canvases with "
-            "self-conditioning is not built. Use eval.py, serve.py or train/sft.py."
+            "self-conditioning is not built. Use eval.py or serve.py."
         )
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
