@@ -36,9 +36,9 @@ def serve() -> None:
 
 def chat() -> None:
     _add_checkout()
-    from serve.chat import main
+    from serve.command import chat
 
-    main("dllm-chat model=PATH [key=value ...]")
+    chat("dllm-chat model=PATH [key=value ...]")
 
 
 def lm_eval() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import DiffusionLM
-from sample import Sampler, SamplingConfig
+from sample import Rollout, SamplingConfig, sampler_of
 
 
 def block_diffusion_generate(
@@ -32,6 +32,8 @@ def block_diffusion_generate(
     seed: int | None = None,
     edit_threshold: float | None = None,
     max_post_steps: int = 16,
+    entropy_bound: float = 0.35,
+    final_temperature: float | None = None,
 ) -> Tensor:
     """Prompts and their answers as one tensor of token ids [B, width] on the model's device.
 
@@ -40,9 +42,11 @@ def block_diffusion_generate(
     gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block.
     stopping_criteria_idx: ids that end an answer, None = no id does.
     seed: None = drawn from torch's own generator, so that calls differ and torch.manual_seed repeats them.
-    edit_threshold, max_post_steps: draft and edit of LLaDA2.1, None = no edits (`SamplingConfig`).
+    edit_threshold, max_post_steps: draft and edit of LLaDA2.1 and 2.2, None = no edits (`SamplingConfig`).
+    entropy_bound: of remasking_strategy entropy_bounded; final_temperature: of canvases (DiffusionGemma).
     A row is the prompt, the answer and mask ids up to the end of the last block (whole blocks from position 0; full
-    attention: up to gen_length); shorter rows are filled with mask ids. Confidence is that of temperature 1.
+    attention: up to gen_length; canvases: whole ones); shorter rows are filled with mask ids (canvases: pads).
+    Confidence is that of temperature 1.
     https://github.com/JetAstra/SDAR (generate.py), whose arguments and defaults these are up to seed. ValueError:
     mask_id is not the model's, or what `SamplingConfig` and `Sampler.generate` refuse.
     """
@@ -60,18 +64,28 @@ def block_diffusion_generate(
         stop_ids=stopping_criteria_idx or (),
         edit_threshold=edit_threshold,
         max_post_steps=max_post_steps,
+        entropy_bound=entropy_bound,
+        final_temperature=final_temperature,
         seed=int(torch.randint(2**31, ())) if seed is None else seed,
     )
     input_ids = prompt["input_ids"].cpu()
     is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
     prompts = [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
     keys = [(row,) for row in range(len(prompts))]
-    rollouts = Sampler(model, config).generate(prompts, keys=keys)
-    width = max(len(ids) for ids in prompts) + gen_length
-    if model.attention == "block":
+    rollouts = sampler_of(model, config).generate(prompts, keys=keys)
+    return _rows(model, rollouts, gen_length, block_length).to(model.device)
+
+
+def _rows(model: DiffusionLM, rollouts: Sequence[Rollout], gen_length: int, block_length: int) -> Tensor:
+    """Prompts and canvases [B, width], filled up."""
+    longest, filler = max(len(rollout.prompt_ids) for rollout in rollouts), model.mask_id
+    width = longest + gen_length
+    if model.spec.family.noise == "uniform":
+        width, filler = longest + -(-gen_length // block_length) * block_length, model.pad_id or 0
+    elif model.attention == "block":
         width = -(-width // block_length) * block_length
-    output = torch.full((len(prompts), width), mask_id)
+    output = torch.full((len(rollouts), width), filler)
     for row, rollout in zip(output, rollouts, strict=True):
         ids = rollout.prompt_ids + rollout.canvas_ids
         row[: len(ids)] = torch.tensor(ids)
-    return output.to(model.device)
+    return output

@@ -79,11 +79,13 @@ def blocks(task: str, seeds: Iterable[int], steps: int) -> Iterator[Run]:
                 yield Run(task, name, seed, size, steps, TASKS[task].questions)
 
 
-def edits(task: str, seeds: Iterable[int], steps: int) -> Iterator[Run]:
+def edits(task: str, variants: Iterable[str], seeds: Iterable[int], steps: int) -> Iterator[Run]:
+    chosen = set(variants)
     for seed in seeds:
         for name in variants_of(task):
-            questions = VARIANTS[name].edit_questions or TASKS[task].questions
-            yield Run(task, name, seed, TASKS[task].block_size, steps, questions)
+            if name in chosen:
+                questions = VARIANTS[name].edit_questions or TASKS[task].questions
+                yield Run(task, name, seed, TASKS[task].block_size, steps, questions)
 
 
 def _stage1_of(task: str, found: Found, steps: int) -> dict[str, list[Result]]:
@@ -101,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("stage", choices=("stage1", "stage2", "blocks", "edits", "report"))
     usual = [name for name, task in TASKS.items() if not task.edits]
     parser.add_argument("--tasks", nargs="+", choices=usual, default=usual, help="not of edits")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of stage 1")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of stage 1 and edits")
     parser.add_argument("--seeds", type=int, nargs="+", choices=EDIT_SEEDS, help="not of stage 2; 3 is of edits alone")
     parser.add_argument("--steps", type=int, help="RL steps of a run; default the task's")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of the runs")
@@ -123,7 +125,7 @@ def plan(stage: str, task: str, args: argparse.Namespace, found: Found) -> Itera
     if stage == "stage2":
         return stage2(task, found, steps)
     if stage == "edits":
-        return edits(task, args.seeds, steps)
+        return edits(task, args.variants, args.seeds, steps)
     return blocks(task, args.seeds, steps) if stage == "blocks" else ()
 
 
@@ -144,7 +146,8 @@ def report(task: str, found: Found, steps: int) -> Iterator[str]:
     """What has been run of a task, a table a stage; differences are to TraceRL's run of the same seed."""
     here = [result for run, result in found.items() if run.task == task and run.steps == steps]
     if TASKS[task].edits:
-        if here:
+        planned = set(edits(task, VARIANTS, EDIT_SEEDS, steps))
+        if here := [result for result in here if result.run in planned]:
             yield f"\n{task}, {steps} steps, {core_hours(here):.2f} core-hours\n"
             yield from of_stage2(here)
         return

@@ -41,10 +41,11 @@ def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     """ValueError unless a value, or an entry of a list, fits the schema's field. name: of the key, as it was typed."""
     low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
     if choices and entry not in choices:
-        by_lower = {choice.lower(): choice for choice in choices}
-        near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
-        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
-        raise ValueError(f"{name} is {entry!r}; choose from {', '.join(choices)}.{hint}")
+        raise ValueError(_choose(name, entry, choices))
+    if isinstance(entry, str) and not (":" in entry or entry.endswith(".py")):
+        builtins = item.metadata["names"]
+        if builtins and entry not in builtins:
+            raise ValueError(_choose(name, entry, builtins, ", or name your own: path/to/file.py:name"))
     if item.metadata["fields"] and isinstance(entry, Mapping):
         _check_fields(name, entry, item.metadata["fields"])
         return
@@ -58,6 +59,13 @@ def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def _choose(name: str, entry: Any, choices: Sequence[str], otherwise: str = "") -> str:
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(entry).lower(), by_lower, n=1)
+    hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    return f"{name} is {entry!r}; choose from {', '.join(choices)}{otherwise}.{hint}"
 
 
 def _check_fields(name: str, entry: Mapping[str, Any], fields: Sequence[str]) -> None:

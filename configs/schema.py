@@ -14,6 +14,14 @@ EXAMPLE_FIELDS = ("name", "weight", "columns")
 """Of one of several sets of SFT examples."""
 HELD_OUT_FIELDS = ("name", "columns")
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
+# Names of built-ins, here too so that a wrong one is told before torch is loaded; a test compares them with the code.
+STRATEGY_NAMES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded")
+TARGET_NAMES = (
+    *("confidence", "margin_confidence", "neg_entropy", "random"),
+    *("maskgit_plus", "topk_margin", "entropy", "origin"),
+)
+ADVANTAGE_NAMES = ("zscore", "centered", "leave_one_out", "rank", "wd1")
+OBJECTIVE_NAMES = ("clip", "reinforce", "gspo", "espo", "ebpo", "bgpo", "spg", "stabledrl", "gdsd", "distill")
 Effect = Literal["result", "speed", "output", "length"]
 
 
@@ -26,14 +34,16 @@ def opt(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    names: tuple[str, ...] = (),
     changes: Effect = "result",
 ) -> Any:
     """A field with its help line and the range or the names that its value must fit. each: one value of this type, or a
-    list of such values, each of which must fit. fields: such a value may be a mapping of these names, the first
+    list of such values, each of which must fit. names: those of built-ins, in place of which a user may name
+    path/to/file.py:name. fields: such a value may be a mapping of these names, the first
     of which it needs. changes: what another value of the key changes (`configs.effects`); a
     run is resumed with another one of all but the keys of its result."""
     metadata = {"help": help, "each": each, "low": low, "high": high, "choices": choices, "changes": changes}
-    metadata["fields"] = fields
+    metadata |= {"fields": fields, "names": names}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -264,6 +274,7 @@ class DecodeConfig(Section):
         "which positions a step commits: low_confidence_dynamic, low_confidence_static, sequential, entropy_bounded, "
         "or your own, path/to/file.py:name",
         each=str,
+        names=STRATEGY_NAMES,
     )
     strategy_params: dict[str, Any] = opt({}, "parameters of your own strategy: {share: 0.5}")
     threshold: Any = opt(0.9, "score above which low_confidence_dynamic commits", each=float, low=0.0, high=1.0)
@@ -293,11 +304,25 @@ class DecodeConfig(Section):
         "confidence",
         "score that ranks positions: confidence, margin_confidence, neg_entropy, random (Dream's maskgit_plus, "
         "topk_margin, entropy, origin), or your own, path/to/file.py:name",
+        names=TARGET_NAMES,
     )
     target_params: dict[str, Any] = opt({}, "parameters of your own target")
     pad_target_penalty: float = opt(1.0, "lowers the score of pad tokens", low=1e-6)
     confidence: str = opt("untempered", "distribution that confidence is read from", choices=("untempered", "tempered"))
     temperature: Any = opt(1.0, "0 = greedy", each=float, low=0.0)
+    final_temperature: float | None = opt(
+        None,
+        "canvases (DiffusionGemma): the temperature falls over a canvas's steps from temperature to this; null = it "
+        "stays",
+        low=1e-6,
+    )
+    stable_steps: int = opt(
+        1,
+        "canvases: one may end early when its likeliest tokens have not changed in so many steps and their mean "
+        "entropy is below settled_entropy",
+        low=0,
+    )
+    settled_entropy: float = opt(0.005, "canvases: nats, see stable_steps; 0 = all steps are taken", low=0.0)
     top_k: Any = opt(0, "top-k filter, 0 = off, 1 = greedy", each=int, low=0)
     top_p: float = opt(1.0, "nucleus filter, 1 = off", low=1e-6, high=1.0)
     cache: str = opt(
@@ -392,6 +417,7 @@ class TrainingConfig:
         "clip",
         "what RL minimises: clip, reinforce, gspo, espo, ebpo, bgpo, spg, stabledrl, gdsd, distill "
         "(docs/algorithms.md), or your own, path/to/file.py:name",
+        names=OBJECTIVE_NAMES,
     )
     objective_params: dict[str, Any] = opt({}, "parameters of the objective: {alpha: 0.1}")
     sft_objective: str = opt(
@@ -484,6 +510,7 @@ class TrainingConfig:
         "zscore",
         "advantages of a group's rewards: zscore, centered (on their mean), leave_one_out, rank, wd1, or your own, "
         "path/to/file.py:name",
+        names=ADVANTAGE_NAMES,
     )
     advantage_params: dict[str, Any] = opt({}, "parameters of the advantage: {power: 2}")
     whiten_advantages: bool = opt(

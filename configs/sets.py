@@ -1,6 +1,7 @@
 """Keys that name several data sets: a name, or a list of names and of mappings with one."""
 
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,12 +63,24 @@ def named_sets(key: str, given: Any, data_type: str, taken: Collection[str] = ()
     of those that name none. ValueError, with the key, for what an entry cannot have."""
     entries = given if isinstance(given, list) else [given] if given else []
     sets = [_named(key, entry, data_type) for entry in entries]
+    _require_different(key, sets)
     if len(sets) == 1:
         return [replace(sets[0], label="")]
     sets = [replace(each, label=f"{each.label}-set") if each.label in taken else each for each in sets]
     return [
         replace(each, label=label) for each, label in zip(sets, _apart([s.label for s in sets], taken), strict=True)
     ]
+
+
+def _require_different(key: str, sets: Sequence[NamedSet]) -> None:
+    """ValueError where two entries are the same rows, read and graded alike; a weight makes no other set of them."""
+    seen: set[tuple[Any, ...]] = set()
+    for each in sets:
+        place = os.path.abspath(Path(each.name).expanduser())
+        said = place, each.data_type, each.reward, *sorted(each.columns.items())
+        if said in seen:
+            raise ValueError(f"{key}: {each.name} stands twice in the list: name it once, perhaps with a weight.")
+        seen.add(said)
 
 
 def _apart(labels: Sequence[str], taken: Collection[str]) -> list[str]:

@@ -27,7 +27,7 @@ from data.control import encode_all, uncut
 from data.faults import Fault
 from data.pictures import PictureSource
 from data.preferences import Pair, scan_pairs
-from data.tasks import Example, Task, resolve_dataset, scan_examples, scan_tasks, summary
+from data.tasks import Example, Task, Turns, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import Format, Writer, chat_formats
 from models.vision.images import ImageFault, open_image
 from runtime.pipes import quiet_pipes
@@ -175,25 +175,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _texts_of(options: argparse.Namespace, family: str | None, tokenizer: Any) -> Callable[[Any], Texts]:
-    template = options.template if family or options.template != "auto" else "plain"
+    as_they_stand = not family and options.template == "auto"
+    template = "plain" if as_they_stand else options.template
     writer = Writer(Format(family or "", options.data_type, template, options.start_with_think), tokenizer)
     if options.data_type in ("sft", "dpo"):
         return lambda item: _texts_of_example(item, writer if family else None)
 
     def texts(task: Task) -> Texts:
-        return {"prompt": writer.prompt(task), "answer": task.answer or ""}
+        prompt = _joined(task.turns) if as_they_stand and task.turns else writer.prompt(task)
+        return {"prompt": prompt, "answer": task.answer or ""}
 
     texts(Task("", "any question", None, {}))
     return texts
 
 
-def _texts_of_example(example: Example | Pair, writer: Writer | None) -> Texts:
+def _joined(turns: Turns) -> str:
     """Of a conversation whose family is not known the turns, one after the other."""
+    return "\n".join(content for _, content in turns)
+
+
+def _texts_of_example(example: Example | Pair, writer: Writer | None) -> Texts:
     if isinstance(example, Pair):
         chosen, rejected = (_texts_of_example(side, writer) for side in (example.chosen, example.rejected))
         return {"prompt": chosen["prompt"], "chosen": chosen["response"], "rejected": rejected["response"]}
     if writer is None and example.turns:
-        return {"prompt": "\n".join(content for _, content in example.turns), "response": example.response}
+        return {"prompt": _joined(example.turns), "response": example.response}
     prompt, response = writer.example(example) if writer is not None else (example.prompt, example.response)
     return {"prompt": prompt, "response": response}
 

@@ -16,6 +16,8 @@ CUT = "\ufdd0"
 """A code point that Unicode keeps free for uses of this kind: it is in no text."""
 _MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 _NAMED = r"<\|[^<>|\s]+\|>"
+_OPENED_OR_CLOSED = r"<\|\w+>|<\w+\|>"
+"""As DiffusionGemma has them: <|turn>, <turn|>."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class ControlTokens:
     @staticmethod
     def of_chat(chat: ChatFormat | None) -> "ControlTokens":
         """Where no tokenizer is at hand: those of a family's chat; in questions everything of the form <|name|>."""
-        written = (
-            "\n".join((chat.turn, chat.assistant, chat.end_of_turn, chat.thinking_assistant or "")) if chat else ""
+        parts = (
+            (chat.turn, chat.assistant, chat.answer, chat.end_of_turn, chat.thinking_assistant or "") if chat else ()
         )
-        special = set(re.findall(_NAMED, written))
+        written = "\n".join(parts)
+        special = set(re.findall(f"{_NAMED}|{_OPENED_OR_CLOSED}", written))
         in_prompts = _any_of(special | set(re.findall(r"<\w+>", written)))
         return ControlTokens(re.compile(f"{_NAMED}|{in_prompts.pattern}"), _any_of(special))
 

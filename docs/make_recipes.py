@@ -24,6 +24,7 @@ trained here.
 MODELS = {
     "The demo and its kin (a tiny model)": r"tiny",
     "LLaDA2": r"llada2",
+    "DiffusionGemma": r"diffusion_gemma",
     "LLaDA-V (pictures)": r"lladav",
     "MMaDA (text and pictures)": r"mmada",
     "LLaDA": r"llada",

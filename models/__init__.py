@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from runtime.lazy import loader
 
 if TYPE_CHECKING:
-    from models.model import DiffusionLM, load_model
+    from models.load import load_model
+    from models.model import DiffusionLM
     from models.value import ValueModel, load_value_model
     from models.vision.prompt import Picture, Prompt
 
@@ -19,7 +20,7 @@ _MODULES = {
     "Picture": "models.vision.prompt",
     "Prompt": "models.vision.prompt",
     "ValueModel": "models.value",
-    "load_model": "models.model",
+    "load_model": "models.load",
     "load_value_model": "models.value",
 }
 

@@ -95,9 +95,12 @@ def read_weights(
     with config_errors(spec.folder, spec.family):
         network = empty_network(spec.family, spec.raw)
     _check_stored(spec, network, besides)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # one that is tied is made once
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device)))
+            if parameter not in made:
+                made[parameter] = nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device))
+            setattr(module, name, made[parameter])
     network.tie_weights()
     weights = weights_of(network)
     parts = stored_parts(weights, spec.family, spec.raw)

@@ -16,6 +16,11 @@ def experts_of(hf_config: Any) -> int:
     return int(getattr(hf_config, "num_experts", None) or getattr(hf_config, "n_routed_experts", None) or 0)
 
 
+def experts_per_token(hf_config: Any) -> int:
+    """Experts that a token takes in a layer."""
+    return int(getattr(hf_config, "num_experts_per_tok", None) or hf_config.top_k_experts)
+
+
 def dense_layers(hf_config: Any) -> int:
     """Layers of a mixture that have a plain MLP."""
     first, named = getattr(hf_config, "first_k_dense_replace", 0), getattr(hf_config, "mlp_only_layers", None) or ()

@@ -22,7 +22,7 @@ def export(checkpoint: Path, out: Path, dtype: str) -> None:
     folder that is no checkpoint."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another.")
-    from models.model import load_model  # takes seconds, which --help does not need
+    from models.load import load_model  # takes seconds, which --help does not need
 
     model = load_model(checkpoint, dtype)
     if model.adapters is not None:

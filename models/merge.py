@@ -15,7 +15,7 @@ def merge(adapters: Path, out: Path, dtype: str) -> None:
     holds something."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another folder.")
-    from models.model import load_model  # takes seconds, which --help does not need
+    from models.load import load_model  # takes seconds, which --help does not need
 
     model = load_model(adapters, dtype)
     if model.adapters is None:

@@ -4,7 +4,7 @@ Shapes: B sequences, L tokens, N selected positions, V vocabulary, D hidden size
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +17,18 @@ from models import checkpoint as layout_io
 from models import lora
 from models.attention import ATTENTION_NAME, Layout, Masked, block_causal_mask
 from models.families import Decoding
-from models.fingerprint import kept_base, require_base, write_base
+from models.fingerprint import write_base
 from models.head import OutputHead
 from models.parallel import Parallel
-from models.spec import CheckpointSpec, config_errors, resized, whole_blocks
-from models.tokenizer import read_tokenizer
+from models.spec import CheckpointSpec, resized, whole_blocks
 from models.vision.prompt import Prompt, embedded, numbered, require_rows
-from models.vision.seeing import Seeing, see
+from models.vision.seeing import Seeing
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+NO_MASK = -1
+"""In place of a mask id: no token has it."""
 
 
 class DiffusionLM(Seeing):
@@ -52,7 +54,7 @@ class DiffusionLM(Seeing):
         self.block_size = spec.block_size
         self.model: nn.Module = network.model
         self.lm_head = OutputHead(network.lm_head)
-        self.hf_config = network.config
+        self.hf_config = network.config.get_text_config()
         self._carried = dict(carried)
         self.tokenizer = tokenizer
         self.vision = getattr(network, "vision", None)
@@ -231,88 +233,12 @@ class DiffusionLM(Seeing):
         layout_io.write_checkpoint(Path(path), weights, carried, dtype or self.dtype, exact)
 
 
-def load_model(
-    path: str | Path | CheckpointSpec,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    model_base: str | None = None,
-    random_init_seed: int | None = None,
-    besides: Collection[str] = (),
-    adapters_dtype: torch.dtype | None = None,
-    unread: bool = False,
-    image_tokenizer: str | None = None,
-) -> DiffusionLM:
-    """A model from a checkpoint folder (or hub name) in its original layout, or from a folder of adapters.
-
-    path: a `CheckpointSpec` too, whose files are not looked at again; the base of its adapters is not compared then.
-    dtype: "float32" | "bfloat16" | "float16". model_base: the family's name, where config.json alone does not name it.
-    random_init_seed: the folder holds config.json and tokenizer but no weights; they are drawn from this seed. besides:
-    weights of the folder that are no part of the model. adapters_dtype: of the adapters of such a folder; default the
-    base's. unread: on the host, weights that are not drawn stay in their files for an engine that shards them
-    (`models.unread`). image_tokenizer: folder or hub name of a family's image tokenizer that is no part of the
-    checkpoint, read when pictures come.
-    ValueError: no such folder, unknown family, weights that do not fit the config, adapters whose base has changed, an
-    image tokenizer for a family that has none.
-    """
-    if isinstance(path, CheckpointSpec):
-        spec = path
-    else:
-        require_base(spec := CheckpointSpec.read(path, model_base))
-    if spec.base is not None:
-        return _load_adapted(spec, spec.base, dtype, device, adapters_dtype, unread, image_tokenizer)
-    _check_device(device)
-    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(torch_dtype, torch.dtype):
-        raise ValueError(f"dtype {dtype!r} is not a torch type: use float32, bfloat16 or float16.")
-    tokenizer = read_tokenizer(spec.folder, spec.family)
-    if random_init_seed is not None:
-        network = layout_io.random_network(spec, torch_dtype, random_init_seed)
-    elif unread:
-        network = layout_io.unread_network(spec, torch_dtype, besides)
-    else:
-        network = layout_io.read_weights(spec, torch_dtype, device, besides)
-    with config_errors(spec.folder, spec.family):
-        model = DiffusionLM(network, spec, layout_io.read_carried_files(spec.folder), tokenizer)
-    see(model, spec.family, image_tokenizer)
-    return model.to(device=device).eval()
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"device {str(device)!r} is none that torch knows: use cpu, cuda or cuda:0.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r}: torch sees no GPU here. Use cpu.")
-
-
-def _load_adapted(
-    spec: CheckpointSpec,
-    base: CheckpointSpec,
-    dtype: str | torch.dtype,
-    device: str | torch.device,
-    adapters_dtype: torch.dtype | None,
-    unread: bool,
-    image_tokenizer: str | None,
-) -> DiffusionLM:
-    """The base with the folder's adapters; the block size is the folder's."""
-    model = load_model(base, dtype, device, unread=unread, image_tokenizer=image_tokenizer)
-    model.adapters = lora.read(spec.folder, model.model.requires_grad_(False), adapters_dtype)
-    folder = Path(str(model.adapters.base_model_name_or_path)).expanduser()
-    if folder.is_dir():  # not a name on the hub
-        model.adapters.base_model_name_or_path = str(folder.resolve())
-    model.base_fingerprint = kept_base(spec.folder)
-    model.requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(lora.is_adapter(name))
-    model.spec, model.block_size = spec, spec.block_size
-    return model.to(device=device).eval()
-
-
 def mask_id_of(spec: CheckpointSpec, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """The mask id: of config.json, else the tokenizer's, else the family's. ValueError where none is in the
-    vocabulary."""
+    """The mask id: of config.json, else the tokenizer's, else the family's; NO_MASK of a family without one. ValueError
+    where none is in the vocabulary."""
     family, vocab_size = spec.family, int(spec.raw["vocab_size"])
+    if family.noise == "uniform":
+        return NO_MASK
     ids = layout_io.first_ids(
         spec.raw.get("mask_token_id"),
         tokenizer.mask_token_id if tokenizer is not None else None,

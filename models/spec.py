@@ -63,7 +63,7 @@ class CheckpointSpec:
             layers = family.config_arguments(raw).get("num_hidden_layers", 1)  # before a list is made of so many
             if isinstance(layers, int) and layers > (most := len(names) or _MOST_LAYERS):
                 raise ValueError(f"{layers} layers, which the {most} weights of its files are too few for")
-            positions = _at_least_one(hf_config(family, raw).max_position_embeddings)
+            positions = _at_least_one(hf_config(family, raw).get_text_config().max_position_embeddings)
             block_size = _at_least_one(raw.get("block_size") or family.default_block_size)
             _check_delete_insert(family, raw)
         return CheckpointSpec(folder, raw, read_json(folder / "generation_config.json"), family, positions, block_size)
@@ -104,6 +104,11 @@ def resized(spec: CheckpointSpec, block_size: int) -> dict[str, bytes]:
 
 def check_block_size(spec: CheckpointSpec, tokens: int) -> None:
     """ValueError where the checkpoint's network cannot run blocks of so many tokens."""
+    if spec.family.noise == "uniform" and tokens != spec.block_size:
+        raise ValueError(
+            f"block_size {tokens}: a canvas of {spec.folder} has {spec.block_size} tokens (canvas_length in "
+            "config.json). Leave block_size out."
+        )
     if tokens % (least := whole_blocks(spec)):
         raise ValueError(
             f"block_size {tokens}: {spec.folder} chooses experts for blocks of {least} tokens together "
@@ -156,12 +161,19 @@ def _read_adapted(folder: Path, raw: Mapping[str, Any], model_base: str | None) 
 
 
 def hf_config(family: Family, raw: Mapping[str, Any]) -> PretrainedConfig:
-    """transformers' config of the family's network, with attention through our seam."""
+    """transformers' config of the family's network, with attention through our seam (canvases: transformers' own)."""
     config = network_class(family).config_class(**family.config_arguments(raw))  # type: ignore[misc]
-    config._attn_implementation = ATTENTION_NAME
+    config._attn_implementation = ATTENTION_NAME if family.noise == "mask" else "sdpa"
+    if family.noise == "uniform":  # sizes of its smaller layers, for plans
+        config.get_text_config().allow_global_per_layer_attribute_access = True
     return config
 
 
 def network_class(family: Family) -> type[PreTrainedModel]:
-    found: type[PreTrainedModel] = getattr(transformers, family.model_class)
+    found: type[PreTrainedModel] | None = getattr(transformers, family.model_class, None)
+    if found is None:
+        raise ValueError(
+            f"config.json names a network that transformers {transformers.__version__} does not have "
+            f"({family.model_class}): install 5.23."
+        )
     return found

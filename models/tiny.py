@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from models.checkpoint import kept_buffers
-from models.model import DiffusionLM, load_model
+from models.load import load_model
+from models.model import DiffusionLM
 
 _QWEN = {
     "eos_token_id": 2,
@@ -128,6 +129,54 @@ TINY_CONFIGS["lladav"] = {name: value for name, value in _QWEN.items() if "slidi
     "mm_projector_type": "mlp2x_gelu",
     "model_type": "llava_llada",
     "num_key_value_heads": 4,
+}
+TINY_CONFIGS["diffusion_gemma"] = {
+    "architectures": ["DiffusionGemmaForBlockDiffusion"],
+    "canvas_length": 8,
+    "image_token_id": 60,
+    "boi_token_id": 61,
+    "eoi_token_id": 62,
+    "model_type": "diffusion_gemma",
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "text_config": {
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "final_logit_softcapping": 30.0,
+        "global_head_dim": 16,
+        "head_dim": 8,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "max_position_embeddings": 512,
+        "model_type": "diffusion_gemma_text",
+        "moe_intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_experts": 4,
+        "num_global_key_value_heads": 1,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 12,
+        "tie_word_embeddings": True,
+        "top_k_experts": 2,
+        "use_bidirectional_attention": "vision",
+        "vocab_size": 64,
+    },
+    "vision_config": {
+        "head_dim": 8,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "model_type": "gemma4_vision",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "patch_size": 4,
+        "position_embedding_size": 16,
+    },
 }
 TINY_FILES = {
     "lladav": {

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from models.attention import Layout
 from models.fingerprint import require_base
-from models.model import DiffusionLM, load_model
+from models.load import load_model
+from models.model import DiffusionLM
 from models.spec import CheckpointSpec
 from models.stored import stored_tensor
 from models.vision.prompt import Prompt

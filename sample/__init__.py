@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.lazy import loader
 
 if TYPE_CHECKING:
+    from sample.canvas_sampler import sampler_of
     from sample.config import SamplingConfig
     from sample.events import Events
     from sample.rollout import Rollout
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sample.strategies import Strategy
     from sample.targets import Target
 
-__all__ = ["Events", "Rollout", "Sampler", "SamplingConfig", "Strategy", "Target"]
+__all__ = ["Events", "Rollout", "Sampler", "SamplingConfig", "Strategy", "Target", "sampler_of"]
 
 _MODULES = {
     "Events": "sample.events",
@@ -24,6 +25,7 @@ _MODULES = {
     "SamplingConfig": "sample.config",
     "Strategy": "sample.strategies",
     "Target": "sample.targets",
+    "sampler_of": "sample.canvas_sampler",
 }
 
 __getattr__ = loader(__name__, _MODULES)

@@ -1,7 +1,8 @@
 """What a user may choose about decoding, checked against the model before any work."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from models import DiffusionLM
@@ -15,6 +16,7 @@ from sample.strategies import Choose, Strategy
 from sample.targets import DREAM_TARGETS, Target
 from sample.unmask import Rules
 
+logger = logging.getLogger(__name__)
 CacheMode = Literal["auto", "exact", "none", "prefix", "dual"]
 
 
@@ -54,6 +56,13 @@ class SamplingConfig(Choices):
     second forward a step."""
     stop_ids: Sequence[int] | None = None
     """Ids that end a response; None = model.eos_ids, empty = never stop."""
+    final_temperature: float | None = None
+    """Of canvases (DiffusionGemma): the temperature falls evenly over the steps of a canvas, from `temperature` towards
+    this; None = it stays."""
+    stable_steps: int = 1
+    """Of canvases: one may end before its last step when its likeliest tokens have not changed in so many steps, and"""
+    settled_entropy: float = 0.005
+    """their mean entropy (nats) is below this; 0 = it takes all steps."""
     early_stop: bool = True
     """Decoding ends with the block that holds a stop id; False: at max_new_tokens. The response is cut at the first
     stop id either way."""
@@ -97,7 +106,19 @@ class SamplingConfig(Choices):
         require(ranked, "alg_temp", self.alg_temp, "0 for pictures that are ranked by another target than confidence")
         horizon = self.further_horizon
         require(horizon is None or horizon >= 0, "further_horizon", horizon, "at least 0 (null = to the end)")
+        final, hot = self.final_temperature, self.temperature
+        require(
+            final is None or 0.0 < final <= hot, "final_temperature", final, f"above 0, at most temperature ({hot})"
+        )
+        require(self.stable_steps >= 0, "stable_steps", self.stable_steps, "at least 0")
+        require(self.settled_entropy >= 0.0, "settled_entropy", self.settled_entropy, "at least 0")
         require(self.max_slots >= 1, "max_slots", self.max_slots, "at least 1")
+
+    @property
+    def changed(self) -> list[str]:
+        """Fields that have another value than their default."""
+        defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def rules(self, threshold_passes: bool = False) -> Rules:
         """What a step goes by. threshold_passes: the family's reading of the threshold. ValueError where strategy or
@@ -115,6 +136,9 @@ class SamplingConfig(Choices):
         not fit."""
         if self.output == "image":
             return self._of_a_picture(model)
+        own = check_canvases(self, model.spec)
+        if own and (ignored := [name for name in self.changed if name in _NOT_OF_CANVASES]):
+            logger.warning("%s: no part of decoding canvases (%s)", ", ".join(ignored), model.family)
         block_size = model.spec.family.decoding_block_size(self.block_size, model.block_size, self.max_new_tokens)
         check_block_size(model.spec, block_size)
         cache = cache_of(self.cache, model.spec.family)
@@ -135,7 +159,7 @@ class SamplingConfig(Choices):
         return replace(
             self,
             block_size=block_size,
-            steps_per_block=self.steps_per_block if self.steps_per_block is not None else block_size,
+            steps_per_block=self.steps_per_block if self.steps_per_block is not None else own or block_size,
             cache=cache,
             stop_ids=tuple(model.eos_ids if self.stop_ids is None else self.stop_ids),
             pad_id=pad_id,
@@ -158,6 +182,49 @@ class SamplingConfig(Choices):
             cache=cache_of(self.cache, model.spec.family),
             stop_ids=(),
         )
+
+
+CANVAS_STEPS = 48
+"""Of a canvas, where neither the config nor the checkpoint's generation_config.json names a number: transformers'."""
+_OF_CANVASES = ("final_temperature", "stable_steps", "settled_entropy")
+_NOT_OF_CANVASES = (
+    *("target", "target_params", "strategy_params", "threshold", "alg_temp", "pad_target_penalty", "confidence"),
+    *("graphs", "attention", "fuse_commit", "further_horizon"),
+)
+
+
+def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
+    """Steps of a canvas that the checkpoint has as default; None for a family of masks. ValueError where the choices
+    are not of the family's kind."""
+    changed = config.changed
+    if spec.family.noise == "mask":
+        if wrong := [name for name in changed if name in _OF_CANVASES]:
+            raise ValueError(f"{wrong[0]}={getattr(config, wrong[0])} is of canvases (DiffusionGemma): leave it out.")
+        return None
+    check_block_size(spec, config.block_size or spec.block_size)
+    if config.strategy != "entropy_bounded":
+        raise ValueError(
+            f"strategy={config.strategy!r}: {spec.family.name} has canvases, which are denoised by entropy. Set "
+            f"{_as_published(spec.generation)}."
+        )
+    if not isinstance(config.steps_per_block, int | None):
+        raise ValueError(f"steps_per_block={config.steps_per_block}: all canvases have one number of steps; give one.")
+    for name in ("edit_threshold", "remask_threshold", "record_routing"):
+        if name in changed:
+            raise ValueError(f"{name}={getattr(config, name)}: there is no such rule for canvases. Leave it out.")
+    return int(spec.generation.get("max_denoising_steps") or CANVAS_STEPS)
+
+
+def _as_published(generation: Mapping[str, Any]) -> str:
+    """The choices of a checkpoint's generation_config.json, with transformers' where it has none."""
+    bound = (generation.get("sampler_config") or {}).get("entropy_bound", 0.1)
+    values = {
+        "strategy": "entropy_bounded",
+        "entropy_bound": bound,
+        "temperature": generation.get("t_max", 0.8),
+        "final_temperature": generation.get("t_min", 0.4),
+    }
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def check_routing(cache: str, has_routers: bool, fused: bool, key: str) -> None:

@@ -94,8 +94,7 @@ class Moves(Revision):
     def _last(self, state: StepState, chosen_nb: Tensor, original_nb: Tensor, active_n: Tensor) -> Tensor:
         """Whether this is the last step of each slot's block [n], which fills all masks and moves nothing: the post
         steps are spent, or there are none and it fills the last original mask, or the block has had its most steps."""
-        post_n = torch.where(original_nb.any(1), 0, state.post_steps + 1)
-        state.post_steps.copy_(torch.where(active_n, post_n, state.post_steps))
+        state.post_steps += active_n & ~original_nb.any(1)  # an original mask that is gone does not come back
         last_n = state.block_step >= self.most_steps
         if self.choices.max_post_steps:
             return (last_n | (state.post_steps >= self.choices.max_post_steps)) & active_n

@@ -77,7 +77,7 @@ def check_prompt(ids: Sequence[int], name: str, model: DiffusionLM, max_new_toke
     vocab_size, positions = int(model.hf_config.vocab_size), int(model.hf_config.max_position_embeddings)
     if not ids:
         raise ValueError(f"{name} is empty: give at least one token id.")
-    if model.mask_id in ids:
+    if model.mask_id >= 0 and model.mask_id in ids:
         raise ValueError(f"{name} contains the mask id {model.mask_id}: it would count as a position to fill.")
     wrong = [i for i in (min(ids), max(ids)) if not 0 <= i < vocab_size and i != model.image_id]
     if wrong:

@@ -10,6 +10,7 @@ from torch import Tensor
 from models import DiffusionLM, Prompt
 from models.compiled import suits
 from models.fused import compile_layers
+from models.model import NO_MASK
 from models.spec import whole_blocks
 from sample.config import SamplingConfig
 from sample.denoiser import Denoiser
@@ -55,6 +56,8 @@ class Sampler:
     """
 
     def __init__(self, model: DiffusionLM, config: SamplingConfig | None = None):
+        if model.mask_id == NO_MASK:
+            raise ValueError(f"a {model.family} model has no masks to decode: make its sampler with sample.sampler_of.")
         self.model = model
         self.config = (config or SamplingConfig()).for_model(model)
         self.weights_version = 0
@@ -128,17 +131,22 @@ class Sampler:
 
         ValueError where the model has fewer positions, or the config decodes beyond a stop id.
         """
-        positions, config = int(self.model.hf_config.max_position_embeddings), self.config
-        if not 2 <= sequence_tokens <= positions:
-            raise ValueError(f"sequences of {sequence_tokens} tokens: the model has {positions} positions.")
-        if not config.early_stop:
-            raise ValueError("early_stop=False: a session hands tokens out as they are final, and ends at a stop id.")
+        self.check_session(sequence_tokens)
+        config = self.config
         slots = self._slots(config.max_slots, sequence_tokens + self._denoiser.b - 1)
         self.model.eval()
         generation = Generation(
             Queue(), slots, self._denoiser, config.max_slots, self.steps_between_polls, self.weights_version
         )
         return Session(generation, sequence_tokens)
+
+    def check_session(self, sequence_tokens: int) -> None:
+        """ValueError as of `session`."""
+        positions = int(self.model.hf_config.max_position_embeddings)
+        if not 2 <= sequence_tokens <= positions:
+            raise ValueError(f"sequences of {sequence_tokens} tokens: the model has {positions} positions.")
+        if not self.config.early_stop:
+            raise ValueError("early_stop=False: a session hands tokens out as they are final, and ends at a stop id.")
 
     def keep_slots(self, slots: int, prompt_tokens: int) -> None:
         """Slots are made for so many sequences with prompts of so many tokens, so that calls up to that share them (not

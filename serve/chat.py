@@ -1,10 +1,8 @@
 """A chat in the terminal that shows how the answer is unmasked, step by step, with statistics."""
 
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -13,26 +11,16 @@ from rich.live import Live
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from configs.schema import opt
-from runtime.pipes import quiet_pipes
 from runtime.text import format_number, print_error, printable
 from sample import Rollout, Sampler
 from sample.session import Session
 from serve.loading import Reader, check, load_sampler, sized
-from serve.settings import ModelSettings, read_settings
+from serve.settings import ChatSettings
 from serve.text import TokenTexts
 
 MASK = "\N{MIDDLE DOT}"
 _HELP = "/reset forgets the conversation, /quit ends (as Ctrl-D); Ctrl-C stops an answer"
 _STYLES = {"new": "bold black on bright_yellow", "masked": "dim", "decided": ""}
-
-
-@dataclass(frozen=True)
-class ChatSettings(ModelSettings):
-    """Of the chat."""
-
-    system: str | None = opt(None, "system prompt; null = the family's own, if it has one")
-    seed: int | None = opt(None, "of the answers' randomness; null = another one each time", low=0)
 
 
 class Cell(NamedTuple):
@@ -167,20 +155,14 @@ def _show_answer(chat: Chat, console: Console, question: str) -> None:
     console.print(statistics(rollout, time.monotonic() - begun), style="dim", highlight=False)
 
 
-def main(usage: str = "dllm-chat model=PATH [key=value ...]") -> None:
-    """The command. Users' mistakes are messages, exit status 2."""
-    quiet_pipes()
+def run(settings: ChatSettings) -> None:
+    """The whole chat. ValueError or OSError for users' mistakes."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     console = Console()
-    try:
-        settings = read_settings(ChatSettings, sys.argv[1:], usage)
-        spec = check(settings)
-        settings = sized(settings, spec)
-        sampler = load_sampler(settings, spec, max_slots=1)
-        if console.is_terminal:
-            console.print(f"{settings.model} ({sampler.model.family} on {sampler.model.device}). {_HELP}")
-        converse(Chat(sampler, settings), console)
-    except (ValueError, OSError) as error:
-        print_error(str(error))
-        sys.exit(2)
+    spec = check(settings)
+    settings = sized(settings, spec)
+    sampler = load_sampler(settings, spec, max_slots=1)
+    if console.is_terminal:
+        console.print(f"{settings.model} ({sampler.model.family} on {sampler.model.device}). {_HELP}")
+    converse(Chat(sampler, settings), console)

@@ -14,8 +14,8 @@ from models.folder import weight_files
 from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from models.vision.seeing import DEFAULT_RESOLUTION
-from sample import Sampler, SamplingConfig
-from sample.config import cache_of, check_edits, check_remasks, moving_ids
+from sample import Sampler, SamplingConfig, sampler_of
+from sample.config import cache_of, check_canvases, check_edits, check_remasks, moving_ids
 from serve.settings import ModelSettings, ServeSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
@@ -34,7 +34,7 @@ def check(settings: ModelSettings) -> CheckpointSpec:
     cache_of(settings.cache, spec.family)  # type: ignore[arg-type]
     check_edits(settings.edit_threshold, spec.family)
     check_remasks(settings.remask_threshold, moving_ids(settings.edit_threshold, spec))
-    config_of(sized(settings, spec))
+    check_canvases(config_of(sized(settings, spec)), spec)
     return spec
 
 
@@ -66,7 +66,7 @@ def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> 
         torch.set_num_threads(settings.threads)
     image_tokenizer = settings.vq_model_path if isinstance(settings, ServeSettings) else None
     model = load_model(spec, names[settings.dtype], "cuda" if gpu else "cpu", image_tokenizer=image_tokenizer)
-    return Sampler(model, config_of(settings, **more))
+    return sampler_of(model, config_of(settings, **more))
 
 
 class Reader:

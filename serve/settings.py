@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.arguments import argument_tree
 from configs.fields import check_entry, kind_of
-from configs.schema import opt, output, speed
+from configs.schema import STRATEGY_NAMES, TARGET_NAMES, opt, output, speed
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -42,8 +42,14 @@ class ModelSettings:
     )
     block_size: int | None = opt(None, "tokens of a block; null = the checkpoint's, under full attention 32", low=1)
     steps_per_block: int | None = opt(None, "denoising steps of a block; null = one token a step", low=1)
-    strategy: str = opt("low_confidence_dynamic", "which positions a step commits: a name, or path/to/file.py:name")
-    target: str = opt("confidence", "the score that ranks positions: a name, or path/to/file.py:name")
+    strategy: str = opt(
+        "low_confidence_dynamic",
+        "which positions a step commits: a name, or path/to/file.py:name",
+        names=STRATEGY_NAMES,
+    )
+    target: str = opt(
+        "confidence", "the score that ranks positions: a name, or path/to/file.py:name", names=TARGET_NAMES
+    )
     threshold: float = opt(0.9, "low_confidence_dynamic commits positions above it", low=0.0, high=1.0)
     entropy_bound: float = opt(0.35, "of entropy_bounded, nats", low=0.0)
     edit_threshold: float | None = opt(
@@ -59,6 +65,11 @@ class ModelSettings:
     )
     further_horizon: int | None = opt(None, "of cache prefix: tokens right of the block that it sees", low=0)
     temperature: float = opt(1.0, "where a request names none; 0 = greedy", low=0.0, high=100.0)
+    final_temperature: float | None = opt(
+        None, "canvases (DiffusionGemma): what temperature falls to over a canvas's steps; null = it stays", low=1e-6
+    )
+    stable_steps: int = opt(1, "canvases: one may end early after so many steps without a change, and", low=0)
+    settled_entropy: float = opt(0.005, "canvases: a mean entropy below this, nats; 0 = all steps are taken", low=0.0)
     top_p: float = opt(1.0, "where a request names none", low=0.0, high=1.0)
     top_k: int = opt(0, "where a request names none; 0 = all tokens", low=0, high=2**31 - 1)
 
@@ -84,6 +95,14 @@ class ServeSettings(ModelSettings):
     )
     image_resolution: int = opt(512, "mmada: side of a picture in pixels, of which 16 are a token's", low=1)
     deterministic: bool = opt(False, "fixed shapes: an answer has the same bits whatever else is decoded, slower")
+
+
+@dataclass(frozen=True)
+class ChatSettings(ModelSettings):
+    """Of the chat."""
+
+    system: str | None = opt(None, "system prompt; null = the family's own, if it has one")
+    seed: int | None = opt(None, "of the answers' randomness; null = another one each time", low=0)
 
 
 def read_settings(kind: type[S], arguments: Sequence[str], usage: str) -> S:

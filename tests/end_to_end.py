@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers import tiny_checkpoint
+from helpers import TINY_CONFIGS, tiny_checkpoint
 
 TOKENIZER = Path(__file__).parents[1] / "configs" / "tiny_model"
 
@@ -47,6 +47,10 @@ SIZES = {
     "llada2": {"vocab_size": 40, "max_position_embeddings": 256},
     "dream": {"vocab_size": 40, "max_position_embeddings": 256},
     "lladav": {"vocab_size": 40, "max_position_embeddings": 256},
+    "diffusion_gemma": {
+        "text_config": TINY_CONFIGS["diffusion_gemma"]["text_config"]
+        | {"vocab_size": 40, "max_position_embeddings": 256}
+    },
     "llada": {"vocab_size": 40, "embedding_size": 40, "max_sequence_length": 256},
     "mmada": {
         **{"vocab_size": 56, "embedding_size": 56, "new_vocab_size": 56, "llm_vocab_size": 40},
@@ -57,7 +61,10 @@ SIZES = {
 
 def text_checkpoint(folder, family="sdar", **config):
     """A tiny random checkpoint folder with the tiny task's tokenizer."""
-    tiny_checkpoint(folder, family, **SIZES[family] | config)
+    sizes = SIZES[family] | config
+    if family == "diffusion_gemma" and config:
+        sizes = {"text_config": SIZES[family]["text_config"] | config}
+    tiny_checkpoint(folder, family, **sizes)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, Path(folder) / name)
     return Path(folder)

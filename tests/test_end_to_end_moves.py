@@ -7,6 +7,8 @@ from configs import load_config
 from runtime.monitor import Monitor
 from sample import Rollout
 from sample.viewer.trace import read_traces
+from serve.loading import check
+from serve.settings import ServeSettings
 from train import evaluation, rl
 
 DELETE, INSERT = 38, 39
@@ -49,3 +51,11 @@ def test_what_has_no_rule_where_tokens_move_is_an_error_before_a_model_is_loaded
     (shop.model / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=said):
         rl.run(load_config(shop.arguments(RL, *EDITS, *changes)))
+
+
+@pytest.mark.slow
+def test_serving_refuses_remasking_beside_them_before_the_weights(shop):
+    (shop.model / "model.safetensors").write_bytes(b"")
+    check(ServeSettings(model=str(shop.model), edit_threshold=0.3))
+    with pytest.raises(ValueError, match="remask_threshold=0.1: edits of this model delete and insert"):
+        check(ServeSettings(model=str(shop.model), edit_threshold=0.3, remask_threshold=0.1))

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dllm_commands
+from serve import command as serve_command
 from train import command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,16 +112,16 @@ def test_the_report_command_runs_the_checkout(monkeypatch):
     assert PROJECT["project"]["scripts"]["dllm-report"] == "dllm_commands:report"
 
 
-SERVING = {"dllm-serve": ("serve", "serve.command"), "dllm-chat": ("chat", "serve.chat")}
+SERVING = {"dllm-serve": ("serve", "main"), "dllm-chat": ("chat", "chat")}
 
 
 @pytest.mark.parametrize("name", SERVING)
 def test_the_commands_of_serving_run_the_checkout(name, monkeypatch):
-    function, module = SERVING[name]
+    function, runs = SERVING[name]
     assert PROJECT["project"]["scripts"][name] == f"dllm_commands:{function}"
     monkeypatch.setattr(sys, "path", ["elsewhere", *sys.path])
     usages = []
-    monkeypatch.setattr(importlib.import_module(module), "main", usages.append)
+    monkeypatch.setattr(serve_command, runs, usages.append)
     getattr(dllm_commands, function)()
     assert usages[0].startswith(f"{name} model=") and sys.path[0] == str(ROOT)
 

@@ -50,6 +50,11 @@ def check(config: Config, first: Config | None = None) -> None:
     run prints the arithmetic. first: the SFT config that makes its model, where that is absent."""
     training, rollout = config.training, config.rollout
     spec = _model(config, first)
+    if spec.family.noise == "uniform":
+        raise ValueError(
+            f"{spec.folder} is a {spec.family.name} checkpoint, which rl.py does not train: replay of canvases with "
+            "self-conditioning is not built. Use eval.py or serve.py."
+        )
     check_engine(config, None if first else spec.folder)
     check_doors(training, "rl", spec.family.attention, spec.family.logit_shift)
     check_drawing(config, rollout, spec.family)

@@ -24,7 +24,7 @@ from runtime.monitor import Monitor
 from runtime.report.paired import paired
 from runtime.run_folder import RunFolder, run_path
 from runtime.text import print_text
-from sample import Sampler, SamplingConfig
+from sample import SamplingConfig, sampler_of
 from train.checks import check_dataset, check_folder, check_room, check_set, check_trackers
 from train.distributed.kind import world_size
 from train.distributed.sharding import sample
@@ -34,7 +34,7 @@ from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
-from train.setup.decodings import check_decodings, check_steps, sampling_entries
+from train.setup.decodings import check_decodings, check_kind, check_steps, sampling_entries
 from train.setup.eval_sets import COMPARED, KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.pictures import Eyes, check_drawing
@@ -103,7 +103,7 @@ def _evaluate(
     each, prompts = tasks
     config, n, name = setup.decodings[decoding], setup.responses_per_task, _name(each.label, decoding)
     keys = [("eval", p.task.id, j) for p in prompts for j in range(n)]
-    sampler = Sampler(setup.model, config)
+    sampler = sampler_of(setup.model, config)
     sampler.forgets_pictures = True
     with monitor.progress(len(keys), f"eval {name}") as progress:
         start = time.perf_counter()
@@ -261,6 +261,7 @@ def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, li
     require_as_written(spec := spec_of(config))
     check_drawing(config, config.rollout, spec.family)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
+    check_kind(config.rollout, spec)
     check_room(spec, config.rollout)
     check_team(config, spec, world_size(config))
     sets = eval_sets(config, "eval")

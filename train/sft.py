@@ -131,6 +131,11 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
+    if spec.family.noise == "uniform":
+        raise ValueError(
+            f"{spec.folder} is a {spec.family.name} checkpoint, which train/sft.py does not train: noise of random "
+            "tokens with self-conditioning is not built. Use eval.py or serve.py."
+        )
     check_engine(config, spec.folder)
     method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     check_preference(config, spec)

@@ -88,12 +88,12 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "lora": Variant("LoRA of rank 16, ten times the rate", ("lora.rank=16", "optimizer.params.learning_rate=1.0e-3")),
     "lightning": Variant("LightningRL's additions", _LIGHTNING),
-    "no_edits": Variant("TraceRL without edits", _NO_EDITS, edit_questions=48),
-    "no_edits_slow": Variant(
-        "TraceRL without edits, threshold 0.9",
-        (*_NO_EDITS, "rollout.threshold=0.9", "evaluation.threshold=0.9"),
-        edit_questions=40,
+    "no_edits": Variant("TraceRL without edits", _NO_EDITS, edit_questions=32),
+    "edits_any": Variant(
+        "TraceRL, every other draw is an edit (edit_threshold 0)",
+        ("rollout.edit_threshold=0.0", "evaluation.edit_threshold=0.0"),
+        edit_questions=32,
     ),
-    "edits_ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), edit_questions=32),
+    "edits_ebpo": Variant("ebpo, elbo", ("training.objective=ebpo", _ELBO), edit_questions=36),
 }
-EDIT_VARIANTS = (BASE, "no_edits", "no_edits_slow", "edits_ebpo")
+EDIT_VARIANTS = (BASE, "no_edits", "edits_any", "edits_ebpo")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.families.base import ChatFormat, Decoding, Family, Piece
+from models.families.diffusion_gemma import DIFFUSION_GEMMA
 from models.families.dream import DREAM
 from models.families.llada import LLADA, MMADA
 from models.families.llada2 import LLADA2
@@ -36,7 +37,7 @@ def find_family(
     known = families()
     model_type = raw_config.get("model_type")
     vision = next((name for name in weight_names if "vision_tower" in name or "mm_projector" in name), None)
-    sees = any(f.vision is not None for f in FAMILIES if model_type in f.model_types)
+    sees = any(f.vision is not None or f.carries_vision for f in FAMILIES if model_type in f.model_types)
     if str(model_type) in _WITHOUT_FAMILY or (vision is not None and not sees):
         reason = _WITHOUT_FAMILY.get(str(model_type)) or f"its weights hold {vision}, the part that reads images"
         raise ValueError(

@@ -35,9 +35,9 @@ class ChatFormat:
     picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
     roles: (role, its name in a turn) where they differ.
     end_of_turn: the token that ends a turn.
-    after_turn: what stands between two turns. assistant: its header. thinking_assistant: the header that opens
-    a thought too, None where the family has none. system: the system turn of a conversation without one;
-    after_system: what follows the content of one that is given.
+    after_turn: what stands between two turns. assistant: its header; answer: what follows the one under which an answer
+    is to be written. thinking_assistant: the header that opens a thought too, None where the family has none. system:
+    the system turn of a conversation without one; after_system: what follows the content of one that is given.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
     stdin, with {{problem}} where the question goes.
     """
@@ -45,6 +45,7 @@ class ChatFormat:
     turn: str
     end_of_turn: str
     assistant: str
+    answer: str = ""
     opening: str = ""
     trims: bool = False
     roles: tuple[tuple[str, str], ...] = ()
@@ -67,7 +68,7 @@ class ChatFormat:
             pairs = [("system", self.system), *pairs]
         text = self.opening + "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
-            return text + self.assistant
+            return text + self.assistant + self.answer
         if self.thinking_assistant is None:
             raise ValueError(
                 "start_with_think is true, but this family has no prompt that opens a thought: "
@@ -173,12 +174,14 @@ class Family:
 
     name: the canonical `model_base`; aliases: other names of the same architecture (TraDo is SDAR with other weights).
     model_types: values of config.json's `model_type` that mean this family.
-    attention: "block" (clean past, bidirectional inside a block) or "full" (bidirectional everywhere).
+    attention: "block" (clean past, bidirectional inside a block) or "full" (bidirectional everywhere). noise: what
+    stands where nothing is decided: the mask token, or ("uniform") random tokens of a canvas, a block that begins right
+    after the prompt and is denoised whole (`models.canvas`).
     logit_shift: the prediction of token i is read at position i - 1 (full attention only).
     model_class: name of transformers' class; config_arguments: those of its config, from the checkpoint's config.json
     (ValueError on flags that the class cannot express). adapt: changes of the network's modules that no config of the
-    class expresses. beside: name of a JSON file beside config.json, and (its content, shapes of the stored weights by
-    name) -> more entries of config.json, for what a checkpoint does not say there.
+    class expresses. beside: name of a JSON file beside config.json (or its own), and (its content, shapes of the stored
+    weights by name) -> more entries of config.json, for what a checkpoint does not say there.
     pieces: config.json, a weight's name and shape -> where the checkpoint keeps it, in and out.
     chat: how a conversation is written, None for a family that has no format.
     mask_token, mask_id: used when neither config.json nor the tokenizer names a mask. tokenizer_class: name of
@@ -187,6 +190,7 @@ class Family:
     default_block_size: of a checkpoint whose config.json names none. decoding: how responses are unmasked.
     whole_blocks: config.json -> tokens that the network can only run together, None = any number: blocks of decoding
     and training are a multiple of it.
+    carries_vision: the network has a vision tower that is kept and not used.
     delete_insert_ids: config.json -> ids of the tokens DELETE and INSERT, which edits choose and no text holds; None =
     it has none.
     vision: a loaded model, and the folder or hub name of an image tokenizer (None = none was given) -> how it takes
@@ -212,6 +216,8 @@ class Family:
     text_vocab_size: Callable[[Mapping[str, Any]], int] | None = None
     default_block_size: int = 1
     whole_blocks: Callable[[Mapping[str, Any]], int | None] | None = None
+    noise: Literal["mask", "uniform"] = "mask"
+    carries_vision: bool = False
     delete_insert_ids: Callable[[Mapping[str, Any]], tuple[int, int] | None] | None = None
     decoding: Decoding = Decoding()
     vision: Callable[[Any, str | None], Any] | None = None

@@ -12,13 +12,14 @@ from runtime.files import atomic_write_text
 from runtime.pages import page
 from runtime.report.paired import paired
 from runtime.report.panels import panels_of
-from runtime.report.run_data import ABOUT, RunData, read_run
+from runtime.report.run_data import ABOUT, Curve, RunData, read_run
 from runtime.text import printable
 
 REPORT, TRACE = "report.html", "trace.html"
 PARTS = Path(__file__).parent
 LONGEST_TEXT = 6000
 _IDS = ("rewards", "reward", "advantage", "num_steps", "finish_reason")
+HELD_OUT = "validation/"
 _TITLES = {"rl": "RL", "sft": "SFT", "eval": "evaluation"}
 
 
@@ -43,6 +44,7 @@ def build_page(runs: Sequence[RunData], traced: Mapping[int, str] | None = None)
         "charts": panels_of(curves, names) if any(run.about.command != "eval" for run in runs) else [],
         "results": _results(one.results) if one else None,
         "comparison": None if one else compared(runs, names),
+        "losses": [] if one else held_out_losses(curves, names),
         "samples": _samples(one, traced) if one else [],
         "settings": _settings(one) if one else _differences(runs),
         "names": names,
@@ -125,6 +127,27 @@ def compared(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, An
             if given[0] is not None and given[1] is not None and (found := paired(given[0], given[1])):
                 row["pair"] = vars(found)
             rows.append(row)
+    return rows
+
+
+def held_out_losses(curves: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each figure of held-out examples (`validation/...`) that the first run and another have: the last of each,
+    and the lowest."""
+    rows = []
+    for metric in (name for name in curves[0] if name.startswith(HELD_OUT)):
+        for other in range(1, len(curves)):
+            if metric not in curves[other]:
+                continue
+            pair = [curves[0][metric], curves[other][metric]]
+            rows.append(
+                {
+                    "figure": metric.removeprefix(HELD_OUT),
+                    "names": [names[0], names[other]],
+                    "steps": [steps[-1] for steps, _ in pair],
+                    "last": [values[-1] for _, values in pair],
+                    "lowest": [min(values) for _, values in pair],
+                }
+            )
     return rows
 
 

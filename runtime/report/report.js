@@ -268,6 +268,23 @@ function showComparison() {
   at("comparison").querySelector(".scroll").append(table(columns, rows));
 }
 
+function showLosses() {
+  if (!data.losses.length) return;
+  at("losses").hidden = false;
+  const rows = data.losses.map(({ figure, names, steps, last, lowest }) => [
+    figure,
+    `${names[0]} (update ${steps[0]})`,
+    last[0],
+    `${names[1]} (update ${steps[1]})`,
+    last[1],
+    last[1] - last[0],
+    lowest[0],
+    lowest[1],
+  ]);
+  const columns = ["held out", "first", "last", "second", "last", "difference", "lowest of first", "of second"];
+  at("losses").querySelector(".scroll").append(table(columns, rows));
+}
+
 // ---- samples ----
 
 function sampleCard(sample) {
@@ -393,11 +410,12 @@ function start() {
     at("results").lastElementChild.append(table(["decoding", ...data.results.columns], data.results.rows));
   }
   showComparison();
+  showLosses();
   showCharts();
   showSamples();
   showCommands();
   showSettings();
-  for (const [id, name] of [["comparison", "evaluations"], ["charts", "curves"], ["samples", "samples"], ["settings", "settings"]]) {
+  for (const [id, name] of [["comparison", "evaluations"], ["losses", "losses"], ["charts", "curves"], ["samples", "samples"], ["settings", "settings"]]) {
     if (at(id).hidden) continue;
     const link = element("a", "", name);
     link.href = `#${id}`;

@@ -108,8 +108,10 @@ def _read_origin(folder: Path, block_size: int | None, model_base: str | None = 
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer files (tokenizer.json or vocab files).")
     if block_size is None and family.attention == "block":
-        block_size = as_block_size(raw_config.get("block_size")) or family.default_block_size
-    return Origin(tokenizer, family.attention, block_size)
+        own = raw_config.get("block_size") or raw_config.get("canvas_length")
+        block_size = as_block_size(own) or family.default_block_size
+    # canvases begin after the prompt too
+    return Origin(tokenizer, family.attention if family.noise == "mask" else "full", block_size)
 
 
 def _run_config(path: Path) -> dict[str, Any]:

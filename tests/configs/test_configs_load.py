@@ -49,6 +49,8 @@ def test_every_key_can_be_given_on_the_command_line(file):
         if item.metadata["choices"]:
             choice = next(choice for choice in item.metadata["choices"] if choice != default)
             return f"[{choice}]" if isinstance(default, list) else choice
+        if item.metadata["names"]:
+            return next(name for name in item.metadata["names"] if name != default)
         if item.metadata["each"] is str:
             return "sequential"
         if default is None and item.metadata["high"] is not None:

@@ -6,11 +6,12 @@ import re
 import shutil
 
 import pytest
-from helpers import REAL, thinned
+from helpers import REAL, TINY_CONFIGS, thinned
 
 from configs import load_config
 from configs.engine import TITLES, engine_file
 from configs.load import REPOSITORY
+from models.tiny import tiny_folder
 from train.memory import inputs as memory_inputs
 from train.memory import plan
 from train.memory.fit import Fit
@@ -27,7 +28,7 @@ LAYOUTS = {
 }
 MACHINE = re.compile(
     r"^# Machine: (?:(?P<nodes>\d+) nodes of )?(?P<gpus>\d+) GPUs? of (?P<gb>\d+) GB(?: \((?P<engine>\w+)\))?"
-    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>4|8|16|30)B"
+    r"(?: and (?P<host>\d+) GB of host memory(?: each)?)?, for models of up to (?P<billions>4|8|16|26|30)B"
     r"(?: \(8B: GPUs of 141 GB\))?\.$",
     re.MULTILINE,
 )
@@ -38,6 +39,13 @@ PICTURES = {
     "mm_projector_type": "mlp2x_gelu",
 }
 """What LLaDA-V's config.json has beside its language model's keys."""
+CANVAS_SIZES = {
+    **{"vocab_size": 262144, "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704},
+    **{"num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256},
+    **{"global_head_dim": 512, "num_global_key_value_heads": 2, "num_experts": 128, "top_k_experts": 8},
+    **{"sliding_window": 1024, "layer_types": None, "max_position_embeddings": 131072},
+}
+"""Sizes that come to the 26B parameters of DiffusionGemma; its config.json is not at hand."""
 CARD_GIB = {80: 79.0, 141: 140.0}
 """What torch finds on a card that is sold with so many GB: an H100's 79.1, an A100's 79.3."""
 
@@ -68,12 +76,16 @@ def folders(tmp_path_factory):
         raw |= PICTURES if family == "lladav" else {}
         (made[family] / "config.json").write_text(json.dumps(raw))
 
+    made["diffusion_gemma"] = tmp_path_factory.mktemp("diffusion_gemma")
+    text = TINY_CONFIGS["diffusion_gemma"]["text_config"] | CANVAS_SIZES
+    tiny_folder(made["diffusion_gemma"], "diffusion_gemma", canvas_length=256, text_config=text)
+
     def folders_of(name):
         if "30b" in name:
             return [REAL / "layouts" / "SDAR-30B-A3B-Chat"]
         family = next(
             family
-            for family in ("dream", "lladav", "llada2", "llada", "mmada", "sdar")
+            for family in ("diffusion_gemma", "dream", "lladav", "llada2", "llada", "mmada", "sdar")
             if family in name.replace("trado", "sdar")
         )
         return [made[family]] if family in made else [REAL / "layouts" / layout for layout in LAYOUTS[family]]

@@ -56,6 +56,15 @@ def test_what_a_set_cannot_have_is_named_with_its_key(entry, problem):
         named_sets(KEY, [entry, "y"], "math")
 
 
+def test_a_file_stands_once_in_a_list_unless_it_is_read_or_graded_otherwise():
+    for again in ("x.json", "./x.json", "a/../x.json", {"name": "x.json", "weight": 2}):
+        with pytest.raises(ValueError, match=f"{KEY}: .*x.json stands twice in the list: name it once"):
+            named_sets(KEY, ["x.json", "y.json", again], "math")
+    others = [{"name": "x.json", "data_type": "code"}, {"name": "x.json", "columns": {"question": "q"}}]
+    others.append({"name": "x.json", "reward": "a.py:f"})
+    assert len({each.label for each in named_sets(KEY, ["x.json", *others], "math")}) == 4
+
+
 def test_sets_that_have_moved_say_the_same_and_other_weights_do_not():
     shots = [["s.json", {"question": "q", "answer": answer}] for answer in "ab"]
     assert besides_places(shots[0]) != besides_places(shots[1])

@@ -52,7 +52,7 @@ TINY_SEEING = ["rl_tiny_vision", "sft_tiny_vision"]
 def model_folder(tmp_path_factory):
     """A folder with a checkpoint of each family, with room for the longest answers that are asked for."""
     folder = tmp_path_factory.mktemp("model")
-    for family in ("sdar", "dream", "llada", "mmada", "lladav"):
+    for family in ("sdar", "dream", "llada", "mmada", "lladav", "diffusion_gemma"):
         positions = "max_sequence_length" if family in ("llada", "mmada") else "max_position_embeddings"
         text_checkpoint(folder / family, family, **{positions: 32768})
     for family in ("sdar_moe", "llada2"):  # heads that a team of four can share
@@ -87,7 +87,7 @@ def command(name):
 
 def family_of(name):
     known = {"drawing": "mmada", "brackets": "llada", "tiny_vision": "lladav", "30b": "sdar_moe"}
-    known |= {family: family for family in ("dream", "lladav", "llada2", "llada", "mmada")}
+    known |= {family: family for family in ("dream", "lladav", "llada2", "llada", "mmada", "diffusion_gemma")}
     return next((family for word, family in known.items() if word in name), "sdar")
 
 

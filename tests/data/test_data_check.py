@@ -88,6 +88,15 @@ def test_tokens_are_those_of_the_prompt_as_it_is_rendered(write, capsys):
     assert "over-long  4 prompts have more than 7 tokens: row 1, row 2, row 3, row 4" in out
 
 
+def test_tasks_that_are_chats_are_read_without_a_family(write, capsys):
+    """Their turns, one after the other."""
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "2+2?"}]
+    path = write("a.json", [{"prompt": turns, "ground_truth_answer": "4"}])
+    status, out, _ = run(capsys, path, "--data-type", "math")
+    assert status == 0 and out[-1] == "training can use this file"
+    assert out[4] == "prompt     characters, percentiles: 0% 12  50% 12  90% 12  99% 12  100% 12"
+
+
 def test_options_that_cannot_work_are_refused_before_reading(write, capsys, tmp_path):
     path = write("a.json", [GOOD])
     status, out, err = run(capsys, path, "--data-type", "math", "--family", "dream", "--start-with-think")

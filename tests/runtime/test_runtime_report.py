@@ -229,6 +229,19 @@ def test_two_runs_are_compared_curve_by_curve_key_by_key_and_task_by_task(run, t
     assert greedy["pair"]["tasks"] == 128 and greedy["pair"]["low"] > 0 and greedy["pair"]["p"] < 0.01
 
 
+def test_held_out_losses_of_two_runs_stand_side_by_side(run):
+    def fine_tuned(**losses):
+        rows = [{"step": 10 * i, "validation/loss": loss} for i, loss in enumerate(losses["loss"])]
+        return replace(read_run(run), results={}, rows=rows + [{"step": 40, **losses.get("more", {})}])
+
+    first = fine_tuned(loss=[2.0, 1.0, 1.5], more={"validation/nll(a)": 0.5})
+    data = data_of(build_page([first, fine_tuned(loss=[2.0, 1.25]), fine_tuned(loss=[])]))
+    assert data["comparison"] is None
+    (row,) = data["losses"]
+    assert row["figure"] == "loss" and row["names"] == data["names"][:2]
+    assert (row["steps"], row["last"], row["lowest"]) == ([20, 10], [1.5, 1.25], [1.0, 1.25])
+
+
 def test_runs_without_evaluations_have_no_section_that_compares_them(run):
     plain = replace(read_run(run), results={}, rows=[])
     assert data_of(build_page([plain, plain]))["comparison"] is None

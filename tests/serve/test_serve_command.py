@@ -15,12 +15,11 @@ from rich.console import Console
 from serving import serving
 from test_docs import ROOT, blocks, commands, script_of
 
-from serve import chat as chat_module
 from serve import command as command_module
 from serve import server as server_module
-from serve.chat import MASK, Chat, ChatSettings, converse
+from serve.chat import MASK, Chat, converse
 from serve.loading import check, load_sampler, sized
-from serve.settings import ServeSettings, help_text, read_settings
+from serve.settings import ChatSettings, ServeSettings, help_text, read_settings
 
 PAGE = ROOT / "docs" / "serving.md"
 
@@ -33,7 +32,7 @@ def run(main, arguments, monkeypatch, capsys):
     return ended.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main", [command_module.main, chat_module.main])
+@pytest.mark.parametrize("main", [command_module.main, command_module.chat])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,11 +50,25 @@ def test_a_users_mistake_is_one_line_and_status_2(main, arguments, message, mode
 
 
 @pytest.mark.slow
-def test_a_wrong_key_is_named_before_torch_is_loaded():
-    code = "import sys, dllm_commands; sys.argv[1:] = ['prot=1']\ntry: dllm_commands.serve()\n"
+@pytest.mark.parametrize(
+    ("command", "typed", "says"),
+    [
+        ("serve", "prot=1", "Did you mean port"),
+        ("chat", "sed=1", "Did you mean seed"),
+        ("chat", "strategy=nope", "strategy is 'nope'; choose from low_confidence_static"),
+        (
+            "evaluate",
+            "config=configs/tiny_eval.yaml rollout.strategy=nope",
+            "rollout.strategy is 'nope'; choose",
+        ),
+        ("rl", "config=configs/rl_tiny.yaml training.objective=clpi", "Did you mean 'clip'"),
+    ],
+)
+def test_a_mistake_is_named_before_torch_is_loaded(command, typed, says):
+    code = f"import sys, dllm_commands; sys.argv[1:] = {typed.split()}\ntry: dllm_commands.{command}()\n"
     code += "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (2, "False False\n") and "Did you mean port" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "False False\n") and says in ended.stderr
 
 
 def test_an_empty_key_is_refused(model_folder, monkeypatch, capsys):

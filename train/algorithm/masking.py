@@ -114,7 +114,13 @@ def trace(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) ->
 
 def _edited(canvas: Canvas, events: Events, training: TrainingConfig) -> list[NoisyCopy]:
     """A copy for each unit and (shrunk) step with a trained choice: the unit as it stood before, to say what was
-    chosen. Of several choices at one place in merged steps the last is trained."""
+    chosen. Of several choices at one place in merged steps the last is trained. ValueError where tokens move between
+    merged steps."""
+    if events.source is not None and training.shrink > 1:
+        raise ValueError(
+            f"training.shrink={training.shrink}: edits of a rollout delete and insert tokens, so that a place is "
+            "another one in the next step. Set training.shrink=1."
+        )
     action_E, last_C = np.array(events.action, dtype=np.int64), last_events(events, len(canvas.ids_C))
     copies = []
     for moment in moments(events, canvas.ids_C, canvas.unit_C, canvas.mask_id, training.shrink):

@@ -138,6 +138,8 @@ def _entry(inputs: Inputs, config: SamplingConfig, cache: type[CachePolicy], blo
     ]
     positions = slots * block_size
     chosen = positions if config.output == "text" else min(positions, positions_at_once(net.vocab))
+    if inputs.models.policy.family.noise == "uniform":  # the logits that condition the next step
+        kept += dtype.itemsize * positions * net.vocab
     choosing = dtype.itemsize * positions * net.hidden + choice_bytes(config.rules(), chosen, net.vocab)
     room = event_room(config, block_size, config.max_new_tokens)
     return {"slots": kept + StepState.bytes(slots, capacity, room), "a step": max(*forwards, choosing)}

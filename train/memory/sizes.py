@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from models.attention import Packed
-from models.experts import dense_layers, experts_of
+from models.experts import dense_layers, experts_of, experts_per_token
 from models.head import LOGITS_CHUNK_ELEMENTS
 from models.log_probs import PIECE_ELEMENTS
 from train.algorithm.packing import MicroBatch
@@ -24,6 +24,13 @@ ADAM_BYTES = 8
 """Of a trained parameter: two moments in fp32."""
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear layers that may have an adapter."""
+
+
+def _shared_inner(hf_config: Any) -> int:
+    """Inner size of what all tokens of a mixture's layer go through; DiffusionGemma's is a whole MLP."""
+    if hasattr(hf_config, "top_k_experts"):
+        return int(hf_config.intermediate_size)
+    return int(getattr(hf_config, "n_shared_experts", 0) * hf_config.moe_intermediate_size)
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,11 @@ class Network:
             head_norms=any(name.endswith("q_norm.weight") for name in sizes),
             tied=bool(hf_config.tie_word_embeddings),
             experts=experts,
-            experts_per_token=int(hf_config.num_experts_per_tok) if experts else 0,
+            experts_per_token=experts_per_token(hf_config) if experts else 0,
             vision=sum(seeing.values()),
             tower=sum(size for name, size in seeing.items() if name.startswith("vision.tower.")),
             expert_parameters=sum(size for name, size in body.items() if ".experts." in name),
-            shared_inner=int(getattr(hf_config, "n_shared_experts", 0) * hf_config.moe_intermediate_size)
-            if experts
-            else 0,
+            shared_inner=_shared_inner(hf_config) if experts else 0,
             dense_inner=int(hf_config.intermediate_size) if experts else 0,
             dense_layers=dense_layers(hf_config) if experts else 0,
         )

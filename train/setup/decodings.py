@@ -14,7 +14,7 @@ from models.families import Family
 from models.spec import CheckpointSpec
 from runtime.doors import is_file_target
 from sample import SamplingConfig
-from sample.config import CacheMode, cache_of, check_edits, check_remasks, moving_ids
+from sample.config import CacheMode, cache_of, check_canvases, check_edits, check_remasks, moving_ids
 from sample.doors import Given, open_strategy, open_target
 from sample.unmask import schedule
 from train.setup.prompts import tokenizer_of
@@ -43,7 +43,8 @@ def sampling_entries(
     for chosen, block_size in zip(decodings(decode), blocks, strict=True):
         chosen |= {"block_size": block_size} | of_the_run
         config = SamplingConfig(**chosen).for_model(model)
-        _warn_of_idle_steps(decode, config)
+        if model.spec.family.noise == "mask":
+            _warn_of_idle_steps(decode, config)
         if decode.steps is not None:
             config = replace(config, steps_per_block=_divided_steps(decode, config))
         mode = "greedy" if config.greedy else f"T{config.temperature:g}"
@@ -99,6 +100,18 @@ def check_decodings(*sections: DecodeConfig) -> None:
             )
             open_strategy(strategy, choices)
             open_target(target)
+
+
+def check_kind(decode: DecodeConfig, spec: CheckpointSpec) -> None:
+    """ValueError where a section's choices are of canvases and the checkpoint's family is one of masks, or the other
+    way round."""
+    for chosen in decodings(decode):
+        check_canvases(SamplingConfig(**chosen), spec)
+    if decode.steps is not None and spec.family.noise == "uniform":
+        raise ValueError(
+            f"{decode.key('steps')}={decode.steps}: all canvases of {spec.family.name} have one number of steps; set "
+            f"{decode.key('steps_per_block')}."
+        )
 
 
 def cache_mode(decode: DecodeConfig, family: Family) -> CacheMode:

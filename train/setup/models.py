@@ -189,6 +189,8 @@ def check_team(config: Config, spec: CheckpointSpec, processes: int) -> None:
         )
     if adapters_of(config, spec) is not None:
         raise ValueError(f"{key}={size}: adapters are sampled on whole models; set it to 1, or merge them first.")
+    if spec.family.noise == "uniform":
+        raise ValueError(f"{key}={size}: {spec.family.name} is sampled on whole models; set it to 1.")
     parallel.check_team(hf_config(spec.family, spec.raw), size, key)
 
 

@@ -77,3 +77,9 @@ def test_a_tokens_reward_goes_to_the_choice_that_made_it():
         assert [given[stands[place]] for place in range(len(rewards))] == rewards and sum(map(bool, given)) == len(
             rewards
         )
+
+
+def test_steps_between_which_tokens_move_are_not_merged():
+    sampling, rollouts = sampled("blocks of 4")
+    with pytest.raises(ValueError, match=r"training.shrink=2: edits of a rollout delete and insert.*shrink=1"):
+        make_policy(moving_model(), sampling, shrink=2).batch(rollouts, [1.0] * len(rollouts))

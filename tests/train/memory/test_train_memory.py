@@ -18,7 +18,7 @@ from trainees import make_config, policy_of, updater_of
 from configs import load_config
 from models.spec import CheckpointSpec, hf_config
 from sample import Rollout, Sampler
-from sample.slots import SlotKV, StepState
+from sample.slots import Room, SlotKV, StepState
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import world_size
 from train.memory import plan
@@ -459,3 +459,17 @@ def test_edits_and_remasking_are_planned_with_the_steps_that_they_may_add(tmp_pa
         tokens[name] = inputs.unsplit_tokens
     assert tokens["edits"] == tokens["none"] + 3 * blocks * BLOCK
     assert tokens["remasking"] == tokens["none"] + 5 * blocks * BLOCK
+
+
+def test_edits_that_move_tokens_are_planned_with_the_most_steps_of_a_block(tmp_path):
+    found = {}
+    for name, ids in (("edits", {}), ("moves", {"delete_token_id": 40, "split_token_id": 41})):
+        folder = checkpoint(tmp_path / name, "llada2", expert_capacity=3, **ids)
+        given = settings(folder, rollout={"edit_threshold": 0.5, "max_post_steps": 3})
+        inputs = inputs_of(given, machine=machine())
+        found[name] = inputs.unsplit_tokens, plan.sampling(inputs, given.rollout, 2)["slots"]
+    assert found["moves"][0] == found["edits"][0] + BLOCK * (R // BLOCK) * BLOCK
+    steps, blocks = 2 * BLOCK + 3, -(-(R + BLOCK - 1) // BLOCK)
+    room = Room(steps * BLOCK * blocks, steps, BLOCK), Room((BLOCK * (BLOCK + 1) // 2 + 3 * BLOCK) * blocks)
+    held = [StepState.bytes(2, P + R + BLOCK - 1, each) for each in room]
+    assert found["moves"][1] - found["edits"][1] == held[0] - held[1] > 0

@@ -91,7 +91,7 @@ OTHER = {"strategy": "sequential", "target": "random", "confidence": "tempered",
     "attention": "sdpa",
     "output": "image",
 }
-OF_THE_RUN = {"stop_ids", "pad_id", "seed", "fuse_commit", "deterministic", "record_routing"}
+OF_THE_RUN = {"stop_ids", "pad_id", "seed", "fuse_commit", "deterministic", "record_routing", "delete_insert_ids"}
 SHARED = sorted({item.name for item in fields(SamplingConfig)} - OF_THE_RUN - {"strategy_params", "target_params"})
 
 
@@ -103,11 +103,12 @@ def test_every_choice_of_the_sampler_is_a_key():
 @pytest.mark.parametrize("name", SHARED)
 def test_a_key_arrives_in_the_sampler_under_its_name(dream, name, monkeypatch):
     """Both ways: under a value that neither schema nor sampler has by default."""
-    if name in ("guidance", "output", "edit_threshold"):  # of models that draw or edit, which dream does not
+    canvases = ("final_temperature", "stable_steps", "settled_entropy")
+    if name in ("guidance", "output", "edit_threshold", *canvases):  # of models that draw, edit or have canvases
         monkeypatch.setattr(SamplingConfig, "for_model", lambda config, model: config)
     default = getattr(RolloutConfig(), name)
     number = {"top_p": 0.5, "threshold": 0.25, "block_size": 2, "steps_per_block": 1}
-    number = (number | {"edit_threshold": 0.5, "remask_threshold": 0.5}).get(name, 3)
+    number = (number | {"edit_threshold": 0.5, "remask_threshold": 0.5, "final_temperature": 0.5}).get(name, 3)
     value = OTHER.get(name, not default if isinstance(default, bool) else number)
     keys = {"further_horizon": {"cache": "prefix"}, "guidance": {"output": "image"}}.get(name, {})
     (config,) = entries(dream, **keys | {name: value}).values()

@@ -1,0 +1,80 @@
+"""DiffusionGemma through the commands: a tiny random model, which shows that they run, not that it learns."""
+
+import pytest
+import torch
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+
+from configs import load_config
+from generate import block_diffusion_generate
+from models import load_model
+from serve.loading import Reader, check, load_sampler, sized
+from serve.settings import ServeSettings
+from train import evaluation, rl, sft
+
+DECODED = (
+    *("rollout.strategy=entropy_bounded", "rollout.threshold=0.9", "rollout.entropy_bound=0.1"),
+    *("rollout.temperature=0.8", "rollout.final_temperature=0.4", "rollout.steps_per_block=6"),
+)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("canvas")
+    return Workshop(folder, text_checkpoint(folder / "model", "diffusion_gemma"))
+
+
+@pytest.mark.slow
+def test_an_evaluation(shop):
+    found = evaluation.run(load_config(shop.arguments(EVAL, *DECODED), command="eval"))
+    assert found["entropy_bounded-b8-T0.8"]["tasks"] == 3.0
+    rows = read_jsonl(shop.runs / "eval" / "samples.jsonl")
+    assert all(len(row["canvas_ids"]) % 8 == 0 and row["block_size"] == 8 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([], "strategy='low_confidence_dynamic': diffusion_gemma has canvases, .* strategy=entropy_bounded"),
+        ([*DECODED, "rollout.block_size=4"], "block_size 4: a canvas of .* has 8 tokens"),
+        ([*DECODED, "rollout.steps_per_block=null", "rollout.steps=12"], "rollout.steps=12: all canvases"),
+        ([*DECODED, "rollout.edit_threshold=0.5"], "edit_threshold=0.5: there is no such rule for canvases"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_the_model_is_loaded(shop, typed, said, monkeypatch):
+    monkeypatch.setattr(evaluation, "_setup", None)
+    with pytest.raises(ValueError, match=said):
+        evaluation.run(load_config(shop.arguments(EVAL, *typed), command="eval"))
+
+
+@pytest.mark.parametrize(("command", "text", "script"), [(rl, RL, "rl.py"), (sft, SFT, "train/sft.py")])
+def test_training_refuses_it_by_name(shop, command, text, script):
+    with pytest.raises(ValueError, match=f"diffusion_gemma checkpoint, which {script} does not train"):
+        command.run(load_config(shop.arguments(text), command="sft" if command is sft else "rl"))
+
+
+@pytest.mark.slow
+def test_it_is_served(shop):
+    """As the server and the chat make and feed their session."""
+    given = {"strategy": "entropy_bounded", "temperature": 0.8, "final_temperature": 0.4, "steps_per_block": 6}
+    settings = ServeSettings(model=str(shop.model), device="cpu", template="chat", **given)
+    with pytest.raises(ValueError, match="has canvases"):
+        check(ServeSettings(model=str(shop.model), device="cpu"))
+    settings = sized(settings, spec := check(settings))
+    sampler = load_sampler(settings, spec)
+    session = sampler.session(settings.max_sequence_tokens)
+    session.add(Reader(sampler.model, settings).text("1+2="), max_new_tokens=10)
+    found = []
+    while session.running or session.waiting:
+        found += [update.rollout for update in session.poll() if update.rollout]
+    assert 0 < len(found[0].token_ids) <= 10
+
+
+def test_generate_gives_prompts_and_answers_with_pads(shop):
+    model = load_model(shop.model)
+    prompt = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    output = block_diffusion_generate(
+        *(model, prompt, model.mask_id),
+        **{"gen_length": 12, "block_length": 8, "denoising_steps": 3, "temperature": 0.8, "final_temperature": 0.4},
+        **{"remasking_strategy": "entropy_bounded", "entropy_bound": 0.1, "seed": 1},
+    )
+    assert output.shape == (2, 3 + 16) and output[0, :3].tolist() == [5, 6, 7] and output[1, -1] == model.pad_id
