@@ -36,8 +36,9 @@ class ChatFormat:
     roles: (role, its name in a turn) where they differ.
     end_of_turn: the token that ends a turn.
     after_turn: what stands between two turns. assistant: its header; opened_response: what follows the one under which
-    a response is to be written. thinking_assistant: the header that opens a thought too, None where the family has none. system:
-    the system turn of a conversation without one; after_system: what follows the content of one that is given.
+    a response is to be written. thinking_assistant: the header that opens a thought too, None where the family has
+    none. system: the system turn of a conversation without one; after_system: what follows the content of one that is
+    given.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
     stdin, with {{problem}} where the question goes.
     """
