@@ -41,7 +41,7 @@ class ControlTokens:
     def of_chat(chat: ChatFormat | None) -> "ControlTokens":
         """Where no tokenizer is at hand: those of a family's chat; in questions everything of the form <|name|>."""
         parts = (
-            (chat.turn, chat.assistant, chat.answer, chat.end_of_turn, chat.thinking_assistant or "") if chat else ()
+            (chat.turn, chat.assistant, chat.opened_response, chat.end_of_turn, chat.thinking_assistant or "") if chat else ()
         )
         written = "\n".join(parts)
         special = set(re.findall(f"{_NAMED}|{_OPENED_OR_CLOSED}", written))
