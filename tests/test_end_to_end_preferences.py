@@ -145,7 +145,7 @@ def test_a_response_without_a_grade_is_neither_right_nor_wrong(caplog, reward):
     given = [response("a", 1.0), response("a", reward), response("a", 0.0)]
     assert right_and_wrong(given, 2, "x") == [given[0], given[2]]
     assert "x: 1 responses have no number as their reward: left out" in caplog.text
-    with pytest.raises(ValueError, match="no task of its 2 responses, 1 of them without a reward, has both"):
+    with pytest.raises(ValueError, match="no task of its 2 responses has both"):
         right_and_wrong(given[:2], 1, "x")
 
 

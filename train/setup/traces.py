@@ -56,9 +56,8 @@ def right_and_wrong(examples: Sequence[Example], count: int, key: str, most_task
     pairs = [pair for sides in of_task.values() for pair in itertools.islice(zip(*sides, strict=False), count)]
     if not pairs:
         raise ValueError(
-            f"{key}: no task of its {len(examples)} responses, {ungraded} of them without a reward, has both a right "
-            "one (a reward of 1 or more) and a wrong one, which are a pair: sample more responses a task, or other "
-            "tasks."
+            f"{key}: no task of its {len(examples)} responses has both a right one (a reward of 1 or more) and a wrong "
+            "one, which are a pair: sample more responses a task, or other tasks."
         )
     return [side for pair in pairs for side in pair]
 
