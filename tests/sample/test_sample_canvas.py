@@ -144,8 +144,8 @@ PROMPTS = random_prompts([9, 1, 23, 12, 30, 4, 17], seed=5)
 
 @pytest.mark.slow
 def test_a_batch_gives_the_answers_of_one_by_one(calm):
-    """Prompts of unequal lengths, beyond the sliding window too, that come and go at the ends of canvases. With the calm
-    model: in others self-conditioning amplifies the rounding of fp32 from step to step until other tokens are drawn."""
+    """Prompts of unequal lengths, beyond the sliding window too, that come and go at the ends of canvases. The model
+    is the calm one: in others self-conditioning amplifies fp32's rounding until other tokens are drawn."""
     model, _ = calm
     sampler = sampler_of(model, config_of(max_slots=3))
     together = sampler.generate(PROMPTS)
