@@ -23,6 +23,12 @@ def shop(tmp_path_factory):
     return Workshop(folder, text_checkpoint(folder / "model", "diffusion_gemma"))
 
 
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks")
+    return Workshop(folder, text_checkpoint(folder / "model", "sdar"))
+
+
 @pytest.mark.slow
 def test_an_evaluation(shop):
     found = evaluation.run(load_config(shop.arguments(EVAL, *DECODED), command="eval"))
@@ -44,6 +50,14 @@ def test_an_evaluation_that_cannot_be_is_refused_before_the_model_is_loaded(shop
     monkeypatch.setattr(evaluation, "_setup", None)
     with pytest.raises(ValueError, match=said):
         evaluation.run(load_config(shop.arguments(EVAL, *typed), command="eval"))
+
+
+@pytest.mark.parametrize("section", ["rollout", "evaluation"])
+@pytest.mark.parametrize("choice", ["stable_steps=2", "final_temperature=0.5", "settled_entropy=0.1"])
+def test_choices_of_canvases_are_refused_by_a_dry_run_with_masks(masks, section, choice):
+    typed = masks.arguments(RL, f"{section}.{choice}", "dry_run=true")
+    with pytest.raises(ValueError, match=f"{section}: {choice} is of canvases"):
+        rl.run(load_config(typed, command="rl"))
 
 
 @pytest.mark.parametrize(("command", "text", "script"), [(rl, RL, "rl.py"), (sft, SFT, "train/sft.py")])
