@@ -14,7 +14,7 @@ from models.spec import CheckpointSpec
 from train.algorithm.masking import Method
 from train.checks import check_dataset
 from train.held_out import KEY as HELD_OUT
-from train.held_out import split_off
+from train.held_out import MORE_IS_BETTER, split_off
 from train.setup.examples import TokenizedExample, responses_of
 from train.setup.pictures import image_root
 from train.setup.traces import chosen_traces, right_and_wrong
@@ -48,7 +48,8 @@ def check_held_out(config: Config) -> None:
         )
     key = HELD_OUT if dataset.validation_dataset else DATA
     labels = {each.label for each in named_sets(key, get(config, key), dataset.data_type)} - {""}
-    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted(labels)))
+    of_pairs = MORE_IS_BETTER if responses_of(config.training) == 2 else ()
+    known = ("auto", "loss", "nll", *of_pairs, *(f"nll({label})" for label in sorted(labels)))
     if experiment.early_stopping_metric not in known:
         raise ValueError(
             f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
