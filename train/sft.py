@@ -222,7 +222,7 @@ class FineTuning:
         return Preference(self.updater, reference, training.dpo_beta, label_of)
 
     def loop(self) -> dict[str, Any]:
-        """The whole run. On a signal it finishes the update at hand and saves."""
+        """The whole run. On a signal it gives the update at hand up (engines in lockstep finish it) and saves."""
         try:
             self.steps()
             if self.done > self.checkpoints.progress.step:  # it stopped early
