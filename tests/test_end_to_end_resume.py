@@ -83,7 +83,7 @@ def test_rl_asked_to_stop_saves_what_is_done_and_resumes(shop, monkeypatch, list
 def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_resumes(shop, monkeypatch, listening):
     """In the second of two updates of epoch 2, between its micro-batches: that update is given up."""
     arguments = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
-    arguments += ["training.max_tokens_per_microbatch=32"]
+    arguments += ["training.max_tokens_per_microbatch=16"]
     sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
     update, pack, packed = sft.FineTuning.update, updater.pack, []
 
@@ -93,7 +93,7 @@ def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_resumes(shop, monke
 
     def asked_in_update_4(*given):
         packed.append(given)
-        if packed[0] == 4 and len(packed) == 3:
+        if packed[0] == 4 and len(packed) == 2:
             signal.raise_signal(signal.SIGTERM)
         return pack(*given)
 
