@@ -123,12 +123,12 @@ class CanvasLM(DiffusionLM):
         [B * (L + c)]: in the text, padded on the right, the encoder's of the next token; in the canvas behind it the
         decoder's of the token there. Conditioned rows are read twice, the first time without gradient."""
         if not isinstance(layout, CanvasRows) or entropy or pictures:
-            raise ValueError(f"{self.family} is trained on a text and one canvas alone, without entropies and pictures.")
+            raise ValueError(f"{self.family} trains on a text and one canvas alone, without entropies or pictures.")
         c = self.block_size
         (ids_BL, canvas_Bc), (text_BL, place_Bc) = (
             (each[:, :-c], each[:, -c:]) for each in (input_ids_BL, positions_BL)
         )
-        cache = DynamicCache()  # of all tokens: a window would hold the last ones of a text, not those before the canvas
+        cache = DynamicCache()  # of all tokens: a window would keep a text's last ones, not those before the canvas
         encoded_BLD = self.encode(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), text_BL, cache)
         masks, conditioning = self._training_masks(layout.seen_B, ids_BL.shape[1]), None
         if bool(layout.conditioned_B.any()):

@@ -79,7 +79,7 @@ def test_draws_are_those_of_the_example_and_the_epoch(model):
 
 
 def plain_loss(reference, sample):
-    """By transformers' own forward: the text before the canvas alone for the decoder, the whole text for the encoder."""
+    """By transformers' own forward: the decoder after the text before the canvas alone, the encoder on all of it."""
     text = int((sample.copy == 0).sum())
     ids, canvas = torch.from_numpy(sample.ids[None, :text]), torch.from_numpy(sample.ids[None, text:])
     before = ids[:, : int(sample.positions[text])]
@@ -123,7 +123,7 @@ def test_loss_and_gradient_are_those_of_transformers(pair):
     for name, weight in model.named_parameters():
         other = theirs.get(name)
         if weight.requires_grad and other is not None:
-            torch.testing.assert_close(weight.grad, other.grad, atol=2e-5, rtol=1e-3, msg=name)
+            assert float((weight.grad - other.grad).abs().max()) < 1e-4 * float(other.grad.abs().max()), name
             compared += 1
     assert compared > 30 and not any(w.requires_grad for n, w in model.named_parameters() if ".router." in n)
     model.zero_grad(), reference.zero_grad()
@@ -148,7 +148,7 @@ def test_neither_micro_batches_nor_checkpointing_change_an_update(model, other):
     samples = [s for i, (P, R) in enumerate(((3, 9), (17, 40), (9, 30), (2, 3))) for s in drawn(model, P, R, i)]
     (whole, weights), (parts, others) = trained(samples), trained(samples, **other)
     assert parts.micro_batches == (4 if "checkpointing" not in other else 1)
-    assert_same_weights(others, weights, 2e-6)
+    assert_same_weights(others, weights, 1e-5)
     assert parts.mean_loss == pytest.approx(whole.mean_loss, abs=1e-5)
     metrics = learning(model).metrics(whole)
     assert metrics["loss"] == pytest.approx(metrics["nll"] + metrics["encoder_nll"], rel=0.2)

@@ -5,7 +5,7 @@ encoder is trained on the next token of the text, the decoder on every token of 
 the same, and half of the canvases are conditioned on what a first reading says of them (the published recipe for
 DiffusionGemma: TRL's examples/scripts/sft_diffusion_gemma.py).
 
-Shapes: P prompt tokens, R tokens of the answer, L = P + R, c tokens of a canvas, C tokens of all canvases of the answer.
+Shapes: P prompt tokens, R tokens of the answer, L = P + R, c tokens of a canvas, C tokens of all of the answer's.
 """
 
 from collections.abc import Sequence
@@ -60,9 +60,7 @@ def _sample(
 ) -> TrainingSample:
     L, c = len(text_L), easel.canvas_tokens
     inside = slice(copy.unit * c, copy.unit * c + c)
-    held_c = np.where(
-        copy.ids_C[inside] == easel.mask_id, rng.integers(easel.vocab_size, size=c), copy.ids_C[inside]
-    )
+    held_c = np.where(copy.ids_C[inside] == easel.mask_id, rng.integers(easel.vocab_size, size=c), copy.ids_C[inside])
     conditioned = bool(rng.random() < CONDITIONED_SHARE)
     place = np.flatnonzero(copy.trained_C[inside])
     read, nexts = L + place, np.arange(1, L)

@@ -35,9 +35,9 @@ class TrainedTokens:
 @dataclass(frozen=True)
 class MicroBatch(TrainedTokens):
     """Samples packed for one forward: ids and positions [1, T], of which num_tokens stand for samples and the rest pads
-    (on a GPU; of texts with a canvas [B, T / B], a row a sample), the attention layout, and flat index [N] and targets [N] of the trained tokens. pictures: prompts whose
-    rows of features, one prompt after another, negative ids number. experts [T, M, k]: of each token, where routing is
-    replayed."""
+    (on a GPU; of texts with a canvas [B, T / B], a row a sample), the attention layout, and flat index [N] and targets
+    [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another, negative ids number.
+    experts [T, M, k]: of each token, where routing is replayed."""
 
     ids: Tensor
     positions: Tensor
@@ -120,7 +120,9 @@ def _canvas_batch(samples: Sequence[TrainingSample], which: Sequence[int], devic
     longest, width = max(texts), max(texts) + chosen[0].num_tokens - texts[0]
     gaps = [longest - text for text in texts]
     ids, positions = (
-        np.stack([np.insert(getattr(s, name), [text] * gap, 0) for s, text, gap in zip(chosen, texts, gaps, strict=True)])
+        np.stack(
+            [np.insert(getattr(s, name), [text] * gap, 0) for s, text, gap in zip(chosen, texts, gaps, strict=True)]
+        )
         for name in ("ids", "positions")
     )
     index = [
