@@ -109,7 +109,10 @@ def test_fine_tuning_resumed_equals_straight(shop, monkeypatch, lora):
         (["training.sft_objective=dpo"], "sft_objective=dpo: canvases are trained by nll alone"),
         (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: adapters of diffusion_gemma"),
         (["experiment.deepspeed_file=1_node_8_gpus_fsdp2", "experiment.processes=8"], "diffusion_gemma under FSDP2"),
-        (["training.train_vision=projector", "experiment.project=none"], "no vision in its checkpoint that could be trained"),
+        (
+            ["training.train_vision=projector", "experiment.project=none"],
+            "no vision in its checkpoint that could be trained",
+        ),
     ],
 )
 def test_fine_tuning_that_cannot_be_is_refused_before_the_model_is_loaded(shop, typed, said, monkeypatch):
