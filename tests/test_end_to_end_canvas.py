@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import rank_work
 import torch
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, without_clock
+from rank_jobs import run_ranks
 
 from configs import load_config
 from generate import block_diffusion_generate
@@ -64,6 +66,7 @@ def steps(shop, project):
     return [row for row in rows if "grad_norm" in row]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fine_tuning_learns_answers_and_its_model_is_evaluated(shop):
     """Six short answers."""
@@ -79,7 +82,7 @@ def test_fine_tuning_learns_answers_and_its_model_is_evaluated(shop):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [(), ("lora.rank=4",)])
+@pytest.mark.parametrize("lora", [(), pytest.param(("lora.rank=4",), marks=pytest.mark.long)])
 def test_fine_tuning_resumed_equals_straight(shop, monkeypatch, lora):
     arguments = ("training.num_train_epochs=4", "experiment.save_every=2", *lora)
     straight, resumed = (f"{name}{len(lora)}" for name in ("straight", "resumed"))
@@ -98,6 +101,18 @@ def test_fine_tuning_resumed_equals_straight(shop, monkeypatch, lora):
     assert steps(shop, resumed) == steps(shop, straight) and len(steps(shop, resumed)) == 8
     got, want = (load_model(shop.runs / p / "ckpt" / "optimized").state_dict() for p in (resumed, straight))
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_fine_tuning_on_two_ranks_is_that_on_one(tmp_path, shop):
+    arguments = (*TUNED, "training.num_train_epochs=2", "optimizer.params.epsilon=1e-3")
+    for world in (1, 2):
+        given = shop.arguments(SFT, *arguments, f"experiment.project=s{world}")
+        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", given)
+        assert not any(isinstance(result, BaseException) for result in got), got
+    one, two = (load_model(shop.runs / f"s{world}" / "ckpt" / "optimized").state_dict() for world in (1, 2))
+    assert all(float((one[name] - two[name]).abs().max()) < 1e-5 for name in one)
 
 
 @pytest.mark.parametrize(
