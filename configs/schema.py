@@ -80,7 +80,7 @@ class ExperimentConfig:
     early_stopping_metric: str = length(
         "auto",
         "which of their figures: auto = accuracy, or mean reward where rewards are not 0 or 1 (SFT: loss); or its "
-        "name: reward, pass@4, accuracy(x) (SFT: nll)",
+        "name: reward, pass@4, accuracy(x) (SFT: nll; DPO: margin, pair_accuracy)",
     )
     early_stopping_gain: float = length(0.0, "better by more than so much", low=0.0)
     save_dtype: str = output(

@@ -40,10 +40,8 @@ class ControlTokens:
     @staticmethod
     def of_chat(chat: ChatFormat | None) -> "ControlTokens":
         """Where no tokenizer is at hand: those of a family's chat; in questions everything of the form <|name|>."""
-        parts = (
-            (chat.turn, chat.assistant, chat.answer, chat.end_of_turn, chat.thinking_assistant or "") if chat else ()
-        )
-        written = "\n".join(parts)
+        names = ("turn", "assistant", "opened_response", "end_of_turn", "thinking_assistant")
+        written = "\n".join(getattr(chat, name) or "" for name in names if chat is not None)
         special = set(re.findall(f"{_NAMED}|{_OPENED_OR_CLOSED}", written))
         in_prompts = _any_of(special | set(re.findall(r"<\w+>", written)))
         return ControlTokens(re.compile(f"{_NAMED}|{in_prompts.pattern}"), _any_of(special))

@@ -1,6 +1,7 @@
 """A model's own responses as examples of fine-tuning: rows of samples.jsonl (eval.py) and rollouts.jsonl (rl.py), whose
 token ids and denoising steps are taken as they are, never their text."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,12 @@ def _faults(row: Record) -> Iterator[Fault]:
 def speed_of(trace: Mapping[str, Any]) -> float:
     """Tokens a denoising step."""
     return float(trace["num_response_tokens"] / max(1, trace["num_steps"]))
+
+
+def is_graded(trace: Mapping[str, Any]) -> bool:
+    """Whether its reward is a number; None is one that a reward left out."""
+    reward = trace.get("reward")
+    return isinstance(reward, int | float) and math.isfinite(reward)
 
 
 def is_right(trace: Mapping[str, Any]) -> bool:

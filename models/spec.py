@@ -66,7 +66,10 @@ class CheckpointSpec:
             positions = _at_least_one(hf_config(family, raw).get_text_config().max_position_embeddings)
             block_size = _at_least_one(raw.get("block_size") or family.default_block_size)
             _check_delete_insert(family, raw)
-        return CheckpointSpec(folder, raw, read_json(folder / "generation_config.json"), family, positions, block_size)
+        generation = read_json(folder / "generation_config.json")
+        if family.noise == "uniform":
+            _check_canvas_choices(folder, generation)
+        return CheckpointSpec(folder, raw, generation, family, positions, block_size)
 
     @property
     def schedule_block_size(self) -> int:
@@ -90,6 +93,32 @@ def _check_delete_insert(family: Family, raw: Mapping[str, Any]) -> None:
     ids = family.delete_insert_ids(raw) if family.delete_insert_ids is not None else None
     if ids is not None and not (ids[0] != ids[1] and all(0 <= i < int(raw["vocab_size"]) for i in ids)):
         raise ValueError(f"DELETE and INSERT {ids[0]} and {ids[1]}, which must be two ids of the vocabulary")
+
+
+def _check_canvas_choices(folder: Path, generation: Mapping[str, Any]) -> None:
+    """ValueError where generation_config.json has no numbers for how canvases are denoised."""
+    own = generation.get("sampler_config")
+    bound = own.get("entropy_bound") if isinstance(own, Mapping) else None
+    numbers = {name: generation.get(name) for name in ("t_max", "t_min")} | {"sampler_config.entropy_bound": bound}
+    steps = generation.get("max_denoising_steps")
+    wanted = [
+        ("sampler_config", own, isinstance(own, Mapping), "a mapping"),
+        ("max_denoising_steps", steps, _is_number(steps, int, 1), "a whole number of at least 1"),
+        *(
+            (name, value, _is_number(value, int | float, 0), "a number of at least 0")
+            for name, value in numbers.items()
+        ),
+    ]
+    for name, value, fits, what in wanted:
+        if value is not None and not fits:
+            raise ValueError(
+                f"{folder}/generation_config.json has {name}: {value!r} where {what} must stand. Correct it, or copy "
+                "the checkpoint again."
+            )
+
+
+def _is_number(value: Any, kind: Any, least: int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value >= least
 
 
 def resized(spec: CheckpointSpec, block_size: int) -> dict[str, bytes]:

@@ -1,6 +1,9 @@
 """CanvasSampler: what `Sampler` is for masked tokens, for canvases (DiffusionGemma). Sequences come and go where all of
 those at work have ended a canvas.
 
+Prompts of unequal lengths are padded on the left, here alone: transformers' cache, which holds the keys and values,
+appends a canvas at one place in all rows. Padding is masked, and positions count real tokens alone.
+
 Shapes: n sequences at work, c tokens of a canvas, L tokens before it.
 """
 
@@ -155,8 +158,9 @@ class CanvasGeneration:
 class CanvasSampler(Sampler):
     """Decodes prompts with a model of canvases in the same process, as `Sampler` does with one of masks.
 
-    The response to a prompt depends on weights, config, prompt and key, up to the rounding of shapes; in deterministic
-    mode prompts are decoded one by one, and it has the same bits. Step maps and log-probabilities name the step from
+    The response to a prompt depends on weights, config, prompt and key, up to the rounding of shapes, which
+    self-conditioning may amplify from step to step until other tokens are drawn; in deterministic mode prompts are
+    decoded one by one, and it has the same bits. Step maps and log-probabilities name the step from
     which on a token was the likeliest one of its place. noise: where random numbers come from.
     """
 

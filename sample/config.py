@@ -60,9 +60,10 @@ class SamplingConfig(Choices):
     """Of canvases (DiffusionGemma): the temperature falls evenly over the steps of a canvas, from `temperature` towards
     this; None = it stays."""
     stable_steps: int = 1
-    """Of canvases: one may end before its last step when its likeliest tokens have not changed in so many steps, and"""
+    """Of canvases: one may end before its last step when its likeliest tokens have not changed in so many steps and
+    their mean entropy is below `settled_entropy`."""
     settled_entropy: float = 0.005
-    """their mean entropy (nats) is below this; 0 = it takes all steps."""
+    """Of canvases: nats, see `stable_steps`; 0 = all steps are taken."""
     early_stop: bool = True
     """Decoding ends with the block that holds a stop id; False: at max_new_tokens. The response is cut at the first
     stop id either way."""
@@ -212,7 +213,7 @@ def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
     for name in ("edit_threshold", "remask_threshold", "record_routing"):
         if name in changed:
             raise ValueError(f"{name}={getattr(config, name)}: there is no such rule for canvases. Leave it out.")
-    return int(spec.generation.get("max_denoising_steps") or CANVAS_STEPS)
+    return spec.generation.get("max_denoising_steps") or CANVAS_STEPS
 
 
 def _as_published(generation: Mapping[str, Any]) -> str:

@@ -68,8 +68,13 @@ class ModelSettings:
     final_temperature: float | None = opt(
         None, "canvases (DiffusionGemma): what temperature falls to over a canvas's steps; null = it stays", low=1e-6
     )
-    stable_steps: int = opt(1, "canvases: one may end early after so many steps without a change, and", low=0)
-    settled_entropy: float = opt(0.005, "canvases: a mean entropy below this, nats; 0 = all steps are taken", low=0.0)
+    stable_steps: int = opt(
+        1,
+        "canvases: one may end early when its likeliest tokens have not changed in so many steps and their mean "
+        "entropy is below settled_entropy",
+        low=0,
+    )
+    settled_entropy: float = opt(0.005, "canvases: nats, see stable_steps; 0 = all steps are taken", low=0.0)
     top_p: float = opt(1.0, "where a request names none", low=0.0, high=1.0)
     top_k: int = opt(0, "where a request names none; 0 = all tokens", low=0, high=2**31 - 1)
 

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import rank_work
 import torch
 from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, without_clock
-from rank_jobs import run_ranks
 
 from configs import load_config
 from generate import block_diffusion_generate
@@ -24,6 +22,12 @@ DECODED = (
 def shop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("canvas")
     return Workshop(folder, text_checkpoint(folder / "model", "diffusion_gemma"))
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks")
+    return Workshop(folder, text_checkpoint(folder / "model", "sdar"))
 
 
 @pytest.mark.slow
@@ -47,6 +51,14 @@ def test_an_evaluation_that_cannot_be_is_refused_before_the_model_is_loaded(shop
     monkeypatch.setattr(evaluation, "_setup", None)
     with pytest.raises(ValueError, match=said):
         evaluation.run(load_config(shop.arguments(EVAL, *typed), command="eval"))
+
+
+@pytest.mark.parametrize("section", ["rollout", "evaluation"])
+@pytest.mark.parametrize("choice", ["stable_steps=2", "final_temperature=0.5", "settled_entropy=0.1"])
+def test_choices_of_canvases_are_refused_by_a_dry_run_with_masks(masks, section, choice):
+    typed = masks.arguments(RL, f"{section}.{choice}", "dry_run=true")
+    with pytest.raises(ValueError, match=f"{section}: {choice} is of canvases"):
+        rl.run(load_config(typed, command="rl"))
 
 
 def test_rl_refuses_it_by_name(shop):
@@ -101,18 +113,6 @@ def test_fine_tuning_resumed_equals_straight(shop, monkeypatch, lora):
     assert steps(shop, resumed) == steps(shop, straight) and len(steps(shop, resumed)) == 8
     got, want = (load_model(shop.runs / p / "ckpt" / "optimized").state_dict() for p in (resumed, straight))
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_fine_tuning_on_two_ranks_is_that_on_one(tmp_path, shop):
-    arguments = (*TUNED, "training.num_train_epochs=2", "optimizer.params.epsilon=1e-3")
-    for world in (1, 2):
-        given = shop.arguments(SFT, *arguments, f"experiment.project=s{world}")
-        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", given)
-        assert not any(isinstance(result, BaseException) for result in got), got
-    one, two = (load_model(shop.runs / f"s{world}" / "ckpt" / "optimized").state_dict() for world in (1, 2))
-    assert all(float((one[name] - two[name]).abs().max()) < 1e-5 for name in one)
 
 
 @pytest.mark.parametrize(

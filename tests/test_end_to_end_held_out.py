@@ -152,7 +152,7 @@ def test_without_a_usable_picture_nothing_is_measured(tmp_path, monkeypatch):
     """A loss of 0.0 would be the best one for ever."""
     held, said = held_out_with_pictures(tmp_path, monkeypatch, False), []
     held.measure(likelihood(PictureUpdater()), 3, SimpleNamespace(event=said.append))
-    assert not held.found and "no example has pictures that can be used" in said[0]
+    assert not held.found and "its examples have no pictures to be used" in said[0]
 
 
 def test_a_validation_set_of_traces_is_filtered_and_its_blocks_are_checked(shop):

@@ -295,6 +295,7 @@ def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, argum
             ["training.trained_events=last", "training.method=elbo", "rollout.edit_threshold=0.9"],
             "training.trained_events=last has no effect: training.method=elbo",
         ),
+        (["training.lower_p=0.2", "training.method=elbo"], "training.lower_p=0.2 has no effect: training.method=elbo"),
         (["training.shrink=2"], None),
     ],
 )

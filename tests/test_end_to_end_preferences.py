@@ -8,6 +8,7 @@ from data.tasks import Example
 from models import load_model
 from models.spec import CheckpointSpec
 from train import sft
+from train.held_out import HeldOut
 from train.memory.inputs import Inputs
 from train.memory.plan import always
 from train.setup.examples import tokenised
@@ -52,9 +53,9 @@ def test_a_run_learns_its_pairs_and_resumes_to_the_bit(shop, capsys):
 
 @pytest.mark.slow
 def test_held_out_pairs_are_whole_and_measured(shop):
-    sft.run(config_of(shop, "dataset.validation_split=0.25", "experiment.eval_every=2", "experiment.project=held"))
-    measured = [row for row in read_jsonl(shop.runs / "held" / "metrics.jsonl") if "validation/margin" in row]
-    assert measured or list((shop.runs / "held").glob("*.jsonl"))
+    stops = ["experiment.early_stopping=9", "experiment.early_stopping_metric=margin"]
+    held_out = ["dataset.validation_split=0.25", "experiment.eval_every=2", "experiment.project=held"]
+    sft.run(config_of(shop, *held_out, *stops))
     figures = next(iter(read_evaluations(shop, "held")))
     assert figures["validation/margin"] == 0.0 and {"validation/loss", "validation/pair_accuracy"} <= figures.keys()
 
@@ -94,6 +95,14 @@ def test_pairs_of_the_models_own_responses_as_one_command(shop, method):
         (["training.replaced_p=0.1"], "training.replaced_p=0.1 trains tokens that stand already"),
         (["dataset.optimization_data={pairs}"], "'chosen' is missing; the row has prompt, response"),
         (["training.dpo_beta=0"], "training.dpo_beta"),
+        (
+            ["training.sft_objective=nll", "training.replaced_p=0.1"],
+            "elbo weighs masked tokens, and training.replaced_p=0.1",
+        ),
+        (
+            ["training.sft_objective=nll", "training.normalization=reference", "training.post_num=1"],
+            "training.normalization=reference leaves all but training.post_num=1 pads of a round out",
+        ),
         (["model.reference_model=nowhere"], "model.reference_model"),
         (["model.reference_model={wide}"], "has another vocabulary than model.pretrained_model"),
     ],
@@ -103,6 +112,33 @@ def test_what_does_not_go_together_is_said_before_a_model_is_loaded(shop, argume
     with pytest.raises(ValueError, match=says):
         sft.check(config_of(shop, *(each.format(pairs=shop.pairs, wide=wide) for each in arguments)))
     assert not shop.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"), [("margin", "margin rises"), ("pair_accuracy", "pair_accuracy rises"), ("auto", "loss falls")]
+)
+def test_a_run_stops_early_where_a_figure_of_pairs_gets_no_better(shop, metric, words):
+    figures = [{"margin": x, "pair_accuracy": x, "loss": -x} for x in (0.0, 0.5, 0.75, 0.25, 0.5)]
+    typed = [
+        "dataset.validation_split=0.5",
+        "experiment.early_stopping=2",
+        f"experiment.early_stopping_metric={metric}",
+    ]
+    config = config_of(shop, *typed)
+    sft.check(config)
+    method, model = sft.method_of(config.training, "sft"), load_model(shop.model)
+    held_out = [Example("1=", text, None) for text in ("12", "3")]
+    for count, stale in ((4, False), (5, True)):
+        measured = HeldOut(held_out, model, config, method, dict(enumerate(figures[:count])))
+        assert measured.is_stale is stale and measured.no_gain == f"the held-out {words} no more"
+
+
+def test_a_warning_about_raw_prompts_says_how_pairs_have_turns(shop, caplog):
+    config, model = config_of(shop), load_model(shop.model)
+    model.tokenizer.chat_template = "{{ messages }}"
+    sides = [Example("1=", text, None) for text in ("12", "3")]
+    tokenised(sides, model, config, sft.method_of(config.training, "sft"))
+    assert "Give prompt as a list of turns, or chosen and rejected as such" in caplog.text
 
 
 def test_texts_have_no_trace(shop):
@@ -118,6 +154,12 @@ def test_keys_without_effect_are_named(shop, caplog):
     sft.check(load_config(shop.arguments(SFT, *typed), command="sft"))
     for key in ("training.dpo_beta", "dataset.pairs_per_task", "model.reference_model"):
         assert f"{key} has no effect: set training.sft_objective=dpo" in caplog.text
+    typed = ["training.upper_p=0.8", "training.loss_weight=inverse_level", "training.unmasked_p=0.5"]
+    sft.check(config_of(shop, *typed, "dataset.pairs_per_task=3"))
+    for key in ("training.upper_p=0.8", "training.loss_weight=inverse_level"):
+        assert f"{key} has no effect: training.method=elbo draws no noise level" in caplog.text
+    assert "training.unmasked_p=0.5 has no effect: set training.replaced_p" in caplog.text
+    assert "dataset.pairs_per_task=3 has no effect: every row is a pair already" in caplog.text
 
 
 def test_pairs_that_are_equal_or_cut_to_nothing_else_are_left_out(shop, caplog):
@@ -130,15 +172,30 @@ def test_pairs_that_are_equal_or_cut_to_nothing_else_are_left_out(shop, caplog):
         tokenised(sides[:2], model, config, sft.method_of(config.training, "sft"))
 
 
-def test_a_task_without_both_kinds_has_no_pair():
-    def response(task, reward, prompt=(1,)):
-        return Example("", "", None, trace={"task": task, "reward": reward, "prompt_ids": list(prompt)})
+def response(task, reward, prompt=(1,)):
+    return Example("", "", None, trace={"task": task, "reward": reward, "prompt_ids": list(prompt)})
 
+
+def test_a_task_without_both_kinds_has_no_pair():
     given = [response("a", 1.0), response("a", 0.0), response("b", 1.0), response("a", 0.5), response("a", 1.0)]
     assert right_and_wrong(given, 1, "x") == [given[0], given[1]]
     assert right_and_wrong(given, 9, "x") == [given[0], given[1], given[4], given[3]]
     with pytest.raises(ValueError, match="x: no task of its 2 responses has both a right one"):
-        right_and_wrong([response("a", 1.0), response("b", None)], 1, "x")
+        right_and_wrong([response("a", 1.0), response("b", 0.0)], 1, "x")
+
+
+@pytest.mark.parametrize("reward", [None, float("nan")])
+def test_a_response_without_a_grade_is_neither_right_nor_wrong(caplog, reward):
+    given = [response("a", 1.0), response("a", reward), response("a", 0.0)]
+    assert right_and_wrong(given, 2, "x") == [given[0], given[2]]
+    assert "x: 1 responses have no number as their reward: left out" in caplog.text
+    with pytest.raises(ValueError, match="no task of its 2 responses has both"):
+        right_and_wrong(given[:2], 1, "x")
+
+
+def test_the_first_tasks_are_counted_before_they_are_paired():
+    given = [response(task, reward) for task in "abc" for reward in (1.0, 0.0, 1.0, 0.0)]
+    assert right_and_wrong(given, 2, "x", most_tasks=2) == given[:8]
 
 
 def test_the_memory_plan_counts_the_reference(shop, tmp_path):

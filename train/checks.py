@@ -30,7 +30,7 @@ from train.learner.checkpoint import KINDS, RL, given_checkpoint, newest_checkpo
 from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
-from train.setup.decodings import cache_mode, check_merging, check_revision, check_steps
+from train.setup.decodings import cache_mode, check_kind, check_merging, check_revision, check_steps
 from train.setup.doors import check_doors, method_of
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, trained_vision, value_spec_of
@@ -200,8 +200,9 @@ def _check_replayed_routing(config: Config, spec: CheckpointSpec) -> None:
 
 
 def check_room(spec: CheckpointSpec, decode: DecodeConfig) -> None:
-    """ValueError where the responses of a section leave the model no position for a prompt, or the family
-    has no such cache or no edits."""
+    """ValueError where the responses of a section leave the model no position for a prompt, or the family has other
+    choices, no such cache or no edits."""
+    check_kind(decode, spec)
     cache_mode(decode, spec.family)
     check_revision(decode, spec)
     require_room(spec.positions, 1, "a prompt of one token", decode)

@@ -34,7 +34,7 @@ from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
-from train.setup.decodings import check_decodings, check_kind, check_steps, sampling_entries
+from train.setup.decodings import check_decodings, check_steps, sampling_entries
 from train.setup.eval_sets import COMPARED, KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.pictures import Eyes, check_drawing
@@ -261,7 +261,6 @@ def _check_model(config: Config) -> tuple[CheckpointSpec, list[tuple[EvalSet, li
     require_as_written(spec := spec_of(config))
     check_drawing(config, config.rollout, spec.family)
     check_steps(config.rollout, Blocks.of(config, spec, "eval").sampled)
-    check_kind(config.rollout, spec)
     check_room(spec, config.rollout)
     check_team(config, spec, world_size(config))
     sets = eval_sets(config, "eval")

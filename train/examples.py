@@ -14,7 +14,7 @@ from models.spec import CheckpointSpec
 from train.algorithm.masking import Method
 from train.checks import check_dataset
 from train.held_out import KEY as HELD_OUT
-from train.held_out import split_off
+from train.held_out import MORE_IS_BETTER, split_off
 from train.setup.examples import TokenizedExample, responses_of
 from train.setup.pictures import image_root
 from train.setup.traces import chosen_traces, right_and_wrong
@@ -48,7 +48,8 @@ def check_held_out(config: Config) -> None:
         )
     key = HELD_OUT if dataset.validation_dataset else DATA
     labels = {each.label for each in named_sets(key, get(config, key), dataset.data_type)} - {""}
-    known = ("auto", "loss", "nll", *(f"nll({label})" for label in sorted(labels)))
+    of_pairs = MORE_IS_BETTER if responses_of(config.training) == 2 else ()
+    known = ("auto", "loss", "nll", *of_pairs, *(f"nll({label})" for label in sorted(labels)))
     if experiment.early_stopping_metric not in known:
         raise ValueError(
             f"experiment.early_stopping_metric={experiment.early_stopping_metric}: choose from {', '.join(known)}."
@@ -67,23 +68,23 @@ def _read(config: Config, key: str, spec: CheckpointSpec, method: Method) -> lis
             root, columns = image_root(dataset, path, spec.family), {**dataset.columns, **each.columns}
             read = load_pairs if responses_of(config.training) == 2 else load_examples
             rows = read(path, columns=columns, image_root=root)
-        examples = _examples(rows, config, spec, method, key)
-        most = dataset.max_tasks * responses_of(config.training)
-        found += [replace(example, of=each.label) for example in examples[: most or None]]
+        found += [replace(example, of=each.label) for example in _examples(rows, config, spec, method, key)]
     return found
 
 
 def _examples(
     rows: Sequence[Example | Pair], config: Config, spec: CheckpointSpec, method: Method, key: str
 ) -> list[Example]:
-    """The examples that the rows of a file are; a model's responses those of them that are used."""
+    """The examples that the rows of a file are, of the first dataset.max_tasks; a model's responses those of them that
+    are used. Where these become pairs, the first are counted in tasks."""
     examples = [side for row in rows for side in ((row.chosen, row.rejected) if isinstance(row, Pair) else (row,))]
-    if key != DATA and all(example.trace is None for example in examples):
-        return examples
-    chosen = chosen_traces(examples, config, spec, method, key)
-    if responses_of(config.training) == 1 or any(isinstance(row, Pair) for row in rows):
-        return chosen
-    return right_and_wrong(chosen, config.dataset.pairs_per_task, key)
+    most, each = config.dataset.max_tasks, responses_of(config.training)
+    are_traces = any(example.trace is not None for example in examples)
+    if are_traces or key == DATA:
+        examples = chosen_traces(examples, config, spec, method, key)
+    if are_traces and each == 2:
+        return right_and_wrong(examples, config.dataset.pairs_per_task, key, most)
+    return examples[: most * each or None]
 
 
 def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:

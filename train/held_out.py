@@ -24,6 +24,17 @@ TURN = 2**32 - 1
 """The pass whose masks held-out examples have at every step: no run comes there."""
 
 
+MORE_IS_BETTER = ("margin", "pair_accuracy")
+"""Figures of held-out pairs that rise."""
+
+
+def nothing_left(training: TrainingConfig) -> str:
+    """Why no sample is left of examples, or of pairs."""
+    if responses_of(training) == 1:
+        return "its examples have no pictures to be used"
+    return "of each of its pairs a response has no token to train, or no pictures to be used"
+
+
 def split_off(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those held out: of each set the same share of its tasks, at least one, drawn by
     seed. Examples of one task, or with one prompt, stay together. ValueError where a set would have none left."""
@@ -87,9 +98,7 @@ class HeldOut:
     def measure(self, learning: Learning, step: int, monitor: Monitor) -> None:
         """Their figures after update `step`, logged as validation/...; none where no picture can be used."""
         if (figures := learning.figures(self.portions())) is None:
-            monitor.event(
-                f"held out, after update {step}: no example has pictures that can be used, nothing is measured"
-            )
+            monitor.event(f"held out, after update {step}: nothing is measured, {nothing_left(self.config.training)}")
             return
         self.found[step] = figures
         monitor.evaluation(step, figures, under="validation", quiet=True)
@@ -113,14 +122,26 @@ class HeldOut:
                 yield of, made
 
     @property
+    def _metric(self) -> str:
+        name = self.config.experiment.early_stopping_metric
+        return "loss" if name == "auto" else name
+
+    @property
+    def no_gain(self) -> str:
+        """That a run stopped early, in words."""
+        return f"the held-out {self._metric} {'rises' if self._metric in MORE_IS_BETTER else 'falls'} no more"
+
+    @property
     def is_stale(self) -> bool:
-        """Whether the loss has not fallen at experiment.early_stopping measurements in a row."""
+        """Whether experiment.early_stopping_metric got no better at experiment.early_stopping measurements in a row."""
         experiment = self.config.experiment
         if experiment.early_stopping is None or not self.samples:
             return False
-        name = "loss" if experiment.early_stopping_metric == "auto" else experiment.early_stopping_metric
-        values = [self.found[step][name] for step in sorted(self.found)]
-        return rounds_without_gain(values, experiment.early_stopping_gain, lower=True) >= experiment.early_stopping
+        values, lower = (
+            [self.found[step][self._metric] for step in sorted(self.found)],
+            self._metric not in MORE_IS_BETTER,
+        )
+        return rounds_without_gain(values, experiment.early_stopping_gain, lower=lower) >= experiment.early_stopping
 
 
 def described_split(config: Config, held_out: Sequence[object]) -> dict[str, str]:

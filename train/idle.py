@@ -1,13 +1,19 @@
 """Warnings that name keys which are set and have no effect beside the others."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from configs.schema import Config, DecodeConfig, LoraSection, TrainingConfig
+from configs.commands import Command
+from configs.schema import Config, DatasetConfig, DecodeConfig, LoraSection, TrainingConfig
+from data.tasks import Example
 from runtime.doors import is_file_target
 from train.algorithm.masking import Method
 
 logger = logging.getLogger(__name__)
+
+_WITHOUT_LEVELS = ("elbo", "ar_order", "mean_field", "ar")
+"""Methods that draw masks without a noise level, or none."""
 
 
 def warn_of_idle_adapters(config: Config) -> None:
@@ -30,6 +36,27 @@ def warn_of_idle_steps(config: Config, method: Method) -> None:
                 "training.%s=%s has no effect: training.method=%s does not train the steps of a response",
                 *(name, getattr(training, name), training.method),
             )
+
+
+def warn_of_idle_noise(training: TrainingConfig, command: Command) -> None:
+    """Of the training section, what no mask is drawn by."""
+    plain = TrainingConfig()
+    if training.method in _WITHOUT_LEVELS:
+        for name in ("lower_p", "upper_p", "loss_weight"):
+            if (value := getattr(training, name)) != getattr(plain, name):
+                logger.warning(
+                    "training.%s=%s has no effect: training.method=%s draws no noise level",
+                    *(name, value, training.method),
+                )
+    if command == "sft" and training.unmasked_p != plain.unmasked_p and not training.replaced_p:
+        logger.warning("training.unmasked_p=%s has no effect: set training.replaced_p", training.unmasked_p)
+
+
+def warn_of_idle_pairs(config: Config, examples: Sequence[Example]) -> None:
+    """Of dataset.pairs_per_task under DPO, where files have pairs and none is made."""
+    count, plain = config.dataset.pairs_per_task, DatasetConfig().pairs_per_task
+    if count != plain and config.training.sft_objective == "dpo" and not any(example.trace for example in examples):
+        logger.warning("dataset.pairs_per_task=%s has no effect: every row is a pair already", count)
 
 
 def warn_of_idle_revision(decode: DecodeConfig) -> None:

@@ -39,8 +39,8 @@ from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
 from train.distributed.sharding import rows_per_update
 from train.examples import check_held_out, examples_of, mixture_of
-from train.held_out import HeldOut, described_split
-from train.idle import warn_of_idle_steps
+from train.held_out import HeldOut, described_split, nothing_left
+from train.idle import warn_of_idle_noise, warn_of_idle_pairs, warn_of_idle_steps
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
@@ -114,6 +114,7 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     prints sizes."""
     spec, method = check_settings(config)
     examples, held_out = examples_of(config, spec, method)
+    warn_of_idle_pairs(config, [*examples, *held_out])
     check_fit(config, spec.family, [*examples, *held_out])
     checks.check_start(config, SFT)
     if config.dry_run:
@@ -138,6 +139,7 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
     check_preference(config, spec)
     checks.check_trackers(config)
     warn_of_idle_steps(config, method)
+    warn_of_idle_noise(training, "sft")
     return spec, method
 
 
@@ -236,7 +238,7 @@ class FineTuning:
         self.measure_if_due(self.done)
         for step in range(self.done + 1, self.plan.total + 1):
             if self.held_out.is_stale:
-                self.monitor.event(f"the held-out loss falls no more: stopped after update {self.done}")
+                self.monitor.event(f"{self.held_out.no_gain}: stopped after update {self.done}")
                 break
             self.monitor.begin(step)
             self.profiler.at(step)
@@ -276,7 +278,7 @@ class FineTuning:
 
     def log(self, step: int, totals: StepTotals) -> None:
         if not totals.results:
-            self.monitor.event(f"step {step} trains nothing and is skipped: its examples have no pictures to be used")
+            self.monitor.event(f"step {step} trains nothing and is skipped: {nothing_left(self.config.training)}")
             self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, self.learning.shown, quiet=True)
             return
         metrics = {

@@ -35,9 +35,10 @@ class ChatFormat:
     picture_turn: of one with pictures (`<image>`), None = the same; trims: without the content's outer whitespace.
     roles: (role, its name in a turn) where they differ.
     end_of_turn: the token that ends a turn.
-    after_turn: what stands between two turns. assistant: its header; answer: what follows the one under which an answer
-    is to be written. thinking_assistant: the header that opens a thought too, None where the family has none. system:
-    the system turn of a conversation without one; after_system: what follows the content of one that is given.
+    after_turn: what stands between two turns. assistant: its header; opened_response: what follows the one under which
+    a response is to be written. thinking_assistant: the header that opens a thought too, None where the family has
+    none. system: the system turn of a conversation without one; after_system: what follows the content of one that is
+    given.
     math, thinking_math, stdio: the user's turn of a math task (answered with a thought) and of a program that reads
     stdin, with {{problem}} where the question goes.
     """
@@ -45,7 +46,7 @@ class ChatFormat:
     turn: str
     end_of_turn: str
     assistant: str
-    answer: str = ""
+    opened_response: str = ""
     opening: str = ""
     trims: bool = False
     roles: tuple[tuple[str, str], ...] = ()
@@ -68,7 +69,7 @@ class ChatFormat:
             pairs = [("system", self.system), *pairs]
         text = self.opening + "".join(self._written(role, content) for role, content in pairs)
         if not start_with_think:
-            return text + self.assistant + self.answer
+            return text + self.assistant + self.opened_response
         if self.thinking_assistant is None:
             raise ValueError(
                 "start_with_think is true, but this family has no prompt that opens a thought: "

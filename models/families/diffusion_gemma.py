@@ -62,7 +62,7 @@ DIFFUSION_GEMMA = Family(
         end_of_turn="<turn|>",
         after_turn="\n",
         assistant="<|turn>model\n",
-        answer="<|channel>thought\n<channel|>",
+        opened_response="<|channel>thought\n<channel|>",
     ),
     default_block_size=256,
 )

@@ -120,13 +120,13 @@ def test_unquoted_texts_of_a_yaml_stay_as_written(tmp_path):
 def test_merge_keys_of_a_yaml_are_resolved(tmp_path):
     """One mapping or a list of them, whose texts stay as written too; the section's own keys win."""
     (tmp_path / "mine.yaml").write_text(
-        "rollout: &r {temperature: 0.5, top_p: 0.25, strategy: on}\n"
+        "rollout: &r {temperature: 0.5, top_p: 0.25, stop_token_list: [on]}\n"
         "evaluation: {<<: *r, top_p: 0.75, eval_dataset: 007}\n"
         "experiment: &e {project: 007}\ndataset: {<<: [{folder: 1_0}, {folder: 2, template: yes}]}\n"
     )
     config = load_config([f"config={tmp_path / 'mine.yaml'}"])
     evaluation, dataset = config.evaluation, config.dataset
-    assert (evaluation.temperature, evaluation.top_p, evaluation.strategy) == (0.5, 0.75, "on")
+    assert (evaluation.temperature, evaluation.top_p, evaluation.stop_token_list) == (0.5, 0.75, ["on"])
     assert (evaluation.eval_dataset, dataset.folder, dataset.template) == ("007", "1_0", "yes")
     assert config.experiment.project == "007" and config.rollout.top_p == 0.25
 

@@ -75,6 +75,7 @@ def no_model_work(monkeypatch):
 
 
 PAIR = {"prompt": "12=", "response": "21"}
+PREFERENCE = {"prompt": "12=", "chosen": "21", "rejected": "12"}
 TRACE = {"prompt_ids": [5, 6], "canvas_ids": [7, 2], "canvas_step_map": [1, 1], "canvas_logprobs": [-0.5, -0.5]}
 TRACE |= {"num_response_tokens": 2, "num_steps": 1, "reward": 1.0, "finish_reason": "stop"}
 
@@ -101,7 +102,8 @@ def arguments(name, model_folder, tmp_path):
     if sees := name.removesuffix(".yaml") in (*SEEING, *TINY_SEEING):
         picture = {"image": "a.png"}
         tasks = write_json(tmp_path / "seen.json", [{"question": "12=", "ground_truth_answer": "21", **picture}] * 9)
-    pairs = write_json(tmp_path / "pairs.json", [TRACE if "distill" in name else PAIR | picture])
+    row = TRACE if "distill" in name else PREFERENCE if "dpo" in name else PAIR | picture
+    pairs = write_json(tmp_path / "pairs.json", [row])
     return [
         *([f"dataset.image_root={tmp_path}"] if sees else []),
         *([f"model.vq_model_path={GOLDEN / 'magvit'}"] if "drawing" in name else []),

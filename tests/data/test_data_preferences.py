@@ -1,12 +1,15 @@
 """Pairs of a chosen and a rejected response: the forms in which they are published, and what is wrong with a row."""
 
+import re
+
 import pytest
 
 from data.preferences import Pair, load_pairs
 from data.tasks import Example, load_examples
 
 HI, YO, BYE = ({"role": r, "content": c} for r, c in (("user", "hi"), ("assistant", "yo"), ("assistant", "bye")))
-ASKED = (("user", "hi"),)
+SYSTEM = {"role": "system", "content": "s"}
+ASKED, TWICE = (("user", "hi"),), (("user", "hi"), ("assistant", "bye"), ("user", "hi"))
 TEXTS = {"prompt": "hi", "chosen": "yo", "rejected": "bye"}
 
 
@@ -25,7 +28,19 @@ def pair(prompt, turns=()):
         ({"chosen": [HI, YO], "rejected": [HI, BYE], "score_chosen": 7.0}, pair("", ASKED)),
         (
             {"chosen": [HI, BYE, HI, YO], "rejected": [HI, BYE, HI, BYE], "system": "s"},
-            pair("", (("system", "s"), *ASKED, ("assistant", "bye"), *ASKED)),
+            pair("", (("system", "s"), *TWICE)),
+        ),
+        ({"prompt": [HI], "chosen": [BYE, HI, YO], "rejected": [BYE, HI, BYE]}, pair("", TWICE)),
+        ({"prompt": "hi", "chosen": [BYE, HI, YO], "rejected": [BYE, HI, BYE]}, pair("", TWICE)),
+        ({"prompt": [HI], "chosen": [HI, BYE, HI, YO], "rejected": [HI, BYE, HI, BYE]}, pair("", TWICE)),
+        ({"prompt": [HI, BYE, HI], "chosen": [YO], "rejected": [BYE]}, pair("", TWICE)),
+        (
+            {"prompt": [SYSTEM, HI], "chosen": [HI, YO], "rejected": [HI, BYE]},
+            pair("", (("system", "s"), *ASKED)),
+        ),
+        (
+            {"prompt": [HI], "chosen": [SYSTEM, HI, YO], "rejected": [SYSTEM, HI, BYE]},
+            pair("", (("system", "s"), *ASKED)),
         ),
     ],
 )
@@ -33,10 +48,11 @@ def test_the_forms_in_which_pairs_are_published(write, row, want):
     assert load_pairs(write("pairs.json", [row])) == [want]
 
 
-def test_columns_are_renamed(write):
+def test_columns_are_renamed(write, recwarn):
     row = {"question": "hi", "win": "yo", "lose": "bye"}
     columns = {"prompt": "question", "chosen": "win", "rejected": "lose"}
     assert load_pairs(write("pairs.json", [row]), columns=columns) == [pair("hi")]
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
@@ -64,7 +80,33 @@ def test_a_file_of_another_kind_is_an_error(write, row, says):
         (TEXTS | {"chosen": None}, "chosen is null"),
         ({"chosen": [HI, YO], "rejected": [HI, HI]}, "does not end with a response of the assistant"),
         ({"chosen": [HI, YO], "rejected": [HI, YO, BYE]}, "differs from 'chosen' before its last turn"),
-        ({"prompt": [YO], "chosen": [YO], "rejected": [BYE]}, "prompt has no turn of the user"),
+        (TEXTS | {"chosen": None, "rejected": [BYE]}, "chosen is null"),
+        (TEXTS | {"chosen": [YO], "rejected": None}, "rejected is null"),
+        (TEXTS | {"chosen": [YO], "rejected": []}, "rejected is empty"),
+        ({"prompt": [YO], "chosen": [YO], "rejected": [BYE]}, "prompt does not end with a turn of the user"),
+        (TEXTS | {"prompt": [HI, YO]}, "prompt does not end with a turn of the user"),
+        ({"prompt": [HI, YO], "chosen": [YO], "rejected": [BYE]}, "prompt does not end with a turn of the user"),
+        (
+            {"prompt": "hi", "chosen": [SYSTEM, YO], "rejected": [SYSTEM, BYE]},
+            "chosen has a system turn after 'prompt'",
+        ),
+        (
+            {"prompt": [HI], "chosen": [SYSTEM, YO], "rejected": [SYSTEM, BYE]},
+            "chosen has a system turn after 'prompt'",
+        ),
+        (
+            {"prompt": [HI, BYE, HI], "chosen": [HI, YO], "rejected": [HI, BYE]},
+            "chosen begins with a turn of the user, but not with those of 'prompt'",
+        ),
+        (
+            {
+                "prompt": [SYSTEM, HI],
+                "chosen": [SYSTEM | {"content": "t"}, HI, YO],
+                "rejected": [SYSTEM | {"content": "t"}, HI, BYE],
+            },
+            "chosen begins with a turn of the user, but not with those of 'prompt'",
+        ),
+        ({"chosen": [HI, BYE, YO], "rejected": [HI, BYE, BYE]}, "chosen has no turn of the user before its response"),
         (TEXTS | {"prompt": "\ud800"}, "holds a lone surrogate"),
     ],
 )
@@ -74,6 +116,27 @@ def test_a_row_that_is_no_pair_is_left_out_and_counted(write, row, says):
         assert load_pairs(path) == [pair("hi")]
     with pytest.raises(ValueError, match=f"no usable row, all 1 were left out: .*{says}"):
         load_pairs(write("alone.json", [row]))
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        (TEXTS | {"system": "s", "score": 1.0, "note": None}, "system (1 rows), score (1 rows)"),
+        (TEXTS | {"prompt": [SYSTEM, HI], "system_prompt": "other"}, "system_prompt (1 rows)"),
+        ({"prompt": "ho", "chosen": [HI, YO], "rejected": [HI, BYE]}, "prompt (1 rows)"),
+    ],
+)
+def test_columns_that_no_pair_shows_are_named(write, row, unused):
+    with pytest.warns(UserWarning, match=f"columns that DPO does not use: {re.escape(unused)}$"):
+        load_pairs(write("pairs.json", [row]))
+
+
+@pytest.mark.parametrize(
+    "row", [TEXTS, TEXTS | {"prompt": [HI], "system": "s"}, {"prompt": "hi", "chosen": [HI, YO], "rejected": [HI, BYE]}]
+)
+def test_columns_in_use_are_not_named(write, row, recwarn):
+    load_pairs(write("pairs.json", [row]))
+    assert not recwarn.list
 
 
 def test_pairs_in_a_plain_fine_tuning_are_named(write):

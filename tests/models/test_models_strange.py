@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from models import load_model
 from models.lora import Adapters
 from models.spec import CheckpointSpec
+from models.tiny import tiny_folder
 
 pytestmark = pytest.mark.timeout(60)
 IDS = torch.arange(3, 11)[None]
@@ -209,6 +210,37 @@ def test_damaged_json_names_its_file(folder, name, text):
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"sampler_config": [1]}, r"sampler_config: \[1\] where a mapping"),
+        (
+            {"sampler_config": {"entropy_bound": "low"}},
+            "sampler_config.entropy_bound: 'low' where a number of at least 0",
+        ),
+        ({"t_max": -0.5}, "t_max: -0.5 where a number of at least 0"),
+        ({"t_min": [0.4]}, r"t_min: \[0.4\] where a number of at least 0"),
+        ({"max_denoising_steps": "many"}, "max_denoising_steps: 'many' where a whole number of at least 1"),
+        ({"max_denoising_steps": -3}, "max_denoising_steps: -3 where a whole number of at least 1"),
+        ({"max_denoising_steps": 7.5}, "max_denoising_steps: 7.5 where a whole number of at least 1"),
+        ({"max_denoising_steps": True}, "max_denoising_steps: True where a whole number of at least 1"),
+    ],
+)
+def test_damaged_choices_of_canvases_name_their_file(tmp_path, found, said):
+    folder = tiny_folder(tmp_path, "diffusion_gemma")
+    edit(folder, "generation_config.json", **found)
+    with pytest.raises(ValueError, match=f"{folder}/generation_config.json has {said}"):
+        CheckpointSpec.read(folder)
+
+
+def test_choices_of_canvases_may_be_absent_and_are_no_matter_with_masks(folder, tmp_path):
+    canvases = tiny_folder(tmp_path, "diffusion_gemma")
+    edit(canvases, "generation_config.json", max_denoising_steps=None, sampler_config=None)
+    assert CheckpointSpec.read(canvases).generation["sampler_config"] is None
+    edit(folder, "generation_config.json", max_denoising_steps="many")
+    CheckpointSpec.read(folder)
 
 
 def test_damaged_weights_name_their_file(folder):

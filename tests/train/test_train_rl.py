@@ -7,7 +7,8 @@ from train import prepare, rl
 
 
 def test_a_wrong_key_is_named_before_the_sft_that_makes_the_model_is_checked(monkeypatch):
-    config = load_config(["config=configs/rl_tiny.yaml", "training.advantage=zscor", "dry_run=true"], "usage", "rl")
+    typed = ["config=configs/rl_tiny.yaml", "rollout.num_response_per_task=1", "dry_run=true"]
+    config = load_config(typed, "usage", "rl")
     monkeypatch.setattr(prepare, "checked_preparation", lambda config: pytest.fail("the SFT was checked"))
-    with pytest.raises(ValueError, match="zscor"):
+    with pytest.raises(ValueError, match="rollout.num_response_per_task=1: a group of one"):
         rl.check(config)

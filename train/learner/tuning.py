@@ -255,6 +255,7 @@ class Preference:
         pairs = max(1.0, totals.total("pairs"))
         return {
             "loss": totals.mean_loss,
+            "pairs": totals.total("pairs"),
             **{name: totals.total(name) / pairs for name in _OF_PAIRS},
             "nll": totals.total("nll") / max(1.0, totals.total("chosen_tokens")),
             **_metrics_by_set(totals, self.label_of),
@@ -301,14 +302,16 @@ def _sums_by_set(
     label_of: Mapping[int, str],
     counted_N: Tensor | None = None,
 ) -> Metrics:
-    """Of several sets, the sums of each in a micro-batch. counted_N: 1 where a token counts, default everywhere."""
+    """Of several sets, the sums of each in a micro-batch. counted_N: 1 where a token counts in nll, default
+    everywhere."""
     found: Metrics = {}
     of = [label_of.get(int(samples[i].key[0]), "") for i in micro.samples]
     for label in sorted({*of} - {""}):
         is_own = np.array([each == label for each in of])[micro.sample_of_N]
         own_N = torch.from_numpy(is_own).to(logp_N.device)
-        own_N = own_N if counted_N is None else own_N * counted_N
-        found |= {f"tokens({label})": own_N.sum(), f"nll({label})": -(logp_N * own_N).sum()}
+        in_nll_N = own_N if counted_N is None else own_N * counted_N
+        found |= {f"tokens({label})": own_N.sum(), f"nll_tokens({label})": in_nll_N.sum()}
+        found |= {f"nll({label})": -(logp_N * in_nll_N).sum()}
     return found
 
 
@@ -316,7 +319,8 @@ def _metrics_by_set(totals: StepTotals, label_of: Mapping[int, str]) -> Figures:
     found: Figures = {}
     for label in sorted({*label_of.values()}):
         if tokens := totals.total(f"tokens({label})"):
-            found |= {f"nll({label})": totals.total(f"nll({label})") / tokens, f"trained_tokens({label})": tokens}
+            nll = totals.total(f"nll({label})") / max(1.0, totals.total(f"nll_tokens({label})"))
+            found |= {f"nll({label})": nll, f"trained_tokens({label})": tokens}
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from configs import naming
 from configs.schema import DecodeConfig, RolloutConfig, TrainingConfig
 from models import DiffusionLM
 from models.families import Family
@@ -106,7 +107,8 @@ def check_kind(decode: DecodeConfig, spec: CheckpointSpec) -> None:
     """ValueError where a section's choices are of canvases and the checkpoint's family is one of masks, or the other
     way round."""
     for chosen in decodings(decode):
-        check_canvases(SamplingConfig(**chosen), spec)
+        with naming(decode.section):
+            check_canvases(SamplingConfig(**chosen), spec)
     if decode.steps is not None and spec.family.noise == "uniform":
         raise ValueError(
             f"{decode.key('steps')}={decode.steps}: all canvases of {spec.family.name} have one number of steps; set "

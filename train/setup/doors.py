@@ -88,11 +88,30 @@ def check_doors(
             f"training.method={training.method} needs a model that predicts the next token (Dream, DiffuCoder); choose "
             f"from {', '.join(names)}."
         )
+    _check_bound(training, command, attention)
     try_method(method, training, attention)
     if command == "rl":
         try_objective(objective_of(training), reference=reads_reference(training))
         group_advantage(np.array([1.0, 0.0, 0.25, 0.0, 1.0]), advantage_of(training))
     return method
+
+
+def _check_bound(training: TrainingConfig, command: Command, attention: Literal["block", "full"]) -> None:
+    """ValueError where other tokens would be trained than those that elbo's weights count. DPO reads no
+    training.normalization, and refuses training.replaced_p by itself."""
+    if training.method != "elbo" or (command == "sft" and training.sft_objective == "dpo"):
+        return
+    if command == "sft" and training.replaced_p:
+        raise ValueError(
+            f"training.method=elbo weighs masked tokens, and training.replaced_p={training.replaced_p} trains those "
+            "beside them too: set it to 0, or choose another method."
+        )
+    if training.normalization == "reference" and attention == "block" and training.post_num:
+        raise ValueError(
+            f"training.normalization=reference leaves all but training.post_num={training.post_num} pads of a round "
+            "out after masks are drawn, so that the weights of training.method=elbo are wrong: choose constant, "
+            "token_mean or response_mean, or training.post_num=0."
+        )
 
 
 def try_method(method: Method, training: TrainingConfig, attention: Literal["block", "full"]) -> None:

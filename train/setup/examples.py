@@ -63,7 +63,7 @@ def tokenise(
     writer, eyes = Writer(Format(model.family, system=config.dataset.system), tokenizer), Eyes.of(config, model)
     if config.dataset.system is not None and not all(example.turns for example in examples):
         logger.warning("dataset.system: no part of prompts that are texts (`prompt`), which stay as they are")
-    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, f"{key}={described(get(config, key))}")
+    _warn_of_raw_prompts(examples, tokenizer, model.spec.family, training, f"{key}={described(get(config, key))}")
     samples, long_prompts, cut, masked = [], 0, 0, 0
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
@@ -167,7 +167,9 @@ def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExampl
     return usable(samples, seen, lambda sample: f"example {sample.index}", "SFT data", needed=False)
 
 
-def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Family, name: str) -> None:
+def _warn_of_raw_prompts(
+    examples: Sequence[Example], tokenizer: Any, family: Family, training: TrainingConfig, name: str
+) -> None:
     """Where the tokenizer has a chat template and no prompt is a turn of a chat: evaluation and RL then have other
     prompts than training."""
     if not tokenizer.chat_template or any(example.turns or example.images or example.trace for example in examples):
@@ -175,23 +177,29 @@ def _warn_of_raw_prompts(examples: Sequence[Example], tokenizer: Any, family: Fa
     control = ControlTokens.of_tokenizer(tokenizer)
     if not any(control.in_responses.search(example.prompt) for example in examples):
         chat = f" --family {family.name}" if family.chat is not None else ""
+        how = f"Write them with data/preprocess_sft.py{chat}, or give rows with messages"
+        if responses_of(training) == 2:
+            how = "Give prompt as a list of turns, or chosen and rejected as such"
         logger.warning(
             "%s: no prompt is a turn of a chat, but the tokenizer has a chat template, and "
-            "RL and evaluation write turns. Write them with data/preprocess_sft.py%s, or give rows with messages",
-            *(name, chat),
+            "RL and evaluation write turns. %s",
+            *(name, how),
         )
 
 
 def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
-    """The settings with the block size in force, with all rows of an answer (rows_per_response is of RL), with targets
-    that stand in the answer (what edits threw away is no example), and under full attention with one noisy copy of a
-    block in semi-ar: each is a sequence of its own there, and dLLM-RL too has one a block."""
+    """The settings with the block size in force, with all rows of a response (rows_per_response is of RL), with targets
+    that stand in the response (what edits threw away is no example), under DPO with pads that are counted within the
+    response, and under full attention with one noisy copy of a block in semi-ar: each is a sequence of its own there,
+    and dLLM-RL too has one a block."""
     alone = model.attention == "full" and method.one_copy
+    is_dpo = responses_of(training) == 2
     return replace(
         training,
         block_size=block_size,
         rows_per_response=None,
         trained_events="last",
+        normalization=TrainingConfig().normalization if is_dpo else training.normalization,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from configs import naming
 from configs.schema import Config
 from data.tasks import Example
-from data.traces import is_right, speed_of
+from data.traces import is_graded, is_right, speed_of
 from models.spec import CheckpointSpec
 from train.algorithm.masking import Method
 from train.setup.blocks import Blocks
@@ -34,14 +34,25 @@ def chosen_traces(
     return kept
 
 
-def right_and_wrong(examples: Sequence[Example], count: int, key: str) -> list[Example]:
+def right_and_wrong(examples: Sequence[Example], count: int, key: str, most_tasks: int = 0) -> list[Example]:
     """At most `count` pairs of each prompt of a task, chosen and rejected one after the other: its first right response
-    with its first wrong one, then the second ones, in the order of the file. ValueError where no task has both."""
+    with its first wrong one, then the second ones, in the order of the file; of its first `most_tasks` tasks (0: all).
+    A response without a number as its reward is neither, and a warning counts them. ValueError where no task has
+    both."""
     of_task: dict[Hashable, tuple[list[Example], list[Example]]] = {}
+    tasks = [*dict.fromkeys(task_of(example.trace or {}) for example in examples)]
+    used, ungraded = {*tasks[: most_tasks or None]}, 0
     for example in examples:
         trace = example.trace or {}
+        if task_of(trace) not in used:
+            continue
+        if not is_graded(trace):
+            ungraded += 1
+            continue
         sides = of_task.setdefault((*task_of(trace), tuple(trace["prompt_ids"])), ([], []))
         sides[0 if is_right(trace) else 1].append(example)
+    if ungraded:
+        logger.warning("%s: %d responses have no number as their reward: left out", key, ungraded)
     pairs = [pair for sides in of_task.values() for pair in itertools.islice(zip(*sides, strict=False), count)]
     if not pairs:
         raise ValueError(

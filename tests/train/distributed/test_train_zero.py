@@ -352,6 +352,10 @@ def test_adapters_on_adapters_have_no_reference_where_no_rank_has_the_base(monke
     for name in ("1_node_2_cpus_fsdp2", "1_node_2_cpus_deepspeed_zero3"):
         with pytest.raises(ValueError, match="training.kl_to=reference under .* holds adapters"):
             check_engine(with_file(name, **sections), tmp_path)
+        with pytest.raises(ValueError, match="training.sft_objective=dpo under .* holds adapters"):
+            check_engine(with_file(name, **sections | {"training": {"sft_objective": "dpo"}}), tmp_path)
+        apart = sections | {"model": {"pretrained_model": str(tmp_path), "reference_model": "elsewhere"}}
+        check_engine(with_file(name, **apart), tmp_path)
         check_engine(with_file(name), tmp_path)
     check_engine(with_file("1_node_2_cpus_deepspeed_zero2", **sections), tmp_path)
 

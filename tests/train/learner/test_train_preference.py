@@ -17,8 +17,8 @@ from train.algorithm.masking import METHODS
 from train.algorithm.objectives import dpo
 from train.algorithm.packing import replay_mask
 from train.distributed.accelerator import make_accelerator
-from train.learner.tuning import Likelihood, Preference
-from train.setup.examples import TokenizedExample, make_samples
+from train.learner.tuning import Preference
+from train.setup.examples import TokenizedExample, for_model, make_samples
 from train.setup.traces import right_and_wrong
 
 BETA = 0.7
@@ -70,14 +70,19 @@ def pairs(model, config, numbers=(0, 1, 2)):
     return made
 
 
-def likelihood(model, sample):
-    """sum_j share_j logp_j of a training sample, by attention under a dense mask."""
+def token_logp(model, sample):
+    """log p of each trained token of a training sample, by attention under a dense mask."""
     ids, positions, block, copy_S = (
         torch.from_numpy(getattr(sample, name)) for name in ("ids", "positions", "block", "copy")
     )
     hidden = model.hidden(ids[None], positions[None], Masked(replay_mask(block, copy_S)))[0]
     logp = model.lm_head(hidden[sample.index]).log_softmax(-1)
-    return (logp[range(len(sample.targets)), sample.targets] * torch.from_numpy(sample.weight).float()).sum()
+    return logp[range(len(sample.targets)), sample.targets]
+
+
+def likelihood(model, sample):
+    """sum_j share_j logp_j of a training sample."""
+    return (token_logp(model, sample) * torch.from_numpy(sample.weight).float()).sum()
 
 
 def textbook(policy, reference, samples):
@@ -185,8 +190,9 @@ def test_held_out_figures_are_those_of_updates():
     preference, config = trainee("sdar")
     samples = pairs(preference.updater.model, config)
     figures = preference.figures([(["a"] * len(samples), samples)])
-    chosen = [likelihood(preference.updater.model, each) for each in samples]
-    assert len(chosen) == len(samples)
+    chosen = [each for each in samples if each.key[0] % 2 == 0]
+    nll = -sum(float(token_logp(preference.updater.model, each).detach().sum()) for each in chosen)
+    assert figures["nll"] == pytest.approx(nll / sum(each.num_trained for each in chosen), abs=1e-5)
     metrics = preference.metrics(preference.update(samples))
     for name in ("loss", "margin", "pair_accuracy", "gain/chosen", "gain/rejected", "nll"):
         assert figures[name] == pytest.approx(metrics[name], abs=1e-5), name
@@ -204,5 +210,32 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(caplog):
     assert all(torch.equal(weight, before[name]) for name, weight in preference.updater.model.state_dict().items())
 
 
-def test_likelihood_says_what_it_shows():
-    assert "nll" in Likelihood.shown and "margin" in Preference.shown
+def test_sets_count_the_tokens_of_both_responses_and_the_likelihood_of_the_chosen():
+    preference, config = trainee("sdar")
+    samples = pairs(preference.updater.model, config)
+    preference.label_of = {key: "x" if key < 2 else "y" for key in range(6)}
+    totals = preference.update([each for each in samples if each.key != (5,)])
+    metrics = preference.metrics(totals)
+    tokens = {key: sum(each.num_trained for each in samples if each.key[0] in key) for key in ((0, 1), (2, 3))}
+    assert metrics["pairs"] == 2.0
+    assert [metrics["trained_tokens(x)"], metrics["trained_tokens(y)"]] == [*tokens.values()]
+    assert sum(tokens.values()) == totals.total("tokens")
+    assert metrics["nll(x)"] != metrics["nll(y)"]
+    chosen = {label: totals.total(f"nll_tokens({label})") for label in "xy"}
+    assert sum(metrics[f"nll({x})"] * chosen[x] for x in "xy") / sum(chosen.values()) == pytest.approx(metrics["nll"])
+
+
+@pytest.mark.parametrize("normalization", ["reference", "token_mean"])
+def test_pads_are_counted_within_a_response_under_any_normalization(normalization):
+    """So that the weights of elbo add up to the trained tokens in the mean."""
+    model, made = tiny_model("sdar"), []
+    for name in ("constant", normalization):
+        training = {"sft_objective": "dpo", "method": "elbo", "post_num": 1, "normalization": name}
+        config = make_config(training=training)
+        settings = for_model(config.training, model, METHODS["elbo"], 4)
+        example = TokenizedExample(0, [3, 4, 5], [7, 8, 9, 10, 11, 2], None)
+        made.append([make_samples(example, model, settings, METHODS["elbo"], each, window=0)[0] for each in range(400)])
+    for plain, other in zip(*made, strict=True):
+        assert plain.ids.tolist() == other.ids.tolist() and plain.weight.tolist() == other.weight.tolist()
+        assert plain.targets.tolist() == other.targets.tolist()
+    assert np.mean([each.weight.sum() for each in made[1]]) == pytest.approx(7.0, abs=0.3)
