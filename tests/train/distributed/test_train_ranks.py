@@ -222,8 +222,9 @@ def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
 def test_an_sft_run_on_canvases_on_1_and_2_ranks(tmp_path):
     shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", "diffusion_gemma"))
     for world in (1, 2):
-        arguments = (*SMOOTH, "training.method=uniform", "training.num_train_epochs=2", f"experiment.project=s{world}")
-        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", shop.arguments(SFT, *arguments))
+        arguments = (*SMOOTH, "training.method=uniform", "training.num_train_epochs=2", "training.rows_per_update=4")
+        arguments = shop.arguments(SFT, *arguments, f"experiment.project=s{world}")
+        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", arguments)
         assert not any(isinstance(result, BaseException) for result in got), got
     one, two = (shop.runs / f"s{world}" for world in (1, 2))
     assert_same(read_jsonl(two / "metrics.jsonl"), read_jsonl(one / "metrics.jsonl"))
