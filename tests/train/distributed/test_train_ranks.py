@@ -9,7 +9,7 @@ import pytest
 import rank_work
 import torch
 import yaml
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import run_ranks
@@ -215,21 +215,6 @@ def test_an_sft_run_on_1_2_and_4_ranks(tmp_path, model_folder):
         assert_same(read_jsonl(folder / "metrics.jsonl"), read_jsonl(one / "metrics.jsonl"))
         weights = [load_model(path / "ckpt" / "optimized").state_dict() for path in (folder, one)]
         assert_same(dict(weights[0]), dict(weights[1]))
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_an_sft_run_on_canvases_on_1_and_2_ranks(tmp_path):
-    shop = Workshop(tmp_path, text_checkpoint(tmp_path / "model", "diffusion_gemma"))
-    for world in (1, 2):
-        arguments = (*SMOOTH, "training.method=uniform", "training.num_train_epochs=2", "training.rows_per_update=4")
-        arguments = shop.arguments(SFT, *arguments, f"experiment.project=s{world}")
-        got = run_ranks(tmp_path / "job", world, rank_work.whole_run, "sft", arguments)
-        assert not any(isinstance(result, BaseException) for result in got), got
-    one, two = (shop.runs / f"s{world}" for world in (1, 2))
-    assert_same(read_jsonl(two / "metrics.jsonl"), read_jsonl(one / "metrics.jsonl"))
-    weights = [load_model(path / "ckpt" / "optimized").state_dict() for path in (two, one)]
-    assert_same(dict(weights[0]), dict(weights[1]))
 
 
 @pytest.mark.slow
