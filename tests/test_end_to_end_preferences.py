@@ -1,5 +1,7 @@
 """DPO as a run: from a file of pairs, from the model's own responses, resumed, and what it refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 from end_to_end import EVAL, SFT, read_jsonl, text_checkpoint, without_clock, write_json
 
@@ -131,6 +133,15 @@ def test_a_run_stops_early_where_a_figure_of_pairs_gets_no_better(shop, metric, 
     for count, stale in ((4, False), (5, True)):
         measured = HeldOut(held_out, model, config, method, dict(enumerate(figures[:count])))
         assert measured.is_stale is stale and measured.no_gain == f"the held-out {words} no more"
+
+
+def test_held_out_pairs_that_are_not_whole_are_named_as_such(shop):
+    config, model, said = config_of(shop), load_model(shop.model), []
+    held_out = [Example("1=", text, None) for text in ("12", "3")]
+    held = HeldOut(held_out, model, config, sft.method_of(config.training, "sft"), {})
+    nothing = SimpleNamespace(figures=lambda portions: None)
+    held.measure(nothing, 3, SimpleNamespace(event=said.append))
+    assert not held.found and "of each of its pairs a response has no token to train" in said[0]
 
 
 def test_a_warning_about_raw_prompts_says_how_pairs_have_turns(shop, caplog):
