@@ -247,9 +247,10 @@ def _print_over_long(found: Findings, most_tokens: int) -> None:
 def _print_pairs(traces: list[Mapping[str, Any]]) -> int:
     """Prints the pairs of a model's responses, as training counts them. Returns their number."""
     own = _own(traces)
-    found, of_one = paired(own, None), paired(own, 1)
+    found = paired(own, None)
+    counts = ", ".join(f"{len(paired(own, count).pairs)} with {count}" for count in (1, 2, 4))
     print_text(
-        f"pairs      {len(of_one.pairs)} with dataset.pairs_per_task=1, {len(found.pairs)} with null; left out: "
+        f"pairs      by dataset.pairs_per_task: {counts}, {len(found.pairs)} with null; left out: "
         f"{found.ungraded} responses without a reward, {len(traces) - len(own)} of model.compared_with"
     )
     return len(found.pairs)
