@@ -150,8 +150,8 @@ def test_a_models_responses_are_counted_in_the_pairs_that_training_makes_of_them
     status, out, _ = run(capsys, write("a.json", [*rows, rows[0]]), "--data-type", "dpo")
     assert status == 0 and out[2] == "kept       9, 1 of them repeat an earlier one"
     assert out[-2] == (
-        "pairs      by dataset.pairs_per_task: 1 with 1, 2 with 2, 2 with 4, 2 with null; left out: 1 responses without "
-        "a reward, 2 of model.compared_with"
+        "pairs      by dataset.pairs_per_task: 1 with 1, 2 with 2, 2 with 4, 2 with null; left out: 1 responses "
+        "without a reward, 2 of model.compared_with"
     )
     status, out, _ = run(capsys, write("b.json", responses(1.0, 1.0)), "--data-type", "sft")
     assert status == 0 and out[2] == "kept       2, 0 of them repeat an earlier one"
