@@ -112,6 +112,7 @@ class Canvases:
     """
 
     shown: tuple[str, ...] = ("loss", "nll", "encoder_nll", "grad_norm", "learning_rate")
+    final: tuple[str, ...] = ("nll",)
 
     def __init__(self, updater: Updater, label_of: Mapping[int, str]):
         self.updater, self.label_of = updater, label_of
