@@ -1,6 +1,7 @@
 """What ranks do in test_train_ranks.py: functions that a fresh process can import."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from configs.schema import TrainingConfig
 from models import ValueModel
 from models.copies import num_parameters, parallel_copy
 from models.lora import Adapters, is_adapter
-from runtime import ranks
+from runtime import ranks, stopping
 from sample import Sampler, SamplingConfig
 from train import rl, sft
 from train.algorithm.replay import Replayer, replay
@@ -323,3 +324,37 @@ def shares():
 def rl_updates_with(arguments, training):
     """`rl_updates` with a training section."""
     return rl_updates(*arguments, **training)
+
+
+def update_given_up():
+    """The last rank is asked to stop in its first micro-batch: whether the weights stayed; then the same update again,
+    without the request: its weights, and those of an updater that was never asked."""
+    join()
+    stopping.listen()
+    rows = policy_rows(sampled(tiny_model("sdar"), (5, 8, 3, 10, 6), n=2))
+    stays, last = tiny_model("sdar"), ranks.rank() == ranks.world_size() - 1
+    config = make_config(**sections(training={"max_tokens_per_microbatch": 48}))
+    updaters = [updater_of(config, model, make_accelerator("no", CPU)) for model in (stays, tiny_model("sdar"))]
+    before = {name: weight.clone() for name, weight in stays.state_dict().items()}
+
+    def loss_of(logp_N, micro):
+        return -logp_N.sum() / 100, {"tokens": torch.tensor(float(len(logp_N)))}
+
+    def asked(logp_N, micro):
+        if last:
+            stopping.ask(signal.SIGTERM)
+        return loss_of(logp_N, micro)
+
+    with pytest.raises(stopping.Stopped):
+        updaters[0].update(rows, range(len(rows)), asked, may_stop=True)
+    untouched = all(torch.equal(weight, before[name]) for name, weight in stays.state_dict().items())
+    untouched = untouched and not updaters[0].engine.optimizer.state_dict()["state"] and updaters[0].updates == 0
+    stopping.listen()
+    for updater in updaters:
+        updater.update(rows, range(len(rows)), loss_of, may_stop=True)
+    again, straight = ({name: w.clone() for name, w in u.model.state_dict().items()} for u in updaters)
+    return (
+        untouched,
+        all(torch.equal(again[name], straight[name]) for name in again),
+        any(not torch.equal(again[name], before[name]) for name in again),
+    )

@@ -132,7 +132,7 @@ class Canvases:
             sums |= _sums_by_set(now_N, micro, samples, self.label_of, canvas_N)
             return -(weight_N * logp_N).sum(), sums
 
-        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
+        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of, may_stop=True)])
 
     def metrics(self, totals: StepTotals) -> Figures:
         encoder_nll = totals.total("encoder_nll") / max(1.0, totals.total("encoder_tokens"))

@@ -141,6 +141,12 @@ def test_collectives(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_update_that_one_rank_is_asked_to_stop_is_given_up_by_all(tmp_path, world):
+    assert run_ranks(tmp_path, world, rank_work.update_given_up) == [(True, True, True)] * world
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [False, True])
 def test_other_weights_on_a_rank_stop_the_job(tmp_path, adapters):
     for error in run_ranks(tmp_path, 2, rank_work.other_weights, adapters):
