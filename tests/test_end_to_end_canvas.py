@@ -146,6 +146,7 @@ def test_generate_refuses_choices_of_masks_in_its_own_words(shop, given, said):
         block_diffusion_generate(model, {"input_ids": torch.tensor([[5]])}, model.mask_id, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["rollout", "evaluation"])
 def test_a_bound_of_entropies_without_its_strategy_is_named(masks, section, caplog):
     said = f"{section}.entropy_bound=0.1 has no effect: set {section}.strategy=entropy_bounded"
