@@ -56,11 +56,7 @@ def block_diffusion_generate(
     """
     if mask_id != model.mask_id:
         raise ValueError(f"mask_id={mask_id} is not the model's: pass model.mask_id, which is {model.mask_id}.")
-    canvases = model.spec.family.noise == "uniform"
-    if canvases:
-        _check_canvases(model, block_length, remasking_strategy)
-    steps, size, threshold = (None, model.block_size, SamplingConfig.threshold) if canvases else (8, 8, 0.85)
-    size = size if block_length is None else block_length
+    size, steps, threshold = _usual(model, block_length, remasking_strategy)
     decoding = {"strategy": remasking_strategy, "entropy_bound": entropy_bound, "temperature": temperature}
     config = SamplingConfig(
         max_new_tokens=gen_length,
@@ -75,16 +71,26 @@ def block_diffusion_generate(
         seed=int(torch.randint(2**31, ())) if seed is None else seed,
         **decoding_of(decoding | {"final_temperature": final_temperature}, model.spec),
     )
-    input_ids = prompt["input_ids"].cpu()
-    is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
-    prompts = [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
+    prompts = _prompts(prompt)
     keys = [(row,) for row in range(len(prompts))]
     rollouts = sampler_of(model, config).generate(prompts, keys=keys)
     return _rows(model, rollouts, gen_length, size).to(model.device)
 
 
-def _check_canvases(model: DiffusionLM, block_length: int | None, remasking_strategy: str | None) -> None:
-    """ValueError, in the words of `block_diffusion_generate`, where the choices are none of the family's canvases."""
+def _prompts(prompt: Mapping[str, Tensor]) -> list[list[int]]:
+    """The ids of each row without padding."""
+    input_ids = prompt["input_ids"].cpu()
+    is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
+    return [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
+
+
+def _usual(
+    model: DiffusionLM, block_length: int | None, remasking_strategy: str | None
+) -> tuple[int, int | None, float]:
+    """Tokens of a block (block_length if there is one), and its steps and threshold where none are given. ValueError
+    where the choices are none of the family's canvases."""
+    if model.spec.family.noise == "mask":
+        return 8 if block_length is None else block_length, 8, 0.85
     if block_length not in (None, model.block_size):
         raise ValueError(
             f"block_length={block_length}: a canvas of this checkpoint has {model.block_size} tokens: leave it out."
@@ -94,6 +100,7 @@ def _check_canvases(model: DiffusionLM, block_length: int | None, remasking_stra
             f"remasking_strategy={remasking_strategy!r}: {model.family} has canvases, which are denoised by entropy: "
             "leave it out, or set entropy_bounded."
         )
+    return model.block_size, None, SamplingConfig.threshold
 
 
 def _rows(model: DiffusionLM, rollouts: Sequence[Rollout], gen_length: int, block_length: int) -> Tensor:
