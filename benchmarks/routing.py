@@ -24,6 +24,7 @@ import torch
 from benchmarks.mismatch import CONFIG, CPU
 from configs.schema import TrainingConfig
 from models import DiffusionLM
+from models.canvas import CanvasRows
 from models.experts import routers
 from models.tiny import random_prompts, tiny_model
 from sample import Rollout, Sampler, SamplingConfig
@@ -76,6 +77,7 @@ def moved(model: DiffusionLM, samples: list[TrainingSample]) -> float:
     assert batch.experts is not None
     chosen: list[torch.Tensor] = []
     hooks = [r.register_forward_hook(lambda r, i, output: chosen.append(output[2])) for r in routers(model).values()]
+    assert not isinstance(batch.layout, CanvasRows)
     model.hidden(batch.ids, batch.positions, batch.layout)
     for hook in hooks:
         hook.remove()

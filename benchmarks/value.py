@@ -40,6 +40,7 @@ from torch import Tensor
 
 from configs.schema import TrainingConfig
 from models import DiffusionLM, ValueModel, load_model
+from models.canvas import CanvasRows
 from sample import Rollout
 from train.algorithm.advantages import step_gae
 from train.algorithm.packing import MicroBatch, pack, within_budget
@@ -139,7 +140,12 @@ def read(states: States, reader: Callable[[MicroBatch], Tensor]) -> Floats:
 
 def hidden_of(states: States, model: DiffusionLM) -> Floats:
     """The hidden state [N, D] of each trained token."""
-    return read(states, lambda micro: model.hidden(micro.ids, micro.positions, micro.layout).flatten(0, 1)[micro.index])
+
+    def hidden(micro: MicroBatch) -> Tensor:
+        assert not isinstance(micro.layout, CanvasRows)
+        return model.hidden(micro.ids, micro.positions, micro.layout).flatten(0, 1)[micro.index]
+
+    return read(states, hidden)
 
 
 def readers(states: States, hidden_ND: Floats) -> Iterator[tuple[str, Floats]]:

@@ -430,7 +430,7 @@ class TrainingConfig:
     method: str = opt(
         "TraceRL",
         "masks of RL: TraceRL, coupled, random_masking, elbo, ar_order, mean_field; of SFT: semi-ar, trace, "
-        "random_masking, coupled, elbo, ar; or your own, path/to/file.py:name",
+        "random_masking, coupled, elbo, ar, uniform (DiffusionGemma); or your own, path/to/file.py:name",
     )
     method_params: dict[str, Any] = opt({}, "parameters of your own method: {level: 0.5}")
     block_size: int | None = opt(

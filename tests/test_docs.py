@@ -62,6 +62,7 @@ ELSEWHERE = {
     "python rl.py config=configs/rl_tiny_drawing": "a model that draws; tests/test_examples.py",
     "python rl.py config=configs/rl_tiny_vision": "a model that sees; tests/data/test_data_tiny_vision.py",
     "python eval.py config=configs/diffusion_gemma_eval": "another family; tests/test_end_to_end_canvas.py",
+    "python train/sft.py config=configs/sft_diffusion_gemma": "another family; tests/test_end_to_end_canvas.py",
     "python eval.py config=configs/lladav_eval": "a model that sees; tests/test_end_to_end_mmu.py",
     "python rl.py config=configs/rl_mmada_v": "a model that sees; tests/configs/test_configs_shipped.py",
     "python train/sft.py config=configs/sft_lladav": "a model that sees; tests/test_end_to_end_mmu.py",

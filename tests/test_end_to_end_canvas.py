@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint
+from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, without_clock
 
 from configs import load_config
 from generate import block_diffusion_generate
@@ -63,10 +64,85 @@ def test_choices_of_canvases_are_refused_by_a_dry_run_with_masks(masks, section,
         rl.run(load_config(typed, command="rl"))
 
 
-@pytest.mark.parametrize(("command", "text", "script"), [(rl, RL, "rl.py"), (sft, SFT, "train/sft.py")])
-def test_training_refuses_it_by_name(shop, command, text, script):
-    with pytest.raises(ValueError, match=f"diffusion_gemma checkpoint, which {script} does not train"):
-        command.run(load_config(shop.arguments(text), command="sft" if command is sft else "rl"))
+def test_rl_refuses_it_by_name(shop):
+    with pytest.raises(ValueError, match="diffusion_gemma checkpoint, which rl.py does not train"):
+        rl.run(load_config(shop.arguments(RL), command="rl"))
+
+
+TUNED = ("training.method=uniform", "training.lower_p=0.001", "training.upper_p=1", "training.mask_times_per_sample=1")
+
+
+def tuned(shop, *arguments):
+    return sft.run(load_config(shop.arguments(SFT, *TUNED, *arguments), command="sft"))
+
+
+def steps(shop, project):
+    rows = without_clock(read_jsonl(shop.runs / project / "metrics.jsonl"))
+    return [row for row in rows if "grad_norm" in row]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_fine_tuning_learns_answers_and_its_model_is_evaluated(shop):
+    """Six short answers."""
+    tuned(shop, "training.num_train_epochs=40", "experiment.save_every=40", "dataset.validation_split=0.2")
+    rows = steps(shop, "sft")
+    for name in ("nll", "encoder_nll"):
+        first, last = (np.mean([row[name] for row in part]) for part in (rows[:6], rows[-6:]))
+        assert last < 0.5 * first, (name, first, last)
+    learned = f"model={shop.runs / 'sft' / 'ckpt' / 'optimized'}"
+    arguments = [each for each in shop.arguments(EVAL, *DECODED) if not each.startswith("model.pretrained_model")]
+    found = evaluation.run(load_config([*arguments, learned, "experiment.project=tuned"], command="eval"))
+    assert found["entropy_bounded-b8-T0.8"]["tasks"] == 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [(), pytest.param(("lora.rank=4",), marks=pytest.mark.long)])
+def test_fine_tuning_resumed_equals_straight(shop, monkeypatch, lora):
+    arguments = ("training.num_train_epochs=4", "experiment.save_every=2", *lora)
+    straight, resumed = (f"{name}{len(lora)}" for name in ("straight", "resumed"))
+    tuned(shop, *arguments, f"experiment.project={straight}")
+    make_samples = sft.make_samples
+
+    def dies_in_epoch_3(sample, model, training, method, epoch, window):
+        if epoch == 3:
+            raise InterruptedError
+        return make_samples(sample, model, training, method, epoch, window)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(sft, "make_samples", dies_in_epoch_3)
+        tuned(shop, *arguments, f"experiment.project={resumed}")
+    tuned(shop, *arguments, f"experiment.project={resumed}")
+    assert steps(shop, resumed) == steps(shop, straight) and len(steps(shop, resumed)) == 8
+    got, want = (load_model(shop.runs / p / "ckpt" / "optimized").state_dict() for p in (resumed, straight))
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["training.method=semi-ar"], "method=semi-ar: diffusion_gemma has canvases .* set training.method=uniform"),
+        (["training.block_size=4", "experiment.project=none"], "block_size 4: a canvas of .* has 8 tokens"),
+        (["training.loss_weight=inverse_level"], "loss_weight=inverse_level is the bound of masks"),
+        (["training.sft_objective=dpo"], "sft_objective=dpo: canvases are trained by nll alone"),
+        (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: adapters of diffusion_gemma"),
+        (["experiment.deepspeed_file=1_node_8_gpus_fsdp2", "experiment.processes=8"], "diffusion_gemma under FSDP2"),
+        (
+            ["training.train_vision=projector", "experiment.project=none"],
+            "no vision in its checkpoint that could be trained",
+        ),
+    ],
+)
+def test_fine_tuning_that_cannot_be_is_refused_before_the_model_is_loaded(shop, typed, said, monkeypatch):
+    monkeypatch.setattr(sft, "make_trained_model", None)
+    with pytest.raises(ValueError, match=said):
+        tuned(shop, *typed)
+
+
+def test_fine_tuning_names_keys_without_effect(shop, caplog):
+    tuned(shop, "training.replaced_p=0.1", "training.normalization=token_mean", "dry_run=true")
+    assert "training.replaced_p=0.1 has no effect" in caplog.text
+    assert "training.normalization=token_mean has no effect" in caplog.text
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_an_evaluation_about_pictures(shop):
     assert listed == {image_digest(shop / f"{i}.png"): str(shop / f"{i}.png") for i in range(3)}
     assert [row["images"] for row in samples[::2]] == [[digest] for digest in listed]
     assert write_trace([str(shop / "runs" / "lladav_eval"), "-o", str(shop / "trace.html")]) == 0
-    assert (shop / "trace.html").read_text().count("data:image/jpeg") == 3
+    assert (shop / "trace.html").read_text().count("data:image/png") == 3
 
 
 @pytest.mark.parametrize("method", ["TraceRL", "coupled"])
@@ -142,7 +142,7 @@ def test_an_evaluation_about_pictures_that_are_codes(shop):
     assert samples[0]["prompt_ids"] != samples[2]["prompt_ids"]
     assert set(json.loads((folder / "images.json").read_text())) == {row["images"][0] for row in samples}
     assert write_trace([str(folder), "-o", str(shop / "trace.html")]) == 0
-    assert (shop / "trace.html").read_text().count("data:image/jpeg") == 3
+    assert (shop / "trace.html").read_text().count("data:image/png") == 3
 
 
 def test_an_rl_step_about_pictures_that_are_codes(shop):

@@ -33,6 +33,7 @@ from train import checks, evaluation, traces
 from train.algorithm.masking import Method
 from train.algorithm.mixture import epoch_order
 from train.algorithm.replay import TrainingSample
+from train.canvas_checks import check_canvases
 from train.credit_checks import check_preference
 from train.distributed.accelerator import make_accelerator
 from train.distributed.kind import check_engine, engine_kind, engine_line, offloads, shards_weights
@@ -43,7 +44,7 @@ from train.idle import warn_of_idle_noise, warn_of_idle_pairs, warn_of_idle_step
 from train.learner.checkpoint import SFT
 from train.learner.optimizer import OptimizerSettings, Schedule, UpdateSettings
 from train.learner.saving import RunCheckpoints, Trained
-from train.learner.tuning import Learning, Likelihood, Preference
+from train.learner.tuning import Canvases, Learning, Likelihood, Preference
 from train.learner.updater import StepTotals, Updater
 from train.memory.fit import Fit
 from train.memory.machine import used_memory
@@ -132,11 +133,7 @@ def check_settings(config: Config) -> tuple[CheckpointSpec, Method]:
         raise ValueError(f"training.lower_p={training.lower_p} exceeds training.upper_p={training.upper_p}.")
     pick_device(config.model.device)
     require_as_written(spec := spec_of(config))
-    if spec.family.noise == "uniform":
-        raise ValueError(
-            f"{spec.folder} is a {spec.family.name} checkpoint, which train/sft.py does not train: noise of random "
-            "tokens with self-conditioning is not built. Use eval.py or serve.py."
-        )
+    check_canvases(config, spec)
     check_engine(config, spec.folder)
     method = check_doors(training, "sft", spec.family.attention, spec.family.logit_shift)
     check_preference(config, spec)
@@ -216,6 +213,8 @@ class FineTuning:
     def _learning(self, numerics: str) -> Learning:
         """What updates learn, as training.sft_objective says."""
         training, label_of = self.config.training, {sample.index: sample.of for sample in self.samples if sample.of}
+        if self.method.canvases:
+            return Canvases(self.updater, label_of)
         reference = frozen_reference(self.config, self.model, numerics, self.updater.model, "sft")
         if reference is None:
             return Likelihood(self.updater, training, self.model.attention, self.longest, label_of)

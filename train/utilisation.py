@@ -43,14 +43,16 @@ def flops_of_update(net: Network, packed_tokens: float, trained_tokens: float, f
 
 
 class Utilisation:
-    """Metrics of a run's updates on a GPU in bf16 whose peak is known; none elsewhere."""
+    """Metrics of a run's updates on a GPU in bf16 whose peak is known; none elsewhere, nor of canvases, whose passes
+    differ."""
 
     def __init__(self, model: DiffusionLM, processes: int):
         on_gpu = model.device.type == "cuda" and model.dtype == torch.bfloat16
-        self.peak = peak_tflops(torch.cuda.get_device_name(model.device)) if on_gpu else None
+        counted = on_gpu and model.spec.family.noise == "mask"
+        self.peak = peak_tflops(torch.cuda.get_device_name(model.device)) if counted else None
         network = empty_network(model.spec.family, model.spec.raw)
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        self.net = Network.of(network, network.config)
+        self.net = Network.of(network, network.config.get_text_config())
         self.frozen = trained < 0.5 * sum(weight.numel() for weight in model.parameters())
         self.processes = processes
 

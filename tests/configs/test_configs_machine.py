@@ -130,7 +130,11 @@ def test_a_recipe_fits_the_machine_that_it_names(name, folders):
             assert fit.sizes["slots"].number >= 8
             continue
         longest, host = inputs.unsplit_tokens, sum(plan.host(inputs).values()) / 1e9
-        assert fit.sizes["micro-batch"].number >= longest and host < machine["host"]
+        assert fit.sizes["micro-batch"].number >= longest
+        if machine["host"] is None:  # adapters on a base that lies on the GPU
+            assert inputs.adapters is not None and host < 1
+            continue
+        assert host < machine["host"]
         assert folder is not folders(name)[-1] or machine["host"] < 1.7 * host, "the header asks for too much"
         if kind == "rl":
             slots, evaluated = (fit.sizes[name].number for name in ("slots", "evaluation slots"))

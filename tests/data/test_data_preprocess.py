@@ -33,7 +33,9 @@ def pair_of(values, family="sdar", **how):
 
 @pytest.mark.parametrize("family", sorted(chat_formats()))
 def test_questions_are_put_as_in_rl_and_answers_end(family):
-    end = {"llada2": "<|role_end|>"} | dict.fromkeys(("llada", "lladav", "mmada"), "<|eot_id|>")
+    end = {"llada2": "<|role_end|>", "diffusion_gemma": "<turn|>"} | dict.fromkeys(
+        ("llada", "lladav", "mmada"), "<|eot_id|>"
+    )
     task = Task("", "1+1?", None, {})
     for data_type in ("math", "general", "option"):
         assert pair_of({"question": "1+1?", "response": "2"}, family, data_type=data_type) == {

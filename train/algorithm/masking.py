@@ -76,7 +76,8 @@ class Method:
 
     as_sampled: masks are those of the steps in step_C, one after another. RL takes the sampler's log-probabilities as
     the old ones then, SFT needs a step_map in its data. rl, sft: which command it serves. next_token: for models that
-    predict the next token (Dream) alone. one_copy: under full attention mask_times_per_sample counts as 1.
+    predict the next token (Dream) alone. one_copy: under full attention mask_times_per_sample counts as 1. canvases:
+    for models without masks (DiffusionGemma), where the mask id stands for a random token.
     """
 
     copies: Masking
@@ -85,6 +86,7 @@ class Method:
     sft: bool = True
     next_token: bool = False
     one_copy: bool = False
+    canvases: bool = False
 
     def __call__(self, canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
         return self.copies(canvas, training, rng)
@@ -221,6 +223,21 @@ def autoregressive(canvas: Canvas, training: TrainingConfig, rng: np.random.Gene
     return [canvas.masked(0, 0, nothing_C, canvas.trained_C, causal=True)]
 
 
+def uniform(canvas: Canvas, training: TrainingConfig, rng: np.random.Generator) -> list[NoisyCopy]:
+    """mask_times_per_sample times one block, each as likely as the others, and a level t from U(lower_p, upper_p): each
+    of its positions holds noise with probability t, and all that are trained say what stands there. The likelihood
+    bound of uniform noise is flat in t, so no copy weighs more (DiffusionGemma)."""
+    copies = []
+    blocks = np.unique(canvas.unit_C[canvas.trained_C])
+    for number in range(training.mask_times_per_sample):
+        block, level = int(rng.choice(blocks)), rng.uniform(training.lower_p, training.upper_p)
+        inside_C = canvas.unit_C == block
+        noise_C = inside_C & (rng.random(len(inside_C)) < level)
+        weight = 1.0 / training.mask_times_per_sample
+        copies.append(canvas.masked(block, number, noise_C, inside_C & canvas.trained_C, weight))
+    return copies
+
+
 TRACE = Method(trace, as_sampled=True)
 METHODS: dict[str, Method] = {
     "TraceRL": replace(TRACE, sft=False),
@@ -232,6 +249,7 @@ METHODS: dict[str, Method] = {
     "semi-ar": Method(semi_ar, rl=False, one_copy=True),
     "trace": replace(TRACE, rl=False),
     "ar": Method(autoregressive, rl=False, next_token=True),
+    "uniform": Method(uniform, rl=False, canvases=True),
 }
 
 

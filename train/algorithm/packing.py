@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from models import Prompt
 from models.attention import Layout, Packed, Span, attention_kind
+from models.canvas import CanvasRows
 from models.varlen import VarlenRows
 from train.algorithm.masking import Ints
 from train.algorithm.replay import TrainingSample, by_response
@@ -34,13 +35,13 @@ class TrainedTokens:
 @dataclass(frozen=True)
 class MicroBatch(TrainedTokens):
     """Samples packed for one forward: ids and positions [1, T], of which num_tokens stand for samples and the rest pads
-    (on a GPU), the attention layout, and flat index [N] and targets [N] of the trained tokens. pictures: prompts whose
-    rows of features, one prompt after another, negative ids number. experts [T, M, k]: of each token, where routing is
-    replayed."""
+    (on a GPU; of texts with a canvas [B, T / B], a row a sample), the attention layout, and flat index [N] and targets
+    [N] of the trained tokens. pictures: prompts whose rows of features, one prompt after another, negative ids number.
+    experts [T, M, k]: of each token, where routing is replayed."""
 
     ids: Tensor
     positions: Tensor
-    layout: Layout
+    layout: Layout | CanvasRows
     index: Tensor
     targets: Tensor
     num_tokens: int
@@ -84,6 +85,8 @@ def pack(
 ) -> MicroBatch:
     """One packed micro-batch of the samples named by `which`; tokens_a_span: None = what suits the device."""
     chosen = [samples[i] for i in which]
+    if chosen[0].conditioned is not None:
+        return _canvas_batch(samples, which, device)
     if attention_kind("auto", device) == "flex":
         return _flex_batch(samples, which, device)
     length = tokens_a_span or span_tokens(device.type)
@@ -107,6 +110,37 @@ def pack(
         num_tokens=int(starts[-1]),
         pictures=pictures,
         experts=_experts(chosen, orders, device),
+    )
+
+
+def _canvas_batch(samples: Sequence[TrainingSample], which: Sequence[int], device: torch.device) -> MicroBatch:
+    """A row a sample: its text, pads, and its canvas at the right end."""
+    chosen = [samples[i] for i in which]
+    texts = [int((sample.copy == 0).sum()) for sample in chosen]
+    longest, width = max(texts), max(texts) + chosen[0].num_tokens - texts[0]
+    gaps = [longest - text for text in texts]
+    ids, positions = (
+        np.stack(
+            [np.insert(getattr(s, name), [text] * gap, 0) for s, text, gap in zip(chosen, texts, gaps, strict=True)]
+        )
+        for name in ("ids", "positions")
+    )
+    index = [
+        row * width + sample.index + np.where(sample.index < text, 0, gap)
+        for row, (sample, text, gap) in enumerate(zip(chosen, texts, gaps, strict=True))
+    ]
+    seen = [int(sample.positions[text]) for sample, text in zip(chosen, texts, strict=True)]
+    return MicroBatch(
+        **vars(trained_tokens(samples, which)),
+        ids=torch.from_numpy(ids).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        layout=CanvasRows(
+            torch.tensor(seen, device=device),
+            torch.tensor([bool(sample.conditioned) for sample in chosen], device=device),
+        ),
+        index=torch.from_numpy(np.concatenate(index)).to(device),
+        targets=torch.from_numpy(np.concatenate([sample.targets for sample in chosen])).to(device),
+        num_tokens=sum(sample.num_tokens for sample in chosen),
     )
 
 

@@ -34,7 +34,8 @@ class TrainingSample:
     where the rollout has no events; round_index [N]: the round (rank of the step inside its block). num_rounds: rounds
     with trained tokens, the rows that dLLM-RL would run. weight [N]: of each token in the loss, before any
     normalisation. prompt: whose rows of features the ids -1 - row stand for; None without pictures. experts [S, M, k]:
-    of each token in M layers, where routing is replayed.
+    of each token in M layers, where routing is replayed. conditioned: of a text and one canvas
+    (`train.algorithm.canvases`), None elsewhere.
     """
 
     key: Key
@@ -51,6 +52,7 @@ class TrainingSample:
     weight: Floats
     prompt: Prompt | None = None
     experts: NDArray[np.int16] | None = None
+    conditioned: bool | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -101,6 +101,62 @@ class Likelihood:
         return {"loss": -weighted / max(1e-9, weights), **_nll_by_set(of, logp)}
 
 
+class Canvases:
+    """The mean over responses of two means of -log p: over the tokens of a canvas, and, times its weight, over the
+    encoder's next tokens. Metrics have the first as nll, the second as encoder_nll.
+
+    label_of: as of `Likelihood`.
+    """
+
+    shown: tuple[str, ...] = ("loss", "nll", "encoder_nll", "grad_norm", "learning_rate")
+
+    def __init__(self, updater: Updater, label_of: Mapping[int, str]):
+        self.updater, self.label_of = updater, label_of
+
+    def update(self, samples: Sequence[TrainingSample]) -> StepTotals:
+        responses = len({sample.key for sample in samples})
+        weights = [sample.weight / responses for sample in samples]
+        of_canvas = [_is_of_canvas(sample).astype(np.float32) for sample in samples]
+
+        def loss_of(logp_N: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+            weight_N, canvas_N = (per_token(values, micro, logp_N.device) for values in (weights, of_canvas))
+            now_N = logp_N.detach()
+            sums: Metrics = {"tokens": canvas_N.sum(), "nll": -(now_N * canvas_N).sum()}
+            sums |= {"encoder_tokens": (1.0 - canvas_N).sum(), "encoder_nll": -(now_N * (1.0 - canvas_N)).sum()}
+            sums |= _sums_by_set(now_N, micro, samples, self.label_of, canvas_N)
+            return -(weight_N * logp_N).sum(), sums
+
+        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
+
+    def metrics(self, totals: StepTotals) -> Figures:
+        encoder_nll = totals.total("encoder_nll") / max(1.0, totals.total("encoder_tokens"))
+        by_set = _metrics_by_set(totals, self.label_of)
+        return {"loss": totals.mean_loss, "nll": totals.per_token("nll"), "encoder_nll": encoder_nll, **by_set}
+
+    def figures(self, portions: Portions) -> Figures | None:
+        of: list[str] = []
+        canvas: list[NDArray[np.float32]] = []
+        encoder: list[NDArray[np.float32]] = []
+        weighted, keys = 0.0, set()
+        for labels, made in portions:
+            rows = self.updater.outputs(made, range(len(made)))
+            weighted += sum(float((row * sample.weight).sum()) for row, sample in zip(rows, made, strict=True))
+            keys |= {sample.key for sample in made}
+            for row, sample in zip(rows, made, strict=True):
+                canvas.append(row[_is_of_canvas(sample)])
+                encoder.append(row[~_is_of_canvas(sample)])
+            of = [*of, *labels]
+        if not keys:
+            return None
+        encoder_nll = _nll_by_set([""] * len(encoder), encoder)["nll"]
+        return {"loss": -weighted / len(keys), "encoder_nll": encoder_nll, **_nll_by_set(of, canvas)}
+
+
+def _is_of_canvas(sample: TrainingSample) -> NDArray[np.bool_]:
+    """Bool [N]."""
+    return sample.copy[sample.index] > 0
+
+
 @dataclass(frozen=True)
 class Compared:
     """Pairs of an update under policy and reference. samples: those that stand in whole pairs; pair_S: whose each is;

@@ -14,10 +14,12 @@ from models.checkpoint import empty_network
 from models.families.base import PictureSizes
 from models.folder import read_json, resolve_folder
 from models.lora import Adapters
+from models.model import NO_MASK
 from models.spec import CheckpointSpec
 from models.stored import stored_elements
 from sample import Events, Rollout
 from sample.config import moving_ids
+from train.algorithm.canvases import Easel, canvas_samples
 from train.algorithm.packing import pack, span_tokens
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.algorithm.steps import Ints
@@ -203,6 +205,10 @@ class Inputs:
     def packing(self) -> Packing:
         """Of a micro-batch of the longest sample."""
         longest = max(self.samples, key=lambda sample: (sample.num_tokens, sample.num_trained))
+        if self.models.policy.family.noise == "uniform":  # encoder and decoder both read the text; masks of the canvas
+            canvas = self.models.blocks.trained
+            tokens = longest.num_tokens
+            return Packing(tokens, longest.num_trained, 2 * tokens - canvas, 2 * canvas * tokens)
         if self.machine.kind == "cuda":  # FlexAttention: each key once
             return Packing(longest.num_tokens, longest.num_trained, longest.num_tokens, 0)
         return Packing.of(pack([longest], [0], torch.device("meta"), span_tokens(self.machine.kind)))
@@ -230,6 +236,10 @@ def longest_samples(config: Config, models: RunModels, response_tokens: int) -> 
     pictures, a response that needs every denoising step."""
     prompt_tokens = longest_prompt(config, models)
     training, family, block_size = config.training, models.policy.family, models.blocks.trained
+    if family.noise == "uniform":
+        easel = Easel(block_size, 1, 1, NO_MASK)
+        given = [0] * prompt_tokens, [1] * response_tokens, easel, replace(training, mask_times_per_sample=1)
+        return canvas_samples((0,), *given, method_of(training, "sft"), np.random.default_rng(0), ended=True)
     place = np.arange(response_tokens)
     grid = place + (prompt_tokens if family.attention == "block" else 0)
     steps = [chosen["steps_per_block"] or block_size for chosen in decodings(config.rollout)]

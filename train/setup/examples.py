@@ -19,6 +19,7 @@ from data.templates import Format, Writer
 from models import DiffusionLM, Prompt
 from models.families import Family
 from sample import Rollout
+from train.algorithm.canvases import Easel, canvas_samples
 from train.algorithm.masking import Masking, Method, with_replaced
 from train.algorithm.replay import Replayer, TrainingSample, replay
 from train.setup.pictures import Eyes, usable
@@ -210,8 +211,10 @@ def make_samples(
     response is replayed on its own canvas, as RL replays it.
 
     The response is padded to the end of its block (full attention: to `window` tokens), as a sampler would see it.
-    Padding is masked; the first training.post_num pads are trained.
+    Padding is masked; the first training.post_num pads are trained. Of a model with canvases: `canvas_samples`.
     """
+    if method.canvases:
+        return _canvas_samples(sample, model, training, method, epoch)
     b = training.block_size or model.spec.schedule_block_size
     replayer = Replayer(model.attention, model.logit_shift, model.mask_id, b)
     rng = np.random.default_rng([training.seed, epoch, sample.index])
@@ -237,6 +240,22 @@ def make_samples(
         num_steps=max(steps),
     )
     return replay(canvas, replayer, training, method=masks, pad_id=pad, rng=rng, prompt=sample.seen)
+
+
+def _canvas_samples(
+    sample: TokenizedExample, model: DiffusionLM, training: TrainingConfig, method: Method, epoch: int
+) -> list[TrainingSample]:
+    own = model.tokenizer.eos_token_id if model.tokenizer is not None else None
+    easel = Easel(
+        canvas_tokens=model.block_size,
+        vocab_size=int(model.hf_config.vocab_size),
+        fill_id=model.end_of_response_id if own is None else own,
+        mask_id=model.mask_id,
+    )
+    key = (sample.index, epoch) if sample.of else (sample.index,)  # an update may have it from two passes
+    rng = np.random.default_rng([training.seed, epoch, sample.index])
+    ended = sample.response_ids[-1] in model.eos_ids
+    return canvas_samples(key, sample.prompt_ids, sample.response_ids, easel, training, method, rng, ended)
 
 
 def _checked_steps(steps: list[int] | None, tokens: int, index: int, method: str) -> list[int]:
