@@ -231,7 +231,7 @@ def decoding_of(given: Mapping[str, Any], spec: CheckpointSpec) -> dict[str, Any
 
 
 _PUBLISHED = ("strategy", "entropy_bound", "temperature", "final_temperature")
-_USUAL = (SamplingConfig.strategy, SamplingConfig.entropy_bound, 1.0, None)
+_USUAL: tuple[Any, ...] = (SamplingConfig.strategy, SamplingConfig.entropy_bound, 1.0, None)
 
 
 def _published(generation: Mapping[str, Any]) -> dict[str, Any]:
