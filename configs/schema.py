@@ -195,8 +195,8 @@ class DatasetConfig:
     traces_per_task: int = opt(
         0, "train on the so many fastest right responses of each task in such a file; 0 = all rows", low=0
     )
-    pairs_per_task: int = opt(
-        1, "dpo on such a file: pairs of a right and a wrong response of each task, at most", low=1
+    pairs_per_task: int | None = opt(
+        1, "dpo on such a file: pairs of a right and a wrong response of each task, at most; null = all", low=1
     )
     validation_dataset: Any = output(
         None,

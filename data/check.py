@@ -13,7 +13,7 @@ Exit status 0: training can use the file. 1: it would stop at the line that is n
 import argparse
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from data.pictures import PictureSource
 from data.preferences import Pair, scan_pairs
 from data.tasks import Example, Task, Turns, resolve_dataset, scan_examples, scan_tasks, summary
 from data.templates import Format, Writer, chat_formats
+from data.traces import LISTS, is_compared, no_pairs, paired
 from models.vision.images import ImageFault, open_image
 from runtime.pipes import quiet_pipes
 from runtime.text import print_error, print_text
@@ -36,11 +37,13 @@ from runtime.text import print_error, print_text
 PERCENTILES = (0, 50, 90, 99, 100)
 _BATCH_TEXTS = 256
 _SHOWN_ROWS = 5
+_OF_TASK = ("set", "entry", "task", "prompt_ids", "reward")
 Texts = dict[str, str]
 
 
 class Findings:
-    """What one pass over a file found. `rows` numbers those kept; `lengths` has theirs in that order, by text name."""
+    """What one pass over a file found. `rows` numbers those kept; `lengths` has theirs in that order, by text
+    name. `traces`: of a model's responses what makes them pairs."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -52,6 +55,7 @@ class Findings:
         self.num_pictures = 0
         self.bad_pictures: list[ImageFault] = []
         self.lengths: dict[str, array[int]] = {}
+        self.traces: list[Mapping[str, Any]] = []
 
     @property
     def first_bad_line(self) -> str | None:
@@ -81,6 +85,8 @@ def examine(
             found.num_repeated += item_hash in seen
             seen.add(item_hash)
             found.rows.append(found.num_rows)
+            if isinstance(item, Example) and item.trace is not None:
+                found.traces.append({name: item.trace[name] for name in _OF_TASK if name in item.trace})
             batch.append(texts_of(item))
             _look_at(asked.images, found)
             if len(batch) == _BATCH_TEXTS:
@@ -94,6 +100,8 @@ def examine(
 def _said(item: Task | Example | Pair) -> tuple[str, ...]:
     if isinstance(item, Pair):
         return (*_said(item.chosen), item.rejected.response)
+    if isinstance(item, Example) and item.trace is not None:
+        return tuple(str(item.trace[name]) for name in ("set", "task", *LISTS) if name in item.trace)
     return (item.question,) if isinstance(item, Task) else (item.prompt, item.response)
 
 
@@ -129,12 +137,25 @@ def main(arguments: list[str] | None = None) -> int:
         root = options.image_root or _default_root(path, options.data_type)
         scan = {"sft": scan_examples, "dpo": scan_pairs}.get(options.data_type)
         if scan is not None:
-            items: Iterable[Any] = scan(path, columns=options.columns, image_root=root)
+            items: Iterable[Any] = _of_one_kind(scan(path, columns=options.columns, image_root=root), path)
         else:
             items = scan_tasks(path, data_type=options.data_type, columns=options.columns, image_root=root)
         found = examine(items, texts_of, _measure_with(tokenizer))
     print_text(f"{path} read as {options.data_type}, prompts {f'as for {family}' if family else 'as they stand'}")
-    return _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
+    _print_findings(found, "tokens" if tokenizer else "characters", options.max_prompt_tokens)
+    return _print_verdict(found, in_pairs=options.data_type == "dpo")
+
+
+def _of_one_kind(items: Iterable[Example | Pair | Fault], path: Path) -> Iterator[Example | Pair | Fault]:
+    """The rows of a file. ValueError at the first that is a pair among a model's responses, or one of these among
+    pairs."""
+    kinds: set[type] = set()
+    for row, item in enumerate(items, 1):
+        kinds |= set() if isinstance(item, Fault) else {type(item)}
+        if len(kinds) == 2:
+            kind, others = ("a pair", "responses of a model") if isinstance(item, Pair) else ("a response", "pairs")
+            raise ValueError(f"{path}, row {row}: is {kind}, and rows before it are {others}: give two files.")
+        yield item
 
 
 def _default_root(path: Path, data_type: str) -> Path | None:
@@ -223,7 +244,24 @@ def _print_over_long(found: Findings, most_tokens: int) -> None:
     print_text(f"over-long  {len(over)} prompts have more than {most_tokens} tokens{': ' + places if over else ''}")
 
 
-def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> int:
+def _print_pairs(traces: list[Mapping[str, Any]]) -> int:
+    """Prints the pairs of a model's responses, as training counts them. Returns their number."""
+    own = _own(traces)
+    found = paired(own, None)
+    counts = ", ".join(f"{len(paired(own, count).pairs)} with {count}" for count in (1, 2, 4))
+    print_text(
+        f"pairs      by dataset.pairs_per_task: {counts}, {len(found.pairs)} with null; left out: "
+        f"{found.ungraded} responses without a reward, {len(traces) - len(own)} of model.compared_with"
+    )
+    return len(found.pairs)
+
+
+def _own(traces: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that are not of the model that an evaluation compared with."""
+    return [trace for trace in traces if not is_compared(trace)]
+
+
+def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -> None:
     print_text(f"rows       {found.num_rows}")
     print_text(f"kept       {len(found.rows)}, {found.num_repeated} of them repeat an earlier one")
     print_text(f"left out   {len(found.dropped)}{': ' + summary(found.dropped) if found.dropped else ''}")
@@ -238,11 +276,19 @@ def _print_findings(found: Findings, unit: str, max_prompt_tokens: int | None) -
         print_text(f"pictures   {found.num_pictures}, unusable {len(bad)}{': ' + summary(bad) if bad else ''}")
     if found.stopping:
         print_text(f"wrong      {len(found.stopping)}: {summary(found.stopping)}")
+
+
+def _print_verdict(found: Findings, *, in_pairs: bool) -> int:
+    """Prints whether training can use the file. Returns the exit status."""
+    refusal = None
     if found.num_pictures and len(found.bad_pictures) == found.num_pictures:
-        print_text("first bad line: no picture can be used: give their folder with --image-root (dataset.image_root)")
-        return 1
-    if found.first_bad_line or not found.rows:
-        print_text(f"first bad line: {found.first_bad_line or 'none, but no row is left'}")
+        refusal = "no picture can be used: give their folder with --image-root (dataset.image_root)"
+    elif found.first_bad_line or not found.rows:
+        refusal = found.first_bad_line or "none, but no row is left"
+    elif in_pairs and found.traces and not _print_pairs(found.traces):
+        refusal = f"none, but {no_pairs(len(_own(found.traces)))}"
+    if refusal is not None:
+        print_text(f"first bad line: {refusal}")
         return 1
     print_text("training can use this file")
     return 0

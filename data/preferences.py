@@ -31,7 +31,7 @@ def load_pairs(
 ) -> list[Pair] | list[Example]:
     """The pairs of a file; of a file with a model's responses (`data.traces`) these, unpaired. Drops and errors as in
     `data.tasks.load_tasks`: a row without a field is an error, one with an empty response or two equal ones is left
-    out. A warning counts the columns that no pair shows."""
+    out, white space at the end aside. A warning counts the columns that no pair shows."""
     unused: Counter[str] = Counter()
     scanned = scan_pairs(path, columns=columns, unused=unused, image_root=image_root)
     found, dropped = usable_rows(Path(path), scanned)
@@ -102,6 +102,8 @@ def _pair(row: Record, columns: Mapping[str, str]) -> Pair | Fault:
         return pair
     if pair.chosen == pair.rejected:
         return Fault(row.place, "rejected", "is the same as 'chosen'", blank=True)
+    if pair.chosen.response.rstrip() == pair.rejected.response.rstrip():
+        return Fault(row.place, "rejected", "differs from 'chosen' in white space at its end alone", blank=True)
     return next(surrogate_faults(row), None) or pair
 
 

@@ -50,6 +50,8 @@ def test_what_cannot_sample_the_data_is_said_before(shop):
         sft.run(typed(shop, "dataset.sample_with=nowhere.yaml"))
     with pytest.raises(ValueError, match=r"(?s)optimization_data=else.jsonl is absent, and .* would write .*samples"):
         sft.run(typed(shop, "dataset.optimization_data=else.jsonl"))
+    with pytest.raises(ValueError, match=r"or set dataset.sample_with=null"):
+        sft.run(typed(shop, "dataset.optimization_data=[a.jsonl,b.jsonl]"))
     assert not shop.runs.exists()
 
 

@@ -42,13 +42,16 @@ def test_a_run_learns_its_pairs_and_resumes_to_the_bit(shop, capsys):
     assert "8 pairs" in (said := capsys.readouterr().out) and "frozen reference" in said
     sft.run(config_of(shop, *typed, "experiment.project=straight"))
     sft.run(config_of(shop, *typed, "experiment.project=resumed", "training.max_steps=3"))
-    sft.run(config_of(shop, *typed, "experiment.project=resumed"))
+    final = sft.run(config_of(shop, *typed, "experiment.project=resumed"))
     assert metrics_of(shop, "resumed") == metrics_of(shop, "straight")
     assert weights_of(shop, "resumed") == weights_of(shop, "straight")
     first, *_, last = metrics_of(shop, "straight")
     assert first["margin"] == 0.0 and first["loss"] == pytest.approx(0.693147, abs=1e-6)
     assert last["margin"] > 0.0 and last["loss"] < first["loss"]
     assert {"pair_accuracy", "gain/chosen", "gain/rejected", "nll"} <= last.keys()
+    assert [final[name] for name in ("nll", "margin", "pair_accuracy")] == [
+        pytest.approx(last[name], abs=1e-4) for name in ("nll", "margin", "pair_accuracy")
+    ]
     with pytest.raises(ValueError, match="training.dpo_beta"):
         sft.run(config_of(shop, *typed, "experiment.project=resumed", "training.dpo_beta=0.2", "training.max_steps=7"))
 
@@ -171,6 +174,9 @@ def test_keys_without_effect_are_named(shop, caplog):
         assert f"{key} has no effect: training.method=elbo draws no noise level" in caplog.text
     assert "training.unmasked_p=0.5 has no effect: set training.replaced_p" in caplog.text
     assert "dataset.pairs_per_task=3 has no effect: every row is a pair already" in caplog.text
+    caplog.clear()
+    sft.check(config_of(shop, "dataset.pairs_per_task=null"))
+    assert "pairs_per_task" not in caplog.text
 
 
 def test_pairs_that_are_equal_or_cut_to_nothing_else_are_left_out(shop, caplog):

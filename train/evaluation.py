@@ -14,6 +14,7 @@ from configs import find
 from configs.schema import Config
 from configs.sets import described, key_of_set
 from data.tasks import Task
+from data.traces import COMPARED
 from models import DiffusionLM
 from models.copies import num_parameters
 from models.spec import CheckpointSpec
@@ -35,7 +36,7 @@ from train.memory.fit import Fit
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, warn_of_block_size
 from train.setup.decodings import check_decodings, check_steps, sampling_entries
-from train.setup.eval_sets import COMPARED, KEYS, EvalSet, eval_sets
+from train.setup.eval_sets import KEYS, EvalSet, eval_sets
 from train.setup.models import RunModels, check_team, make_sampled_model, spec_of
 from train.setup.pictures import Eyes, check_drawing
 from train.setup.process import monitor_of, pick_device, prepare_process, run_folder, sampling_dtype

@@ -8,6 +8,7 @@ import numpy as np
 from configs.schema import Config, TrainingConfig
 from configs.sets import described
 from data.tasks import Example
+from data.traces import task_of
 from models import DiffusionLM
 from runtime.monitor import Monitor
 from train.algorithm.early import rounds_without_gain
@@ -17,7 +18,6 @@ from train.distributed.sharding import rows_per_update
 from train.learner.tuning import Learning
 from train.setup.examples import TokenizedExample, make_samples, responses_of, see, tokenised
 from train.setup.pictures import Eyes
-from train.setup.traces import task_of
 
 KEY = "dataset.validation_dataset"
 TURN = 2**32 - 1

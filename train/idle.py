@@ -55,7 +55,11 @@ def warn_of_idle_noise(training: TrainingConfig, command: Command) -> None:
 def warn_of_idle_pairs(config: Config, examples: Sequence[Example]) -> None:
     """Of dataset.pairs_per_task under DPO, where files have pairs and none is made."""
     count, plain = config.dataset.pairs_per_task, DatasetConfig().pairs_per_task
-    if count != plain and config.training.sft_objective == "dpo" and not any(example.trace for example in examples):
+    if (
+        count not in (plain, None)
+        and config.training.sft_objective == "dpo"
+        and not any(example.trace for example in examples)
+    ):
         logger.warning("dataset.pairs_per_task=%s has no effect: every row is a pair already", count)
 
 

@@ -193,7 +193,6 @@ class FineTuning:
         each = responses_of(settings)
         self.sets = mixture_of(config, self.samples[::each])
         self.updater = Updater(self.model, accelerator, optimizer, updates)
-        self.nll: float = self.checkpoints.saved.get("nll", 0.0)
         self.held_out = HeldOut(
             *(held_out, self.model, config, self.method, self.checkpoints.saved.get("held_out", {})),
         )
@@ -206,6 +205,8 @@ class FineTuning:
         self.schedule = Schedule.of(config.lr_scheduler, self.plan.total)
         self.longest = max(len(sample.response_ids) for sample in self.samples)
         self.learning = self._learning(numerics)
+        saved = self.checkpoints.saved
+        self.last = {name: saved[name] for name in self.learning.final if name in saved} or {"nll": 0.0}
         self.profiler = Profiler(config.tracking.profile_steps, folder.path, ranks.rank())
         self.utilisation = Utilisation(self.model, ranks.world_size())
         self.monitor.banner(f"SFT {config.experiment.project}", self._banner_rows() | fit.rows())
@@ -247,7 +248,10 @@ class FineTuning:
             with timed("update"):
                 totals = self.update(samples, step)
             self.log(step, totals)
-            self.done, self.nll = step, self.learning.metrics(totals)["nll"] if totals.results else self.nll
+            self.done = step
+            if totals.results:
+                metrics = self.learning.metrics(totals)
+                self.last = {name: metrics[name] for name in self.learning.final}
             self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
@@ -307,14 +311,14 @@ class FineTuning:
 
     def save(self) -> None:
         with self.monitor.timed("save"):
-            self.checkpoints.save(self.done, {"nll": self.nll, "held_out": self.held_out.found})
+            self.checkpoints.save(self.done, {**self.last, "held_out": self.held_out.found})
             self.checkpoints.prune()
 
     def finish(self) -> dict[str, Any]:
         measured = self.held_out.found.get(self.done, {})
         summary = {
             "steps": self.done,
-            "nll": self.nll,
+            **self.last,
             **{f"validation_{name}": value for name, value in measured.items()},
             "seconds": round(self.checkpoints.seconds, 1),
             "model": str(self.checkpoints.model),

@@ -27,7 +27,10 @@ def to_be_sampled(config: Config) -> Config | None:
     if not dataset.sample_with:
         return None
     if not isinstance(dataset.optimization_data, str):
-        raise ValueError("dataset.sample_with makes one file: name it alone in dataset.optimization_data.")
+        raise ValueError(
+            "dataset.sample_with makes one file: name it alone in dataset.optimization_data, or "
+            "set dataset.sample_with=null to train files that are there."
+        )
     if not find(dataset.sample_with).is_file():
         raise ValueError(f"dataset.sample_with: {dataset.sample_with} does not exist.")
     first = prepared_by(dataset.sample_with, "eval", config)

@@ -135,3 +135,31 @@ def test_pairs_of_preferences_are_measured_on_both_sides(write, capsys):
     assert [line.split()[0] for line in out[4:7]] == ["prompt", "chosen", "rejected"]
     status, out, _ = run(capsys, write("b.json", [{"prompt": "p", "response": "r"}]), "--data-type", "dpo")
     assert status == 1 and "'chosen' is missing" in out[-1]
+
+
+def responses(*rewards, **more):
+    """Responses of a model to one question, each of other tokens."""
+    asked = {"task": "1", "prompt_ids": [1], "canvas_step_map": [1], "canvas_logprobs": [-1.0], "num_steps": 1}
+    asked |= {"num_response_tokens": 1} | more
+    return [asked | {"canvas_ids": [i], "reward": reward} for i, reward in enumerate(rewards)]
+
+
+def test_a_models_responses_are_counted_in_the_pairs_that_training_makes_of_them(write, capsys):
+    compared = responses(1.0, 0.0, entry="compared/x", task="2")
+    rows = [*responses(1.0, 0.0, 1.0, 0.0, None), *responses(1.0, task="3"), *compared]
+    status, out, _ = run(capsys, write("a.json", [*rows, rows[0]]), "--data-type", "dpo")
+    assert status == 0 and out[2] == "kept       9, 1 of them repeat an earlier one"
+    assert out[-2] == (
+        "pairs      by dataset.pairs_per_task: 1 with 1, 2 with 2, 2 with 4, 2 with null; left out: 1 responses "
+        "without a reward, 2 of model.compared_with"
+    )
+    status, out, _ = run(capsys, write("b.json", responses(1.0, 1.0)), "--data-type", "sft")
+    assert status == 0 and out[2] == "kept       2, 0 of them repeat an earlier one"
+
+
+def test_responses_that_training_refuses_are_refused(write, capsys):
+    status, out, _ = run(capsys, write("a.json", responses(0.0, 0.0)), "--data-type", "dpo")
+    assert status == 1 and "no task of its 2 responses has both a right one" in out[-1]
+    pair = {"prompt": "hi", "chosen": "yo", "rejected": "bye"}
+    status, out, _ = run(capsys, write("b.json", [pair, *responses(1.0, 0.0)]), "--data-type", "dpo")
+    assert status == 1 and out[-1].endswith("row 2: is a response, and rows before it are pairs: give two files.")

@@ -151,3 +151,10 @@ def test_responses_of_a_model_are_given_unpaired_and_never_beside_pairs(write):
     assert example.trace["reward"] == 1.0
     with pytest.raises(ValueError, match="1 rows are pairs and 1 responses of a model"):
         load_pairs(write("both.json", [TEXTS, trace]))
+
+
+def test_responses_that_differ_in_white_space_at_their_ends_alone_are_no_pair(write):
+    turns = {"chosen": [HI, YO], "rejected": [HI, YO | {"content": "yo\n"}]}
+    rows = [TEXTS, TEXTS | {"rejected": "yo \n"}, turns, TEXTS | {"rejected": " yo"}]
+    with pytest.warns(UserWarning, match="differs from 'chosen' in white space at its end alone"):
+        assert len(load_pairs(write("pairs.json", rows))) == 2

@@ -34,9 +34,11 @@ Figures = dict[str, float]
 
 
 class Learning(Protocol):
-    """An objective of fine-tuning. shown: metrics of a step that its line on the terminal has."""
+    """An objective of fine-tuning. shown: metrics of a step that its line on the terminal has.
+    final: those of the last update that the run's last line has."""
 
     shown: tuple[str, ...]
+    final: tuple[str, ...]
 
     def update(self, samples: Sequence[TrainingSample]) -> StepTotals:
         """One update on samples that are whole responses."""
@@ -59,6 +61,7 @@ class Likelihood:
     """
 
     shown: tuple[str, ...] = ("loss", "nll", "grad_norm", "learning_rate", "trained_tokens")
+    final: tuple[str, ...] = ("nll",)
 
     def __init__(
         self, updater: Updater, training: TrainingConfig, attention: str, longest: int, label_of: Mapping[int, str]
@@ -109,6 +112,7 @@ class Canvases:
     """
 
     shown: tuple[str, ...] = ("loss", "nll", "encoder_nll", "grad_norm", "learning_rate")
+    final: tuple[str, ...] = ("nll",)
 
     def __init__(self, updater: Updater, label_of: Mapping[int, str]):
         self.updater, self.label_of = updater, label_of
@@ -177,7 +181,7 @@ class Compared:
             "pairs": float(len(losses.loss_P)),
             "pair_loss": float(losses.loss_P.sum()),
             "margin": float(losses.margin_P.sum()),
-            "pair_accuracy": float((losses.margin_P > 0).sum()),
+            "pair_accuracy": float((losses.margin_P > 0).sum() + (losses.margin_P == 0).sum() / 2),
             "gain/chosen": float(self.chosen_P.sum()),
             "gain/rejected": float(self.rejected_P.sum()),
         }
@@ -199,6 +203,7 @@ class Preference:
     """
 
     shown: tuple[str, ...] = ("loss", "margin", "pair_accuracy", "grad_norm", "learning_rate")
+    final: tuple[str, ...] = ("nll", "margin", "pair_accuracy")
 
     def __init__(self, updater: Updater, reference: nn.Module, beta: float, label_of: Mapping[int, str]):
         self.updater, self.reference, self.beta, self.label_of = updater, reference, beta, label_of

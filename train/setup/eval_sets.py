@@ -6,13 +6,12 @@ from typing import Literal
 
 from configs.schema import Config, DatasetConfig, DecodeConfig, EvaluationConfig
 from configs.sets import key_of_set, named_sets
+from data.traces import COMPARED
 from reward.base import Reward
 from train.setup.prompts import PromptSource
 from train.setup.rewards import evaluates_as_it_trains, own_reward, reward_of, with_own_function
 
 KEYS: Mapping[Literal["rl", "eval"], str] = {"rl": "evaluation.eval_dataset", "eval": "dataset.eval_dataset"}
-COMPARED = "compared"
-"""Before the names of the entries of model.compared_with."""
 
 
 @dataclass(frozen=True)

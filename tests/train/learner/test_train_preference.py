@@ -174,6 +174,7 @@ def test_a_model_that_is_its_reference_has_no_margin_and_learns_the_pair():
     samples = pairs(preference.updater.model, config)
     first, *_, last = [preference.metrics(preference.update(samples)) for _ in range(6)]
     assert first["loss"] == pytest.approx(math.log(2)) and first["margin"] == pytest.approx(0.0, abs=1e-5)
+    assert first["pair_accuracy"] == 0.5
     assert last["margin"] > 0.1 and last["pair_accuracy"] == 1.0 and last["loss"] < first["loss"]
 
 
