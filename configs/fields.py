@@ -42,10 +42,8 @@ def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     low, high, choices, each = (item.metadata[what] for what in ("low", "high", "choices", "each"))
     if choices and entry not in choices:
         raise ValueError(_choose(name, entry, choices))
-    if isinstance(entry, str) and not (":" in entry or entry.endswith(".py")):
-        builtins = item.metadata["names"]
-        if builtins and entry not in builtins:
-            raise ValueError(_choose(name, entry, builtins, ", or name your own: path/to/file.py:name"))
+    if item.metadata["names"]:
+        require_built_in(name, entry, item.metadata["names"])
     if item.metadata["fields"] and isinstance(entry, Mapping):
         _check_fields(name, entry, item.metadata["fields"])
         return
@@ -59,6 +57,12 @@ def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     if entry < low or (high is not None and entry > high):
         bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+
+
+def require_built_in(name: str, entry: Any, names: Sequence[str]) -> None:
+    """ValueError where a text is neither one of the names of built-ins nor path/to/file.py:name. name: of the key."""
+    if isinstance(entry, str) and not (":" in entry or entry.endswith(".py")) and entry not in names:
+        raise ValueError(_choose(name, entry, names, ", or name your own: path/to/file.py:name"))
 
 
 def _choose(name: str, entry: Any, choices: Sequence[str], otherwise: str = "") -> str:

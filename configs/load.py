@@ -21,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from configs.arguments import argument_tree, as_typed, curve_arguments, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
-from configs.fields import check_entry, flat_fields, kind_of, no_list
+from configs.fields import check_entry, flat_fields, kind_of, no_list, require_built_in
 from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
 from configs.hints import keys_for, note_for
-from configs.schema import Config, Section
+from configs.schema import METHOD_NAMES, Config, Section
 from configs.spellings import RENAMED, RETIRED, drop_what_lost, name_false, rename
 from configs.tree import flat, get, pop, put
 
@@ -90,7 +90,19 @@ def load_config(
     for source in sources:
         set_here = flat(source.tree)
         typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
-    return _checked(_as_dllm_rl(_with_texts(_overlaid(sources, typed)), sources, command), typed)
+    config = _checked(_as_dllm_rl(_with_texts(_overlaid(sources, typed)), sources, command), typed)
+    if command in METHOD_NAMES:
+        _check_method(command, config)
+    return config
+
+
+def _check_method(command: Command, config: Config) -> None:
+    """ValueError where training.method is no method of the command's."""
+    key, method = config.typed.get("training.method", "training.method"), config.training.method
+    names, other = METHOD_NAMES[command], "train/sft.py" if command == "rl" else "rl.py"
+    if method not in names and any(method in of_one for of_one in METHOD_NAMES.values()):
+        raise ValueError(f"{key}={method} is for {other}; {command.upper()} knows {', '.join(names)}.")
+    require_built_in(key, method, names)
 
 
 def _as_dllm_rl(config: Config, sources: Sequence["_Source"], command: Command | None) -> Config:

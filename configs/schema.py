@@ -21,6 +21,11 @@ TARGET_NAMES = (
     *("maskgit_plus", "topk_margin", "entropy", "origin"),
 )
 ADVANTAGE_NAMES = ("zscore", "centered", "leave_one_out", "rank", "wd1")
+METHOD_NAMES: dict[str, tuple[str, ...]] = {
+    "rl": ("TraceRL", "coupled", "random_masking", "elbo", "ar_order", "mean_field"),
+    "sft": ("coupled", "random_masking", "elbo", "semi-ar", "trace", "ar", "uniform"),
+}
+"""Command -> the masking methods that it knows."""
 OBJECTIVE_NAMES = ("clip", "reinforce", "gspo", "espo", "ebpo", "bgpo", "spg", "stabledrl", "gdsd", "distill")
 Effect = Literal["result", "speed", "output", "length"]
 

@@ -672,3 +672,32 @@ def test_a_broken_checkpoint_is_named(shop, tmp_path, name):
     with pytest.raises(ValueError) as error:
         run_rl(shop, f"model.pretrained_model={folder}")
     assert str(folder) in str(error.value)
+
+
+def too_long(shop, dpo):
+    """Of four examples the second and the fourth exceed the 256 positions of the model (one response of each pair)."""
+    texts = [("1=", "1"), ("1" * 200 + "=", "2" * 80), ("3=", "3"), ("4=", "4" * 300)]
+    rows = [{"prompt": prompt, "response": response} for prompt, response in texts]
+    if dpo:
+        rows = [{"prompt": prompt, "chosen": response, "rejected": "0"} for prompt, response in texts]
+    return f"dataset.optimization_data={write_json(shop.folder / 'too_long.json', rows)}"
+
+
+@pytest.mark.parametrize("dpo", [False, True])
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+def test_examples_that_exceed_the_positions_of_the_model_are_refused_before_it_is_loaded(shop, monkeypatch, dpo, more):
+    monkeypatch.setattr(sft, "make_trained_model", lambda *given: pytest.fail("the model is loaded"))
+    arguments = [too_long(shop, dpo), *(["training.sft_objective=dpo"] if dpo else []), *more]
+    says = (
+        f"2 of {8 if dpo else 4} examples exceed the 256 positions.*2 . 300 tokens: lower training.max_prompt_len=784"
+    )
+    with pytest.raises(ValueError, match=says):
+        sft.run(load_config(shop.arguments(SFT, *arguments)))
+    sft.check(load_config(shop.arguments(SFT, *arguments, "training.max_prompt_len=150", "training.max_gen_length=60")))
+
+
+def test_the_end_id_counts_among_the_positions_of_the_model(shop):
+    rows = [{"prompt": "1=", "response": "1" * 254}]
+    given = f"dataset.optimization_data={write_json(shop.folder / 'just_too_long.json', rows)}"
+    with pytest.raises(ValueError, match="1 of 1 examples exceed the 256 positions of the model.*has 2 . 255 tokens"):
+        sft.run(load_config(shop.arguments(SFT, given)))

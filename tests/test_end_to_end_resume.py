@@ -20,6 +20,7 @@ from runtime import stopping
 from runtime.run_folder import RunFolder
 from train import evaluate, rl, sft
 from train.collect import Collector
+from train.learner import updater
 from train.learner.checkpoint import read_state
 from train.learner.policy import Policy
 from train.setup import models as setup_models
@@ -80,18 +81,25 @@ def test_rl_asked_to_stop_saves_what_is_done_and_resumes(shop, monkeypatch, list
 
 @pytest.mark.slow
 def test_fine_tuning_asked_to_stop_saves_within_an_epoch_and_resumes(shop, monkeypatch, listening):
-    """In the first of two updates of epoch 2."""
+    """In the second of two updates of epoch 2, between its micro-batches: that update is given up."""
     arguments = ["training.num_train_epochs=3", "lr_scheduler.params.min_lr_scale=0.1"]
+    arguments += ["training.max_tokens_per_microbatch=16"]
     sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=straight")))
-    make_samples = sft.make_samples
+    update, pack, packed = sft.FineTuning.update, updater.pack, []
 
-    def asked_in_epoch_2(sample, model, training, method, epoch, window):
-        if epoch == 1 and not stopping.is_asked():
+    def counted(tuning, samples, step):
+        packed[:] = [step]
+        return update(tuning, samples, step)
+
+    def asked_in_update_4(*given):
+        packed.append(given)
+        if packed[0] == 4 and len(packed) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return make_samples(sample, model, training, method, epoch, window)
+        return pack(*given)
 
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match="SIGTERM"):
-        patch.setattr(sft, "make_samples", asked_in_epoch_2)
+        patch.setattr(sft.FineTuning, "update", counted)
+        patch.setattr(updater, "pack", asked_in_update_4)
         sft.run(load_config(shop.arguments(SFT, *arguments, "experiment.project=stopped")))
     stopped = shop.runs / "stopped"
     assert [path.name for path in stopped.glob("ckpt/step-*")] == ["step-000003"]

@@ -51,7 +51,7 @@ from train.memory.machine import used_memory
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks, adopt_block_size
 from train.setup.doors import check_doors, method_of
-from train.setup.examples import for_model, make_samples, responses_of, see, tokenised
+from train.setup.examples import check_lengths, for_model, make_samples, responses_of, see, tokenised
 from train.setup.models import RunModels, frozen_reference, make_trained_model, spec_of
 from train.setup.pictures import Eyes, check_fit
 from train.setup.process import monitor_of, pick_device, precision, prepare_process, run_folder
@@ -116,6 +116,8 @@ def check(config: Config) -> tuple[list[Example], list[Example]]:
     examples, held_out = examples_of(config, spec, method)
     warn_of_idle_pairs(config, [*examples, *held_out])
     check_fit(config, spec.family, [*examples, *held_out])
+    for given in (examples, held_out):
+        check_lengths(given, config, spec)
     checks.check_start(config, SFT)
     if config.dry_run:
         _print_plan(config, len(examples) // responses_of(config.training))
@@ -222,7 +224,7 @@ class FineTuning:
         return Preference(self.updater, reference, training.dpo_beta, label_of)
 
     def loop(self) -> dict[str, Any]:
-        """The whole run. On a signal it finishes the update at hand and saves."""
+        """The whole run. On a signal it gives the update at hand up (engines in lockstep finish it) and saves."""
         try:
             self.steps()
             if self.done > self.checkpoints.progress.step:  # it stopped early

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from configs.schema import TrainingConfig
+from runtime import stopping
 from sample.rollout import Key
 from train.algorithm.objectives import (
     Metrics,
@@ -41,7 +42,8 @@ class Learning(Protocol):
     final: tuple[str, ...]
 
     def update(self, samples: Sequence[TrainingSample]) -> StepTotals:
-        """One update on samples that are whole responses."""
+        """One update on samples that are whole responses. Stopped, with nothing changed, where a request to stop comes
+        before its last micro-batch (`Updater.update`)."""
         ...
 
     def metrics(self, totals: StepTotals) -> Figures:
@@ -83,7 +85,7 @@ class Likelihood:
             loss, sums = negative_log_likelihood(logp_N, per_token(weights.policy, micro, logp_N.device))
             return loss, sums | _sums_by_set(logp_N.detach(), micro, samples, self.label_of)
 
-        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of)])
+        return StepTotals([self.updater.update(samples, range(len(samples)), loss_of, may_stop=True)])
 
     def metrics(self, totals: StepTotals) -> Figures:
         by_set = _metrics_by_set(totals, self.label_of)
@@ -233,6 +235,7 @@ class Preference:
 
     def update(self, samples: Sequence[TrainingSample]) -> StepTotals:
         pairs = self.compare(samples)
+        stopping.check()
         samples, losses = pairs.samples, pairs.losses
         if not samples:
             return StepTotals()
@@ -253,7 +256,7 @@ class Preference:
             sums |= _sums_by_set(now_N, micro, samples, self.label_of, chosen_N)
             return (slope_N * (logp_N - now_N)).sum() + part_N.sum(), sums
 
-        result = self.updater.update(samples, range(len(samples)), loss_of)
+        result = self.updater.update(samples, range(len(samples)), loss_of, may_stop=True)
         return StepTotals([replace(result, sums={**result.sums, **pairs.sums})])
 
     def metrics(self, totals: StepTotals) -> Figures:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models import DiffusionLM, lora
 from models.experts import ExpertLoad, balance, replaying
-from runtime import ranks
+from runtime import ranks, stopping
 from train.algorithm.objectives import NOTHING, Metrics, Needs
 from train.algorithm.packing import MicroBatch, pack, within_budget
 from train.algorithm.replay import TrainingSample
@@ -226,12 +226,21 @@ class Updater:
         loss_of: Loss,
         progress: Callable[[int], None] | None = None,
         needs: Needs = NOTHING,
+        may_stop: bool = False,
     ) -> UpdateResult:
         """One optimizer step on samples[which]; loss_of maps (the model's numbers [N], or [2, N] where it needs
-        entropies, micro-batch) to (its share of the loss, sums); progress gets the number of rows as they are done."""
+        entropies, micro-batch) to (its share of the loss, sums); progress gets the number of rows as they are done.
+
+        may_stop: a request to stop gives the update up before the next micro-batch: Stopped, on every rank, with
+        weights and optimizer as they were. Under engines whose ranks run in lockstep the update is finished."""
         started = perf_counter()
         self.model.train()
-        parts = ranks.gather(self._passes(samples, which, loss_of, progress or (lambda rows: None), needs))
+        gives_up = may_stop and not self.engine.lockstep
+        found = ranks.gather(self._passes(samples, which, loss_of, progress or (lambda rows: None), needs, gives_up))
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            self.model.zero_grad(set_to_none=True)
+            stopping.check()
         loss = sum((part.loss for part in parts), 0.0)
         step = self.engine.step(loss)
         result = UpdateResult(
@@ -264,14 +273,18 @@ class Updater:
         loss_of: Loss,
         progress: Callable[[int], None],
         needs: Needs,
-    ) -> _Passes:
-        """Forward and backward over this rank's micro-batches of samples[which]."""
+        gives_up: bool,
+    ) -> _Passes | None:
+        """Forward and backward over this rank's micro-batches of samples[which]. gives_up: None once this rank is asked
+        to stop before the last of them."""
         device, packed_tokens, mine = self.accelerator.device, 0, []
         limit, lockstep = self.settings.max_tokens, self.engine.lockstep
         groups = _sharded_groups(samples, which, limit, lockstep, needs.whole_responses)
         totals: dict[str, Tensor] = {}
         loss_sum, load = torch.zeros((), device=device), ExpertLoad(self.model)
         for place, (group, is_padding) in enumerate(groups):
+            if gives_up and stopping.is_asked():
+                return None
             batch, last = pack(samples, group, device), place == len(groups) - 1
             if is_padding:
                 self.engine.backward(0.0 * _forward(self.model, batch, needs.entropy).sum(), last)

@@ -18,6 +18,8 @@ from data.tasks import Example
 from data.templates import Format, Writer
 from models import DiffusionLM, Prompt
 from models.families import Family
+from models.spec import CheckpointSpec
+from models.tokenizer import read_tokenizer
 from sample import Rollout
 from train.algorithm.canvases import Easel, canvas_samples
 from train.algorithm.masking import Masking, Method, with_replaced
@@ -101,7 +103,48 @@ def tokenise(
         raise ValueError(
             f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
         )
+    lengths = [(each.index, len(each.prompt_ids), len(each.response_ids)) for each in samples]
+    _require_positions(lengths, len(examples), model.spec.positions, training)
     return samples
+
+
+def check_lengths(examples: Sequence[Example], config: Config, spec: CheckpointSpec) -> None:
+    """ValueError where texts exceed the positions of a model that is not loaded yet; `tokenise` counts pictures and end
+    ids too. A text of no more bytes than that is not tokenised."""
+    training, lengths = config.training, list[tuple[int, int, int]]()
+    if training.max_gen_length and training.max_prompt_len + training.max_gen_length <= spec.positions:
+        return
+    tokenizer = read_tokenizer(spec.folder, spec.family)
+    writer = Writer(Format(spec.family.name, system=config.dataset.system), tokenizer)
+    for i, example in enumerate(examples):
+        if example.trace is not None:
+            P, R = len(example.trace["prompt_ids"]), int(example.trace["num_response_tokens"])
+        elif example.images or tokenizer is None:
+            continue
+        else:
+            texts = writer.example(example)
+            if sum(len(text.encode()) for text in texts) <= spec.positions:
+                continue
+            P, R = (len(encode(tokenizer, text)) for text in texts)
+        if training.max_prompt_len >= P:
+            lengths.append((i, P, min(R, training.max_gen_length or R)))
+    _require_positions(lengths, len(examples), spec.positions, training)
+
+
+def _require_positions(
+    lengths: Sequence[tuple[int, int, int]], examples: int, positions: int, training: TrainingConfig
+) -> None:
+    """ValueError where an example is too long for the model. lengths: (example, tokens of its prompt, of its
+    response) of those that are trained, of so many examples."""
+    over = [(P + R, i, P, R) for i, P, R in lengths if positions < P + R]
+    if over:
+        _, i, P, R = max(over)
+        raise ValueError(
+            f"SFT data: {len(over)} of {examples} examples exceed the {positions} positions of the model "
+            f"(max_position_embeddings); the longest, example {i}, has {P} + {R} tokens: lower training.max_prompt_len="
+            f"{training.max_prompt_len} (longer prompts are dropped) or training.max_gen_length="
+            f"{training.max_gen_length} (longer responses are cut), or leave them out."
+        )
 
 
 def responses_of(training: TrainingConfig) -> int:
