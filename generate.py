@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models import DiffusionLM
 from sample import Rollout, SamplingConfig, sampler_of
+from sample.config import decoding_of
 
 
 def block_diffusion_generate(
@@ -21,59 +22,85 @@ def block_diffusion_generate(
     prompt: Mapping[str, Tensor],
     mask_id: int,
     gen_length: int = 128,
-    block_length: int = 8,
-    denoising_steps: int = 8,
-    temperature: float = 1.0,
+    block_length: int | None = None,
+    denoising_steps: int | None = None,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
-    remasking_strategy: str = "low_confidence_dynamic",
-    confidence_threshold: float = 0.85,
+    remasking_strategy: str | None = None,
+    confidence_threshold: float | None = None,
     stopping_criteria_idx: Sequence[int] | None = None,
     seed: int | None = None,
     edit_threshold: float | None = None,
     max_post_steps: int = 16,
-    entropy_bound: float = 0.35,
+    entropy_bound: float | None = None,
     final_temperature: float | None = None,
 ) -> Tensor:
     """Prompts and their answers as one tensor of token ids [B, width] on the model's device.
 
     model: of `models.load_model`.
     prompt: a tokenizer's output, input_ids [B, P]; where it has an attention_mask [B, P], padding is taken out.
-    gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block.
+    gen_length: new tokens at most. block_length, denoising_steps: tokens and steps of a block, None = 8 of each.
+    temperature: None = 1. remasking_strategy: None = low_confidence_dynamic. confidence_threshold: None = 0.85.
     stopping_criteria_idx: ids that end an answer, None = no id does.
     seed: None = drawn from torch's own generator, so that calls differ and torch.manual_seed repeats them.
     edit_threshold, max_post_steps: draft and edit of LLaDA2.1 and 2.2, None = no edits (`SamplingConfig`).
-    entropy_bound: of remasking_strategy entropy_bounded; final_temperature: of canvases (DiffusionGemma).
+    entropy_bound: of remasking_strategy entropy_bounded, None = 0.35. final_temperature: of canvases.
+    Of canvases (DiffusionGemma) None is the checkpoint's canvas, steps and decoding (generation_config.json).
     A row is the prompt, the answer and mask ids up to the end of the last block (whole blocks from position 0; full
     attention: up to gen_length; canvases: whole ones); shorter rows are filled with mask ids (canvases: pads).
     Confidence is that of temperature 1.
     https://github.com/JetAstra/SDAR (generate.py), whose arguments and defaults these are up to seed. ValueError:
-    mask_id is not the model's, or what `SamplingConfig` and `Sampler.generate` refuse.
+    mask_id is not the model's, a block_length or remasking_strategy that is none of canvases, or what `SamplingConfig`
+    and `Sampler.generate` refuse.
     """
     if mask_id != model.mask_id:
         raise ValueError(f"mask_id={mask_id} is not the model's: pass model.mask_id, which is {model.mask_id}.")
+    size, steps, threshold = _usual(model, block_length, remasking_strategy)
+    decoding = {"strategy": remasking_strategy, "entropy_bound": entropy_bound, "temperature": temperature}
     config = SamplingConfig(
         max_new_tokens=gen_length,
-        block_size=block_length,
-        steps_per_block=denoising_steps,
-        strategy=remasking_strategy,
-        threshold=confidence_threshold,
-        temperature=temperature,
+        block_size=size,
+        steps_per_block=steps if denoising_steps is None else denoising_steps,
+        threshold=threshold if confidence_threshold is None else confidence_threshold,
         top_k=top_k,
         top_p=top_p,
         stop_ids=stopping_criteria_idx or (),
         edit_threshold=edit_threshold,
         max_post_steps=max_post_steps,
-        entropy_bound=entropy_bound,
-        final_temperature=final_temperature,
         seed=int(torch.randint(2**31, ())) if seed is None else seed,
+        **decoding_of(decoding | {"final_temperature": final_temperature}, model.spec),
     )
-    input_ids = prompt["input_ids"].cpu()
-    is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
-    prompts = [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
+    prompts = _prompts(prompt)
     keys = [(row,) for row in range(len(prompts))]
     rollouts = sampler_of(model, config).generate(prompts, keys=keys)
-    return _rows(model, rollouts, gen_length, block_length).to(model.device)
+    return _rows(model, rollouts, gen_length, size).to(model.device)
+
+
+def _prompts(prompt: Mapping[str, Tensor]) -> list[list[int]]:
+    """The ids of each row without padding."""
+    input_ids = prompt["input_ids"].cpu()
+    is_real = prompt["attention_mask"].cpu().bool() if "attention_mask" in prompt else torch.ones_like(input_ids).bool()
+    return [ids[real].tolist() for ids, real in zip(input_ids, is_real, strict=True)]
+
+
+def _usual(
+    model: DiffusionLM, block_length: int | None, remasking_strategy: str | None
+) -> tuple[int, int | None, float]:
+    """Tokens of a block (block_length if there is one), and its steps and threshold where none are given. ValueError
+    where the choices are none of the family's canvases."""
+    if model.spec.family.noise == "mask":
+        return 8 if block_length is None else block_length, 8, 0.85
+    if block_length not in (None, model.block_size):
+        raise ValueError(
+            f"block_length={block_length}: a canvas of this checkpoint has {model.block_size} tokens: leave it out."
+        )
+    if remasking_strategy not in (None, "entropy_bounded"):
+        raise ValueError(
+            f"remasking_strategy={remasking_strategy!r}: {model.family} has canvases, which are denoised by entropy: "
+            "leave it out, or set entropy_bounded."
+        )
+    return model.block_size, None, SamplingConfig.threshold
 
 
 def _rows(model: DiffusionLM, rollouts: Sequence[Rollout], gen_length: int, block_length: int) -> Tensor:

@@ -216,16 +216,33 @@ def check_canvases(config: SamplingConfig, spec: CheckpointSpec) -> int | None:
     return spec.generation.get("max_denoising_steps") or CANVAS_STEPS
 
 
-def _as_published(generation: Mapping[str, Any]) -> str:
+def decoding_of(given: Mapping[str, Any], spec: CheckpointSpec) -> dict[str, Any]:
+    """strategy, entropy_bound, temperature and final_temperature, the checkpoint's or the default where None is given.
+
+    Canvases without a strategy are decoded as published: as generation_config.json has it, the final temperature at
+    most the given temperature. All else has the defaults of `SamplingConfig`, but temperature 1.
+    """
+    canvases = spec.family.noise == "uniform" and given["strategy"] is None
+    own = _published(spec.generation) if canvases else dict(zip(_PUBLISHED, _USUAL, strict=True))
+    chosen = {name: own[name] if given[name] is None else given[name] for name in _PUBLISHED}
+    if given["final_temperature"] is None and own["final_temperature"] is not None:
+        chosen["final_temperature"] = min(own["final_temperature"], chosen["temperature"]) or None
+    return chosen
+
+
+_PUBLISHED = ("strategy", "entropy_bound", "temperature", "final_temperature")
+_USUAL: tuple[Any, ...] = (SamplingConfig.strategy, SamplingConfig.entropy_bound, 1.0, None)
+
+
+def _published(generation: Mapping[str, Any]) -> dict[str, Any]:
     """The choices of a checkpoint's generation_config.json, with transformers' where it has none."""
     bound = (generation.get("sampler_config") or {}).get("entropy_bound", 0.1)
-    values = {
-        "strategy": "entropy_bounded",
-        "entropy_bound": bound,
-        "temperature": generation.get("t_max", 0.8),
-        "final_temperature": generation.get("t_min", 0.4),
-    }
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    values = ("entropy_bounded", bound, generation.get("t_max", 0.8), generation.get("t_min", 0.4))
+    return dict(zip(_PUBLISHED, values, strict=True))
+
+
+def _as_published(generation: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in _published(generation).items())
 
 
 def check_routing(cache: str, has_routers: bool, fused: bool, key: str) -> None:

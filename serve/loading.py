@@ -15,7 +15,7 @@ from models.spec import CheckpointSpec
 from models.tokenizer import read_tokenizer
 from models.vision.seeing import DEFAULT_RESOLUTION
 from sample import Sampler, SamplingConfig, sampler_of
-from sample.config import cache_of, check_canvases, check_edits, check_remasks, moving_ids
+from sample.config import cache_of, check_canvases, check_edits, check_remasks, decoding_of, moving_ids
 from serve.settings import ModelSettings, ServeSettings
 
 USUAL_SEQUENCE_TOKENS, USUAL_NEW_TOKENS = 4096, 1024
@@ -45,7 +45,8 @@ def config_of(settings: ModelSettings, **more: Any) -> SamplingConfig:
 
 
 def sized(settings: S, spec: CheckpointSpec) -> S:
-    """The settings with lengths that the model has room for in place of null. ValueError where given ones have none."""
+    """The settings with lengths that the model has room for, and choices of decoding (`decoding_of`), in place of null.
+    ValueError where given lengths have no room."""
     sequence = settings.max_sequence_tokens or min(USUAL_SEQUENCE_TOKENS, spec.positions)
     if sequence > spec.positions:
         raise ValueError(f"max_sequence_tokens={sequence}: the model has {spec.positions} positions.")
@@ -55,7 +56,7 @@ def sized(settings: S, spec: CheckpointSpec) -> S:
             f"max_new_tokens={new} leaves no room for a prompt in sequences of {sequence} tokens: lower it, or raise "
             f"max_sequence_tokens (the model has {spec.positions} positions)."
         )
-    return replace(settings, max_sequence_tokens=sequence, max_new_tokens=new)
+    return replace(settings, max_sequence_tokens=sequence, max_new_tokens=new, **decoding_of(vars(settings), spec))
 
 
 def load_sampler(settings: ModelSettings, spec: CheckpointSpec, **more: Any) -> Sampler:

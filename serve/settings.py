@@ -42,16 +42,19 @@ class ModelSettings:
     )
     block_size: int | None = opt(None, "tokens of a block; null = the checkpoint's, under full attention 32", low=1)
     steps_per_block: int | None = opt(None, "denoising steps of a block; null = one token a step", low=1)
-    strategy: str = opt(
-        "low_confidence_dynamic",
-        "which positions a step commits: a name, or path/to/file.py:name",
+    strategy: str | None = opt(
+        None,
+        "which positions a step commits: a name, or path/to/file.py:name; null = low_confidence_dynamic, canvases "
+        "(DiffusionGemma): decoding as generation_config.json has it",
         names=STRATEGY_NAMES,
     )
     target: str = opt(
         "confidence", "the score that ranks positions: a name, or path/to/file.py:name", names=TARGET_NAMES
     )
     threshold: float = opt(0.9, "low_confidence_dynamic commits positions above it", low=0.0, high=1.0)
-    entropy_bound: float = opt(0.35, "of entropy_bounded, nats", low=0.0)
+    entropy_bound: float | None = opt(
+        None, "of entropy_bounded, nats; null = 0.35, canvases without a strategy: the checkpoint's", low=0.0
+    )
     edit_threshold: float | None = opt(
         None, "block families: a block's tokens are overwritten by others above this probability", low=0.0, high=1.0
     )
@@ -64,9 +67,17 @@ class ModelSettings:
         "auto", "cache of keys and values (docs/sampling.md)", choices=("auto", "exact", "none", "prefix", "dual")
     )
     further_horizon: int | None = opt(None, "of cache prefix: tokens right of the block that it sees", low=0)
-    temperature: float = opt(1.0, "where a request names none; 0 = greedy", low=0.0, high=100.0)
+    temperature: float | None = opt(
+        None,
+        "where a request names none; 0 = greedy; null = 1, canvases without a strategy: the checkpoint's",
+        low=0.0,
+        high=100.0,
+    )
     final_temperature: float | None = opt(
-        None, "canvases (DiffusionGemma): what temperature falls to over a canvas's steps; null = it stays", low=1e-6
+        None,
+        "canvases (DiffusionGemma): what temperature falls to over a canvas's steps; null = it stays, without a "
+        "strategy the checkpoint's",
+        low=1e-6,
     )
     stable_steps: int = opt(
         1,

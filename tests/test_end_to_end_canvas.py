@@ -1,5 +1,7 @@
 """DiffusionGemma through the commands: a tiny random model, which shows that they run, not that it learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from end_to_end import EVAL, RL, SFT, Workshop, read_jsonl, text_checkpoint, wit
 from configs import load_config
 from generate import block_diffusion_generate
 from models import load_model
+from sample.config import decoding_of
 from serve.loading import Reader, check, load_sampler, sized
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, read_settings
 from train import evaluation, rl, sft
 
 DECODED = (
@@ -148,7 +151,7 @@ def test_it_is_served(shop):
     given = {"strategy": "entropy_bounded", "temperature": 0.8, "final_temperature": 0.4, "steps_per_block": 6}
     settings = ServeSettings(model=str(shop.model), device="cpu", template="chat", **given)
     with pytest.raises(ValueError, match="has canvases"):
-        check(ServeSettings(model=str(shop.model), device="cpu"))
+        check(ServeSettings(model=str(shop.model), device="cpu", strategy="sequential"))
     settings = sized(settings, spec := check(settings))
     sampler = load_sampler(settings, spec)
     session = sampler.session(settings.max_sequence_tokens)
@@ -168,3 +171,62 @@ def test_generate_gives_prompts_and_answers_with_pads(shop):
         **{"remasking_strategy": "entropy_bounded", "entropy_bound": 0.1, "seed": 1},
     )
     assert output.shape == (2, 3 + 16) and output[0, :3].tolist() == [5, 6, 7] and output[1, -1] == model.pad_id
+
+
+def test_without_a_strategy_it_is_decoded_as_published(shop, masks):
+    def decoding(folder, *typed):
+        settings = read_settings(ServeSettings, [f"model={folder}", "device=cpu", *typed], "serve.py")
+        found = sized(settings, check(settings))
+        return found.strategy, found.entropy_bound, found.temperature, found.final_temperature
+
+    assert decoding(shop.model) == ("entropy_bounded", 0.1, 0.8, 0.4)
+    assert decoding(shop.model, "temperature=0.3", "entropy_bound=0.2") == ("entropy_bounded", 0.2, 0.3, 0.3)
+    assert decoding(shop.model, "temperature=0") == ("entropy_bounded", 0.1, 0.0, None)
+    assert decoding(shop.model, "strategy=entropy_bounded") == ("entropy_bounded", 0.35, 1.0, None)
+    assert decoding(masks.model) == ("low_confidence_dynamic", 0.35, 1.0, None)
+
+
+def test_its_generation_config_decides_what_is_published(shop):
+    spec = load_model(shop.model).spec
+    own = {"sampler_config": {"entropy_bound": 0.3}, "t_max": 0.7, "t_min": 0.0}
+    given = {"strategy": None, "entropy_bound": None, "temperature": None, "final_temperature": None}
+    found = decoding_of(given, replace(spec, generation=own))
+    assert list(found.values()) == ["entropy_bounded", 0.3, 0.7, None]
+
+
+def test_generate_decodes_as_published_and_says_nothing(shop, caplog):
+    model = load_model(shop.model)
+    prompt = {"input_ids": torch.tensor([[5, 6, 7]])}
+    settings = {"gen_length": 12, "denoising_steps": 3, "seed": 1}
+    output = block_diffusion_generate(model, prompt, model.mask_id, **settings)
+    named = {
+        "remasking_strategy": "entropy_bounded",
+        "entropy_bound": 0.1,
+        "temperature": 0.8,
+        "final_temperature": 0.4,
+    }
+    same = block_diffusion_generate(model, prompt, model.mask_id, block_length=8, **settings, **named)
+    assert output.shape == (1, 3 + 16) and output.equal(same) and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"block_length": 4}, "block_length=4: a canvas of this checkpoint has 8 tokens: leave it out"),
+        ({"remasking_strategy": "sequential"}, "remasking_strategy='sequential': .* set entropy_bounded"),
+    ],
+)
+def test_generate_refuses_choices_of_masks_in_its_own_words(shop, given, said):
+    model = load_model(shop.model)
+    with pytest.raises(ValueError, match=said):
+        block_diffusion_generate(model, {"input_ids": torch.tensor([[5]])}, model.mask_id, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", ["rollout", "evaluation"])
+def test_a_bound_of_entropies_without_its_strategy_is_named(masks, section, caplog):
+    said = f"{section}.entropy_bound=0.1 has no effect: set {section}.strategy=entropy_bounded"
+    for typed, warned in ([], True), ([f"{section}.strategy=entropy_bounded"], False):
+        caplog.clear()
+        rl.run(load_config(masks.arguments(RL, f"{section}.entropy_bound=0.1", "dry_run=true", *typed), command="rl"))
+        assert (said in caplog.text) == warned

@@ -61,6 +61,9 @@ def test_an_evaluation_of_another_model_gets_a_folder_of_its_own(shop, caplog):
     assert f"{shop.runs / 'eval'} holds another evaluation: this one goes to {shop.runs / 'eval-2'}" in caplog.text
     results = json.loads((shop.runs / "eval" / "results.json").read_text())
     assert next(iter(results.values()))["tasks"] == 1.0
+    caplog.clear()
+    evaluation.run(load_config(shop.arguments(EVAL, "dataset.max_tasks=3", "dry_run=true"), command="eval"))
+    assert "holds another evaluation" not in caplog.text
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from train.checks import check_dataset, check_folder, check_room, check_set, che
 from train.distributed.kind import world_size
 from train.distributed.sharding import sample
 from train.figures import ALL, Evaluation, area_under_parallelism, figures
-from train.idle import warn_of_idle_revision
+from train.idle import warn_of_idle_bound, warn_of_idle_revision
 from train.learner.picture_log import PictureLog
 from train.memory.fit import Fit
 from train.memory.report import check_memory
@@ -196,7 +196,7 @@ def compared(config: Config) -> Config:
 
 def free_folder(config: Config) -> Config:
     """The config with the first of the names experiment.project, NAME-2, NAME-3, ... whose folder holds this evaluation
-    or none; a line says so. experiment.overwrite empties the first."""
+    or none; a line says so, but of a dry run. experiment.overwrite empties the first."""
     project = config.experiment.project
     if config.experiment.overwrite:
         return config
@@ -208,7 +208,7 @@ def free_folder(config: Config) -> Config:
             not (path / "config.yaml").is_file()
             or not run_config.changes(path / "config.yaml", settings_of(tried, "eval")).refused
         ):
-            if i > 1:
+            if i > 1 and not config.dry_run:
                 logger.warning("%s holds another evaluation: this one goes to %s", run_path(config), path)
             return tried
     return config
@@ -241,6 +241,7 @@ def check(config: Config) -> Path:
     pick_device(config.model.device)
     check_decodings(config.rollout, config.evaluation)
     warn_of_idle_revision(config.rollout)
+    warn_of_idle_bound(config.rollout)
     spec, tasks = _check_model(config)
     models = [(config, spec)]
     if config.model.compared_with:

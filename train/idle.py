@@ -73,3 +73,13 @@ def warn_of_idle_revision(decode: DecodeConfig) -> None:
     for name, thresholds in needed.items():
         if not works[name] and getattr(decode, name) != getattr(plain, name):
             logger.warning("%s=%s has no effect: set %s", decode.key(name), getattr(decode, name), thresholds)
+
+
+def warn_of_idle_bound(decode: DecodeConfig) -> None:
+    """Of a section of decoding, where no strategy goes by entropy. A user's own strategy may read the bound."""
+    bound = decode.entropy_bound
+    strategies = decode.strategy if isinstance(decode.strategy, list) else [decode.strategy]
+    reads = any(name == "entropy_bounded" or is_file_target(name) for name in strategies)
+    if not reads and bound != type(decode)().entropy_bound:
+        key, strategy = decode.key("entropy_bound"), decode.key("strategy")
+        logger.warning("%s=%s has no effect: set %s=entropy_bounded", key, bound, strategy)

@@ -7,7 +7,7 @@ from configs.schema import Config, RolloutConfig, TrainingConfig
 from train.checks import check_dataset, check_trackers, require_train_sets
 from train.credit_checks import check_credit, check_objective
 from train.figures import metric_names
-from train.idle import warn_of_idle_noise, warn_of_idle_revision, warn_of_idle_steps
+from train.idle import warn_of_idle_bound, warn_of_idle_noise, warn_of_idle_revision, warn_of_idle_steps
 from train.learner.checkpoint import BEST
 from train.setup.decodings import check_decodings
 from train.setup.doors import advantage_of, method_of
@@ -57,6 +57,7 @@ def check_rl_settings(config: Config) -> None:
     warn_of_idle_noise(config.training, "rl")
     for section in (rollout, config.evaluation):
         warn_of_idle_revision(section)
+        warn_of_idle_bound(section)
 
 
 def _check_copies(training: TrainingConfig, rollout: RolloutConfig) -> None:
