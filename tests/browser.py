@@ -21,9 +21,9 @@ def _run(page, *options, fragment=""):
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def document_of(page):
+def document_of(page, fragment=""):
     """The document as HTML after its scripts ran, and what they reported."""
-    done = _run(page, "--dump-dom", "--enable-logging=stderr")
+    done = _run(page, "--dump-dom", "--enable-logging=stderr", fragment=fragment)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
