@@ -28,12 +28,10 @@ def chat_field(row: Record) -> str | None:
 def conversation_of(row: Record, field: str) -> Conversation | Fault:
     """The conversation in `field`: its last turn, which must be the assistant's, is the response. A system prompt in a
     column of its own comes first, unless the conversation begins with one."""
-    messages = turns_of(row, field)
-    if isinstance(messages, Fault):
-        return messages
-    role, response = messages.pop()
-    if role != "assistant" or not response.strip():
-        return Fault(row.place, field, "does not end with a response of the assistant", blank=True)
+    split = answered(row, field)
+    if isinstance(split, Fault):
+        return split
+    messages, response = split
     if not any(role == "user" for role, _ in messages):
         return Fault(row.place, field, "has no turn of the user", blank=True)
     system = system_of(row)
@@ -83,6 +81,17 @@ def system_of(row: Record) -> str | None | Fault:
         if value and value.strip():
             return value
     return None
+
+
+def answered(row: Record, field: str) -> tuple[list[tuple[str, str]], str] | Fault:
+    """The turns of a conversation in `field` before its last one, and the last one's text: the assistant's response."""
+    turns = turns_of(row, field)
+    if isinstance(turns, Fault):
+        return turns
+    role, response = turns.pop()
+    if role != "assistant" or not response.strip():
+        return Fault(row.place, field, "does not end with a response of the assistant", blank=True)
+    return turns, response
 
 
 def turns_of(row: Record, field: str) -> list[tuple[str, str]] | Fault:

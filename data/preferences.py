@@ -1,18 +1,17 @@
 """Pairs of a chosen and a rejected response to one prompt: rows with `prompt`, `chosen` and `rejected`, texts or lists
 of turns (TRL's preference format)."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.conversations import SYSTEM_FIELDS, system_of, turns_of
+from data.conversations import SYSTEM_FIELDS, answered, system_of, turns_of
 from data.faults import Fault, missing, surrogate_faults, text_faults
 from data.pictures import CODES
 from data.pictures import FIELDS as PICTURES
 from data.readers import Record, iter_rows
-from data.tasks import Example, Turns, seeing, usable_rows, warn_of_dropped
+from data.tasks import Example, Turns, seeing, usable_rows, warn_of_dropped, warn_of_unused
 from data.traces import is_trace, trace_of
 
 FIELDS = ("chosen", "rejected")
@@ -36,9 +35,7 @@ def load_pairs(
     scanned = scan_pairs(path, columns=columns, unused=unused, image_root=image_root)
     found, dropped = usable_rows(Path(path), scanned)
     warn_of_dropped(Path(path), len(found), dropped)
-    if unused:
-        counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
-        warnings.warn(f"{path}: columns that DPO does not use: {counted}", stacklevel=2)
+    warn_of_unused(Path(path), unused, "columns that DPO does not use")
     pairs = [item for item in found if isinstance(item, Pair)]
     traces = [item for item in found if isinstance(item, Example)]
     if pairs and traces:
@@ -131,12 +128,10 @@ def _of_turns(row: Record) -> Pair | Fault:
     before: Turns | None = None
     responses: list[str] = []
     for name in FIELDS:
-        turns = turns_of(row, name)
-        if isinstance(turns, Fault):
-            return turns
-        role, response = turns.pop()
-        if role != "assistant" or not response.strip():
-            return Fault(row.place, name, "does not end with a response of the assistant", blank=True)
+        split = answered(row, name)
+        if isinstance(split, Fault):
+            return split
+        turns, response = split
         if before is not None and tuple(turns) != before:
             return Fault(row.place, name, "differs from 'chosen' before its last turn", blank=True)
         before = tuple(turns)

@@ -92,9 +92,7 @@ def load_examples(
     scanned = scan_examples(path, columns=columns, unused=unused, image_root=image_root)
     examples, dropped = usable_rows(Path(path), scanned)
     warn_of_dropped(Path(path), len(examples), dropped)
-    if unused:
-        counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
-        warnings.warn(f"{path}: columns beside conversations that SFT does not use: {counted}", stacklevel=2)
+    warn_of_unused(Path(path), unused, "columns beside conversations that SFT does not use")
     return examples
 
 
@@ -273,6 +271,13 @@ def summary(dropped: Iterable[Fault]) -> str:
         f"{reason} ({len(at)}: {', '.join(at[:_SHOWN_PLACES])}{', ...' if len(at) > _SHOWN_PLACES else ''})"
         for reason, at in places.items()
     )
+
+
+def warn_of_unused(path: Path, unused: Counter[str], what: str) -> None:
+    """One warning that names the columns and counts their rows."""
+    if unused:
+        counted = ", ".join(f"{name} ({count} rows)" for name, count in unused.most_common())
+        warnings.warn(f"{path}: {what}: {counted}", stacklevel=3)
 
 
 def warn_of_dropped(path: Path, num_kept: int, dropped: list[Fault]) -> None:

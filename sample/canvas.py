@@ -66,9 +66,10 @@ class Canvas:
 
     Of all [n, c]: ids, what the next step reads; said, the likeliest tokens; since, the step (of this canvas, from 1)
     from which on each was that; logp, its log-probability then; stood [n], steps in a row after which nothing said had
-    changed; steps [n], taken. Of those in `live` [m]: key, position [m, c], first [m], the number of the canvas's first
-    step; seen [m, L + c], bool, and the masks made of it; cache; the temperature is `cold` [m] plus the share of steps
-    left times `fall` [m]; conditioning [m, c, V], the tempered logits of the last step, None before the first.
+    changed; steps [n], taken. Of those in `live` [m]: drawings (a list), key, position [m, c], first [m], the number of
+    the canvas's first step; seen [m, L + c], bool, and the masks made of it; cache; the temperature is `cold` [m] plus
+    the share of steps left times `fall` [m]; conditioning [m, c, V], the tempered logits of the last step, None before
+    the first.
     """
 
     ids: Tensor
@@ -78,6 +79,7 @@ class Canvas:
     stood: Tensor
     steps: Tensor
     live: Tensor
+    drawings: list[Drawing]
     key: Tensor
     position: Tensor
     first: Tensor
@@ -139,6 +141,7 @@ class CanvasDenoiser:
             stood=zeros[:, 0].clone(),
             steps=zeros[:, 0].clone(),
             live=torch.arange(n, device=device),
+            drawings=[row.drawing for row in rows],
             key=torch.tensor([row.key for row in rows], device=device),
             position=position,
             first=torch.tensor([len(row.ids) // self.c * self.steps for row in rows], device=device),
@@ -162,17 +165,16 @@ class CanvasDenoiser:
             cold = self.config.final_temperature * (drawing.temperature / self.config.temperature)
         return drawing.temperature - cold, cold
 
-    def step(self, rows: Sequence[Row], canvas: Canvas) -> None:
-        """One step of all rows that are not done. rows: all, as `begin` got them."""
+    def step(self, canvas: Canvas) -> None:
+        """One step of all rows that are not done."""
         live = canvas.live
         hidden_mcD = self.model.denoise(
             canvas.ids[live], canvas.conditioning, canvas.masks, canvas.position, canvas.cache
         )
-        at, drawings = canvas.at(canvas.step), [rows[i].drawing for i in live.tolist()]
+        at = canvas.at(canvas.step)
         size = max(1, positions_at_once(self.vocab_size) // self.c)
         pieces = [
-            self._choose(hidden_mcD[i : i + size], canvas, at, drawings, slice(i, i + size))
-            for i in range(0, len(live), size)
+            self._choose(hidden_mcD[i : i + size], canvas, at, slice(i, i + size)) for i in range(0, len(live), size)
         ]
         names = ("token", "kept", "said", "logp", "tempered", "entropy")
         token, kept, said, logp, tempered, entropy = (torch.cat([getattr(p, name) for p in pieces]) for name in names)
@@ -186,9 +188,7 @@ class CanvasDenoiser:
         settled = (canvas.stood[live] >= self.config.stable_steps) & (entropy < self.config.settled_entropy)
         self._leave(canvas, settled | (canvas.step == self.steps))
 
-    def _choose(
-        self, hidden_mcD: Tensor, canvas: Canvas, at: Coordinates, drawings: Sequence[Drawing], piece: slice
-    ) -> Choice:
+    def _choose(self, hidden_mcD: Tensor, canvas: Canvas, at: Coordinates, piece: slice) -> Choice:
         logits = self.model.capped_logits(hidden_mcD)
         left = torch.tensor(self.steps - canvas.step, dtype=torch.int32, device=logits.device) / self.steps
         temperature = canvas.cold[piece] + canvas.fall[piece] * left
@@ -201,7 +201,7 @@ class CanvasDenoiser:
         ordered, order = entropy.sort(-1)
         within = ordered.cumsum(-1) - ordered <= self.config.entropy_bound
         kept = torch.zeros_like(within).scatter(-1, order, within)
-        token = self._tokens(tempered, said, Coordinates(*(each[piece] for each in at)), drawings[piece])
+        token = self._tokens(tempered, said, Coordinates(*(each[piece] for each in at)), canvas.drawings[piece])
         return Choice(token, kept, said, logp, tempered.to(self.model.dtype), entropy.mean(-1))
 
     def _tokens(self, tempered: Tensor, said: Tensor, at: Coordinates, drawings: Sequence[Drawing]) -> Tensor:
@@ -226,6 +226,7 @@ class CanvasDenoiser:
         if not bool(done_m.any()):
             return
         stay = (~done_m).nonzero()[:, 0]
+        canvas.drawings = [canvas.drawings[i] for i in stay.tolist()]
         for name in ("live", "key", "position", "first", "fall", "cold", "seen", "conditioning"):
             setattr(canvas, name, getattr(canvas, name)[stay])
         if len(stay):

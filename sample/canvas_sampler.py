@@ -74,7 +74,7 @@ class CanvasGeneration:
         if self.canvas is None:
             assert self.cache is not None
             self.canvas = self.denoiser.begin(self.rows, self.cache, self.real)
-        self.denoiser.step(self.rows, self.canvas)
+        self.denoiser.step(self.canvas)
         return self._finish(self.canvas) if self.canvas.done else 0
 
     def remove(self, index: int) -> None:
