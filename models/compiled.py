@@ -7,7 +7,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -18,8 +18,17 @@ _SHAPES = 128
 """Versions of one function that are compiled at most: buckets of slots, with and without commits, layouts, training."""
 
 
+def switched_off() -> bool:
+    """Whether the user has told torch to compile nothing: TORCH_COMPILE_DISABLE=1."""
+    import torch._dynamo
+
+    return bool(torch._dynamo.config.disable)
+
+
 def obstacle(device: torch.device) -> str | None:
     """Why nothing can be compiled for this device; None where it can."""
+    if switched_off():
+        return "torch's compiler is switched off by TORCH_COMPILE_DISABLE"
     compilers = ("gcc", "cc", "clang") if device.type == "cuda" else ("g++", "clang++")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
@@ -34,8 +43,9 @@ def obstacle(device: torch.device) -> str | None:
 
 @functools.cache
 def suits(device: torch.device) -> bool:
-    """Whether what runs there all the time is compiled: on a GPU, where it can be; a warning says once where not."""
-    if device.type != "cuda":
+    """Whether what runs there all the time is compiled: on a GPU, where it can be and is not switched off; a warning
+    says once where it cannot."""
+    if device.type != "cuda" or switched_off():
         return False
     problem = obstacle(device)
     if problem is not None:
@@ -44,11 +54,32 @@ def suits(device: torch.device) -> bool:
 
 
 def compiled_on(device: torch.device, function: F) -> F:
-    """The function, compiled where that suits the device."""
+    """The function, compiled where that suits the device. Where torch fails to compile it, a warning says so once and
+    it runs as it is."""
     if not suits(device):
         return function
     raise_limit()
-    return cast(F, torch.compile(function))
+    return cast(F, _Compiled(function))
+
+
+class _Compiled:
+    """A function that is compiled at its first call; nothing of it has run when that fails."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.run = function, torch.compile(function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self.run(*arguments)
+        except TorchDynamoException as error:
+            name, why = self.function.__name__, type(error).__name__
+            logger.warning(
+                "%s runs operation by operation: torch %s cannot compile it (%s)", name, torch.__version__, why
+            )
+            self.run = self.function
+        return self.run(*arguments)
 
 
 def raise_limit() -> None:

@@ -23,6 +23,10 @@ from models import compiled
 BLOCK_TOKENS = 128
 LEAST_HEAD_SIZES = {"cuda": 16}
 """Of a device's kernels."""
+_DECODING_ROWS = 64
+"""Query rows, heads of a group among them, that a program of FlexAttention's decoding kernel takes. torch gives one
+program all of them: from 128 on their sums leave the registers (30 times as long on an H200), and above 128 it finds no
+kernel at all. Longer queries than a block of 128 go to another kernel."""
 
 compiled.raise_limit()
 
@@ -72,7 +76,22 @@ def _slots(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: B
         seq_lengths=(query.shape[2], key.shape[2]),
         compute_q_blocks=False,
     )
-    return flex_attention(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+    return flex_attention(
+        query,
+        key,
+        value,
+        block_mask=mask,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=kernel_options(query, key),  # type: ignore[arg-type]
+    )
+
+
+def kernel_options(query_nHQd: Tensor, key_nGTd: Tensor) -> dict[str, int] | None:
+    """What the GPU's kernel for few queries needs to be told; None where its defaults are right."""
+    _, H, Q, _ = query_nHQd.shape
+    if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS or Q * H // key_nGTd.shape[1] <= _DECODING_ROWS:
+        return None
+    return {"BLOCK_M": _DECODING_ROWS, "num_warps": 4}
 
 
 def _slots_of_a_shape(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks) -> Tensor:

@@ -155,7 +155,7 @@ STEPS = (
     Step(
         "choice",
         "choice of 256 tokens over 151,936",
-        10,
+        30,
         choices,
         tuple(
             Figure(f"{name}_ms", "ms", predicted)

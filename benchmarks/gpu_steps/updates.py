@@ -193,7 +193,7 @@ STEPS = (
     Step(
         "rl_step",
         "one RL step of 1.7B: 8 prompts x 16 answers of 256 tokens",
-        40,
+        75,
         rl_step,
         (
             Figure("rl_step_seconds", "s"),
