@@ -8,6 +8,7 @@ Shapes: n slots, Q queries of a slot, T keys of it, q and k blocks of 128 of the
 G key-value heads, d head size.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ BLOCK_TOKENS = 128
 LEAST_HEAD_SIZES = {"cuda": 16}
 """Of a device's kernels."""
 _DECODING_ROWS = 64
-"""Query rows, heads of a group among them, that a program of FlexAttention's decoding kernel takes. torch gives one
-program all of them: from 128 on their sums leave the registers (30 times as long on an H200), and above 128 it finds no
-kernel at all. Longer queries than a block of 128 go to another kernel."""
+"""Query rows, heads of a group among them, that a program of FlexAttention's decoding kernel takes at most. torch gives
+one program all of them: from 128 on their sums leave the registers (a step took 11 times as long on an H200), and above
+128 it finds no kernel at all."""
+_ROOMY_BYTES = 160 * 1024
+"""Shared memory of a program, as an A100 or H100 has it, into which three tiles of keys and values of 128 numbers of 2
+bytes fit."""
 
 compiled.raise_limit()
 
@@ -65,7 +69,9 @@ def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-def _slots(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks) -> Tensor:
+def _slots(
+    query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks, options: dict[str, int] | None = None
+) -> Tensor:
     def sees(slot: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key < seen_nQ[slot, query]
 
@@ -82,20 +88,34 @@ def _slots(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: B
         value,
         block_mask=mask,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options=kernel_options(query, key),  # type: ignore[arg-type]
+        kernel_options=options,  # type: ignore[arg-type]
     )
 
 
 def kernel_options(query_nHQd: Tensor, key_nGTd: Tensor) -> dict[str, int] | None:
-    """What the GPU's kernel for few queries needs to be told; None where its defaults are right."""
-    _, H, Q, _ = query_nHQd.shape
-    if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS or Q * H // key_nGTd.shape[1] <= _DECODING_ROWS:
+    """What FlexAttention's kernel for fewer than 128 queries is told; None where it does not run, and where torch's own
+    choice is right. Measured on an H200 at 32 and 64 rows: benchmarks/RESULTS.md."""
+    _, H, Q, d = query_nHQd.shape
+    if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS:
         return None
-    return {"BLOCK_M": _DECODING_ROWS, "num_warps": 4}
+    rows = Q * H // key_nGTd.shape[1]
+    options = {"BLOCK_M": _DECODING_ROWS} if rows > _DECODING_ROWS else {}
+    small = d <= 128 and query_nHQd.dtype.itemsize <= 2
+    if small and _shared_bytes(query_nHQd.device) >= _ROOMY_BYTES:
+        return options | {"num_warps": 4, "num_stages": 3}
+    return options | {"num_warps": 4} if rows >= _DECODING_ROWS else None
 
 
-def _slots_of_a_shape(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks) -> Tensor:
-    return _slots(query, key, value, seen_nQ, blocks)
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have on a GPU."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def _slots_of_a_shape(
+    query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks, options: dict[str, int] | None
+) -> Tensor:
+    return _slots(query, key, value, seen_nQ, blocks, options)
 
 
 def _slots_of_any_shape(query: Tensor, key: Tensor, value: Tensor, seen_nQ: Tensor, blocks: Blocks) -> Tensor:
@@ -118,8 +138,10 @@ def _slot_attention(
     whole_index: Tensor,
     recurs: bool,
 ) -> Tensor:
-    attend = _fixed if recurs or query.device.type == "cpu" else _dynamic
-    return attend(query, key, value, seen, Blocks(partial, partial_index, whole, whole_index))
+    blocks = Blocks(partial, partial_index, whole, whole_index)
+    if recurs or query.device.type == "cpu":
+        return _fixed(query, key, value, seen, blocks, kernel_options(query, key))
+    return _dynamic(query, key, value, seen, blocks)
 
 
 @_slot_attention.register_fake

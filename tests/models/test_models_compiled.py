@@ -1,5 +1,6 @@
 """Compiled decoder layers and choice: few versions serve all layers and sizes, and attention stays outside."""
 
+import functools
 import logging
 from dataclasses import replace
 
@@ -78,4 +79,31 @@ def test_only_a_gpu_compiles_and_says_once_why_not(monkeypatch, caplog):
             assert compiled.compiled_on(torch.device("cuda"), propose) is propose
     (said,) = caplog.messages
     assert "no C compiler" in said
+    compiled.suits.cache_clear()
+
+
+def failing(graph, inputs):
+    raise AssertionError("torch._inductor.tiling_utils")
+
+
+def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(monkeypatch, caplog):
+    """torch 2.11 fails on the choice of some shapes."""
+    monkeypatch.setattr(compiled, "suits", lambda device: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=failing))
+    choose, rules = compiled.compiled_on(torch.device("cpu"), propose), SamplingConfig(temperature=1.0).rules()
+    where = Coordinates(*torch.arange(9).reshape(3, 3))
+    logits = torch.randn(3, 60, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            got, want = (f(logits.clone(), where, rules, 7, 50) for f in (choose, propose))
+            assert torch.equal(got.token, want.token) and torch.equal(got.logp, want.logp)
+    (said,) = caplog.messages
+    assert "propose runs operation by operation" in said
+
+
+def test_a_compiler_that_the_user_has_switched_off_is_not_used_and_not_warned_of(monkeypatch, caplog):
+    compiled.suits.cache_clear()
+    monkeypatch.setattr("torch._dynamo.config.disable", True)
+    assert not compiled.suits(torch.device("cuda")) and not caplog.messages
+    assert "TORCH_COMPILE_DISABLE" in compiled.obstacle(torch.device("cuda"))
     compiled.suits.cache_clear()

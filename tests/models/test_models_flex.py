@@ -1,5 +1,7 @@
 """FlexAttention, compiled for the CPU, against torch's attention under explicit masks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
+from models import flex
 from models.attention import attention_kind
 from models.compiled import obstacle, suits
-from models.flex import FlexSequences, blocks_before, slot_attention
+from models.flex import FlexSequences, blocks_before, kernel_options, slot_attention
 from models.flex_packed import FlexPacked, Tokens, blocks_seen, padded_tokens
 from train.algorithm.packing import replay_mask
 
@@ -163,6 +166,30 @@ def test_packed_rows_of_any_length_see_what_sdpa_sees_through_one_kernel():
         close(got, sdpa(query, key, value, mask_of(tokens)))
         found.append(graphs())
     assert found[-1] == found[0]
+
+
+def on_gpu(heads, queries, size=128, dtype=torch.bfloat16):
+    return SimpleNamespace(shape=(16, heads, queries, size), device=torch.device("cuda"), dtype=dtype)
+
+
+def test_the_decoding_kernel_takes_at_most_64_rows_at_once(monkeypatch):
+    """torch 2.11 has no kernel for 256 rows, 64 queries of 4 heads, which blocks of 32 make."""
+    monkeypatch.setattr(flex, "_shared_bytes", lambda device: 227 * 1024)
+    key = on_gpu(8, 2048)
+    for queries, rows in ((8, None), (16, None), (32, 64), (64, 64), (96, 64)):
+        assert kernel_options(on_gpu(32, queries), key).get("BLOCK_M") == rows
+        assert kernel_options(on_gpu(32, queries, dtype=torch.float32), key) != {}
+    assert kernel_options(on_gpu(32, 128), key) is None  # FlexAttention's other kernel
+    assert kernel_options(drawn(2, H, 8, D), drawn(2, G, 128, D)) is None
+
+
+def test_three_tiles_are_read_ahead_only_where_they_fit(monkeypatch):
+    query, key = on_gpu(32, 8), on_gpu(8, 2048)
+    for shared_kib, others in ((227, {}), (99, None)):
+        monkeypatch.setattr(flex, "_shared_bytes", lambda device, kib=shared_kib: kib * 1024)
+        assert kernel_options(query, key) == (None if others is None else {"num_warps": 4, "num_stages": 3})
+        assert "num_stages" not in (kernel_options(on_gpu(32, 32, size=256), key) or {})
+        assert "num_stages" not in (kernel_options(on_gpu(32, 32, dtype=torch.float32), key) or {})
 
 
 def test_flex_that_cannot_be_compiled_is_refused_with_the_way_out(monkeypatch):
