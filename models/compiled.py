@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable)
@@ -54,8 +56,9 @@ def suits(device: torch.device) -> bool:
 
 
 def compiled_on(device: torch.device, function: F) -> F:
-    """The function, compiled where that suits the device. Where torch fails to compile it, a warning says so once and
-    it runs as it is."""
+    """The function, compiled where that suits the device, once for all lengths of its tensors' first axis: one version
+    for the first length and one for others might round differently. Where torch fails to compile it, a warning says so
+    once and it runs as it is."""
     if not suits(device):
         return function
     raise_limit()
@@ -69,8 +72,12 @@ class _Compiled:
         self.function, self.run = function, torch.compile(function)
 
     def __call__(self, *arguments: Any) -> Any:
+        from torch._dynamo import maybe_mark_dynamic
         from torch._dynamo.exc import TorchDynamoException
 
+        for argument in tree_leaves(arguments):
+            if isinstance(argument, Tensor):
+                maybe_mark_dynamic(argument, 0)
         try:
             return self.run(*arguments)
         except TorchDynamoException as error:

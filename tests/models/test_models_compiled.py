@@ -58,15 +58,17 @@ def test_mixtures_of_experts_are_left_as_they_are(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_choice_is_one_graph_for_any_number_of_positions():
+def test_the_choice_is_one_graph_for_any_number_of_positions(monkeypatch):
     rules = SamplingConfig(temperature=0.8, top_p=0.9, target="neg_entropy").rules()
-    fused = torch.compile(propose, backend="eager", fullgraph=True)
+    monkeypatch.setattr(compiled, "suits", lambda device: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    fused = compiled.compiled_on(torch.device("cpu"), propose)
     for N in (3, 8, 5):
         logits = torch.randn(N, 300, generator=torch.Generator().manual_seed(N))
         where = Coordinates(torch.arange(N) * 7919, torch.arange(N), torch.zeros(N, dtype=torch.long))
         got, want = (f(logits.clone(), where, rules, 7, 290) for f in (fused, propose))
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True) if a is not None)
-    assert counters["stats"]["unique_graphs"] <= 2
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_only_a_gpu_compiles_and_says_once_why_not(monkeypatch, caplog):
