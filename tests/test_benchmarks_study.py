@@ -58,6 +58,12 @@ def test_a_finished_run_is_read_and_a_run_without_a_line_is_run(commands, monkey
     assert "| coupled, one pair of masks | 1 | 2 | 0.000 | 0.400 | 0.651 | +0.051 (1) |" in capsys.readouterr().out
 
 
+def test_the_figures_of_each_seed_stand_in_the_order_of_the_seeds(commands, monkeypatch, tmp_path, capsys):
+    for seed in ("2", "1"):
+        run_study(monkeypatch, tmp_path, "stage1", "--variants", "trace", "--seeds", seed, "--steps", "3")
+    assert "| TraceRL | 1 2 | 2 | 0.000 | 0.400 (0.400, 0.400) | 0.605 (0.600, 0.610) |" in capsys.readouterr().out
+
+
 def test_stage_two_takes_the_five_best_on_new_seeds_at_equal_tokens(commands, monkeypatch, tmp_path, capsys):
     with pytest.raises(ValueError, match="stage 2 of addition needs stage 1"):
         run_study(monkeypatch, tmp_path, "stage2")

@@ -11,9 +11,9 @@ HEADER = ("variant", "seeds", "updates", "M packed tokens", "before", "after", "
 
 
 def by_variant(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
-    """variant -> seed -> result, in the order of VARIANTS."""
+    """variant -> seed -> result, in the order of VARIANTS and of seeds."""
     found: dict[str, dict[int, Result]] = {name: {} for name in VARIANTS}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.run.seed):
         found[result.run.variant][result.run.seed] = result
     return {name: runs for name, runs in found.items() if runs}
 
