@@ -2,7 +2,10 @@
 
 A question is `::221131+112111=`, its answer `0333302`: seven digits, the most significant first. Prompt and answer are
 16 and 8 tokens, so that a block of 4, 8 or 16 begins with the answer. The files are split by the two numbers: none
-adds a pair that another file adds, in either order.
+adds a pair that another file adds, in either order. In the answers of tiny_addition_sft one digit in ten is drawn at
+random: SFT on them knows the rule and doubts every digit, whenever it happens to find the rule, and the reward has to
+teach the rest. (On right answers a model finds the rule within a few passes, early or late by its seed, and knows
+nothing before and nearly all after.)
 
 This file imports nothing of the project, so `reward.function: data/tiny_addition.py:addition_reward` loads from its
 path alone.
@@ -12,7 +15,9 @@ import random
 from typing import Any
 
 BASE, WIDTH = 4, 6
-SIZES = {"tiny_addition_test": 256, "tiny_addition_sft": 200, "tiny_addition_train": 6000}
+DRAWN_DIGITS = 0.1
+"""Share of the digits of tiny_addition_sft's answers that are drawn at random, one in four of them right."""
+SIZES = {"tiny_addition_test": 256, "tiny_addition_sft": 1000, "tiny_addition_train": 6000}
 
 
 def addition_reward(
@@ -40,10 +45,14 @@ def addition_rows(seed: int) -> dict[str, list[dict[str, str]]]:
             seen.add((min(a, b), max(a, b)))
             question, answer = f"::{digits_of(a, WIDTH)}+{digits_of(b, WIDTH)}=", digits_of(a + b, WIDTH + 1)
             if name == "tiny_addition_sft":
-                rows[name].append({"prompt": question, "response": answer})
+                rows[name].append({"prompt": question, "response": _with_drawn_digits(answer, draw)})
             else:
                 rows[name].append({"question": question, "ground_truth_answer": answer})
     return rows
+
+
+def _with_drawn_digits(answer: str, draw: random.Random) -> str:
+    return "".join(str(draw.randrange(BASE)) if draw.random() < DRAWN_DIGITS else digit for digit in answer)
 
 
 def digits_of(number: int, width: int) -> str:
