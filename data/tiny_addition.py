@@ -2,9 +2,11 @@
 
 A question is `::221131+112111=`, its answer `0333302`: seven digits, the most significant first. Prompt and answer are
 16 and 8 tokens, so that a block of 4, 8 or 16 begins with the answer. The files are split by the two numbers: none
-adds a pair that another file adds, in either order. In the answers of tiny_addition_sft one digit in five is drawn at
-random: SFT on them learns the rule and doubts every digit, and the reward has to teach the rest. (On few right answers a
-model finds the rule within a few passes, early or late by its seed, knows nothing before and nearly all after.)
+adds a pair that another file adds, in either order.
+
+In the answers of tiny_addition_sft one digit in five is drawn at random: SFT on them learns the rule and doubts every
+digit, and the reward has to teach the rest. (On few right answers a model finds the rule within a few passes, early or
+late by its seed, and knows nothing before and nearly all after.)
 
 This file imports nothing of the project, so `reward.function: data/tiny_addition.py:addition_reward` loads from its
 path alone.
