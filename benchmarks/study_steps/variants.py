@@ -26,7 +26,7 @@ class Task:
 TASKS: Mapping[str, Task] = {
     "sort": Task("rl_tiny", "sft_tiny", steps=60, questions=48, block_size=4, blocks=(4, 8, 16, 32)),
     "addition": Task(
-        "rl_tiny_addition", "sft_tiny_addition", steps=40, questions=48, block_size=8, blocks=(4, 8, 16, 32)
+        "rl_tiny_addition", "sft_tiny_addition", steps=20, questions=48, block_size=8, blocks=(4, 8, 16, 32)
     ),
     "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, questions=32, block_size=13),
     "edits": Task("rl_tiny_edit", "sft_tiny_edit", steps=40, questions=32, block_size=4, edits=True),
