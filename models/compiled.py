@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import os
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -21,16 +22,16 @@ _SHAPES = 128
 
 
 def switched_off() -> bool:
-    """Whether the user has told torch to compile nothing: TORCH_COMPILE_DISABLE=1."""
+    """Whether the user has told torch to compile nothing: TORCH_COMPILE_DISABLE=1, or TORCHDYNAMO_DISABLE=1."""
     import torch._dynamo
 
-    return bool(torch._dynamo.config.disable)
+    return bool(torch._dynamo.config.disable) or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
 
 
 def obstacle(device: torch.device) -> str | None:
     """Why nothing can be compiled for this device; None where it can."""
     if switched_off():
-        return "torch's compiler is switched off by TORCH_COMPILE_DISABLE"
+        return "torch's compiler is switched off by TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE"
     compilers = ("gcc", "cc", "clang") if device.type == "cuda" else ("g++", "clang++")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
@@ -56,9 +57,9 @@ def suits(device: torch.device) -> bool:
 
 
 def compiled_on(device: torch.device, function: F) -> F:
-    """The function, compiled where that suits the device, once for all lengths of its tensors' first axis: one version
-    for the first length and one for others might round differently. Where torch fails to compile it, a warning says so
-    once and it runs as it is."""
+    """The function, compiled where that suits the device, once for all lengths above one of its tensors' first axis:
+    one version for the first length and one for others might round differently. Where torch fails to compile it, a
+    warning says so once and it runs as it is."""
     if not suits(device):
         return function
     raise_limit()
@@ -66,24 +67,27 @@ def compiled_on(device: torch.device, function: F) -> F:
 
 
 class _Compiled:
-    """A function that is compiled at its first call; nothing of it has run when that fails."""
+    """A function that is compiled when it is called. It is one graph, so that nothing of it has run when that fails:
+    it may write into its arguments."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.function, self.run = function, torch.compile(function)
+        self.function, self.run = function, torch.compile(function, fullgraph=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        from torch._dynamo import maybe_mark_dynamic
+        from torch._dynamo import mark_static, maybe_mark_dynamic
         from torch._dynamo.exc import TorchDynamoException
 
         for argument in tree_leaves(arguments):
             if isinstance(argument, Tensor):
                 maybe_mark_dynamic(argument, 0)
+                for axis in range(1, argument.dim()):  # a vocabulary
+                    mark_static(argument, axis)
         try:
             return self.run(*arguments)
         except TorchDynamoException as error:
-            name, why = self.function.__name__, type(error).__name__
+            name, why = self.function.__name__, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
             logger.warning(
-                "%s runs operation by operation: torch %s cannot compile it (%s)", name, torch.__version__, why
+                "%s runs operation by operation: torch %s cannot compile it: %s", name, torch.__version__, why
             )
             self.run = self.function
         return self.run(*arguments)

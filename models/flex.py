@@ -93,23 +93,24 @@ def _slots(
 
 
 def kernel_options(query_nHQd: Tensor, key_nGTd: Tensor) -> dict[str, int] | None:
-    """What FlexAttention's kernel for fewer than 128 queries is told; None where it does not run, and where torch's own
-    choice is right. Measured on an H200 at 32 and 64 rows: benchmarks/RESULTS.md."""
+    """What FlexAttention's kernel for fewer than 128 queries is told; None where another kernel runs, as for groups of
+    heads that are no power of two, and where torch's own choice is right. Measured on an H200 with programs of 32 and
+    64 rows: benchmarks/RESULTS.md."""
     _, H, Q, d = query_nHQd.shape
-    if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS:
+    group = H // key_nGTd.shape[1]
+    if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS or group & (group - 1) or Q * group < 32:
         return None
-    rows = Q * H // key_nGTd.shape[1]
-    options = {"BLOCK_M": _DECODING_ROWS} if rows > _DECODING_ROWS else {}
-    small = d <= 128 and query_nHQd.dtype.itemsize <= 2
-    if small and _shared_bytes(query_nHQd.device) >= _ROOMY_BYTES:
+    options = {"BLOCK_M": _DECODING_ROWS} if Q * group > _DECODING_ROWS else {}
+    if d <= 128 and query_nHQd.dtype.itemsize <= 2 and _shared_bytes(query_nHQd.device) >= _ROOMY_BYTES:
         return options | {"num_warps": 4, "num_stages": 3}
-    return options | {"num_warps": 4} if rows >= _DECODING_ROWS else None
+    return options | {"num_warps": 4} if Q * group > 32 else None  # torch rounds rows up to a power of two
 
 
 @functools.cache
 def _shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may have on a GPU."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))  # AMD's have none
 
 
 def _slots_of_a_shape(

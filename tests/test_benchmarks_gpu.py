@@ -113,5 +113,5 @@ def test_a_rehearsal_runs_every_step(tmp_path):
     figures = rehearse(tmp_path)
     assert figures["failed"] == []
     checks = [name for name in figures if name.startswith(("reference_", "cpu_tokens_", "graph_"))]
-    assert len(checks) == 11 and all(figures[name] == 1 for name in checks)
+    assert len(checks) == 17 and all(figures[name] == 1 for name in checks)
     assert Setup(torch.device("cpu"), tiny=True).choose("real", "tiny") == "tiny"

@@ -23,7 +23,7 @@ from train.learner.updater import Updater
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 FAMILIES = ("sdar", "dream", "llada", "sdar_moe", "llada2", "mmada")
 REFERENCES = ("sdar", "sdar_tied", "sdar_moe")
-"""With block caches, so that steps of the same settings are alike."""
+"""SDAR's, whose steps of the same settings are alike."""
 MIXTURES = ("sdar_moe", "llada2")
 STRATEGIES: dict[str, dict[str, Any]] = {
     "low_confidence_static": {},
@@ -138,9 +138,9 @@ def graph_is_eager(setup: Setup, name: str, family: str = "sdar", dtype: str = "
         **{"max_new_tokens": 24, "block_size": 4, "steps_per_block": 2, "temperature": 1.0, "max_slots": 4},  # type: ignore[arg-type]
     )
     answers, captured = [], 0
-    for captures in (False, False, True):
+    for capturing in (False, False, True):
         sampler = Sampler(tiny_model(family, dtype=dtype).to(setup.device), config)
-        if not captures or setup.device.type == "cpu":
+        if not capturing or setup.device.type == "cpu":
             sampler.capture = _uncaptured
         sampler.steps_between_polls = 8
         answers.append(sampler.generate(random_prompts([9, 1, 6, 3, 12, 7]), n=2))

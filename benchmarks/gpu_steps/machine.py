@@ -1,7 +1,7 @@
 """Ceilings of the card, attention by itself, and the choice of tokens by itself."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from sample.unmask import propose
 ROWS = (8, 96, 416, 832)
 """Rows of a matrix product in a step: 1, 16, 64 and 128 slots at 4 + 2.5 positions a slot."""
 SLOTS = (1, 64, 128)
+LARGER_BLOCKS = (8, 16, 32)
 CHOICES = {
     "greedy": {"temperature": 0.0},
     "temperature 1": {"temperature": 1.0},
@@ -59,40 +60,58 @@ def _copy_rate(setup: Setup) -> float:
     return 2 * source.numel() / setup.seconds(lambda: target.copy_(source))
 
 
-def _step_attention(setup: Setup, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _step_attention(setup: Setup, n: int, block: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of n slots, keys (also taken for values), and the bias that cuts them, as a step of an 8B has them:
-    8 positions x 4 heads of a group, 8 key heads, 2,048 keys."""
+    two blocks of positions x 4 heads of a group, 8 key heads, 2,048 keys."""
     T, G, d = setup.choose((2048, 8, 128), (32, 2, 16))
-    generator = torch.Generator(setup.device).manual_seed(0)
+    generator, rows = torch.Generator(setup.device).manual_seed(0), 8 * block
     query, key = (
-        torch.randn(n, G, L, d, dtype=torch.bfloat16, device=setup.device, generator=generator) for L in (32, T)
+        torch.randn(n, G, L, d, dtype=torch.bfloat16, device=setup.device, generator=generator) for L in (rows, T)
     )
-    bias = torch.zeros(n, 1, 32, T, dtype=torch.bfloat16, device=setup.device)
+    bias = torch.zeros(n, 1, rows, T, dtype=torch.bfloat16, device=setup.device)
     bias[..., -5:] = -torch.inf
     return query, key, bias
 
 
 def attention(setup: Setup) -> Found:
     """A step's attention alone, as a share of the rate of copies; its first call apart. The largest number of slots
-    runs on random keys of 2,048 positions, all of which are read."""
+    runs on random keys of 2,048 positions, all of which are read. Larger blocks by the sampler's kernel alone."""
     for n in setup.choose(SLOTS, SLOTS[:1]):
-        query, key, bias = _step_attention(setup, n)
-        read = 2 * key.numel() * key.element_size()
-        for name, attend in _kernels(setup, query, key, bias):
-            start = time.perf_counter()
-            try:
-                attend()
-            except RuntimeError as error:  # not every kernel takes every shape on every card
-                yield f"{name}_{n}_share", 0.0, f"cannot run: {str(error).splitlines()[0][:80]}"
-                continue
-            setup.synchronise()
-            first = time.perf_counter() - start
-            rate = read / setup.seconds(attend, 30) / 1e9
-            share = rate / setup.ceilings.get("copy_gb_s", rate)
-            yield f"{name}_{n}_share", share, f"first call {first:.2f} s"
+        tensors = _step_attention(setup, n)
+        for name, attend in _sampler_kernel(setup, *tensors[:2]) + _sdpa_kernels(setup, *tensors):
+            yield _share(setup, f"{name}_{n}_share", tensors[1], attend)
+    for block in LARGER_BLOCKS:
+        query, key, _ = _step_attention(setup, 16, block)
+        for name, attend in _sampler_kernel(setup, query, key):
+            yield _share(setup, f"{name}_block{block}_share", key, attend)
 
 
-def _kernels(setup: Setup, query: Tensor, key: Tensor, bias: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def _share(setup: Setup, figure: str, key: Tensor, attend: Callable[[], Tensor]) -> tuple[str, float, str]:
+    """Of the rate of copies at which keys and as many values are read."""
+    start = time.perf_counter()
+    try:
+        attend()
+    except RuntimeError as error:  # not every kernel takes every shape on every card
+        return figure, 0.0, f"cannot run: {str(error).splitlines()[0][:80]}"
+    setup.synchronise()
+    first = time.perf_counter() - start
+    rate = 2 * key.numel() * key.element_size() / setup.seconds(attend, 30) / 1e9
+    return figure, rate / setup.ceilings.get("copy_gb_s", rate), f"first call {first:.2f} s"
+
+
+Kernels = list[tuple[str, Callable[[], Tensor]]]
+
+
+def _sampler_kernel(setup: Setup, query: Tensor, key: Tensor) -> Kernels:
+    if setup.device.type != "cuda":
+        return []
+    n, G, rows, d = query.shape
+    seen_nQ = torch.full((n, rows // 4), key.shape[2] - 5, dtype=torch.int32, device=setup.device)
+    blocks, spread = blocks_before(seen_nQ, key.shape[2]), query.reshape(n, 4 * G, rows // 4, d)
+    return [("flex", lambda: slot_attention(spread, key, key, seen_nQ, blocks, d**-0.5, recurs=True))]
+
+
+def _sdpa_kernels(setup: Setup, query: Tensor, key: Tensor, bias: Tensor) -> Kernels:
     def sdpa(backend: SDPBackend) -> Callable[[], Tensor]:
         def attend() -> Tensor:
             with sdpa_kernel([backend]):
@@ -100,14 +119,10 @@ def _kernels(setup: Setup, query: Tensor, key: Tensor, bias: Tensor) -> Iterator
 
         return attend
 
-    yield "math", sdpa(SDPBackend.MATH)
+    kernels = {"math": SDPBackend.MATH}
     if setup.device.type == "cuda":
-        n, G, Q, d = query.shape
-        seen_nQ = torch.full((n, Q // 4), key.shape[2] - 5, dtype=torch.int32, device=setup.device)
-        blocks, spread = blocks_before(seen_nQ, key.shape[2]), query.reshape(n, 4 * G, Q // 4, d)
-        yield "flex", lambda: slot_attention(spread, key, key, seen_nQ, blocks, d**-0.5, recurs=True)
-        yield "efficient", sdpa(SDPBackend.EFFICIENT_ATTENTION)
-        yield "cudnn", sdpa(SDPBackend.CUDNN_ATTENTION)
+        kernels |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    return [(name, sdpa(backend)) for name, backend in kernels.items()]
 
 
 def choices(setup: Setup) -> Found:
@@ -150,7 +165,8 @@ STEPS = (
             Figure(f"{name}_{n}_share", "share", predicted)
             for n in SLOTS
             for name, predicted in (("flex", "0.8"), ("math", ""), ("efficient", "0.4 at 1 slot"), ("cudnn", ""))
-        ),
+        )
+        + tuple(Figure(f"flex_block{block}_share", "share") for block in LARGER_BLOCKS),
     ),
     Step(
         "choice",

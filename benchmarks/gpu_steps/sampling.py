@@ -21,6 +21,8 @@ from train.memory.sizes import Network
 
 POLLS = 8
 STEPS_PER_BLOCK = 2
+LARGER_BLOCKS = ((64, 8), (16, 16), (16, 32))
+"""Slots and the tokens of a block."""
 LADDER = ("eager", "graph", "flex", "fused", "budget")
 """What was added one after another: captured steps, FlexAttention, compiled layers, room for fewer commit spans."""
 
@@ -115,7 +117,7 @@ def _measured(setup: Setup, model: DiffusionLM, name: str, case: Case, **options
 
 
 def largest(setup: Setup) -> Found:
-    """8B at four widths and in 16k of context, in blocks of 16, and what each rung of the ladder brought."""
+    """8B at four widths, in 16k of context and in larger blocks, and what each rung of the ladder brought."""
     model = setup.model("8B")
     slots = setup.choose((1, 16, 64, 128), (1, 2))
     found: dict[int, dict[str, float]] = {n: {} for n in slots[::2]}
@@ -128,7 +130,8 @@ def largest(setup: Setup) -> Found:
     for n in slots:
         yield from _measured(setup, model, f"8B_B{n}", Case(n))
     yield from _measured(setup, model, "8B_B8_16k", Case(setup.choose(8, 1), 16384))
-    yield from _measured(setup, model, "8B_B16_block16", Case(setup.choose(16, 1), block=16))
+    for n, block in LARGER_BLOCKS:
+        yield from _measured(setup, model, f"8B_B{n}_block{block}", Case(setup.choose(n, 1), block=block))
 
 
 def smaller(setup: Setup) -> Found:
@@ -178,7 +181,7 @@ STEPS = (
             *_figures("8B_B64", "19.5 (floor 13.5)", "6,560", 0.6),
             *_figures("8B_B128", "(floor 27.0)", "", 0.6),
             *_figures("8B_B8_16k", ""),
-            *_figures("8B_B16_block16", ""),
+            *(figure for n, block in LARGER_BLOCKS for figure in _figures(f"8B_B{n}_block{block}", "")),
             *(
                 Figure(f"8B_B{n}_{rung}_ms", "ms a step", predicted)
                 for n, column in ((1, ("22-30", "9.9", "9.7", "7.1", "7.0")), (64, ("30", "28", "25", "21", "19.5")))

@@ -61,7 +61,7 @@ def test_mixtures_of_experts_are_left_as_they_are(monkeypatch):
 def test_the_choice_is_one_graph_for_any_number_of_positions(monkeypatch):
     rules = SamplingConfig(temperature=0.8, top_p=0.9, target="neg_entropy").rules()
     monkeypatch.setattr(compiled, "suits", lambda device: True)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     fused = compiled.compiled_on(torch.device("cpu"), propose)
     for N in (3, 8, 5):
         logits = torch.randn(N, 300, generator=torch.Generator().manual_seed(N))
@@ -88,11 +88,34 @@ def failing(graph, inputs):
     raise AssertionError("torch._inductor.tiling_utils")
 
 
-def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(monkeypatch, caplog):
-    """torch 2.11 fails on the choice of some shapes."""
+class Failing:
+    """Compiles all but the last graph of a function."""
+
+    def __init__(self, whole):
+        self.left = whole
+
+    def __call__(self, graph, inputs):
+        if self.left:
+            self.left -= 1
+            return graph.forward
+        return failing(graph, inputs)
+
+
+def breaking(candidates):
+    torch._dynamo.graph_break()
+    return candidates.confidence
+
+
+@pytest.mark.parametrize(("target", "whole"), [("confidence", 0), (breaking, 0), (breaking, 1)])
+def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(monkeypatch, caplog, target, whole):
+    """torch 2.11 fails on the choice of some shapes, and a user's target may leave the graph after logits were
+    overwritten."""
     monkeypatch.setattr(compiled, "suits", lambda device: True)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=failing))
-    choose, rules = compiled.compiled_on(torch.device("cpu"), propose), SamplingConfig(temperature=1.0).rules()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=Failing(whole)))
+    choose = compiled.compiled_on(torch.device("cpu"), propose)
+    rules = SamplingConfig(temperature=1.0).rules()
+    if callable(target):
+        rules = replace(rules, target=replace(rules.target, score=target))
     where = Coordinates(*torch.arange(9).reshape(3, 3))
     logits = torch.randn(3, 60, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.WARNING):
@@ -101,6 +124,23 @@ def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(mon
             assert torch.equal(got.token, want.token) and torch.equal(got.logp, want.logp)
     (said,) = caplog.messages
     assert "propose runs operation by operation" in said
+
+
+def test_another_vocabulary_is_another_version_and_no_open_length(monkeypatch):
+    """torch 2.11 has no kernel for the choice where the vocabulary's size is left open."""
+    placeholders = []
+
+    def backend(graph, inputs):
+        placeholders.append([node.name for node in graph.graph.nodes if node.op == "placeholder"])
+        assert all(isinstance(size, int) for tensor in inputs if torch.is_tensor(tensor) for size in tensor.shape[1:])
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "suits", lambda device: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    choose, rules = compiled.compiled_on(torch.device("cpu"), propose), SamplingConfig(temperature=1.0).rules()
+    for N, V in ((4, 64), (8, 64), (4, 80), (8, 80)):
+        choose(torch.randn(N, V), Coordinates(*torch.arange(3 * N).reshape(3, N)), rules, 7, 50)
+    assert len(placeholders) == 2
 
 
 def test_a_compiler_that_the_user_has_switched_off_is_not_used_and_not_warned_of(monkeypatch, caplog):

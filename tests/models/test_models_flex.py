@@ -176,20 +176,28 @@ def test_the_decoding_kernel_takes_at_most_64_rows_at_once(monkeypatch):
     """torch 2.11 has no kernel for 256 rows, 64 queries of 4 heads, which blocks of 32 make."""
     monkeypatch.setattr(flex, "_shared_bytes", lambda device: 227 * 1024)
     key = on_gpu(8, 2048)
-    for queries, rows in ((8, None), (16, None), (32, 64), (64, 64), (96, 64)):
+    for queries, rows in ((8, None), (16, None), (17, 64), (32, 64), (64, 64), (96, 64)):
         assert kernel_options(on_gpu(32, queries), key).get("BLOCK_M") == rows
-        assert kernel_options(on_gpu(32, queries, dtype=torch.float32), key) != {}
-    assert kernel_options(on_gpu(32, 128), key) is None  # FlexAttention's other kernel
+
+
+def test_another_kernel_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(flex, "_shared_bytes", lambda device: 227 * 1024)
+    assert kernel_options(on_gpu(32, 128), on_gpu(8, 2048)) is None
+    assert kernel_options(on_gpu(28, 8), on_gpu(4, 2048)) is None  # seven heads a group
+    assert kernel_options(on_gpu(16, 8), on_gpu(8, 2048)) is None  # 16 rows: not measured
     assert kernel_options(drawn(2, H, 8, D), drawn(2, G, 128, D)) is None
 
 
 def test_three_tiles_are_read_ahead_only_where_they_fit(monkeypatch):
     query, key = on_gpu(32, 8), on_gpu(8, 2048)
-    for shared_kib, others in ((227, {}), (99, None)):
-        monkeypatch.setattr(flex, "_shared_bytes", lambda device, kib=shared_kib: kib * 1024)
-        assert kernel_options(query, key) == (None if others is None else {"num_warps": 4, "num_stages": 3})
-        assert "num_stages" not in (kernel_options(on_gpu(32, 32, size=256), key) or {})
-        assert "num_stages" not in (kernel_options(on_gpu(32, 32, dtype=torch.float32), key) or {})
+    for shared_kib, others in ((227, {"num_warps": 4, "num_stages": 3}), (99, None), (0, None)):
+        flex._shared_bytes.cache_clear()
+        card = SimpleNamespace(shared_memory_per_block_optin=shared_kib * 1024) if shared_kib else SimpleNamespace()
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert kernel_options(query, key) == others
+        for large in (on_gpu(32, 32, size=256), on_gpu(32, 32, dtype=torch.float32)):
+            assert kernel_options(large, key) == {"BLOCK_M": 64, "num_warps": 4}
+    flex._shared_bytes.cache_clear()
 
 
 def test_flex_that_cannot_be_compiled_is_refused_with_the_way_out(monkeypatch):
