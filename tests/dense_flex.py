@@ -12,7 +12,7 @@ def use_dense_kernels(monkeypatch):
 
     shapes = []
 
-    def slots(query, key, value, seen_nQ, blocks):
+    def slots(query, key, value, seen_nQ, blocks, options=None):
         shapes.append(tuple(query.shape))
         n, Q = seen_nQ.shape
         rule = torch.arange(key.shape[2]) < seen_nQ[..., None]

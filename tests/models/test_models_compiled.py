@@ -143,9 +143,9 @@ def test_another_vocabulary_is_another_version_and_no_open_length(monkeypatch):
     assert len(placeholders) == 2
 
 
-def test_a_compiler_that_the_user_has_switched_off_is_not_used_and_not_warned_of(monkeypatch, caplog):
+def test_a_compiler_that_the_user_has_switched_off_is_not_used_and_not_warned_of(caplog):
     compiled.suits.cache_clear()
-    monkeypatch.setattr("torch._dynamo.config.disable", True)
-    assert not compiled.suits(torch.device("cuda")) and not caplog.messages
-    assert "TORCH_COMPILE_DISABLE" in compiled.obstacle(torch.device("cuda"))
+    with torch._dynamo.config.patch(disable=True):
+        assert not compiled.suits(torch.device("cuda")) and not caplog.messages
+        assert "TORCH_COMPILE_DISABLE" in compiled.obstacle(torch.device("cuda"))
     compiled.suits.cache_clear()
