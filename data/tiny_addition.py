@@ -4,7 +4,7 @@ A question is `::221131+112111=`, its answer `0333302`: seven digits, the most s
 16 and 8 tokens, so that a block of 4, 8 or 16 begins with the answer. The files are split by the two numbers: none
 adds a pair that another file adds, in either order.
 
-In the answers of tiny_addition_sft one digit in five is drawn at random: SFT on them learns the rule and doubts every
+In the answers of tiny_addition_sft one digit in four is drawn at random: SFT on them learns the rule and doubts every
 digit, and the reward has to teach the rest. (On few right answers a model finds the rule within a few passes, early or
 late by its seed, and knows nothing before and nearly all after.)
 
@@ -16,7 +16,7 @@ import random
 from typing import Any
 
 BASE, WIDTH = 4, 6
-DRAWN_DIGITS = 0.2
+DRAWN_DIGITS = 0.25
 """Share of the digits of tiny_addition_sft's answers that are drawn at random, one in four of them right."""
 SIZES = {"tiny_addition_test": 256, "tiny_addition_sft": 3000, "tiny_addition_train": 6000}
 

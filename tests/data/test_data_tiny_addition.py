@@ -29,7 +29,7 @@ def test_in_the_answers_of_sft_some_digits_are_wrong_wherever_they_stand(rows):
     pairs = [(row["response"], sum_of(row["prompt"])) for row in rows["tiny_addition_sft"]]
     wrong = [sum(answer[place] != right[place] for answer, right in pairs) / len(pairs) for place in range(7)]
     assert all(len(answer) == 7 and set(answer) <= set("0123") for answer, _ in pairs)
-    assert all(0.12 < share < 0.18 for share in wrong), wrong  # of one in five drawn, three in four are wrong
+    assert all(0.15 < share < 0.23 for share in wrong), wrong  # of one in four drawn, three in four are wrong
 
 
 def test_no_pair_is_added_twice_in_any_split_and_order(rows):
