@@ -71,26 +71,34 @@ class _Compiled:
     it may write into its arguments."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.function, self.run = function, torch.compile(function, fullgraph=True)
+        self.function, self.fails = function, False
+        self.compiled = torch.compile(function, fullgraph=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        from torch._dynamo import mark_static, maybe_mark_dynamic
         from torch._dynamo.exc import TorchDynamoException
 
-        for argument in tree_leaves(arguments):
-            if isinstance(argument, Tensor):
-                maybe_mark_dynamic(argument, 0)
-                for axis in range(1, argument.dim()):  # a vocabulary
-                    mark_static(argument, axis)
-        try:
-            return self.run(*arguments)
-        except TorchDynamoException as error:
-            name, why = self.function.__name__, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            logger.warning(
-                "%s runs operation by operation: torch %s cannot compile it: %s", name, torch.__version__, why
-            )
-            self.run = self.function
-        return self.run(*arguments)
+        if not self.fails:
+            _open_lengths(arguments)
+            try:
+                return self.compiled(*arguments)
+            except TorchDynamoException as error:
+                self.fails = True
+                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                said = "%s runs operation by operation: torch %s cannot compile it: %s"
+                logger.warning(said, self.function.__name__, torch.__version__, why)
+        return self.function(*arguments)
+
+
+def _open_lengths(arguments: Any) -> None:
+    """Tells torch's compiler that the first axis of every tensor among these will have other lengths, and no other
+    axis."""
+    from torch._dynamo import mark_static, maybe_mark_dynamic
+
+    for argument in tree_leaves(arguments):
+        if isinstance(argument, Tensor):
+            maybe_mark_dynamic(argument, 0)
+            for axis in range(1, argument.dim()):
+                mark_static(argument, axis)
 
 
 def raise_limit() -> None:

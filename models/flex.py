@@ -93,9 +93,9 @@ def _slots(
 
 
 def kernel_options(query_nHQd: Tensor, key_nGTd: Tensor) -> dict[str, int] | None:
-    """What FlexAttention's kernel for fewer than 128 queries is told; None where another kernel runs, as for groups of
-    heads that are no power of two, and where torch's own choice is right. Measured on an H200 with programs of 32 and
-    64 rows: benchmarks/RESULTS.md."""
+    """What FlexAttention's kernel for fewer than 128 queries is told; None = torch's own choice, also where another
+    kernel runs, as for groups of heads that are no power of two, and below 32 rows, which have not been measured.
+    Measured on an H200 with programs of 32 and 64 rows: benchmarks/RESULTS.md."""
     _, H, Q, d = query_nHQd.shape
     group = H // key_nGTd.shape[1]
     if query_nHQd.device.type != "cuda" or Q >= BLOCK_TOKENS or group & (group - 1) or Q * group < 32:

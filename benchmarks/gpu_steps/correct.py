@@ -221,7 +221,7 @@ STEPS = (
         "decodes of the original code",
         60,
         references,
-        tuple(map(_passed, map("reference_{}".format, REFERENCES))),
+        tuple(_passed(f"reference_{name}") for name in REFERENCES),
     ),
     Step(
         "captures",

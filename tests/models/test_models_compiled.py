@@ -89,10 +89,10 @@ def failing(graph, inputs):
 
 
 class Failing:
-    """Compiles all but the last graph of a function."""
+    """Compiles so many graphs and no more."""
 
-    def __init__(self, whole):
-        self.left = whole
+    def __init__(self, graphs):
+        self.left = graphs
 
     def __call__(self, graph, inputs):
         if self.left:
@@ -106,12 +106,12 @@ def breaking(candidates):
     return candidates.confidence
 
 
-@pytest.mark.parametrize(("target", "whole"), [("confidence", 0), (breaking, 0), (breaking, 1)])
-def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(monkeypatch, caplog, target, whole):
+@pytest.mark.parametrize(("target", "graphs"), [("confidence", 0), (breaking, 0), (breaking, 1)])
+def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(monkeypatch, caplog, target, graphs):
     """torch 2.11 fails on the choice of some shapes, and a user's target may leave the graph after logits were
     overwritten."""
     monkeypatch.setattr(compiled, "suits", lambda device: True)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=Failing(whole)))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=Failing(graphs)))
     choose = compiled.compiled_on(torch.device("cpu"), propose)
     rules = SamplingConfig(temperature=1.0).rules()
     if callable(target):
@@ -128,11 +128,11 @@ def test_a_choice_that_torch_fails_to_compile_runs_as_it_is_and_says_so_once(mon
 
 def test_another_vocabulary_is_another_version_and_no_open_length(monkeypatch):
     """torch 2.11 has no kernel for the choice where the vocabulary's size is left open."""
-    placeholders = []
+    widths = []
 
     def backend(graph, inputs):
-        placeholders.append([node.name for node in graph.graph.nodes if node.op == "placeholder"])
-        assert all(isinstance(size, int) for tensor in inputs if torch.is_tensor(tensor) for size in tensor.shape[1:])
+        traced = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+        widths.append([size for value in traced if torch.is_tensor(value) for size in value.shape[1:]])
         return graph.forward
 
     monkeypatch.setattr(compiled, "suits", lambda device: True)
@@ -140,7 +140,7 @@ def test_another_vocabulary_is_another_version_and_no_open_length(monkeypatch):
     choose, rules = compiled.compiled_on(torch.device("cpu"), propose), SamplingConfig(temperature=1.0).rules()
     for N, V in ((4, 64), (8, 64), (4, 80), (8, 80)):
         choose(torch.randn(N, V), Coordinates(*torch.arange(3 * N).reshape(3, N)), rules, 7, 50)
-    assert len(placeholders) == 2
+    assert widths == [[64], [80]] and all(isinstance(size, int) for of_graph in widths for size in of_graph)
 
 
 def test_a_compiler_that_the_user_has_switched_off_is_not_used_and_not_warned_of(caplog):
