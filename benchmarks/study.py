@@ -19,7 +19,7 @@ edits: TraceRL and EBPO with edits, TraceRL without, three seeds, at about equal
 
 Compute is counted in packed tokens trained (`packed_tokens` in metrics.jsonl), the tokens that the policy's forward and
 backward passes run over, and in CPU seconds of the whole RL run. A finished run is a line of --results and is never run
-again; an interrupted one is resumed. Accuracy is that of sampled responses to the test questions, 8 each.
+again; an interrupted one is resumed. Accuracy is that of sampled responses to the test questions, 8 each (brackets: 4).
 """
 
 import argparse

@@ -37,7 +37,7 @@ def from_rows(rows: Callable[[int], Rows]) -> Callable[[Path, int], dict[str, Pa
 
 BUILT_IN: Mapping[str, BuiltIn] = {
     "tiny": BuiltIn(tiny.SIZES, from_rows(tiny.tiny_rows)),
-    "tiny-addition": BuiltIn(tiny_addition.SIZES, from_rows(tiny_addition.addition_rows), version=2),
+    "tiny-addition": BuiltIn(tiny_addition.SIZES, from_rows(tiny_addition.addition_rows), version=3),
     "tiny-brackets": BuiltIn(tiny_brackets.SIZES, from_rows(tiny_brackets.brackets_rows)),
     "tiny-vision": BuiltIn(tiny_vision.SIZES, tiny_vision.write_tiny_vision, version=2),
 }

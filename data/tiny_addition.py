@@ -4,9 +4,10 @@ A question is `::221131+112111=`, its answer `0333302`: seven digits, the most s
 16 and 8 tokens, so that a block of 4, 8 or 16 begins with the answer. The files are split by the two numbers: none
 adds a pair that another file adds, in either order.
 
-In the answers of tiny_addition_sft one digit in four is drawn at random: SFT on them learns the rule and doubts every
-digit, and the reward has to teach the rest. (On few right answers a model finds the rule within a few passes, early or
-late by its seed, and knows nothing before and nearly all after.)
+The numbers of tiny_addition_sft have one to six digits, all lengths alike, with zeros in front. With numbers of six
+digits alone some seeds never find the rule: a digit of the sum is uniform given either of its digits, so nothing is
+learnt before both are seen together. Zeros make copying a digit the first thing to learn. In its answers one digit in
+four is drawn at random: SFT on them learns the rule and doubts every digit, and the reward has to teach the rest.
 
 This file imports nothing of the project, so `reward.function: data/tiny_addition.py:addition_reward` loads from its
 path alone.
@@ -40,7 +41,7 @@ def addition_rows(seed: int) -> dict[str, list[dict[str, str]]]:
     for name, size in SIZES.items():
         rows[name] = []
         while len(rows[name]) < size:
-            a, b = draw.randrange(BASE**WIDTH), draw.randrange(BASE**WIDTH)
+            a, b = (_number(draw, any_length=name == "tiny_addition_sft") for _ in range(2))
             if (min(a, b), max(a, b)) in seen:
                 continue
             seen.add((min(a, b), max(a, b)))
@@ -50,6 +51,11 @@ def addition_rows(seed: int) -> dict[str, list[dict[str, str]]]:
             else:
                 rows[name].append({"question": question, "ground_truth_answer": answer})
     return rows
+
+
+def _number(draw: random.Random, *, any_length: bool) -> int:
+    """A number below BASE ** WIDTH, or below a power of BASE that is drawn first."""
+    return draw.randrange(BASE ** (draw.randint(1, WIDTH) if any_length else WIDTH))
 
 
 def _with_drawn_digits(answer: str, draw: random.Random) -> str:

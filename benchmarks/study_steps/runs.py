@@ -88,9 +88,11 @@ class Runner:
             f"experiment.eval_every={run.steps}",
             f"experiment.save_every={max(1, run.steps // 2)}",
             f"rollout.num_task_per_step={run.questions}",
+            f"evaluation.num_response_per_task={task.test_responses}",
             *COMMON,
             *([] if run.block_size == task.block_size else blocks),
             *VARIANTS[run.variant].arguments,
+            *task.besides.get(run.variant, ()),
         ]
 
     def _prepare(self, task: Task, run: Run) -> Path:

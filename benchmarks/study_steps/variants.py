@@ -1,18 +1,19 @@
 """What benchmarks/study.py compares: tasks, and the kinds of run on each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BASE = "trace"
 """The variant that the others are compared with."""
-COMMON = ("experiment.keep_last=1", "lr_scheduler.params.min_lr_scale=0.1", "evaluation.num_response_per_task=8")
+COMMON = ("experiment.keep_last=1", "lr_scheduler.params.min_lr_scale=0.1")
 
 
 @dataclass(frozen=True)
 class Task:
     """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL at most 90 s of one core; questions: of an RL
     step, 8 responses each; blocks: sizes of a block that the study of blocks trains, none where attention is full;
-    edits: its responses are decoded with edits, and it is of the stage `edits` alone."""
+    edits: its responses are decoded with edits, and it is of the stage `edits` alone; test_responses: to each question
+    of the test; besides: what a variant sets on this task besides."""
 
     recipe: str
     sft: str
@@ -21,14 +22,24 @@ class Task:
     block_size: int
     blocks: tuple[int, ...] = ()
     edits: bool = False
+    test_responses: int = 8
+    besides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+_NO_SPEED_FILTER = {"lightning": ("reward.min_speed_spread=0.0",)}
+"""For a first model that decides one token in every step: the filter would drop every group."""
 TASKS: Mapping[str, Task] = {
     "sort": Task("rl_tiny", "sft_tiny", steps=60, questions=48, block_size=4, blocks=(4, 8, 16, 32)),
     "addition": Task(
-        "rl_tiny_addition", "sft_tiny_addition", steps=20, questions=48, block_size=8, blocks=(4, 8, 16, 32)
+        "rl_tiny_addition",
+        "sft_tiny_addition",
+        steps=10,
+        questions=48,
+        block_size=8,
+        blocks=(4, 8, 16),
+        besides=_NO_SPEED_FILTER,
     ),
-    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=20, questions=32, block_size=13),
+    "brackets": Task("rl_tiny_brackets", "sft_tiny_brackets", steps=14, questions=32, block_size=13, test_responses=4),
     "edits": Task("rl_tiny_edit", "sft_tiny_edit", steps=40, questions=32, block_size=4, edits=True),
 }
 

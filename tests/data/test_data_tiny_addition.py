@@ -32,6 +32,19 @@ def test_in_the_answers_of_sft_some_digits_are_wrong_wherever_they_stand(rows):
     assert all(0.15 < share < 0.23 for share in wrong), wrong  # of one in four drawn, three in four are wrong
 
 
+def test_numbers_of_sft_have_every_length_and_those_of_the_test_almost_always_six_or_five_digits(rows):
+    lengths = {
+        name: [len(str(int(digits))) for row in part for digits in numbers_of(row)] for name, part in rows.items()
+    }
+    share = {name: [found.count(length) / len(found) for length in range(1, 7)] for name, found in lengths.items()}
+    assert min(share["tiny_addition_sft"]) > 0.08 and share["tiny_addition_sft"][5] < 0.2
+    assert sum(share["tiny_addition_test"][4:]) > 0.9 and sum(share["tiny_addition_train"][4:]) > 0.9
+
+
+def numbers_of(row):
+    return re.findall(r"[0-3]{6}", row.get("question") or row["prompt"])
+
+
 def test_no_pair_is_added_twice_in_any_split_and_order(rows):
     asked = [row.get("question") or row["prompt"] for part in rows.values() for row in part]
     assert len({frozenset(re.findall(r"[0-3]+", question)) for question in asked}) == len(asked) == 9256
