@@ -28,16 +28,16 @@ def of_stage1(results: Iterable[Result]) -> Iterator[str]:
 
 
 def of_stage2(results: Iterable[Result]) -> Iterator[str]:
-    """A row a variant, with the 95% interval of its paired difference and p corrected by Holm."""
+    """A row a variant, with the 95% intervals of its paired differences and p of accuracy corrected by Holm."""
     runs = by_variant(results)
     gaps = {name: paired(_accuracies(seeds), _accuracies(runs.get(BASE, {}))) for name, seeds in runs.items()}
     tested = [name for name, gap in gaps.items() if name != BASE and gap and gap.p is not None]
     corrected = dict(zip(tested, holm([gaps[name].p for name in tested]), strict=True))  # type: ignore[union-attr,misc]
-    yield from _head((*HEADER, "p, Holm"))
+    yield from _head((*HEADER, "p, Holm", "tokens per forward against TraceRL's"))
     for name, seeds in runs.items():
         gap = None if name == BASE else gaps[name]
         p = f"{corrected[name]:.3f}" if name in corrected else ""
-        yield f"{_row(name, seeds, _interval(gap))} {p} |"
+        yield f"{_row(name, seeds, _interval(gap))} {p} | {_faster(seeds, runs.get(BASE, {})) if gap else ''} |"
 
 
 def of_blocks(results: Iterable[Result]) -> Iterator[str]:
@@ -93,6 +93,13 @@ def _interval(gap: Difference | None) -> str:
     if gap is None:
         return ""
     return f"{gap.mean:+.3f}" if gap.half_width is None else f"{gap.mean:+.3f} +- {gap.half_width:.3f}"
+
+
+def _faster(seeds: Mapping[int, Result], base: Mapping[int, Result]) -> str:
+    """Tokens per forward as a change of TraceRL's of the same seed, in percent."""
+    gap = paired({seed: seeds[seed].speed / base[seed].speed for seed in seeds.keys() & base}, dict.fromkeys(base, 1.0))
+    assert gap is not None
+    return f"{gap.mean:+.0%}" if gap.half_width is None else f"{gap.mean:+.0%} +- {gap.half_width:.0%}"
 
 
 def _accuracies(seeds: Mapping[int, Result]) -> dict[int, float]:
