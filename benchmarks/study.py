@@ -60,11 +60,13 @@ def stage1(task: str, variants: Iterable[str], seeds: Iterable[int], steps: int)
 
 
 def stage2(task: str, found: Found, steps: int) -> Iterator[Run]:
-    """What stage 1 leads to. ValueError where it has not been run."""
+    """What stage 1 leads to; a variant with TraceRL's own figures there (`rank` where rewards are 0 and 1) is not run
+    again. ValueError where stage 1 has not been run."""
     first = {name: runs for name, runs in _stage1_of(task, found, steps).items() if len(runs) == len(FIRST_SEEDS)}
     if BASE not in first or len(first) < 2:
         raise ValueError(f"stage 2 of {task} needs stage 1: python benchmarks/study.py stage1 --tasks {task}")
-    gain = {name: statistics.mean(run.accuracy for run in runs) for name, runs in first.items() if name != BASE}
+    same = {name for name, runs in first.items() if list(map(_figures, runs)) == list(map(_figures, first[BASE]))}
+    gain = {name: statistics.mean(run.accuracy for run in runs) for name, runs in first.items() if name not in same}
     tokens = {name: statistics.mean(run.packed_tokens for run in runs) for name, runs in first.items()}
     for seed in NEW_SEEDS:
         for name in (BASE, *sorted(gain, key=gain.__getitem__, reverse=True)[:FINALISTS]):
@@ -95,7 +97,11 @@ def _stage1_of(task: str, found: Found, steps: int) -> dict[str, list[Result]]:
         alike = (run.task, run.block_size, run.steps, run.questions) == (task, size, steps, TASKS[task].questions)
         if alike and run.seed in FIRST_SEEDS:
             by_variant.setdefault(run.variant, []).append(result)
-    return by_variant
+    return {name: sorted(runs, key=lambda result: result.run.seed) for name, runs in by_variant.items()}
+
+
+def _figures(result: Result) -> tuple[float, ...]:
+    return result.accuracy, result.speed, result.updates, result.packed_tokens
 
 
 def arguments() -> argparse.Namespace:

@@ -80,6 +80,13 @@ def test_stage_two_takes_the_five_best_on_new_seeds_at_equal_tokens(commands, mo
     assert row.endswith("| 3 4 5 6 7 8 | 2 | 0.000 | 0.400 | 0.701 | +0.056 +- 0.002 | 2.00 -> 2.00 | 0.000 | +0% |"), row
 
 
+def test_a_variant_that_was_tracerl_itself_is_not_run_again(commands, monkeypatch, tmp_path):
+    run_study(monkeypatch, tmp_path, "stage1", "--variants", "trace", "rank", "gspo")
+    commands.clear()
+    run_study(monkeypatch, tmp_path, "stage2")
+    assert {name.split("-")[1] for name in commands if name.startswith("addition")} == {"trace", "gspo"}
+
+
 def test_blocks_are_trained_at_their_size(commands, monkeypatch, tmp_path):
     run_study(monkeypatch, tmp_path, "blocks", "--seeds", "2")
     assert "training.block_size=16" in commands["sft_tiny_addition-b16-2"]
