@@ -97,7 +97,7 @@ VARIANTS: Mapping[str, Variant] = {
         "value model",
         ("model.value_base_model=${model.pretrained_model}", "optimizer.params.value_learning_rate=1.0e-3"),
     ),
-    "lora": Variant("LoRA of rank 16, ten times the rate", ("lora.rank=16", "optimizer.params.learning_rate=1.0e-3")),
+    "lora": Variant("LoRA of rank 16, rate 1e-3", ("lora.rank=16", "optimizer.params.learning_rate=1.0e-3")),
     "lightning": Variant("LightningRL's additions", _LIGHTNING),
     "no_edits": Variant("TraceRL without edits", _NO_EDITS, edit_questions=32),
     "edits_any": Variant(
