@@ -55,8 +55,12 @@ def check_entry(name: str, entry: Any, item: dataclasses.Field) -> None:
     if isinstance(entry, bool) or not isinstance(entry, kind) or not math.isfinite(entry):
         raise ValueError(f"{name} is {entry!r}; it must be a {'whole' if each is int else 'finite'} number.")
     if entry < low or (high is not None and entry > high):
-        bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} is {entry!r}; it must be {bounds}.")
+        raise ValueError(f"{name} is {entry!r}; it must be {bounds_of(low, math.inf if high is None else high)}.")
+
+
+def bounds_of(low: float, high: float) -> str:
+    """A range, for people."""
+    return f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
 
 
 def require_built_in(name: str, entry: Any, names: Sequence[str]) -> None:

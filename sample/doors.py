@@ -5,6 +5,7 @@ What a step cannot check without reading the device is made right there instead:
 out of a strategy's choice, and where it commits none the best one by score is committed, so that decoding always ends.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from runtime.doors import call_target, keyword_params, open_door
 from sample.choices import Choices
 from sample.strategies import STRATEGIES, Choose, Proposal, Strategy, best
 from sample.targets import DREAM_TARGETS, TARGETS, Candidates, Coordinates, Target
+
+logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record", Strategy, Target)
 LOWEST_SCORE = -1e30
@@ -43,15 +46,22 @@ def open_strategy(given: Given, choices: Choices) -> Strategy:
     strategy = found if isinstance(found, Strategy) else Strategy(found)
     if strategy in STRATEGIES.values():
         return _without_params(given, strategy)
+    called = _called(given, strategy.choose)
     strategy = replace(
         strategy,
-        choose=_held(given, strategy.choose),
-        or_equal=strategy.or_equal and _held(given, strategy.or_equal),
+        choose=_held(called),
+        or_equal=strategy.or_equal and _held(_called(given, strategy.or_equal)),
     )
     masked_nb, k_n = torch.tensor([[True, True, False, True], [False] * 4]), torch.tensor([2, 1])
     score_nb = torch.tensor([[0.5, 0.25, 0.0, 0.75], [0.0] * 4])
     proposal = Proposal(score_nb.long(), score_nb.log(), score_nb, score_nb if strategy.needs_entropy else None)
     strategy(proposal, masked_nb, k_n, choices)
+    one_nb = torch.ones_like(score_nb)
+    sure = Proposal(proposal.token, one_nb.log(), one_nb, one_nb.log() if strategy.needs_entropy else None)
+    if not (called(sure, masked_nb, k_n, choices) & masked_nb).any():
+        logger.warning(
+            "%s commits nothing even where all tokens are sure: each step will take the best score", given.title
+        )
     return strategy
 
 
@@ -66,20 +76,32 @@ def open_target(given: Given) -> Target:
     target = replace(target, score=_ranked(given, target.score))
     confidence, name = torch.tensor([0.5, 0.25, 0.75]), torch.arange(3)
     entropy, margin = confidence if target.needs_entropy else None, confidence if target.needs_margin else None
-    target.score(Candidates(name, confidence.log(), confidence, entropy, margin, Coordinates(name, name, name)))
+    score_N = target.score(
+        Candidates(name, confidence.log(), confidence, entropy, margin, Coordinates(name, name, name))
+    )
+    if score_N.isnan().any():
+        logger.warning("%s is not a number for ordinary candidates: their order is then an arbitrary one", given.title)
     return target
 
 
-def _held(given: Given, choose: Choose) -> Choose:
-    """A user's choice held to the contract of `Strategy.choose`. Shape and type are known without a look at the
-    device."""
+def _called(given: Given, choose: Choose) -> Choose:
+    """A user's choice with its parameters. Shape and type are known without a look at the device."""
     title, params = given.title, _keywords(given, choose, 4)
 
-    def held(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
+    def called(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
         chosen = call_target(title, choose, proposal, masked_nb.clone(), k_n.clone(), choices, **params)
         if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.shape != masked_nb.shape:
             raise ValueError(f"{title} returned {_shown(chosen)}; it must be {_shown(masked_nb)}, as masked_nb.")
-        chosen = chosen & masked_nb
+        return chosen
+
+    return called
+
+
+def _held(called: Choose) -> Choose:
+    """A user's choice held to the contract of `Strategy.choose`."""
+
+    def held(proposal: Proposal, masked_nb: Tensor, k_n: Tensor, choices: Choices) -> Tensor:
+        chosen = called(proposal, masked_nb, k_n, choices) & masked_nb
         return chosen | (best(proposal.score, masked_nb, torch.ones_like(k_n)) & ~chosen.any(-1, keepdim=True))
 
     return held

@@ -92,6 +92,10 @@ def metrics_of(shop, run="rl"):
             "training.trained_events=last: nothing is overwritten; set rollout.edit_thre",
         ),
         (["training.rollout_rejection=geometric", "training.logp_old=rollout"], "training.rollout_rejection=geometric"),
+        (
+            ["training.rollout_correction=masked", "training.shrink=2"],
+            "it needs training.method=TraceRL, training.shrink=1",
+        ),
         (["model.model_base=llama"], "llama"),
         (["model.model_base=dream"], "model.model_base 'dream' and"),
         (["model.model_base=draem"], "Did you mean 'dream'?"),
@@ -297,6 +301,27 @@ def test_what_cannot_be_meant_is_warned_about(shop, no_model_work, caplog, argum
         ),
         (["training.lower_p=0.2", "training.method=elbo"], "training.lower_p=0.2 has no effect: training.method=elbo"),
         (["training.shrink=2"], None),
+        (
+            ["training.rollout_correction_limit=3", "training.rollout_rejection=token"],
+            "training.rollout_correction_limit=3.0 has no effect: set training.rollout_correction",
+        ),
+        (
+            ["training.rollout_rejection_low=0.9", "training.rollout_correction=masked"],
+            "training.rollout_rejection_low=0.9 has no effect: set training.rollout_rejection",
+        ),
+        (
+            ["training.kl_to=reference", "training.beta=0"],
+            "training.kl_to=reference has no effect: training.beta, the weight of the KL, is 0",
+        ),
+        (["training.kl_to=reference", "training.beta=0", "training.objective_params.beta=0.1"], None),
+        (
+            [
+                "training.objective=distill",
+                "model.reference_model=${model.pretrained_model}",
+                "training.advantage=rank",
+            ],
+            "training.objective=distill learns from its teacher alone: no effect of training.advantage=rank",
+        ),
     ],
 )
 def test_keys_without_effect_are_named(shop, no_model_work, caplog, arguments, says):

@@ -31,7 +31,7 @@ from train.learner.start import first_start
 from train.memory.report import check_memory
 from train.setup.blocks import Blocks
 from train.setup.decodings import cache_mode, check_kind, check_merging, check_revision, check_steps
-from train.setup.doors import check_doors, method_of
+from train.setup.doors import check_doors, method_of, objective_of, reads_reference
 from train.setup.eval_sets import KEYS, eval_sets
 from train.setup.models import RunModels, check_team, reference_spec_of, spec_of, trained_vision, value_spec_of
 from train.setup.pictures import check_drawing, check_fit, image_root
@@ -290,12 +290,29 @@ def plan_lines(config: Config, tasks: int) -> list[str]:
     ]
 
 
-def objective_line(training: TrainingConfig) -> str:
-    """What is minimised: clip by its two numbers, any other by name and parameters."""
-    if training.objective == "clip" and not training.objective_params:
-        return f"eps {training.eps:g}, beta {training.beta:g}"
-    given = "".join(f", {name} {value}" for name, value in training.objective_params.items())
-    return f"{training.objective}{given}"
+def objective_line(config: Config) -> str:
+    """What is minimised: masks, objective with the parameters that are no defaults, what it is held to or learns from,
+    rollout correction, means, advantages."""
+    training, reward, plain = config.training, config.reward, TrainingConfig()
+    bound = objective_of(training)
+    parts = [
+        training.method,
+        f"shrink {training.shrink}",
+        *([] if training.objective == "clip" else [training.objective]),
+    ]
+    for name, value in bound.params.items():
+        if name in ("eps", "beta") or name in training.objective_params or value != getattr(plain, name, value):
+            parts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    if reads_reference(training):
+        role = "teacher" if bound.needs.teacher else "KL to"
+        parts.append(f"{role} {config.model.reference_model or 'the first model'}")
+    for name in ("rollout_correction", "rollout_rejection"):
+        parts += [f"{name} {getattr(training, name)}"] * (getattr(training, name) != "none")
+    parts.append(training.normalization)
+    if not bound.needs.teacher:
+        speed = f"speed {reward.speed_goal} x {reward.speed_weight:g}"
+        parts += [training.advantage, *([speed] if reward.speed_weight else [])]
+    return ", ".join(parts)
 
 
 def value_line(config: Config) -> str:

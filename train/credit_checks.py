@@ -8,7 +8,8 @@ from models.spec import CheckpointSpec
 from reward.registry import named_functions
 from train.algorithm.masking import METHODS, Method
 from train.algorithm.objectives import TERMS, Needs
-from train.setup.doors import objective_of
+from train.idle import warn_of_idle_correction, warn_of_idle_credit
+from train.setup.doors import objective_of, reads_reference
 from train.setup.models import reference_spec_of
 from train.setup.sources import require_as_written
 
@@ -20,10 +21,11 @@ def check_objective(config: Config, method: Method) -> None:
     where it does not read a key of its terms that is set."""
     training, needs = config.training, objective_of(config.training).needs
     for name in ("rollout_correction", "rollout_rejection"):
-        if getattr(training, name) != "none" and (not method.as_sampled or training.logp_old == "rollout"):
+        same = method.as_sampled and training.shrink == 1
+        if getattr(training, name) != "none" and (not same or training.logp_old == "rollout"):
             raise ValueError(
                 f"training.{name}={getattr(training, name)} compares the sampler's log-probabilities with recomputed "
-                "ones at the same masks: it needs training.method=TraceRL and training.logp_old=recompute."
+                "ones at the same masks: it needs training.method=TraceRL, training.shrink=1, training.logp_old=auto."
             )
     by_token = [key for key, on in _credits_tokens(config).items() if on]
     if needs.one_advantage and by_token:
@@ -32,6 +34,11 @@ def check_objective(config: Config, method: Method) -> None:
             "token: choose clip, reinforce, bgpo or spg, or leave that out."
         )
     _check_teacher(config, needs)
+    warn_of_idle_correction(training)
+    if needs.teacher:
+        warn_of_idle_credit(config)
+    elif training.kl_to == "reference" and not reads_reference(training):
+        logger.warning("training.kl_to=reference has no effect: training.beta, the weight of the KL, is 0")
     plain, by_critic = TrainingConfig(), {"eps"} if config.model.value_base_model else set()
     for name in TERMS:
         value = getattr(training, name)

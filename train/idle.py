@@ -52,6 +52,43 @@ def warn_of_idle_noise(training: TrainingConfig, command: Command) -> None:
         logger.warning("training.unmasked_p=%s has no effect: set training.replaced_p", training.unmasked_p)
 
 
+def warn_of_idle_correction(training: TrainingConfig) -> None:
+    """Of the training section, where no rollout correction or rejection reads the key."""
+    plain = TrainingConfig()
+    read_by = {
+        "rollout_correction": ("rollout_correction_level", "rollout_correction_limit"),
+        "rollout_rejection": ("rollout_rejection_low", "rollout_rejection_high"),
+    }
+    for switch, names in read_by.items():
+        for name in names if getattr(training, switch) == "none" else ():
+            if (value := getattr(training, name)) != getattr(plain, name):
+                logger.warning("training.%s=%s has no effect: set training.%s", name, value, switch)
+
+
+def warn_of_idle_credit(config: Config) -> None:
+    """Of rewards and advantages, under an objective that learns from a teacher."""
+    plain, given = Config(), {"reward": config.reward, "training": config.training, "rollout": config.rollout}
+    idle = [
+        f"{section}.{name}={getattr(given[section], name)}"
+        for section, names in _OF_CREDIT.items()
+        for name in names
+        if getattr(given[section], name) != getattr(getattr(plain, section), name)
+    ]
+    if idle:
+        logger.warning(
+            "training.objective=%s learns from its teacher alone: no effect of %s",
+            *(config.training.objective, ", ".join(idle)),
+        )
+
+
+_OF_CREDIT = {
+    "reward": ("combine", "speed_goal", "speed_weight", "min_speed_spread"),
+    "training": ("advantage", "whiten_advantages", "min_accuracy", "max_accuracy"),
+    "rollout": ("refill_draws",),
+}
+"""Keys that decide what a response is worth, and which groups are trained."""
+
+
 def warn_of_idle_pairs(config: Config, examples: Sequence[Example]) -> None:
     """Of dataset.pairs_per_task under DPO, where files have pairs and none is made."""
     count, plain = config.dataset.pairs_per_task, DatasetConfig().pairs_per_task

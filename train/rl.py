@@ -214,8 +214,7 @@ class Run:
             "update": f"{checks.rows_line(config)} (a response and round each)",
             "sampling": f"{rollout.strategy}, block {self.learner.blocks.sampled[0]}, "
             f"up to {rollout.max_new_tokens} tokens{checks.revision_line(rollout)}",
-            "objective": f"{training.method}, shrink {training.shrink}, {checks.objective_line(training)}, "
-            f"{training.normalization}, {training.advantage}",
+            "objective": checks.objective_line(config),
             **({"value": checks.value_line(config)} if config.model.value_base_model else {}),
             "steps": steps,
             **sandbox_row(config, [each.named.data_type for each in train_sets(config)]),

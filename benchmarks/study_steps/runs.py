@@ -103,6 +103,7 @@ class Runner:
             arguments = [f"training.seed={run.seed}"]
             if run.block_size != task.block_size:
                 arguments.append(f"training.block_size={run.block_size}")
+            arguments += task.sft_besides.get(run.block_size, ())
             self._call("train/sft.py", task.sft, arguments, name)
         return folder
 

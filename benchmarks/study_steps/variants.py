@@ -13,7 +13,8 @@ class Task:
     """recipe, sft: YAMLs of configs/; steps: RL steps that take TraceRL at most 90 s of one core; questions: of an RL
     step, 8 responses each; blocks: sizes of a block that the study of blocks trains, none where attention is full;
     edits: its responses are decoded with edits, and it is of the stage `edits` alone; test_responses: to each question
-    of the test; besides: what a variant sets on this task besides."""
+    of the test; besides: what a variant sets on this task besides; sft_besides: what the SFT of a size of a block sets
+    besides."""
 
     recipe: str
     sft: str
@@ -24,12 +25,28 @@ class Task:
     edits: bool = False
     test_responses: int = 8
     besides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sft_besides: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 _NO_SPEED_FILTER = {"lightning": ("reward.min_speed_spread=0.0",)}
 """For a first model that decides one token in every step: the filter would drop every group."""
+_LONGER = (
+    "training.num_train_epochs=66",
+    "training.mask_times_per_sample=6",
+    "training.max_tokens_per_microbatch=4096",
+    "experiment.save_every=66",
+)
+"""For a block that holds most of the answer, or all of it: the recipe's 22 passes end at .02 there."""
 TASKS: Mapping[str, Task] = {
-    "sort": Task("rl_tiny", "sft_tiny", steps=60, questions=48, block_size=4, blocks=(4, 8, 16, 32)),
+    "sort": Task(
+        "rl_tiny",
+        "sft_tiny",
+        steps=60,
+        questions=48,
+        block_size=4,
+        blocks=(4, 8, 16, 32),
+        sft_besides={16: _LONGER, 32: _LONGER},
+    ),
     "addition": Task(
         "rl_tiny_addition",
         "sft_tiny_addition",
@@ -80,6 +97,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mean_field": Variant("mean_field", ("training.method=mean_field",)),
     "clip_higher": Variant("clip, eps_high 0.28", ("training.eps_high=0.28",)),
     "reinforce": Variant("reinforce", ("training.objective=reinforce",)),
+    "wd1": Variant("wd1: reinforce, advantage wd1", ("training.objective=reinforce", "training.advantage=wd1")),
     "nll": Variant("clip + the likelihood of right traces", ("training.nll_weight=1.0",)),
     "gspo": Variant("gspo, eps 0.02", ("training.objective=gspo", "training.eps=0.02")),
     "espo": Variant("espo, elbo, eps 0.02", ("training.objective=espo", _ELBO, "training.eps=0.02")),

@@ -126,6 +126,14 @@ def test_a_step_that_commits_nothing_commits_the_best(family):
     )
 
 
+def test_what_never_commits_or_ranks_is_named_before_a_run(caplog):
+    SamplingConfig(strategy=lambda proposal, masked_nb, k_n, choices: masked_nb & (proposal.probability > 0.9))
+    assert not caplog.messages
+    SamplingConfig(strategy=nothing, target=lambda candidates: candidates.logp * math.nan)
+    assert "sampling strategy commits nothing even where all tokens are sure" in caplog.text
+    assert "sampling target is not a number for ordinary candidates" in caplog.text
+
+
 def first(proposal, masked_nb):
     score = proposal.score.masked_fill(~masked_nb, -math.inf)
     return masked_nb & (score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) == 0)

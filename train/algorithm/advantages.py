@@ -98,11 +98,11 @@ class Speed:
 
 
 def group_advantage(reward: Floats, advantage: Advantage = zscore, weights: Sequence[float] | None = None) -> Floats:
-    """Advantages [G] of one group's rewards [G], or of C kinds of reward [G, C]: each column goes through `advantage`,
-    then the columns are summed, each times its weight (default 1; GDPO, arXiv:2601.05242). ValueError where it returns
-    another shape, or a number that is not finite."""
+    """Advantages [G] of one group's rewards [G], or of C kinds of reward [G, C]: each column goes through `advantage`
+    (one without a difference is worth 0), then the columns are summed, each times its weight (default 1; GDPO,
+    arXiv:2601.05242). ValueError where it returns another shape, or a number that is not finite."""
     columns = reward[:, None] if reward.ndim == 1 else reward
-    found = [_checked(advantage, column) for column in columns.T]
+    found = [_checked(advantage, c) if c.std() >= _SMALLEST_SPREAD else np.zeros(len(c)) for c in columns.T]
     return np.sum(found if weights is None else [w * a for w, a in zip(weights, found, strict=True)], axis=0)
 
 

@@ -14,7 +14,7 @@ from sample.request import hash_key
 from sample.rollout import Key
 from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.masking import TRACE, Method
-from train.algorithm.objectives import Weights, token_weights
+from train.algorithm.objectives import Correction, Weights, token_weights
 from train.algorithm.replay import Replayer, TrainingSample, by_response, recorded_logprobs, replay
 from train.distributed.sharding import rows_per_update
 
@@ -140,9 +140,10 @@ class Replay:
 
     @property
     def recomputes(self) -> bool:
-        """Whether the old log-probabilities are recomputed, because the sampler's are of other masks or numerics."""
-        choice = self.training.logp_old
-        return choice == "recompute" or (choice == "auto" and not (self.as_sampled and self.as_trained))
+        """Whether the old log-probabilities are recomputed, because the sampler's are of other masks or numerics, or
+        because a rollout correction compares the two."""
+        choice, same = self.training.logp_old, self.as_sampled and self.as_trained
+        return choice == "recompute" or (choice == "auto" and (not same or Correction.of(self.training).compares))
 
     def group_of(self, key: Key) -> Key:
         """Names the group of a response: its key (step, task, index in the group) without the index; a task that was

@@ -201,6 +201,8 @@ class Policy:
         def loss_of(output: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
             tokens = self._tokens(numbers, output, micro)
             loss, metrics = self.objective(tokens)
+            if not loss.requires_grad:
+                loss = loss + 0.0 * tokens.logp.sum()  # none of these tokens counts
             if measure_mismatch:
                 gap = tokens.logp_rollout - tokens.logp.detach()
                 metrics |= {

@@ -1,6 +1,7 @@
 """Gradient updates: exact accumulation over micro-batches and ranks, and the guard against non-finite numbers."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -82,11 +83,16 @@ class StepTotals:
 
     @property
     def mean_loss(self) -> float:
-        return sum((result.loss for result in self.taken), 0.0) / max(1, self.updates)
+        return sum((result.loss for result in self.taken), 0.0) / max(1, self.updates) + self._unknown
 
     @property
     def mean_grad_norm(self) -> float:
-        return float(np.mean([result.grad_norm for result in self.taken])) if self.taken else 0.0
+        return (float(np.mean([result.grad_norm for result in self.taken])) if self.taken else 0.0) + self._unknown
+
+    @property
+    def _unknown(self) -> float:
+        """NaN where every update was skipped, so that no mean of theirs is a number; else 0."""
+        return math.nan if self.results and not self.taken else 0.0
 
     @property
     def expert_balance(self) -> dict[str, float]:
@@ -103,7 +109,7 @@ class StepTotals:
         return sum((result.sums.get(name, 0.0) for result in self.taken), 0.0)
 
     def per_token(self, name: str) -> float:
-        return self.total(name) / max(1.0, self.total("tokens"))
+        return self.total(name) / max(1.0, self.total("tokens")) + self._unknown
 
 
 @dataclass(frozen=True)
@@ -350,5 +356,6 @@ class Updater:
             raise NotFinite(
                 f"{self.skipped_in_a_row} updates in a row were not finite (last: loss {loss:g}, gradient norm "
                 f"{norm:g}, samples {names}). The weights were not touched by them. "
-                "Lower optimizer.params.learning_rate or set training.mixed_precision=no."
+                "Lower optimizer.params.learning_rate or set training.mixed_precision=no; an objective of your own "
+                "(training.objective) may have a gradient that is not finite."
             )

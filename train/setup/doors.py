@@ -27,14 +27,14 @@ def objective_of(training: TrainingConfig) -> BoundObjective:
 
 def reads_reference(training: TrainingConfig, command: Command = "rl") -> bool:
     """Whether the objective gets log-probabilities of the frozen reference: it needs a teacher, or training.kl_to says
-    so, and training.beta is not 0 where that is the weight of the objective's KL. Of SFT: whether it is DPO."""
+    so, and its `beta` is not 0 where that is the weight of the objective's KL. Of SFT: whether it is DPO."""
     if command == "sft":
         return training.sft_objective == "dpo"
-    needs = objective_of(training).needs
-    if needs.teacher:
+    objective = objective_of(training)
+    if objective.needs.teacher:
         return True
-    weighs_by_beta = "beta" in needs.training
-    return training.kl_to == "reference" and (training.beta > 0.0 or not weighs_by_beta)
+    weighs_by_beta = "beta" in objective.needs.training
+    return training.kl_to == "reference" and (not weighs_by_beta or objective.params["beta"] > 0.0)
 
 
 def advantage_of(training: TrainingConfig) -> Advantage:
@@ -125,8 +125,8 @@ def try_method(method: Method, training: TrainingConfig, attention: Literal["blo
 
 def try_objective(objective: BoundObjective, reference: bool) -> None:
     """Runs an objective on five made-up responses of two groups. ValueError where the loss is not finite, has no
-    gradient, or is not the sum of the losses of the batch's parts (micro-batches): the parts are single responses where
-    it needs whole ones, else every other token."""
+    gradient, or is not the sum of the losses of the batch's parts (micro-batches): the parts are single responses or
+    copies where it needs whole ones, else every other token."""
     whole = _made_up(objective, reference)
     loss, _ = objective(whole)
     if not torch.isfinite(loss):
@@ -136,15 +136,18 @@ def try_objective(objective: BoundObjective, reference: bool) -> None:
     given = [slope for slope in slopes if slope is not None]
     if not given or not all(slope.isfinite().all() for slope in given):
         raise ValueError(f"{objective.key}: the loss has no finite gradient with respect to batch.logp.")
-    of_response = whole.response if objective.needs.whole_responses else torch.arange(len(whole.logp)) % 2
-    parts = [_part(whole, (of_response == i).nonzero()[:, 0]) for i in of_response.unique().tolist()]
+    needs, of_copy = objective.needs, 3 * whole.response + whole.round
+    part_N = (
+        whole.response if needs.whole_responses else of_copy if needs.whole_copies else torch.arange(len(of_copy)) % 2
+    )
+    parts = [_part(whole, (part_N == i).nonzero()[:, 0]) for i in part_N.unique().tolist()]
     total = sum(float(objective(part)[0].detach()) for part in parts)
     if abs(total - loss.item()) > TOLERANCE * max(1.0, abs(total)):
         raise ValueError(
             f"{objective.key}: the loss of a batch, {loss.item():g}, is not the sum of the losses of its parts, "
             f"{total:g}: results would depend on training.max_tokens_per_microbatch and on the number of ranks. Sum "
             "over tokens, times batch.weight (which carries the normalisation), or declare what it needs: "
-            "@objective(whole_responses=True), @objective(sums=...)."
+            "@objective(whole_copies=True), @objective(whole_responses=True), @objective(sums=...)."
         )
 
 

@@ -187,6 +187,15 @@ def test_an_advantage_may_write_into_what_it_is_given():
     assert group_advantage(rewards, in_place).tolist() == [-0.5, 0.5] and rewards.tolist() == [[1.0, 2.0], [0.0, 4.0]]
 
 
+def test_a_kind_of_reward_without_a_difference_is_worth_nothing_and_reaches_no_advantage():
+    def bare_zscore(reward_G):
+        return (reward_G - reward_G.mean()) / reward_G.std()
+
+    speed = Speed([2.0, 1.0, 3.0, 3.0])
+    credit = group_advantages([1.0, 1.0, 0.5, 1.0], 2, advantage=bare_zscore, speed=speed)
+    assert credit.values == pytest.approx([1.0, -1.0, -1.0, 1.0])
+
+
 @given(rewards_of_a_group)
 def test_leave_one_out_is_against_the_mean_of_the_others(rewards):
     others = [np.mean(rewards[:i] + rewards[i + 1 :]) for i in range(len(rewards))]

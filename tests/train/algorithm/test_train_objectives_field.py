@@ -45,7 +45,7 @@ def made_up(spread=0.3, seed=0, reference=True):
         weight=share / (5 * 16),
         kl_weight=share / (5 * 16),
         response=response,
-        round=torch.zeros(N, dtype=torch.int64),
+        round=torch.arange(N) % 2,
         place=torch.arange(N) // 2,
         share=share,
         reward=torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64)[response],
@@ -65,7 +65,7 @@ def loss_of(name, batch, **settings):
 
 def numbers(batch):
     """The batch as a list of responses, each a dict of lists."""
-    fields = ("logp", "logp_old", "logp_reference", "weight", "kl_weight", "share", "place")
+    fields = ("logp", "logp_old", "logp_reference", "weight", "kl_weight", "share", "place", "round")
     found = []
     for i, size in enumerate(SIZES):
         first = sum(SIZES[:i])
@@ -91,6 +91,16 @@ def plain_spg(row, beta=1.5, mix=0.5):
     return mix * upper + (1 - mix) * lower
 
 
+def plain_bgpo(row, gaps, held):
+    """Sum over masked copies of their weight times the clip of their bound."""
+    total = 0.0
+    for copy in set(row["round"]):
+        mine = [j for j, other in enumerate(row["round"]) if other == copy]
+        d = sum(row["share"][j] * gaps[j] for j in mine) / sum(row["share"][j] for j in mine)
+        total += sum(row["weight"][j] for j in mine) * held(1 + d if row["A"] >= 0 else math.exp(d))
+    return total
+
+
 def plain(name, rows, eps=0.05, eps_high=0.1, dual=1.2, beta=0.3, alpha=0.1, psi=1.0, limit=5.0):
     """The loss: policy, KL k2 to the reference, likelihood of right traces."""
     total = 0.0
@@ -104,8 +114,7 @@ def plain(name, rows, eps=0.05, eps_high=0.1, dual=1.2, beta=0.3, alpha=0.1, psi
                 w * bounded(math.exp(d), A, eps, eps_high, dual) for w, d in zip(row["weight"], gaps, strict=True)
             )
         elif name == "bgpo":
-            bound = [1 + d if A >= 0 else math.exp(d) for d in gaps]
-            policy = sum(w * bounded(g, A, eps, eps_high, dual) for w, g in zip(row["weight"], bound, strict=True))
+            policy = plain_bgpo(row, gaps, lambda g: bounded(g, A, eps, eps_high, dual))
         elif name == "reinforce":
             policy = sum(w * A * x for w, x in zip(row["weight"], row["logp"], strict=True))
         elif name in ("gspo", "espo"):

@@ -53,7 +53,8 @@ def test_advantages_are_verls(case):
 
 @pytest.mark.parametrize("case", FIELD["losses"], ids=lambda case: f"{case['name']} {case['advantages'][0]}")
 def test_loss_and_gradient_are_the_peers(case):
-    """TRL's GRPO and GSPO, d1's diffu-GRPO, ESPO, and DARE's BGPO and EBPO, with their KL to a reference."""
+    """TRL's GRPO and GSPO, d1's diffu-GRPO, ESPO, and DARE's BGPO and EBPO, with their KL to a reference. BGPO
+    has one number a mask: here copies of one token."""
     training = TrainingConfig(**case["training"])
     lengths = case["lengths"]
     response, count = np.repeat(np.arange(len(lengths)), lengths), sum(lengths)
@@ -70,6 +71,7 @@ def test_loss_and_gradient_are_the_peers(case):
         fp64(share),
         response=torch.from_numpy(response),
         logp_reference=fp64(FIELD["logp_reference"][:count]),
+        round=torch.arange(count),
     )
     loss, _ = function(batch, params_of(function, {}, training))
     loss.backward()

@@ -80,6 +80,21 @@ def other_needs(batch, params):
 other_needs.needs = {"entropy"}
 
 
+def complex_loss(batch, params):
+    return (batch.weight * batch.logp).sum() * torch.tensor(1j), {}
+
+
+of_no_key = objective(training=("epss",))(lambda batch, params: bare(batch, params))
+
+
+def unasked(batch, params):
+    return (batch.weight * batch.logp * batch.entropy).sum(), {}
+
+
+def trainers_metric(batch, params):
+    return -(batch.weight * batch.logp).sum(), {"mismatch_kl": 1.0}
+
+
 def leaves(batch, params):
     raise SystemExit(0)
 """
@@ -189,6 +204,8 @@ def mine(tmp_path_factory):
         (folder / f"{name}.py").write_text(text)
     (folder / "broken.py").write_text("import nowhere_at_all\n\n\ndef f(): ...\n")
     (folder / "typo.py").write_text("def f(:\n")
+    bare = "from train.algorithm.objectives import objective\n\n\n@objective\ndef f(batch, params): ...\n"
+    (folder / "undecorated.py").write_text(bare)
     return folder
 
 
@@ -223,12 +240,26 @@ BAD = [
     ({"objective": "objectives.py:leaves"}, r"objectives.py:leaves: SystemExit: 0 \("),
     ({"objective": "objectives.py:per_token"}, r"returned a tensor of shape \(20,\) as its loss; .* one number"),
     ({"objective": "objectives.py:loss_alone"}, r"returned a tensor of shape \(\); it must return \(loss, metrics\)"),
-    ({"objective": "objectives.py:not_a_number"}, "returned the loss nan for ordinary tokens"),
+    ({"objective": "objectives.py:not_a_number"}, "returned the loss nan for finite log-probabilities"),
+    ({"objective": "objectives.py:complex_loss"}, r"returned a tensor of complex64 numbers of shape \(\) as its loss"),
+    ({"objective": "objectives.py:of_no_key"}, r"@objective\(training=...\) names 'epss', .* Did you mean 'eps'"),
+    ({"objective": "objectives.py:unasked"}, r"NoneType.*batch.entropy is None without @objective\(entropy=True\)"),
+    ({"objective": "objectives.py:trainers_metric"}, "returned a metric 'mismatch_kl', which is the trainer's own"),
+    ({"objective": "undecorated.py:f"}, "cannot be loaded: TypeError: @objective stands without parentheses"),
+    ({"objective": "gspo", "objective_params": {"eps_low": "abc"}}, "params.eps_low is 'abc'; it must be a finite num"),
+    ({"objective_params": {"eps": -5}}, "training.objective_params.eps is -5; it must be at least 0"),
+    ({"objective_params": {"dual_clip": 0.5}}, "training.objective_params.dual_clip is 0.5; it must be at least 1"),
+    ({"objective": "stabledrl", "objective_params": {"limit": 0}}, "params.limit is 0; it must be at least 1"),
+    ({"objective": "gdsd", "objective_params": {"psi": -1}}, "params.psi is -1; it must be at least"),
+    ({"objective": "spg", "objective_params": {"mix": 5}}, "params.mix is 5; it must be between 0 and 1"),
     ({"objective": "objectives.py:without_gradient"}, "no finite gradient with respect to batch.logp"),
     ({"objective": "objectives.py:list_of_metrics"}, "returned a list as its metrics"),
     ({"objective": "objectives.py:metric_per_token"}, r"returned a tensor of shape \(20,\) as metric 'kl'"),
     ({"objective": "objectives.py:mean"}, "is not the sum of the losses of its parts.*max_tokens_per_microbatch"),
-    ({"objective": "objectives.py:sequence_ratio"}, r"is not the sum .*@objective\(whole_responses=True\)"),
+    (
+        {"objective": "objectives.py:sequence_ratio"},
+        r"is not the sum .*@objective\(whole_copies=True\), @objective\(whole_responses=True\)",
+    ),
     ({"objective": "objectives.py:writes_into_params"}, "TypeError: 'mappingproxy' object does not support"),
     ({"objective": "objectives.py:bad_sums"}, r"sums: returned a tensor of shape \(\) as 'mean'.* 20 numbers"),
     ({"objective_params": {"alpha": 1}}, "training.objective_params.alpha is unknown: its parameters are eps, eps_low"),

@@ -18,12 +18,12 @@ from train.algorithm.objectives.base import (
     sum_by,
 )
 from train.algorithm.objectives.bound import BoundObjective, bind
-from train.algorithm.objectives.clip import CLIP, bgpo, clipped_surrogate, distill, reinforce
+from train.algorithm.objectives.clip import CLIP, clipped_surrogate, distill, reinforce
 from train.algorithm.objectives.correction import CORRECTIONS, LEVELS, Correction
 from train.algorithm.objectives.penalties import KL_ESTIMATORS, PENALTIES, k1, k2, k3
 from train.algorithm.objectives.plain import clipped_value_loss, negative_log_likelihood
 from train.algorithm.objectives.preference import PairLosses, dpo
-from train.algorithm.objectives.sequence import ebpo, espo, gdsd, gspo, spg, stable_drl
+from train.algorithm.objectives.sequence import bgpo, ebpo, espo, gdsd, gspo, spg, stable_drl
 from train.algorithm.objectives.weights import Weights, per_token, token_weights
 
 OBJECTIVES: dict[str, Objective] = {

@@ -3,14 +3,17 @@
 Shapes: N trained tokens of one micro-batch.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import inf
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from configs.fields import bounds_of, check_entry
 from configs.schema import TrainingConfig
 from runtime.doors import check_params
 
@@ -81,6 +84,8 @@ class Needs:
 
     whole_responses: all trained tokens of a response in one micro-batch. Under full attention that may take much
     memory: each denoising step of a response is a sequence of its own.
+    whole_copies: all trained tokens of a masked copy of a response, or of its denoising steps of one rank (those of one
+    `round`), in one micro-batch. They always are.
     sums: a function that is called before the update's first backward pass, without gradient, with all tokens of the
     update at once (all micro-batches, all ranks), and gives named numbers [N] of them, sums over responses, groups or
     the whole update give; the objective finds each token's under `batch.sums[name]`. It costs a forward pass more, and
@@ -88,8 +93,8 @@ class Needs:
     entropy: `batch.entropy`, with gradient.
     one_advantage: the same advantage at every token of a response, which a value model and process rewards do not give.
     training: keys of the config's training section that are parameters too, as "eps".
-    teacher: `batch.logp_reference`, of model.reference_model, in place of an advantage: every response is trained,
-    whatever its reward.
+    teacher: `batch.logp_reference`, of model.reference_model, in place of an advantage, which is 0: every response is
+    trained, whatever its reward.
     """
 
     whole_responses: bool = False
@@ -98,6 +103,7 @@ class Needs:
     training: tuple[str, ...] = ()
     one_advantage: bool = False
     teacher: bool = False
+    whole_copies: bool = False
 
 
 NOTHING = Needs()
@@ -105,21 +111,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def objective(
-    *,
+    *bare: Any,
     whole_responses: bool = False,
     sums: Sums | None = None,
     entropy: bool = False,
     training: Sequence[str] = (),
     one_advantage: bool = False,
     teacher: bool = False,
+    whole_copies: bool = False,
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Callable[[F], F]:
-    """Decorator: writes on an objective what it needs (`Needs`) and its parameters with their defaults."""
+    """Decorator: writes on an objective what it needs (`Needs`), its parameters with their defaults, and the least and
+    the largest value of some of them. TypeError without parentheses."""
+    if bare:
+        raise TypeError("@objective stands without parentheses: write @objective()")
 
     def mark(function: F) -> F:
-        needs = Needs(whole_responses, sums, entropy, tuple(training), one_advantage, teacher)
+        needs = Needs(whole_responses, sums, entropy, tuple(training), one_advantage, teacher, whole_copies)
         function.needs = needs  # type: ignore[attr-defined]
         function.defaults = dict(defaults)  # type: ignore[attr-defined]
+        function.ranges = dict(ranges)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -137,11 +149,27 @@ def params_of(
     function: Objective, given: Mapping[str, Any] = MappingProxyType({}), training: TrainingConfig | None = None
 ) -> ObjectiveParams:
     """An objective's parameters: its defaults and the keys of the training section that it names, then `given`.
-    ValueError for a name that it has not, or a value of another kind than the default's."""
-    training = training or TrainingConfig()
-    params = dict(getattr(function, "defaults", {}))
-    params |= {name: getattr(training, name) for name in needs_of(function).training}
-    return MappingProxyType(params | check_params("training.objective_params", params, given))
+    ValueError for a name that it has not, for a value of another kind than the default's, and outside the range of the
+    key or of the parameter."""
+    training, known = training or TrainingConfig(), {field.name: field for field in fields(TrainingConfig)}
+    named = needs_of(function).training
+    for name in named:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"training.objective: @objective(training=...) names {name!r}, no key of training.{hint}")
+    params = getattr(function, "defaults", {}) | {name: getattr(training, name) for name in named}
+    found = check_params("training.objective_params", params, given)
+    for name, value in found.items():
+        key, (least, most) = f"training.objective_params.{name}", getattr(function, "ranges", {}).get(name, _ANY)
+        if name in named and value is not None:
+            check_entry(key, value, known[name])
+        if name not in named and isinstance(value, int | float) and not least <= value <= most:
+            raise ValueError(f"{key} is {value!r}; it must be {bounds_of(least, most)}.")
+    return MappingProxyType(params | found)
+
+
+_ANY = (-inf, inf)
 
 
 def sum_by(number_N: Tensor, value_N: Tensor) -> Tensor:

@@ -12,6 +12,22 @@ from runtime.doors import call_target, is_file_target
 from train.algorithm.objectives.base import Metrics, Needs, Objective, ObjectiveParams, TokenBatch, needs_of, params_of
 from train.algorithm.objectives.correction import Correction
 
+OF_THE_TRAINER = (
+    "mismatch_kl",
+    "mismatch_abs",
+    "mismatch_tokens",
+    "rollout_weight",
+    "rollout_rejected",
+    "rollout_tokens",
+)
+"""Metrics of a step that no objective may return."""
+_ASKED = {
+    "logp_reference": "training.kl_to=reference and training.beta, or @objective(teacher=True)",
+    "entropy": "@objective(entropy=True)",
+    "sums": "@objective(sums=...)",
+}
+"""Fields of a batch that are there where they are asked for, and how."""
+
 
 @dataclass(frozen=True)
 class BoundObjective:
@@ -42,12 +58,18 @@ class BoundObjective:
             raise ValueError(f"{self.key} returned {_kind(returned)}; it must return (loss, metrics).")
         loss, metrics = returned
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-            raise ValueError(f"{self.key} returned {_kind(loss)} as its loss; it must be a tensor of one number.")
+            raise ValueError(
+                f"{self.key} returned {_kind(loss)} as its loss; it must be a tensor of one number, in floating point."
+            )
         if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
             raise ValueError(f"{self.key} returned {_kind(metrics)} as its metrics; it must be a dict of names.")
         for name, value in metrics.items():
             if not isinstance(value, int | float) and not (isinstance(value, Tensor) and not value.dim()):
                 raise ValueError(f"{self.key} returned {_kind(value)} as metric {name!r}; it must be one number.")
+            if name in OF_THE_TRAINER:
+                raise ValueError(f"{self.key} returned a metric {name!r}, which is the trainer's own: rename it.")
+        if is_file_target(self.given) and not loss.isfinite() and batch.logp.isfinite().all():
+            raise ValueError(f"{self.key} returned the loss {loss.item():g} for finite log-probabilities.")
         sums = {name: torch.as_tensor(value, device=loss.device) for name, value in metrics.items()}
         return loss, {"tokens": (batch.weight > 0).sum()} | sums | corrected
 
@@ -68,11 +90,24 @@ class BoundObjective:
     def _call(self, key: str, function: Callable[..., Any], batch: TokenBatch) -> Any:
         if not is_file_target(self.given):
             return function(batch, self.params)
-        return call_target(key, function, batch, self.params)
+        try:
+            return call_target(key, function, batch, self.params)
+        except ValueError as error:
+            absent = [f"batch.{name} is None without {need}" for name, need in _ASKED.items() if not _has(batch, name)]
+            if "NoneType" not in str(error) or not absent:
+                raise
+            raise ValueError(f"{error}; {', '.join(absent)}") from error
+
+
+def _has(batch: TokenBatch, name: str) -> bool:
+    return getattr(batch, name) is not None
 
 
 def _kind(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    numbers = "" if value.is_floating_point() else f" of {str(value.dtype).removeprefix('torch.')} numbers"
+    return f"a tensor{numbers} of shape {tuple(value.shape)}"
 
 
 def bind(given: str, function: Objective, training: TrainingConfig) -> BoundObjective:

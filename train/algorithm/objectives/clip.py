@@ -1,4 +1,4 @@
-"""Objectives of single tokens: PPO's clip, REINFORCE, BGPO's bound, distillation from a teacher.
+"""Objectives of single tokens: PPO's clip, REINFORCE, distillation from a teacher.
 
 Shapes: N trained tokens.
 """
@@ -74,20 +74,3 @@ def distill(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics
     gain_N = log_ratio_of(batch.logp_reference, batch.logp_old)
     surrogate_N, is_clipped_N = clipped(ratio_N, gain_N, params)
     return with_penalties(batch, params, PolicyTerm(surrogate_N, ratio_N, is_clipped_N))
-
-
-@objective(training=(*CLIP, *PENALTIES))
-def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
-    """BGPO (arXiv:2510.11683): the clip over a lower bound of r A that is a sum over Monte-Carlo masks, so that each
-    mask can be its own micro-batch:
-
-        surrogate_j = min(g_j A_j, clip(g_j, 1 - eps_low, 1 + eps_high) A_j)
-        g_j = 1 + d_j where A_j >= 0 (exp(d) >= 1 + d),  exp(d_j) where A_j < 0 (Jensen over the masks)
-        d_j = logp_j - logp_old_j
-
-    For method=elbo; value and gradient are those of `clip` on policy. Loss and metrics: `with_penalties`.
-    """
-    move_N = log_ratio_of(batch.logp, batch.logp_old)
-    bound_N = torch.where(batch.advantage >= 0, 1.0 + move_N, move_N.exp())
-    surrogate_N, is_clipped_N = clipped(bound_N, batch.advantage, params)
-    return with_penalties(batch, params, PolicyTerm(surrogate_N, bound_N, is_clipped_N))

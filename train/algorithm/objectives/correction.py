@@ -77,6 +77,11 @@ class Correction:
         )
 
     @property
+    def compares(self) -> bool:
+        """Whether it reads the sampler's log-probabilities at all."""
+        return not self.weights == self.rejection == "none"
+
+    @property
     def whole_responses(self) -> bool:
         """Whether it needs the tokens of a response in one micro-batch."""
         levels = (self.level if self.weights != "none" else "token", self.rejection)
@@ -85,7 +90,7 @@ class Correction:
     def __call__(self, batch: TokenBatch) -> tuple[TokenBatch, Metrics]:
         """The batch with corrected weights: importance weights in the policy's term, 0 in all terms of what is
         rejected. Metrics are sums over trained tokens: rollout_weight, rollout_rejected, rollout_tokens."""
-        if self.weights == self.rejection == "none":
+        if not self.compares:
             return batch, {}
         with torch.no_grad():
             weight_N, kept_N = torch.ones_like(batch.logp_old), torch.ones_like(batch.weight, dtype=torch.bool)

@@ -1,11 +1,11 @@
-"""Objectives of whole responses: one ratio, one move or one bound a response.
+"""Objectives of whole responses or of their masked copies: one ratio, one move or one bound each.
 
 Shapes: N trained tokens. l: a response's log-likelihood, sum_j share_j logp_j, exact over the trace under TraceRL, a
 bound under the random methods; L: its length, sum_j share_j (under elbo the mean of that is the length). A value of a
 response stands at each of its tokens [N], and its weight in the loss is the sum of theirs.
 """
 
-from math import log
+from math import inf, log
 
 import torch
 from torch import Tensor
@@ -85,7 +85,38 @@ def ebpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     return with_penalties(batch, params, PolicyTerm(surrogate_N / _length(batch), ratio_N, is_clipped_N))
 
 
-@objective(whole_responses=True, one_advantage=True, training=("eps", *PENALTIES), defaults={"psi": 1.0})
+@objective(whole_copies=True, one_advantage=True, training=(*CLIP, *PENALTIES))
+def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
+    """BGPO (arXiv:2510.11683): the clip over a lower bound of r A that is a sum over Monte-Carlo masks, so that each
+    masked copy k of a response can be its own micro-batch:
+
+        surrogate_k = min(g_k A, clip(g_k, 1 - eps_low, 1 + eps_high) A)
+        g_k = 1 + d_k where A >= 0 (exp(d) >= 1 + d),  exp(d_k) where A < 0 (Jensen over the copies)
+        d_k = sum_{j in k} share_j (logp_j - logp_old_j) / L_k,    L_k = sum_{j in k} share_j
+
+    For method=elbo. The authors divide by the response's length, which is the mean of L_k over masks. On policy the
+    gradient is that of `clip`. Loss and metrics: `with_penalties`.
+    """
+    length_N = _of_copy(batch, torch.ones_like(batch.share)).clamp(min=_TINY)
+    move_N = (_of_copy(batch, batch.logp - batch.logp_old) / length_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    bound_N = torch.where(batch.advantage >= 0, 1.0 + move_N, move_N.exp())
+    surrogate_N, is_clipped_N = clipped(bound_N, batch.advantage, params)
+    return with_penalties(batch, params, PolicyTerm(surrogate_N, bound_N, is_clipped_N))
+
+
+def _of_copy(batch: TokenBatch, value_N: Tensor) -> Tensor:
+    """As `of_response`, over the tokens of each one's masked copy (under TraceRL: denoising steps of one rank)."""
+    _, number_N = torch.unique(torch.stack([batch.response, batch.round]), dim=1, return_inverse=True)
+    return sum_by(number_N, batch.share * value_N)
+
+
+@objective(
+    whole_responses=True,
+    one_advantage=True,
+    training=("eps", *PENALTIES),
+    defaults={"psi": 1.0},
+    ranges={"psi": (_TINY, inf)},
+)
 def gdsd(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """GDSD (arXiv:2605.29398): regression of the policy's move on the advantage, whose gradient is zero where the
     target is reached:
@@ -120,9 +151,10 @@ def spg_bound(batch: TokenBatch, beta: float, mix: float) -> Tensor:
 
 
 _SPG = {"eubo_beta": 1.5, "mix": 0.5}
+_SPG_RANGES = {"eubo_beta": (1.0, inf), "mix": (0.0, 1.0)}
 
 
-@objective(whole_responses=True, training=PENALTIES, defaults=_SPG)
+@objective(whole_responses=True, training=PENALTIES, defaults=_SPG, ranges=_SPG_RANGES)
 def spg(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """SPG (arXiv:2510.09541): the policy gradient of a lower bound of good responses' likelihood and of an upper bound
     of bad ones':
@@ -148,7 +180,12 @@ def group_shares(batch: TokenBatch, params: ObjectiveParams) -> dict[str, Tensor
 
 
 @objective(
-    whole_responses=True, one_advantage=True, sums=group_shares, training=PENALTIES, defaults={"limit": 5.0, **_SPG}
+    whole_responses=True,
+    one_advantage=True,
+    sums=group_shares,
+    training=PENALTIES,
+    defaults={"limit": 5.0, **_SPG},
+    ranges={"limit": (1.0, inf), **_SPG_RANGES},
 )
 def stable_drl(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """StableDRL (arXiv:2603.06743): SPG under importance weights that are clipped at `limit` and normalised in the
