@@ -114,7 +114,7 @@ def plain(name, rows, eps=0.05, eps_high=0.1, dual=1.2, beta=0.3, alpha=0.1, psi
                 w * bounded(math.exp(d), A, eps, eps_high, dual) for w, d in zip(row["weight"], gaps, strict=True)
             )
         elif name == "bgpo":
-            policy = plain_bgpo(row, gaps, lambda g: bounded(g, A, eps, eps_high, dual))
+            policy = plain_bgpo(row, gaps, lambda g, A=A: bounded(g, A, eps, eps_high, dual))
         elif name == "reinforce":
             policy = sum(w * A * x for w, x in zip(row["weight"], row["logp"], strict=True))
         elif name in ("gspo", "espo"):
