@@ -444,7 +444,9 @@ class TrainingConfig:
         low=1,
     )
     rows_per_response: int | None = opt(
-        None, "train so many noisy copies (of a block, or of a response) of a response, unbiased; null = all", low=1
+        None,
+        "train so many of the noisy copies of a response (of all its blocks), drawn with weights; null = all",
+        low=1,
     )
     rows_by: str = opt(
         "uniform",

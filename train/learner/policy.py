@@ -15,6 +15,7 @@ from sample import Rollout
 from sample.rollout import Key
 from train.algorithm.advantages import CreditKind, Floats
 from train.algorithm.objectives import (
+    COMPARED,
     BoundObjective,
     Metrics,
     TokenBatch,
@@ -35,13 +36,6 @@ LogProbs = Sequence[NDArray[np.float32]]
 REPORTED = {"kl": "kl", "clipped": "clip_ratio", "ratio": "ratio"}
 """Sums of an objective that are logged per token under a name of the trainer; others are under objective/NAME."""
 _NOT_PER_TOKEN = ("tokens", "policy_loss", "kl_loss")
-_COMPARED = {
-    "mismatch_kl": "mismatch_tokens",
-    "mismatch_abs": "mismatch_tokens",
-    "rollout_weight": "rollout_tokens",
-    "rollout_rejected": "rollout_tokens",
-}
-"""Sums of sampler against trainer, and what each is divided by."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +210,9 @@ class Policy:
 
     def _metrics(self, totals: StepTotals, batch: StepBatch) -> dict[str, float]:
         mismatch = {
-            name: totals.total(name) / tokens for name, other in _COMPARED.items() if (tokens := totals.total(other))
+            name: totals.total(name) / tokens for name, other in COMPARED.items() if (tokens := totals.total(other))
         }
-        apart = {*_NOT_PER_TOKEN, *_COMPARED, *_COMPARED.values()}
+        apart = {*_NOT_PER_TOKEN, *COMPARED, *COMPARED.values()}
         named = {REPORTED.get(name, f"objective/{name}"): name for name in totals.names if name not in apart}
         policy_loss = totals.total("policy_loss") / max(1, totals.updates)
         return mismatch | {

@@ -17,7 +17,7 @@ from train.algorithm.objectives.base import (
     params_of,
     sum_by,
 )
-from train.algorithm.objectives.bound import BoundObjective, bind
+from train.algorithm.objectives.bound import COMPARED, BoundObjective, bind
 from train.algorithm.objectives.clip import CLIP, clipped_surrogate, distill, reinforce
 from train.algorithm.objectives.correction import CORRECTIONS, LEVELS, Correction
 from train.algorithm.objectives.penalties import KL_ESTIMATORS, PENALTIES, k1, k2, k3
@@ -42,6 +42,7 @@ TERMS = (*CLIP, *PENALTIES)
 """Keys of the training section that built-in objectives read, each those of its terms."""
 
 __all__ = [
+    "COMPARED",
     "CORRECTIONS",
     "KL_ESTIMATORS",
     "LEVELS",

@@ -12,15 +12,13 @@ from runtime.doors import call_target, is_file_target
 from train.algorithm.objectives.base import Metrics, Needs, Objective, ObjectiveParams, TokenBatch, needs_of, params_of
 from train.algorithm.objectives.correction import Correction
 
-OF_THE_TRAINER = (
-    "mismatch_kl",
-    "mismatch_abs",
-    "mismatch_tokens",
-    "rollout_weight",
-    "rollout_rejected",
-    "rollout_tokens",
-)
-"""Metrics of a step that no objective may return."""
+COMPARED = {
+    "mismatch_kl": "mismatch_tokens",
+    "mismatch_abs": "mismatch_tokens",
+    "rollout_weight": "rollout_tokens",
+    "rollout_rejected": "rollout_tokens",
+}
+"""Sums of sampler against trainer, and what each is divided by: no objective may return them."""
 _ASKED = {
     "logp_reference": "training.kl_to=reference and training.beta, or @objective(teacher=True)",
     "entropy": "@objective(entropy=True)",
@@ -66,7 +64,7 @@ class BoundObjective:
         for name, value in metrics.items():
             if not isinstance(value, int | float) and not (isinstance(value, Tensor) and not value.dim()):
                 raise ValueError(f"{self.key} returned {_kind(value)} as metric {name!r}; it must be one number.")
-            if name in OF_THE_TRAINER:
+            if name in {*COMPARED, *COMPARED.values()}:
                 raise ValueError(f"{self.key} returned a metric {name!r}, which is the trainer's own: rename it.")
         if is_file_target(self.given) and not loss.isfinite() and batch.logp.isfinite().all():
             raise ValueError(f"{self.key} returned the loss {loss.item():g} for finite log-probabilities.")
