@@ -75,7 +75,7 @@ def tokenise(
         if sample.rollout is None and (not response or response[-1] not in model.eos_ids):
             response = [*response, model.end_of_response_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
-        require_known(model, prompt + response, f"SFT data: example {i}")
+        require_known(model, _ids_of(sample.rollout) or prompt + response, f"SFT data: example {i}")
         if not prompt or len(prompt) - sample.picture_tokens > training.max_prompt_len:
             long_prompts += 1
             continue
@@ -197,6 +197,14 @@ def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> Tokeni
     return TokenizedExample(i, ids, ids_of_response, example.step_map, prompt, example.images, picture_tokens)
 
 
+def _ids_of(rollout: Rollout | None) -> list[int]:
+    """Every id that a replay may show the model; none without a rollout."""
+    if rollout is None:
+        return []
+    written = [] if rollout.events is None else rollout.events.token + rollout.events.action
+    return [*rollout.prompt_ids, *rollout.canvas_ids, *rollout.suffix_ids, *written]
+
+
 def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExample]:
     """The examples with their pictures encoded, without those whose pictures cannot be used (`usable`): none, where
     there are no others."""
@@ -231,16 +239,17 @@ def _warn_of_raw_prompts(
 
 
 def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
-    """The settings with the block size in force, with all rows of a response (rows_per_response is of RL), with targets
-    that stand in the response (what edits threw away is no example), under DPO with pads that are counted within the
-    response, and under full attention with one noisy copy of a block in semi-ar: each is a sequence of its own there,
-    and dLLM-RL too has one a block."""
+    """The settings with the block size in force, with all rows of a response and no recorded experts (rows_per_response
+    and replay_routing are of RL), with targets that stand in the response (what edits threw away is no example), under
+    DPO with pads that are counted within the response, and under full attention with one noisy copy of a block in
+    semi-ar: each is a sequence of its own there, and dLLM-RL too has one a block."""
     alone = model.attention == "full" and method.one_copy
     is_dpo = responses_of(training) == 2
     return replace(
         training,
         block_size=block_size,
         rows_per_response=None,
+        replay_routing=False,
         trained_events="last",
         normalization=TrainingConfig().normalization if is_dpo else training.normalization,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,

@@ -9,6 +9,7 @@ from configs.schema import Config
 from data.tasks import Example
 from data.traces import is_compared, is_right, no_pairs, paired, speed_of, task_of
 from models.spec import CheckpointSpec
+from sample import Rollout
 from train.algorithm.masking import Method
 from train.setup.blocks import Blocks
 
@@ -20,12 +21,13 @@ def chosen_traces(
 ) -> list[Example]:
     """The examples of a set of `key` that are used: under dataset.traces_per_task the fastest right responses of each
     task; none of the model that an evaluation compared with. ValueError where none is left, or where responses were
-    sampled in blocks of another size than the one that replays them."""
+    sampled in blocks of another size than the one that replays them, or have a damaged record."""
     count = config.dataset.traces_per_task
     kept = [example for example in examples if example.trace is None or not is_compared(example.trace)]
     if len(kept) < len(examples):
         logger.warning("%s: %d responses of model.compared_with are left out", key, len(examples) - len(kept))
     kept = fastest(kept, count) if count else kept
+    _check_records(kept, spec, key)
     if method.as_sampled and spec.family.attention == "block":
         _check_blocks(kept, Blocks.of(config, spec, "sft").trained, key)
     return kept
@@ -58,6 +60,20 @@ def fastest(examples: Sequence[Example], count: int) -> list[Example]:
     for i in sorted(right, key=lambda i: -speed_of(traces[i])):
         of_task.setdefault(task_of(traces[i]), []).append(i)
     return [examples[i] for i in sorted(i for places in of_task.values() for i in places[:count])]
+
+
+def _check_records(examples: Sequence[Example], spec: CheckpointSpec, key: str) -> None:
+    """What `data.traces` cannot see of a record: its events, and ids right of the canvas."""
+    for i, example in enumerate(examples):
+        trace = example.trace or {}
+        if trace.get("events") is not None:
+            with naming(key):
+                Rollout.from_dict({**trace, "key": (i,)})
+        if trace.get("suffix_ids") and spec.family.attention == "block":
+            raise ValueError(
+                f"{key}: response {i} has suffix_ids, which end a picture; a {spec.family.name} model writes none: "
+                "leave it out."
+            )
 
 
 def _check_blocks(examples: Sequence[Example], block_size: int, key: str) -> None:

@@ -119,3 +119,70 @@ def test_what_edits_threw_away_is_no_target(tmp_path):
         samples = make_samples(example, model, settings, TRACE, epoch=1, window=0)
         said = sorted((place, int(t)) for s in samples for place, t in zip(s.canvas_index, s.targets, strict=True))
         assert said == [*enumerate(rollout.token_ids)]
+
+
+RECORD = {
+    "prompt_ids": [5, 6],
+    "canvas_ids": [7, 2, 0, 0],
+    "canvas_step_map": [1, 2, 2, 2],
+    "canvas_logprobs": [-0.5, -0.25, -1.0, -1.0],
+    "num_response_tokens": 2,
+    "finish_reason": "stop",
+    "num_steps": 2,
+}
+EVENTS = {
+    "step": [1, 1, 2, 2, 2],
+    "place": [0, 1, 1, 2, 3],
+    "token": [7, 9, 2, 0, 0],
+    "action": [7, 9, 2, 0, 0],
+    "logprob": [-0.5, -2.0, -0.25, -1.0, -1.0],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(text_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"events": EVENTS},
+        {"canvas_ids": [7, 2, 0, 5000]},
+        {"prompt_ids": [5, 5000]},
+        {"events": EVENTS | {"token": [7, 5000, 2, 0, 0]}},
+        {"events": EVENTS | {"action": [7, 5000, 2, 0, 0]}},
+    ],
+)
+def test_every_id_that_is_replayed_must_be_the_models(model, change):
+    """Those right of the response too, and those that edits threw away."""
+    config, given = make_config(training={"method": "trace"}), [Example("", "", None, trace=RECORD | change)]
+    if change in ({}, {"events": EVENTS}):
+        assert tokenise(given, model, config, TRACE)
+        return
+    with pytest.raises(ValueError, match="SFT data: example 0 holds the token .*5000"):
+        tokenise(given, model, config, TRACE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"events": EVENTS | {"token": [7, 9, 2, 0]}}, r"rollout \(0,\) has events of 5 step and 5 place and 4 token"),
+        ({"events": EVENTS | {"step": [1, 1, 2, 2, 3]}}, r"rollout \(0,\) has events outside its 4 places or 2 steps"),
+        ({"suffix_ids": [3]}, "response 0 has suffix_ids"),
+    ],
+)
+def test_a_damaged_record_is_refused_before_the_model_is_loaded(model, change, words):
+    config = make_config(training={"method": "trace"})
+    assert chosen_traces([Example("", "", None, trace=RECORD | {"events": EVENTS})], config, model.spec, TRACE, DATA)
+    with pytest.raises(ValueError, match=f"^{DATA}: {words}"):
+        chosen_traces([Example("", "", None, trace=RECORD | change)], config, model.spec, TRACE, DATA)
+
+
+def test_experts_are_replayed_by_rl_alone(model):
+    """A recipe of RL as it is: rows of an evaluation have none recorded."""
+    config = make_config(training={"method": "trace", "block_size": 4, "replay_routing": True})
+    settings = for_model(config.training, model, TRACE, 4)
+    (one,) = tokenise([Example("", "", None, trace=RECORD)], model, replace(config, training=settings), TRACE)
+    assert make_samples(one, model, settings, TRACE, epoch=1, window=0)
