@@ -104,8 +104,7 @@ def is_graded(trace: Mapping[str, Any]) -> bool:
 
 def is_right(trace: Mapping[str, Any]) -> bool:
     """As accuracy counts: a reward of 1 at least."""
-    reward = trace.get("reward")
-    return isinstance(reward, int | float) and reward >= 1.0
+    return is_graded(trace) and trace["reward"] >= 1.0
 
 
 def is_compared(trace: Mapping[str, Any]) -> bool:
@@ -113,11 +112,11 @@ def is_compared(trace: Mapping[str, Any]) -> bool:
     return str(trace.get("entry", "")).startswith(f"{COMPARED}/")
 
 
-def task_of(trace: Mapping[str, Any]) -> tuple[str, str]:
-    """(set, task) of a response. Ids of tasks are those of their set. Files of eval.py that name no set have it in the
-    name of the entry, before that of the decoding."""
-    label = trace.get("set") or str(trace.get("entry", "")).rpartition("/")[0]
-    return str(label), str(trace.get("task"))
+def task_of(trace: Mapping[str, Any]) -> tuple[str, Hashable]:
+    """(set, task) of a response; where it names no task its prompt is one. Ids of tasks are those of their set. Files
+    of eval.py that name no set have it in the name of the entry, before that of the decoding."""
+    label, task = trace.get("set") or str(trace.get("entry", "")).rpartition("/")[0], trace.get("task")
+    return str(label), tuple(trace["prompt_ids"]) if task is None else str(task)
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,19 @@ def paired(traces: Sequence[Mapping[str, Any]], count: int | None, most_tasks: i
     return Paired(pairs, ungraded)
 
 
-def no_pairs(responses: int) -> str:
-    """Why so many responses give no pair."""
+def no_pairs(traces: Sequence[Mapping[str, Any]]) -> str:
+    """Why these responses give no pair."""
+    return no_grades(traces) or (
+        f"no task of its {len(traces)} responses has both a right one (a reward of 1 or more) and a wrong one, which "
+        "are a pair: sample more responses a task, or other tasks."
+    )
+
+
+def no_grades(traces: Sequence[Mapping[str, Any]]) -> str:
+    """That none of these responses has a reward; "" where one has."""
+    if any(map(is_graded, traces)):
+        return ""
     return (
-        f"no task of its {responses} responses has both a right one (a reward of 1 or more) and a wrong one, which are "
-        "a pair: sample more responses a task, or other tasks."
+        f"none of the {len(traces)} responses has a number as its reward, which says what is right: sample them by "
+        "eval.py with a reward (reward.function)."
     )

@@ -77,7 +77,9 @@ def test_stage_two_takes_the_five_best_on_new_seeds_at_equal_tokens(commands, mo
     assert {int(seed) for *_, seed in named} == set(study.NEW_SEEDS)
     table = capsys.readouterr().out.partition("addition, stage 2")[2]
     (row,) = (line for line in table.splitlines() if line.startswith("| coupled"))
-    assert row.endswith("| 3 4 5 6 7 8 | 2 | 0.000 | 0.400 | 0.701 | +0.056 +- 0.002 | 2.00 -> 2.00 | 0.000 | +0% |"), row
+    assert row.endswith("| 3 4 5 6 7 8 | 2 | 0.000 | 0.400 | 0.701 | +0.056 +- 0.002 | 2.00 -> 2.00 | 0.000 | +0% |"), (
+        row
+    )
 
 
 def test_a_variant_that_was_tracerl_itself_is_not_run_again(commands, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from train.algorithm.masking import METHODS
 from train.examples import DATA
 from train.learner.batch import Replay
 from train.setup.examples import for_model, make_samples, tokenise
-from train.setup.traces import chosen_traces, fastest
+from train.setup.traces import chosen_traces, fastest, of_first_tasks
 
 TRACE = METHODS["trace"]
 
@@ -36,17 +36,38 @@ def test_the_fastest_right_responses_of_each_task_are_kept():
         example("b", 1.0, 8, 8),
         example("c", None, 8, 1),
     ]
-    assert fastest(given, 1) == [given[2], given[5]]
-    assert fastest(given, 2) == [given[2], given[4], given[5]]
-    assert fastest(given, 9) == [given[0], given[2], given[4], given[5]]
+    assert fastest(given, 1, DATA) == [given[2], given[5]]
+    assert fastest(given, 2, DATA) == [given[2], given[4], given[5]]
+    assert fastest(given, 9, DATA) == [given[0], given[2], given[4], given[5]]
+
+
+def test_responses_without_a_reward_are_counted(caplog):
+    given = [example("a", 1.0, 8, 8), example("a", None, 8, 1), example("b", float("inf"), 8, 1)]
+    assert fastest(given, 1, DATA) == given[:1]
+    assert "dataset.optimization_data: 2 responses have no number as their reward: left out" in caplog.text
+
+
+def test_responses_without_a_task_are_told_apart_by_their_prompts():
+    given = [example(None, 1.0, 8, steps, prompt_ids=prompt) for prompt in ([5], [6]) for steps in (8, 2)]
+    assert fastest(given, 1, DATA) == [given[1], given[3]]
+    del given[1].trace["task"]
+    assert fastest(given, 1, DATA) == [given[1], given[3]]
+
+
+def test_the_first_tasks_are_counted_and_not_their_responses():
+    given = [example(task, 1.0, 8, 8) for task in "abacb"]
+    assert of_first_tasks(given, 2) == [given[0], given[1], given[2], given[4]]
+    assert of_first_tasks(given, 0) == given
+    texts = [Example("1=", "2", None)] * 3
+    assert of_first_tasks([*texts, *given], 4) == [*texts, given[0], given[2]]
 
 
 def test_tasks_of_different_sets_have_responses_of_their_own():
     """Ids are those of a set: MATH500 and GSM8K both have a task 1."""
     given = [example("1", 1.0, 8, 8, set="A"), example("1", 1.0, 8, 2, set="B")]
-    assert fastest(given, 1) == given
+    assert fastest(given, 1, DATA) == given
     older = [example("1", 1.0, 8, 8, entry="A/top_k=1"), example("1", 1.0, 8, 2, entry="B/top_k=1")]
-    assert fastest(older, 1) == older
+    assert fastest(older, 1, DATA) == older
 
 
 def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, caplog):
@@ -63,11 +84,12 @@ def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, capl
     [
         ([example("a", 1.0, 8, 8), Example("1=", "2", None)], "1 of 2 examples are no responses of a model"),
         ([example("a", 0.0, 8, 8)], "none of the 1 responses is right"),
+        ([example("a", None, 8, 8), example("a", float("nan"), 8, 8)], "none of the 2 responses has a number as its"),
     ],
 )
 def test_what_has_no_right_response_is_named(given, words):
     with pytest.raises(ValueError, match=f"^dataset.traces_per_task: {words}"):
-        fastest(given, 1)
+        fastest(given, 1, DATA)
 
 
 def test_blocks_of_another_size_are_refused_where_steps_are_replayed(tmp_path):
