@@ -93,6 +93,6 @@ def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tup
     counts = Counter(sample.of for sample in samples)
     for each in sets:
         if not counts[each.label]:
-            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
+            raise ValueError(f"{DATA}: no example of {each.name} is left: all are dropped, for what the warnings say.")
     sizes = [counts[each.label] for each in sets]
     return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))
