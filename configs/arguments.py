@@ -5,7 +5,6 @@ is meant where a key holds text.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,19 +19,6 @@ _TEXT = (str, str | None)
 _TEXT_TAG, _NULL_TAG, _MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _TOP_LEVEL_TEXT = ("config", "model", "model_base")
 """Keys of text that stand outside the sections: the command's own, and dLLM-RL's."""
-
-
-CURVE_THRESHOLDS = "[0.5,0.6,0.7,0.8,0.9,0.95,1.0]"
-
-
-def curve_arguments(arguments: Sequence[str], command: str | None) -> list[str]:
-    """eval.py's `--curve` as rollout.threshold, a list of thresholds, unless that is typed."""
-    if command != "eval" or "--curve" not in arguments:
-        return list(arguments)
-    others = [argument for argument in arguments if argument != "--curve"]
-    if any(re.match(r"rollout\.(dynamic_)?threshold=", argument) for argument in others):
-        return others
-    return [*others, f"rollout.threshold={CURVE_THRESHOLDS}"]
 
 
 def argument_tree(arguments: Sequence[str], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:

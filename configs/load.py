@@ -19,8 +19,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.arguments import argument_tree, as_typed, curve_arguments, free_mappings, require_sections
+from configs.arguments import argument_tree, as_typed, free_mappings, require_sections
 from configs.commands import TITLES, Command, readers, reads, unread
+from configs.curve import curve_arguments, warn_of_idle_threshold, with_curve
 from configs.fields import check_entry, flat_fields, kind_of, no_list, require_built_in
 from configs.help import help_text, terminal_width
 from configs.hidden import MASK, actual, from_environment, strings, without
@@ -69,7 +70,7 @@ def load_config(
     if any(argument in ("--help", "-h", "help") for argument in arguments):
         print(help_text(usage, command, terminal_width()))
         sys.exit(0)
-    arguments = curve_arguments(arguments, command)
+    arguments, curve = curve_arguments(arguments, command)
     for argument in arguments:
         if "=" not in argument or argument.startswith("-"):
             raise ValueError(f"argument {argument!r} is not of the form key=value.{_undashed(argument)} Usage: {usage}")
@@ -90,7 +91,17 @@ def load_config(
     for source in sources:
         set_here = flat(source.tree)
         typed = {key: name for key, name in typed.items() if key not in set_here} | source.typed
-    config = _checked(_as_dllm_rl(_with_texts(_overlaid(sources, typed)), sources, command), typed)
+    config = _with_texts(_overlaid(sources, typed))
+    set_last = sources[-1].set_keys()
+    if curve:
+        with naming("rollout"):
+            rollout = with_curve(config.rollout, typed="rollout.threshold" in set_last)
+        config = dataclasses.replace(config, rollout=rollout)
+    config = _checked(_as_dllm_rl(config, sources, command), typed)
+    for section in (config.rollout, config.evaluation):
+        key = f"{section.section}.threshold"
+        if command is None or reads(command, key):
+            warn_of_idle_threshold(section, typed=key in set_last)
     if command in METHOD_NAMES:
         _check_method(command, config)
     return config

@@ -16,6 +16,7 @@ HELD_OUT_FIELDS = ("name", "columns")
 DATA_TYPES = ("math", "code", "option", "general", "mmu")
 # Names of built-ins, here too so that a wrong one is told before torch is loaded; a test compares them with the code.
 STRATEGY_NAMES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded")
+STRATEGIES_BY_THRESHOLD = ("low_confidence_dynamic",)
 TARGET_NAMES = (
     *("confidence", "margin_confidence", "neg_entropy", "random"),
     *("maskgit_plus", "topk_margin", "entropy", "origin"),

@@ -286,7 +286,7 @@ def _print_verdict(found: Findings, *, in_pairs: bool) -> int:
     elif found.first_bad_line or not found.rows:
         refusal = found.first_bad_line or "none, but no row is left"
     elif in_pairs and found.traces and not _print_pairs(found.traces):
-        refusal = f"none, but {no_pairs(len(_own(found.traces)))}"
+        refusal = f"none, but {no_pairs(_own(found.traces))}"
     if refusal is not None:
         print_text(f"first bad line: {refusal}")
         return 1

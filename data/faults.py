@@ -10,6 +10,8 @@ from typing import Any
 from configs.schema import DATA_TYPES
 from data.readers import Record
 
+MOST_STEPS = 2**31 - 1
+"""Of a response: so that products of steps and blocks stay whole numbers of 64 bits."""
 _LETTER = re.compile(
     r"\W*(?:\\?(?:text|textbf|mathrm|mathbf|boxed)\W+)*(?:(?:option|answer|choice)\W+|选项|答案\W*)?"
     r"[A-Za-zＡ-Ｚ](?![A-Za-z0-9])",
@@ -86,8 +88,12 @@ def steps_fault(row: Record) -> Fault | None:
 
 def _step_faults(row: Record) -> Iterator[Fault]:
     steps = row.values.get("step_map")
-    if steps is not None and not (isinstance(steps, list) and all(type(step) is int and step >= 0 for step in steps)):
+    if steps is None:
+        return
+    if not (isinstance(steps, list) and all(type(step) is int and step >= 0 for step in steps)):
         yield Fault(row.place, "step_map", "must be a list of whole numbers, 0 or more")
+    elif max(steps, default=0) > MOST_STEPS:
+        yield Fault(row.place, "step_map", f"holds {max(steps)}: steps are {MOST_STEPS} at most")
 
 
 def _code_faults(row: Record, columns: Mapping[str, str]) -> Iterator[Fault]:

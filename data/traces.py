@@ -7,14 +7,25 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.faults import Fault
+from data.faults import MOST_STEPS, Fault, short
 from data.readers import Record
 
 COMPARED = "compared"
 """What the entries of an evaluation's second model begin with."""
 LISTS = ("prompt_ids", "canvas_ids", "canvas_step_map", "canvas_logprobs")
 COUNTS = ("num_response_tokens", "num_steps")
-_TEXTS = ("prompt", "completion", "answer", "columns", "token_ids", "step_map", "logprobs")
+_UNREAD = (
+    *("prompt", "completion", "answer", "columns", "token_ids", "step_map", "logprobs"),
+    *("finish_reason", "weights_version", "routing"),
+)
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "reward": ((int, float), "a number"),
+    "task": ((str, int, float), "a text or a number"),
+    "set": ((str,), "a text"),
+    "entry": ((str,), "a text"),
+    "events": ((dict,), "the lists of its writes"),
+}
+"""Fields that a row may lack, or hold null in, and what they are otherwise."""
 
 
 def is_trace(row: Record) -> bool:
@@ -23,27 +34,61 @@ def is_trace(row: Record) -> bool:
 
 
 def trace_of(row: Record) -> Mapping[str, Any] | Fault:
-    """The record of a row, its texts left out, or its first fault."""
-    fault = next(_faults(row), None)
-    return fault or {name: value for name, value in row.values.items() if name not in _TEXTS}
+    """The record of a row, or its first fault; nulls are left out, and what no training reads. An older row may lack
+    finish_reason, which is not read either."""
+    if (fault := next(_faults(row), None)) is not None:
+        return fault
+    trace = {name: value for name, value in row.values.items() if name not in _UNREAD and value is not None}
+    return trace | {"finish_reason": row.values.get("finish_reason") or "length"}
 
 
 def _faults(row: Record) -> Iterator[Fault]:
+    """Of every field that is read later; each may rely on those before it."""
     for name in LISTS:
         kind = (int, float) if name == "canvas_logprobs" else int
         value = row.values.get(name)
         if not isinstance(value, list) or not all(isinstance(x, kind) and not isinstance(x, bool) for x in value):
             yield Fault(row.place, name, "must be a list of numbers, as eval.py and rl.py write it")
     for name in COUNTS:
-        if type(row.values.get(name)) is not int or row.values[name] < 0:
-            yield Fault(row.place, name, "must be a whole number, 0 or more")
+        value = row.values.get(name)
+        if type(value) is not int or not 0 <= value <= MOST_STEPS:
+            yield Fault(row.place, name, f"must be a whole number from 0 to {MOST_STEPS}")
     lengths = {name: len(row.values[name]) for name in LISTS[1:] if isinstance(row.values.get(name), list)}
     if len(set(lengths.values())) > 1 or max(lengths.values(), default=0) < row.values["num_response_tokens"]:
         yield Fault(row.place, "canvas_ids", f"and what goes with it differ in length: {lengths}")
+    yield from _faults_of_optional(row)
     if row.values.get("images"):
         yield Fault(row.place, "images", "has pictures, which a row of responses does not hold", blank=True)
     if not row.values["num_response_tokens"]:
         yield Fault(row.place, "num_response_tokens", "is 0: an empty response", blank=True)
+    yield from _faults_of_range(row)
+
+
+def _faults_of_optional(row: Record) -> Iterator[Fault]:
+    """Of fields that older rows, and those of other programs, may lack."""
+    for name, (kinds, words) in _KINDS.items():
+        if (value := row.values.get(name)) is not None and not isinstance(value, kinds):
+            yield Fault(row.place, name, f"is {short(value)}, expected {words} or null")
+    if (reason := row.values.get("finish_reason")) not in (None, "stop", "length"):
+        yield Fault(row.place, "finish_reason", f"is {short(reason)}, expected 'stop' or 'length'")
+    size = row.values.get("block_size")
+    if size is not None and (type(size) is not int or size < 1):
+        yield Fault(row.place, "block_size", f"is {short(size)}, expected a whole number from 1, or null")
+    suffix = row.values.get("suffix_ids")
+    if suffix is not None and not (isinstance(suffix, list) and all(type(x) is int and x >= 0 for x in suffix)):
+        yield Fault(row.place, "suffix_ids", "must be a list of whole numbers, 0 or more")
+
+
+def _faults_of_range(row: Record) -> Iterator[Fault]:
+    for name in ("prompt_ids", "canvas_ids"):
+        if (least := min(row.values[name], default=0)) < 0:
+            yield Fault(row.place, name, f"holds {least}: token ids are whole numbers, 0 or more")
+    steps, most = row.values["canvas_step_map"], row.values["num_steps"] + 1
+    if wrong := [step for step in (min(steps), max(steps)) if not 0 <= step <= most]:
+        yield Fault(row.place, "canvas_step_map", f"holds {wrong[0]}: steps are from 0 to num_steps + 1, here {most}")
+    if not any(0 < step < most for step in steps[: row.values["num_response_tokens"]]):
+        reason = "has no token of the response that a step decided (0 = still masked)"
+        yield Fault(row.place, "canvas_step_map", reason, blank=True)
 
 
 def speed_of(trace: Mapping[str, Any]) -> float:
@@ -59,8 +104,7 @@ def is_graded(trace: Mapping[str, Any]) -> bool:
 
 def is_right(trace: Mapping[str, Any]) -> bool:
     """As accuracy counts: a reward of 1 at least."""
-    reward = trace.get("reward")
-    return isinstance(reward, int | float) and reward >= 1.0
+    return is_graded(trace) and trace["reward"] >= 1.0
 
 
 def is_compared(trace: Mapping[str, Any]) -> bool:
@@ -68,11 +112,11 @@ def is_compared(trace: Mapping[str, Any]) -> bool:
     return str(trace.get("entry", "")).startswith(f"{COMPARED}/")
 
 
-def task_of(trace: Mapping[str, Any]) -> tuple[str, str]:
-    """(set, task) of a response. Ids of tasks are those of their set. Files of eval.py that name no set have it in the
-    name of the entry, before that of the decoding."""
-    label = trace.get("set") or str(trace.get("entry", "")).rpartition("/")[0]
-    return str(label), str(trace.get("task"))
+def task_of(trace: Mapping[str, Any]) -> tuple[str, Hashable]:
+    """(set, task) of a response; where it names no task its prompt is one. Ids of tasks are those of their set. Files
+    of eval.py that name no set have it in the name of the entry, before that of the decoding."""
+    label, task = trace.get("set") or str(trace.get("entry", "")).rpartition("/")[0], trace.get("task")
+    return str(label), tuple(trace["prompt_ids"]) if task is None else str(task)
 
 
 @dataclass(frozen=True)
@@ -101,9 +145,19 @@ def paired(traces: Sequence[Mapping[str, Any]], count: int | None, most_tasks: i
     return Paired(pairs, ungraded)
 
 
-def no_pairs(responses: int) -> str:
-    """Why so many responses give no pair."""
+def no_pairs(traces: Sequence[Mapping[str, Any]]) -> str:
+    """Why these responses give no pair."""
+    return no_grades(traces) or (
+        f"no task of its {len(traces)} responses has both a right one (a reward of 1 or more) and a wrong one, which "
+        "are a pair: sample more responses a task, or other tasks."
+    )
+
+
+def no_grades(traces: Sequence[Mapping[str, Any]]) -> str:
+    """That none of these responses has a reward; "" where one has."""
+    if any(map(is_graded, traces)):
+        return ""
     return (
-        f"no task of its {responses} responses has both a right one (a reward of 1 or more) and a wrong one, which are "
-        "a pair: sample more responses a task, or other tasks."
+        f"none of the {len(traces)} responses has a number as its reward, which says what is right: sample them by "
+        "eval.py with a reward (reward.function)."
     )

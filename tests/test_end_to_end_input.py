@@ -461,7 +461,7 @@ def test_over_long_prompts_as_an_error(shop, arguments):
 
 def test_over_long_prompts_as_an_error_in_sft(shop):
     arguments = ["training.max_prompt_len=1", "dataset.over_long_prompts=error"]
-    with pytest.raises(ValueError, match="prompts are empty or exceed.*over_long_prompts"):
+    with pytest.raises(ValueError, match="prompts exceed training.max_prompt_len=1.*over_long_prompts"):
         sft.run(load_config(shop.arguments(SFT, *arguments)))
 
 

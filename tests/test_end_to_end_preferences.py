@@ -208,6 +208,8 @@ def test_a_response_without_a_grade_is_neither_right_nor_wrong(caplog, reward):
     assert "x: 1 responses have no number as their reward: left out" in caplog.text
     with pytest.raises(ValueError, match="no task of its 2 responses has both"):
         right_and_wrong(given[:2], 1, "x")
+    with pytest.raises(ValueError, match="x: none of the 1 responses has a number as its reward"):
+        right_and_wrong(given[1:2], 1, "x")
 
 
 def test_the_first_tasks_are_counted_before_they_are_paired():

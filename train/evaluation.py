@@ -299,7 +299,7 @@ def _report(config: Config, folder: RunFolder, monitor: Monitor, found: Found) -
             monitor.evaluation(0, entry, name=name, quiet=True)
     monitor.evaluation_table(0, metrics)
     monitor.event(table(metrics))
-    _report_curves(folder, monitor, metrics)
+    _report_curves(folder, monitor, metrics, asked=isinstance(config.rollout.threshold, list))
     if found.other:
         _report_pairs(folder, monitor, found)
 
@@ -311,14 +311,24 @@ def _end(monitor: Monitor, metrics: dict[str, dict[str, float]]) -> dict[str, di
     return metrics
 
 
-def _report_curves(folder: RunFolder, monitor: Monitor, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Accuracy over tokens per forward, of each set whose decodings differ in it: curve.png, curve.json, a line."""
+def _report_curves(
+    folder: RunFolder, monitor: Monitor, metrics: Mapping[str, Mapping[str, float]], *, asked: bool
+) -> None:
+    """Accuracy over tokens per forward, of each set whose decodings differ in it: curve.png, curve.json, a line. asked:
+    another line says why there is none."""
     by_set: dict[str, list[tuple[float, float, float]]] = {}
     for name, entry in metrics.items():
         if "accuracy" in entry:
             point = entry["tokens_per_forward"], entry["accuracy"], entry["stderr"]
             by_set.setdefault(name.rpartition("/")[0], []).append(point)
-    by_set = {label: sorted(points) for label, points in by_set.items() if len({r for r, _, _ in points}) > 1}
+    if asked and not by_set:
+        monitor.event("no curve: no response has a reward")
+    for label in [label for label, points in by_set.items() if len({r for r, _, _ in points}) == 1]:
+        points = by_set.pop(label)
+        if asked and len(points) > 1:
+            same = f"all {len(points)} decodings have {points[0][0]:.4g} tokens per forward"
+            monitor.event(f"no curve{f' of {label}' if label else ''}: {same}")
+    by_set = {label: sorted(points) for label, points in by_set.items()}
     if not by_set:
         return
     areas = {label: area_under_parallelism([(r, 100 * y) for r, y, _ in by_set[label]]) for label in by_set}

@@ -17,7 +17,7 @@ from train.held_out import KEY as HELD_OUT
 from train.held_out import MORE_IS_BETTER, split_off
 from train.setup.examples import TokenizedExample, responses_of
 from train.setup.pictures import image_root
-from train.setup.traces import chosen_traces, right_and_wrong
+from train.setup.traces import chosen_traces, of_first_tasks, right_and_wrong
 
 DATA = "dataset.optimization_data"
 
@@ -76,7 +76,7 @@ def _examples(
     rows: Sequence[Example | Pair], config: Config, spec: CheckpointSpec, method: Method, key: str
 ) -> list[Example]:
     """The examples that the rows of a file are, of the first dataset.max_tasks; a model's responses those of them that
-    are used. Where these become pairs, the first are counted in tasks."""
+    are used, of the first so many tasks that have one. Where these become pairs, of the first so many of the file."""
     examples = [side for row in rows for side in ((row.chosen, row.rejected) if isinstance(row, Pair) else (row,))]
     most, each = config.dataset.max_tasks, responses_of(config.training)
     are_traces = any(example.trace is not None for example in examples)
@@ -84,7 +84,7 @@ def _examples(
         examples = chosen_traces(examples, config, spec, method, key)
     if are_traces and each == 2:
         return right_and_wrong(examples, config.dataset.pairs_per_task, key, most)
-    return examples[: most * each or None]
+    return of_first_tasks(examples, most) if each == 1 else examples[: most * each or None]
 
 
 def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tuple[int, float], ...]:
@@ -93,6 +93,6 @@ def mixture_of(config: Config, samples: Sequence[TokenizedExample]) -> tuple[tup
     counts = Counter(sample.of for sample in samples)
     for each in sets:
         if not counts[each.label]:
-            raise ValueError(f"{DATA}: no example of {each.name} is left: raise training.max_prompt_len.")
+            raise ValueError(f"{DATA}: no example of {each.name} is left: all are dropped, for what the warnings say.")
     sizes = [counts[each.label] for each in sets]
     return tuple(zip(sizes, shares(DATA, sets, sizes), strict=True))

@@ -28,11 +28,11 @@ MORE_IS_BETTER = ("margin", "pair_accuracy")
 """Figures of held-out pairs that rise."""
 
 
-def nothing_left(training: TrainingConfig) -> str:
-    """Why no sample is left of examples, or of pairs."""
-    if responses_of(training) == 1:
-        return "its examples have no pictures to be used"
-    return "of each of its pairs a response has no token to train, or no pictures to be used"
+def nothing_left(training: TrainingConfig, examples: Sequence[TokenizedExample]) -> str:
+    """Why no sample is left of examples, or of pairs, that are drawn from these. A text always has a token to train."""
+    reasons = {"no pictures to be used" if example.images else "no token to train" for example in examples}
+    of_which = "its examples have" if responses_of(training) == 1 else "of each of its pairs a response has"
+    return f"{of_which} {', or '.join(sorted(reasons, reverse=True))}"
 
 
 def split_off(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -98,7 +98,8 @@ class HeldOut:
     def measure(self, learning: Learning, step: int, monitor: Monitor) -> None:
         """Their figures after update `step`, logged as validation/...; none where no picture can be used."""
         if (figures := learning.figures(self.portions())) is None:
-            monitor.event(f"held out, after update {step}: nothing is measured, {nothing_left(self.config.training)}")
+            why = nothing_left(self.config.training, self.samples)
+            monitor.event(f"held out, after update {step}: nothing is measured, {why}")
             return
         self.found[step] = figures
         monitor.evaluation(step, figures, under="validation", quiet=True)

@@ -200,6 +200,7 @@ class FineTuning:
         )
         self.checkpoints.restore(Trained(self.model, self.updater, config.model.optimized_name))
         self.done = self.checkpoints.progress.step
+        self.has_tried = self.has_learned = self.done > 0  # nothing is saved before
         ranks.on_main(folder.drop_after, self.done if self.checkpoints.start else -1)
         plan = UpdatePlan.of(config.training, len(self.samples) // each)
         key = "training.max_steps" if config.training.max_steps else "updates of training.num_train_epochs"
@@ -227,6 +228,7 @@ class FineTuning:
         """The whole run. On a signal it gives the update at hand up (engines in lockstep finish it) and saves."""
         try:
             self.steps()
+            self.require_learned(self.done)
             if self.done > self.checkpoints.progress.step:  # it stopped early
                 self.save()
         except stopping.Stopped as stop:
@@ -254,9 +256,21 @@ class FineTuning:
             if totals.results:
                 metrics = self.learning.metrics(totals)
                 self.last = {name: metrics[name] for name in self.learning.final}
+            self.has_tried |= bool(totals.results)
+            self.has_learned |= totals.updates > 0
+            if step % self.plan.per_epoch == 0 and not self.has_tried:
+                self.require_learned(step)
             self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
+
+    def require_learned(self, step: int) -> None:
+        """ValueError where none of the updates up to `step` changed the model."""
+        if not self.has_learned:
+            why = "they were not finite: lower optimizer.params.learning_rate"
+            if not self.has_tried:
+                why = f"{nothing_left(self.config.training, self.samples)}: train on others"
+            raise ValueError(f"none of the {step} updates changed the model, and nothing is saved: {why}.")
 
     def measure_if_due(self, step: int) -> None:
         if self.held_out.due(step, self.plan.total):
@@ -277,14 +291,15 @@ class FineTuning:
 
     def update(self, samples: Sequence[TrainingSample], step: int) -> StepTotals:
         """Update `step` (from 1) on these training samples; without any, none."""
-        if not samples:  # no example has pictures that can be used
+        if not samples:
             return StepTotals()
         self.updater.set_rate(self.schedule.scale(step - 1))
         return self.learning.update(samples)
 
     def log(self, step: int, totals: StepTotals) -> None:
         if not totals.results:
-            self.monitor.event(f"step {step} trains nothing and is skipped: {nothing_left(self.config.training)}")
+            why = nothing_left(self.config.training, self.samples)
+            self.monitor.event(f"step {step} trains nothing and is skipped: {why}")
             self.monitor.step(step, self.plan.total, {"updates_skipped": 1.0}, self.learning.shown, quiet=True)
             return
         metrics = {
@@ -312,6 +327,8 @@ class FineTuning:
             self.save()
 
     def save(self) -> None:
+        if not self.has_learned:
+            return
         with self.monitor.timed("save"):
             self.checkpoints.save(self.done, {**self.last, "held_out": self.held_out.found})
             self.checkpoints.prune()

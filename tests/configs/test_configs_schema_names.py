@@ -3,7 +3,14 @@
 import pytest
 
 from configs import load_config
-from configs.schema import ADVANTAGE_NAMES, METHOD_NAMES, OBJECTIVE_NAMES, STRATEGY_NAMES, TARGET_NAMES
+from configs.schema import (
+    ADVANTAGE_NAMES,
+    METHOD_NAMES,
+    OBJECTIVE_NAMES,
+    STRATEGIES_BY_THRESHOLD,
+    STRATEGY_NAMES,
+    TARGET_NAMES,
+)
 from sample.strategies import STRATEGIES
 from sample.targets import DREAM_TARGETS, TARGETS
 from train.algorithm.advantages import ADVANTAGES
@@ -12,6 +19,8 @@ from train.algorithm.objectives import OBJECTIVES
 
 
 def test_the_schema_names_the_built_ins_that_there_are():
+    by_threshold = tuple(name for name, strategy in STRATEGIES.items() if strategy.by_threshold)
+    assert by_threshold == STRATEGIES_BY_THRESHOLD
     assert tuple(STRATEGIES) == STRATEGY_NAMES and (*TARGETS, *DREAM_TARGETS) == TARGET_NAMES
     assert tuple(ADVANTAGES) == ADVANTAGE_NAMES and tuple(OBJECTIVES) == OBJECTIVE_NAMES
     for command, names in METHOD_NAMES.items():

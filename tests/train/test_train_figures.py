@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -5,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from configs import load_config
-from configs.arguments import curve_arguments
 from sample import Events, Rollout
+from train.evaluation import _report_curves
 from train.figures import Evaluation, area_under_parallelism, figures
 from train.setup.eval_sets import eval_sets
 
@@ -83,12 +84,6 @@ def test_lists_of_thresholds_and_temperatures_are_checked_and_kept():
         load_config(["config=configs/tiny_eval.yaml", "rollout.temperature=hot"])
 
 
-def test_curve_is_a_list_of_thresholds_unless_one_is_typed():
-    assert curve_arguments(["config=x", "--curve"], "eval")[-1].startswith("rollout.threshold=[0.5")
-    assert curve_arguments(["--curve", "rollout.threshold=[0.2,1]"], "eval") == ["rollout.threshold=[0.2,1]"]
-    assert curve_arguments(["--curve"], "rl") == ["--curve"]
-
-
 def sets_of(typed):
     return eval_sets(load_config(["config=configs/tiny_eval.yaml", f"dataset.eval_dataset={typed}"]), "eval")
 
@@ -115,3 +110,29 @@ def test_sets_are_named_by_their_files_and_take_the_config_s_type():
 def test_sets_that_cannot_be_are_named_by_their_key(typed, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         sets_of(typed)
+
+
+def lines_of_curves(tmp_path, asked, **rates):
+    """What is said of sets, given the tokens per forward of their decodings."""
+    lines, folder = [], SimpleNamespace(path=tmp_path)
+    monitor = SimpleNamespace(event=lines.append, warning=lines.append)
+    metrics = {
+        f"{label}/t{i}": {"tokens_per_forward": rate, "accuracy": 0.5, "stderr": 0.1}
+        for label, found in rates.items()
+        for i, rate in enumerate(found)
+    }
+    _report_curves(folder, monitor, metrics, asked=asked)
+    return lines
+
+
+def test_a_curve_that_was_asked_for_and_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.evaluation.curves.draw_tradeoff", lambda *given: None)
+    assert lines_of_curves(tmp_path, False, a=[1.5, 1.5]) == []
+    assert lines_of_curves(tmp_path, True, a=[1.5, 1.5]) == [
+        "no curve of a: all 2 decodings have 1.5 tokens per forward"
+    ]
+    assert lines_of_curves(tmp_path, True) == ["no curve: no response has a reward"]
+    assert not [*tmp_path.iterdir()]
+    drawn = lines_of_curves(tmp_path, True, a=[1.5, 1.5], b=[1.0, 2.0])
+    assert drawn[0].startswith("no curve of a") and "AUP, percent): b " in drawn[1] and len(drawn) == 2
+    assert list(json.loads((tmp_path / "curve.json").read_text())) == ["b"]

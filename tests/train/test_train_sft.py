@@ -238,9 +238,22 @@ def test_over_long_prompts_are_dropped_and_answers_cut(model, caplog):
     assert "1 of 4 prompts" in caplog.text and "1 responses are cut" in caplog.text
 
 
-def test_nothing_left_is_an_error(model):
-    with pytest.raises(ValueError, match="max_prompt_len=2"):
-        tokenise([Example("123", "4", None)], model, config_of(max_prompt_len=2), SEMI_AR)
+def test_nothing_left_is_an_error_that_says_why(model, caplog):
+    long, masked = Example("123", "4", None), Example("12", "<mask>", None)
+    empty = Example("", "", None, trace=vars(Rollout((0,), [], [7], [1], [0.0], 1, "stop", 1)))
+    config = config_of(max_prompt_len=2)
+    for examples, words in (
+        ([long], r"of 1: 1 prompts exceed training.max_prompt_len=2. Raise it.$"),
+        ([masked, masked], r"of 2: 2 examples hold the mask token.$"),
+        ([empty], r"of 1: 1 prompts are empty.$"),
+        (
+            [masked, empty, long],
+            r"of 3: 1 examples hold the mask token, 1 prompts are empty, 1 prompts exceed .*=2. Raise",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^no SFT example is left {words}"):
+            tokenise(examples, model, config, SEMI_AR)
+    assert "SFT data: 1 of 3 prompts are empty: dropped" in caplog.text
 
 
 def test_steps_of_a_trace_are_counted_from_one_and_the_end_comes_last(model):
@@ -279,3 +292,35 @@ def test_an_answers_weight_does_not_depend_on_the_others_of_its_update(shop, mon
     sft.run(load_config(shop.arguments(SFT, *arguments)))
     assert len(weights) == 4
     assert np.concatenate(list(weights.values())) == pytest.approx(1 / (window or 6))
+
+
+def of_one_pass(shop, path, *arguments):
+    more = [f"training.{word}" for word in ("num_train_epochs=1", "mask_times_per_sample=1", *arguments)]
+    return load_config(shop.arguments(SFT, f"dataset.optimization_data={path}", "experiment.overwrite=true", *more))
+
+
+def test_a_run_that_trained_nothing_is_no_success(shop, capsys):
+    """What it would save is the model that it began with."""
+    row = {"prompt_ids": [5], "canvas_ids": [6, 7, 8, 9], "canvas_step_map": [0, 0, 1, 1], "canvas_logprobs": [0.0] * 4}
+    path = write_json(shop.folder / "traces.json", [row | {"num_response_tokens": 4, "num_steps": 1}])
+    config = of_one_pass(shop, path, "max_gen_length=2")
+    with pytest.raises(ValueError, match="none of the 1 updates .* nothing is saved: its examples have no token to tr"):
+        sft.run(config)
+    assert "step 1 trains nothing and is skipped: its examples have no token to train" in capsys.readouterr().out
+    assert not [*(shop.runs / "sft").glob("ckpt/*")]
+    sft.run(of_one_pass(shop, path))
+    assert (shop.runs / "sft" / "ckpt" / "optimized").exists()
+
+
+def test_a_run_whose_updates_were_not_finite_is_no_success(shop, monkeypatch):
+    whole = tuning.negative_log_likelihood
+
+    def infinite(*given):
+        loss, sums = whole(*given)
+        return loss * float("inf"), sums
+
+    monkeypatch.setattr(tuning, "negative_log_likelihood", infinite)
+    path = write_json(shop.folder / "one.json", [{"prompt": "1=", "response": "2"}])
+    with pytest.raises(ValueError, match="none of the 1 updates .* not finite: lower optimizer.params.learning_rate"):
+        sft.run(of_one_pass(shop, path))
+    assert not [*(shop.runs / "sft").glob("ckpt/*")]

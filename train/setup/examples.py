@@ -3,6 +3,7 @@ trace draw."""
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from train.setup.pictures import Eyes, usable
 from train.setup.prompts import drop_over_long, require_known, tokenizer_of
 
 logger = logging.getLogger(__name__)
+TOO_LONG = "exceed training.max_prompt_len"
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,15 @@ def tokenise(
     key: str = "dataset.optimization_data",
 ) -> list[TokenizedExample]:
     """Examples as ids, a conversation's prompt in turns of the model's family. The end id is appended where the
-    response does not end with one. Over-long prompts and examples that hold the mask token are dropped, over-long
-    responses cut, all counted in warnings. key: that names them. ValueError where a step_map does not fit its
+    response does not end with one. Empty and over-long prompts and examples that hold the mask token are dropped,
+    over-long responses cut, all counted in warnings. key: that names them. ValueError where a step_map does not fit its
     response."""
     tokenizer, training = tokenizer_of(model), config.training
     writer, eyes = Writer(Format(model.family, system=config.dataset.system), tokenizer), Eyes.of(config, model)
     if config.dataset.system is not None and not all(example.turns for example in examples):
         logger.warning("dataset.system: no part of prompts that are texts (`prompt`), which stay as they are")
     _warn_of_raw_prompts(examples, tokenizer, model.spec.family, training, f"{key}={described(get(config, key))}")
-    samples, long_prompts, cut, masked = [], 0, 0, 0
+    samples, cut, dropped = [], 0, Counter[str]()
     as_ids = functools.partial(_as_ids, writer=writer, eyes=eyes)
     for sample in usable([*enumerate(examples)], as_ids, lambda numbered: f"example {numbered[0]}", "SFT data"):
         i, prompt, response, steps = sample.index, sample.prompt_ids, sample.response_ids, sample.step_map
@@ -75,37 +77,43 @@ def tokenise(
         if sample.rollout is None and (not response or response[-1] not in model.eos_ids):
             response = [*response, model.end_of_response_id]
             steps = [*steps, max(steps, default=0) + 1] if steps is not None else None
-        require_known(model, prompt + response, f"SFT data: example {i}")
-        if not prompt or len(prompt) - sample.picture_tokens > training.max_prompt_len:
-            long_prompts += 1
-            continue
-        if model.mask_id in prompt or model.mask_id in response:
-            masked += 1
+        require_known(model, _ids_of(sample.rollout) or prompt + response, f"SFT data: example {i}")
+        if why := _why_dropped(sample, response, model.mask_id, training.max_prompt_len):
+            dropped[why] += 1
             continue
         if training.max_gen_length and len(response) > training.max_gen_length:
             cut += 1
             response = response[: training.max_gen_length]
         steps = steps[: len(response)] if steps is not None else None
         samples.append(replace(sample, response_ids=response, step_map=steps, of=examples[i].of))
-    if long_prompts:
-        drop_over_long(
-            f"SFT data: {long_prompts} of {len(examples)} prompts are empty or exceed training.max_prompt_len="
-            f"{training.max_prompt_len}",
-            config.dataset,
-        )
-    if masked:
-        logger.warning("SFT data: %d of %d examples hold the mask token: dropped", masked, len(examples))
+    for why, count in dropped.items():
+        if TOO_LONG in why:
+            drop_over_long(f"SFT data: {count} of {len(examples)} {why}", config.dataset)
+        else:
+            logger.warning("SFT data: %d of %d %s: dropped", count, len(examples), why)
     if cut:
         logger.warning(
             "SFT data: %d responses are cut to training.max_gen_length=%s tokens", cut, training.max_gen_length
         )
     if not samples:
+        if unseen := len(examples) - dropped.total():
+            dropped["examples have pictures that cannot be used"] = unseen
         raise ValueError(
-            f"no SFT example is left of {len(examples)}: raise training.max_prompt_len={training.max_prompt_len}."
+            f"no SFT example is left of {len(examples)}: {', '.join(f'{n} {why}' for why, n in dropped.items())}."
+            + (" Raise it." if any(TOO_LONG in why for why in dropped) else "")
         )
     lengths = [(each.index, len(each.prompt_ids), len(each.response_ids)) for each in samples]
     _require_positions(lengths, len(examples), model.spec.positions, training)
     return samples
+
+
+def _why_dropped(sample: TokenizedExample, response: Sequence[int], mask_id: int, max_prompt_len: int) -> str:
+    """Why an example is not trained, in words that go on after a count; "" where it is."""
+    if not sample.prompt_ids:
+        return "prompts are empty"
+    if len(sample.prompt_ids) - sample.picture_tokens > max_prompt_len:
+        return f"prompts {TOO_LONG}={max_prompt_len}"
+    return "examples hold the mask token" if mask_id in sample.prompt_ids or mask_id in response else ""
 
 
 def check_lengths(examples: Sequence[Example], config: Config, spec: CheckpointSpec) -> None:
@@ -166,11 +174,8 @@ def tokenised(
         return samples
     sides = {sample.index: sample for sample in samples}
     pairs = [(sample, sides.get(sample.index + 1)) for sample in samples if sample.index % 2 == 0]
-    kept = [
-        (chosen, rejected)
-        for chosen, rejected in pairs
-        if rejected is not None and chosen.response_ids != rejected.response_ids
-    ]
+    whole = [(chosen, rejected) for chosen, rejected in pairs if rejected is not None]
+    kept = [(chosen, rejected) for chosen, rejected in whole if chosen.response_ids != rejected.response_ids]
     if left_out := len(examples) // 2 - len(kept):
         logger.warning(
             "%s: %d of %d pairs are left out: a response of them is dropped, or the two are equal as trained",
@@ -178,8 +183,9 @@ def tokenised(
         )
     if not kept:
         raise ValueError(
-            f"{key}: none of {len(examples) // 2} pairs is left: raise training.max_prompt_len="
-            f"{config.training.max_prompt_len} or training.max_gen_length={config.training.max_gen_length}."
+            f"{key}: none of {len(examples) // 2} pairs is left: of {len(examples) // 2 - len(whole)} a response is "
+            f"dropped, for what the warnings say, and of {len(whole)} the two are equal as trained, with "
+            f"training.max_gen_length={config.training.max_gen_length}."
         )
     return [sample for pair in kept for sample in pair]
 
@@ -195,6 +201,14 @@ def _as_ids(numbered: tuple[int, Example], writer: Writer, eyes: Eyes) -> Tokeni
         return TokenizedExample(i, encode(eyes.model.tokenizer, prompt), ids_of_response, example.step_map)
     ids, picture_tokens = eyes.outline(prompt, example.images)
     return TokenizedExample(i, ids, ids_of_response, example.step_map, prompt, example.images, picture_tokens)
+
+
+def _ids_of(rollout: Rollout | None) -> list[int]:
+    """Every id that a replay may show the model; none without a rollout."""
+    if rollout is None:
+        return []
+    written = [] if rollout.events is None else rollout.events.token + rollout.events.action
+    return [*rollout.prompt_ids, *rollout.canvas_ids, *rollout.suffix_ids, *written]
 
 
 def see(samples: Sequence[TokenizedExample], eyes: Eyes) -> list[TokenizedExample]:
@@ -231,16 +245,17 @@ def _warn_of_raw_prompts(
 
 
 def for_model(training: TrainingConfig, model: DiffusionLM, method: Method, block_size: int) -> TrainingConfig:
-    """The settings with the block size in force, with all rows of a response (rows_per_response is of RL), with targets
-    that stand in the response (what edits threw away is no example), under DPO with pads that are counted within the
-    response, and under full attention with one noisy copy of a block in semi-ar: each is a sequence of its own there,
-    and dLLM-RL too has one a block."""
+    """The settings with the block size in force, with all rows of a response and no recorded experts (rows_per_response
+    and replay_routing are of RL), with targets that stand in the response (what edits threw away is no example), under
+    DPO with pads that are counted within the response, and under full attention with one noisy copy of a block in
+    semi-ar: each is a sequence of its own there, and dLLM-RL too has one a block."""
     alone = model.attention == "full" and method.one_copy
     is_dpo = responses_of(training) == 2
     return replace(
         training,
         block_size=block_size,
         rows_per_response=None,
+        replay_routing=False,
         trained_events="last",
         normalization=TrainingConfig().normalization if is_dpo else training.normalization,
         mask_times_per_sample=1 if alone else training.mask_times_per_sample,

@@ -59,8 +59,8 @@ def _read(path: Path, config: Config) -> CheckpointSpec:
 
 
 def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | None:
-    """Of model.value_base_model, None without one. ValueError when it is missing, of another family
-    than the policy (the two read the same samples), or saved under the same name."""
+    """Of model.value_base_model, None without one. ValueError where it is missing, of another family than the policy or
+    of another vocabulary (the two read the same samples), or saved under the same name."""
     if not config.model.value_base_model:
         return None
     if config.model.optimized_value_name == config.model.optimized_name:
@@ -71,11 +71,7 @@ def value_spec_of(config: Config, policy: CheckpointSpec) -> CheckpointSpec | No
     path = config.model.value_base_model
     with naming("model.value_base_model"):
         spec = _read(find(path), config)
-    if spec.family != policy.family:
-        raise ValueError(
-            f"model.value_base_model={path} is a {spec.family.name} checkpoint, model.pretrained_model a "
-            f"{policy.family.name} one; the value model reads the policy's tokens: give one of the same family."
-        )
+    _require_same_words(f"model.value_base_model={path}", policy, spec, "the value model reads the policy's tokens")
     return spec
 
 
@@ -88,19 +84,28 @@ def reference_spec_of(config: Config, policy: CheckpointSpec, command: Command =
     with naming("model.reference_model"):
         spec = _read(find(path), config)
     named = f"model.reference_model={path}"
-    if spec.family != policy.family:
-        raise ValueError(
-            f"{named} is a {spec.family.name} checkpoint, model.pretrained_model a {policy.family.name} one; a "
-            "reference scores the policy's tokens: give one of the same family."
-        )
-    if difference := _other_words(policy, spec):
-        raise ValueError(f"{named} has another vocabulary than model.pretrained_model: {difference}.")
+    _require_same_words(named, policy, spec, "a reference scores the policy's tokens")
     if (sizes := spec.family.picture_sizes) is not None and (cut := sizes(spec.raw).cut) != sizes(policy.raw).cut:
         raise ValueError(
             f"{named} cuts pictures otherwise than model.pretrained_model: {cut}, not {sizes(policy.raw).cut}; a "
             "reference scores the policy's prompts: give one whose pictures have the same positions."
         )
     return spec
+
+
+def _require_same_words(named: str, policy: CheckpointSpec, other: CheckpointSpec, why: str) -> None:
+    """ValueError where another checkpoint is of another family than the policy, or of another vocabulary. named: its
+    key and path."""
+    if other.family != policy.family:
+        raise ValueError(
+            f"{named} is a {other.family.name} checkpoint, model.pretrained_model a {policy.family.name} one; {why}: "
+            "give one of the same family."
+        )
+    if difference := _other_words(policy, other):
+        raise ValueError(
+            f"{named} has another vocabulary than model.pretrained_model: {difference}; {why}: give one of the same "
+            "vocabulary."
+        )
 
 
 def _other_words(policy: CheckpointSpec, other: CheckpointSpec) -> str:

@@ -143,7 +143,12 @@ def _tasks(path: Path, source: PromptSource, config: DatasetConfig, family: Fami
 
 
 def _without_masks(prompts: list[Prompt], mask_id: int, path: Path) -> list[Prompt]:
+    """The prompts without the mask token. ValueError where none is left."""
     masked = [prompt for prompt in prompts if mask_id in prompt.ids]
+    if prompts and len(masked) == len(prompts):
+        raise ValueError(
+            f"{path}: no prompt is left: all {len(masked)} hold the mask token. Take it out of the questions."
+        )
     if masked:
         logger.warning(
             "%s: %d of %d prompts hold the mask token (first %s): dropped",
@@ -165,7 +170,9 @@ def _within(prompts: list[Prompt], most_tokens: int, path: Path, config: Dataset
             config,
         )
     if not kept:
-        raise ValueError(f"{path}: no prompt is left. Raise training.max_prompt_len={most_tokens}.")
+        raise ValueError(
+            f"{path}: no prompt is left: {len(prompts)} exceed training.max_prompt_len={most_tokens}. Raise it."
+        )
     return kept
 
 

@@ -15,7 +15,7 @@ from runtime.run_folder import RunFolder
 from train import checks, rl
 from train.memory.inputs import Inputs
 from train.memory.plan import always, phases
-from train.setup.models import RunModels, frozen_reference, reference_spec_of
+from train.setup.models import RunModels, frozen_reference, reference_spec_of, value_spec_of
 
 DISTILL = {"objective": "distill", "beta": 0.0}
 
@@ -37,7 +37,7 @@ def test_a_teacher_that_is_the_policy_itself_moves_nothing(family):
     assert policy.train(policy.batch(rollouts, [0.0] * 3), 1).metrics["grad_norm"] < 1e-4
 
 
-def test_a_teacher_of_another_vocabulary_or_family_is_refused_by_name(tmp_path):
+def test_a_teacher_or_value_model_of_another_vocabulary_or_family_is_refused_by_name(tmp_path):
     mine = text_checkpoint(tmp_path / "mine")
     policy = CheckpointSpec.read(mine)
     assert reference_spec_of(config_of(mine, text_checkpoint(tmp_path / "same")), policy) is not None
@@ -57,6 +57,9 @@ def test_a_teacher_of_another_vocabulary_or_family_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"model.reference_model.*{reason}"):
             reference_spec_of(config_of(mine, folder), policy)
+        with pytest.raises(ValueError, match=f"model.value_base_model.*{reason}"):
+            value_spec_of(make_config(model={"value_base_model": str(folder)}), policy)
+    assert value_spec_of(make_config(model={"value_base_model": str(tmp_path / "same")}), policy) is not None
 
 
 def test_mask_ids_are_compared_as_they_are_resolved(tmp_path):

@@ -15,7 +15,7 @@ from train.algorithm.masking import METHODS
 from train.examples import DATA
 from train.learner.batch import Replay
 from train.setup.examples import for_model, make_samples, tokenise
-from train.setup.traces import chosen_traces, fastest
+from train.setup.traces import chosen_traces, fastest, of_first_tasks
 
 TRACE = METHODS["trace"]
 
@@ -36,17 +36,38 @@ def test_the_fastest_right_responses_of_each_task_are_kept():
         example("b", 1.0, 8, 8),
         example("c", None, 8, 1),
     ]
-    assert fastest(given, 1) == [given[2], given[5]]
-    assert fastest(given, 2) == [given[2], given[4], given[5]]
-    assert fastest(given, 9) == [given[0], given[2], given[4], given[5]]
+    assert fastest(given, 1, DATA) == [given[2], given[5]]
+    assert fastest(given, 2, DATA) == [given[2], given[4], given[5]]
+    assert fastest(given, 9, DATA) == [given[0], given[2], given[4], given[5]]
+
+
+def test_responses_without_a_reward_are_counted(caplog):
+    given = [example("a", 1.0, 8, 8), example("a", None, 8, 1), example("b", float("inf"), 8, 1)]
+    assert fastest(given, 1, DATA) == given[:1]
+    assert "dataset.optimization_data: 2 responses have no number as their reward: left out" in caplog.text
+
+
+def test_responses_without_a_task_are_told_apart_by_their_prompts():
+    given = [example(None, 1.0, 8, steps, prompt_ids=prompt) for prompt in ([5], [6]) for steps in (8, 2)]
+    assert fastest(given, 1, DATA) == [given[1], given[3]]
+    del given[1].trace["task"]
+    assert fastest(given, 1, DATA) == [given[1], given[3]]
+
+
+def test_the_first_tasks_are_counted_and_not_their_responses():
+    given = [example(task, 1.0, 8, 8) for task in "abacb"]
+    assert of_first_tasks(given, 2) == [given[0], given[1], given[2], given[4]]
+    assert of_first_tasks(given, 0) == given
+    texts = [Example("1=", "2", None)] * 3
+    assert of_first_tasks([*texts, *given], 4) == [*texts, given[0], given[2]]
 
 
 def test_tasks_of_different_sets_have_responses_of_their_own():
     """Ids are those of a set: MATH500 and GSM8K both have a task 1."""
     given = [example("1", 1.0, 8, 8, set="A"), example("1", 1.0, 8, 2, set="B")]
-    assert fastest(given, 1) == given
+    assert fastest(given, 1, DATA) == given
     older = [example("1", 1.0, 8, 8, entry="A/top_k=1"), example("1", 1.0, 8, 2, entry="B/top_k=1")]
-    assert fastest(older, 1) == older
+    assert fastest(older, 1, DATA) == older
 
 
 def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, caplog):
@@ -63,11 +84,12 @@ def test_responses_of_a_model_that_was_compared_with_are_left_out(tmp_path, capl
     [
         ([example("a", 1.0, 8, 8), Example("1=", "2", None)], "1 of 2 examples are no responses of a model"),
         ([example("a", 0.0, 8, 8)], "none of the 1 responses is right"),
+        ([example("a", None, 8, 8), example("a", float("nan"), 8, 8)], "none of the 2 responses has a number as its"),
     ],
 )
 def test_what_has_no_right_response_is_named(given, words):
     with pytest.raises(ValueError, match=f"^dataset.traces_per_task: {words}"):
-        fastest(given, 1)
+        fastest(given, 1, DATA)
 
 
 def test_blocks_of_another_size_are_refused_where_steps_are_replayed(tmp_path):
@@ -119,3 +141,70 @@ def test_what_edits_threw_away_is_no_target(tmp_path):
         samples = make_samples(example, model, settings, TRACE, epoch=1, window=0)
         said = sorted((place, int(t)) for s in samples for place, t in zip(s.canvas_index, s.targets, strict=True))
         assert said == [*enumerate(rollout.token_ids)]
+
+
+RECORD = {
+    "prompt_ids": [5, 6],
+    "canvas_ids": [7, 2, 0, 0],
+    "canvas_step_map": [1, 2, 2, 2],
+    "canvas_logprobs": [-0.5, -0.25, -1.0, -1.0],
+    "num_response_tokens": 2,
+    "finish_reason": "stop",
+    "num_steps": 2,
+}
+EVENTS = {
+    "step": [1, 1, 2, 2, 2],
+    "place": [0, 1, 1, 2, 3],
+    "token": [7, 9, 2, 0, 0],
+    "action": [7, 9, 2, 0, 0],
+    "logprob": [-0.5, -2.0, -0.25, -1.0, -1.0],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(text_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"events": EVENTS},
+        {"canvas_ids": [7, 2, 0, 5000]},
+        {"prompt_ids": [5, 5000]},
+        {"events": EVENTS | {"token": [7, 5000, 2, 0, 0]}},
+        {"events": EVENTS | {"action": [7, 5000, 2, 0, 0]}},
+    ],
+)
+def test_every_id_that_is_replayed_must_be_the_models(model, change):
+    """Those right of the response too, and those that edits threw away."""
+    config, given = make_config(training={"method": "trace"}), [Example("", "", None, trace=RECORD | change)]
+    if change in ({}, {"events": EVENTS}):
+        assert tokenise(given, model, config, TRACE)
+        return
+    with pytest.raises(ValueError, match="SFT data: example 0 holds the token .*5000"):
+        tokenise(given, model, config, TRACE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"events": EVENTS | {"token": [7, 9, 2, 0]}}, r"rollout \(0,\) has events of 5 step and 5 place and 4 token"),
+        ({"events": EVENTS | {"step": [1, 1, 2, 2, 3]}}, r"rollout \(0,\) has events outside its 4 places or 2 steps"),
+        ({"suffix_ids": [3]}, "response 0 has suffix_ids"),
+    ],
+)
+def test_a_damaged_record_is_refused_before_the_model_is_loaded(model, change, words):
+    config = make_config(training={"method": "trace"})
+    assert chosen_traces([Example("", "", None, trace=RECORD | {"events": EVENTS})], config, model.spec, TRACE, DATA)
+    with pytest.raises(ValueError, match=f"^{DATA}: {words}"):
+        chosen_traces([Example("", "", None, trace=RECORD | change)], config, model.spec, TRACE, DATA)
+
+
+def test_experts_are_replayed_by_rl_alone(model):
+    """A recipe of RL as it is: rows of an evaluation have none recorded."""
+    config = make_config(training={"method": "trace", "block_size": 4, "replay_routing": True})
+    settings = for_model(config.training, model, TRACE, 4)
+    (one,) = tokenise([Example("", "", None, trace=RECORD)], model, replace(config, training=settings), TRACE)
+    assert make_samples(one, model, settings, TRACE, epoch=1, window=0)
