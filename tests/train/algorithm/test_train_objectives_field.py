@@ -53,10 +53,10 @@ def made_up(spread=0.3, seed=0, reference=True):
     )
 
 
-def loss_of(name, batch, **settings):
+def loss_of(name, batch, objective_params=None, **settings):
     training = TrainingConfig(objective=name, **{**SETTINGS, **settings})
     function = OBJECTIVES[name]
-    params = params_of(function, {}, training)
+    params = params_of(function, objective_params or {}, training)
     if function.needs.sums:
         with torch.no_grad():
             batch = dataclasses.replace(batch, sums=function.needs.sums(batch, params))
@@ -122,7 +122,7 @@ def plain(name, rows, eps=0.05, eps_high=0.1, dual=1.2, beta=0.3, alpha=0.1, psi
         elif name == "ebpo":
             policy = weight / length * bounded(math.exp(move), A, eps, eps_high, dual)
         elif name == "gdsd":
-            held = min(max(move, math.log(1 - eps)), math.log(1 + eps))
+            held = min(max(move, math.log(1 - eps)), math.log(1 + eps_high))
             policy = -weight * (held / length - psi * A) ** 2
         elif name == "distill":
             gains = [r - o for r, o in zip(row["logp_reference"], row["logp_old"], strict=True)]
@@ -162,10 +162,15 @@ def test_each_objective_is_its_equation_written_down_again(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gradient_of_each_objective_by_finite_differences(name):
+    """Also of its policy term alone, which many a token has."""
     batch = made_up()
+    wide = {"eps_low": 0.4, "eps_high": 0.8} if name == "gdsd" else {}
+    policy_loss, metrics = loss_of(name, batch, **{**wide, "beta": 0.0, "nll_weight": 0.0})
+    (gradient,) = torch.autograd.grad(policy_loss, batch.logp)
+    assert int((gradient != 0).sum()) == len(gradient) - int(metrics["clipped"]) > 0.4 * len(gradient)
     sums = group_shares(batch, {"limit": 5.0})
     batch = dataclasses.replace(batch, sums={"share": sums["share"].detach()})
-    params = params_of(OBJECTIVES[name], {}, TrainingConfig(**SETTINGS))
+    params = params_of(OBJECTIVES[name], {}, TrainingConfig(**SETTINGS | wide))
 
     def loss(logp):
         return OBJECTIVES[name](dataclasses.replace(batch, logp=logp), params)[0]
@@ -226,6 +231,43 @@ def test_the_upper_bound_of_a_bad_response_is_above_the_lower_one_and_equal_wher
         loss, _ = loss_of("spg", TokenBatch.of(logp, logp, -2.0 * halves, halves, **fields), beta=0.0)
         lower = float((halves * logp).sum())  # the loss of a bad response is its likelihood
         assert float(loss) > lower + 0.1 if apart else float(loss) == pytest.approx(lower)
+
+
+@pytest.mark.parametrize("limit", [5.0, 1.1])
+def test_stable_drls_weights_stop_at_the_limit(limit):
+    batch = made_up()
+    moves = sum_by(batch.response, batch.share * (batch.logp - batch.logp_old)).detach()
+    reached = moves > math.log(limit)
+    assert reached.any() == (limit == 1.1) and not reached.all()
+    loss, metrics = loss_of("stabledrl", batch, {"limit": limit})
+    assert float(loss.detach()) == pytest.approx(plain("stabledrl", numbers(batch), limit=limit), abs=1e-12)
+    assert int(metrics["clipped"]) == int(reached.sum())
+
+
+def in_groups(moves, tokens=40):
+    """Responses of one group in fp32, each moved by so many nats in all."""
+    response = torch.repeat_interleave(torch.arange(len(moves)), tokens)
+    old = torch.full((len(response),), -1.0)
+    return TokenBatch.of(
+        old + torch.tensor(moves)[response] / tokens,
+        old,
+        torch.ones_like(old),
+        torch.full_like(old, 1 / len(old)),
+        response=response,
+        group=torch.zeros_like(response),
+    )
+
+
+def test_stable_drls_weights_in_fp32_are_right_far_off_policy():
+    for moves, want in (
+        ([-200.0, -200.0], [1.0, 1.0]),
+        ([0.0, -200.0], [2.0, 0.0]),
+        ([-60.0, -61.0], [1.4621, 0.5379]),
+    ):
+        share = group_shares(in_groups(moves), {"limit": 5.0})["share"]
+        assert share[::40].tolist() == pytest.approx(want, abs=1e-4)
+    share = group_shares(in_groups([200.0, 0.0, 200.0]), {"limit": 5.0})["share"]
+    assert share[::40].tolist() == pytest.approx([15 / 11, 3 / 11, 15 / 11])
 
 
 def test_far_off_policy_no_objective_explodes():
@@ -296,6 +338,17 @@ def test_importance_weights_and_rejection_are_apart_at_each_level(level):
     assert kept == pytest.approx([float(low <= r <= high) for r in want]) and 0 < sum(kept) < len(kept)
     assert metrics["rollout_rejected"] == kept.count(0.0) and (found.kl_weight > 0).tolist() == [k > 0 for k in kept]
     assert Correction("truncated", level).whole_responses == (level != "token")
+
+
+@pytest.mark.parametrize(("level", "gap"), [("sequence", 5.0), ("sequence", -5.0), ("geometric", 12.0)])
+def test_ratios_of_whole_responses_in_fp32_stop_at_10_nats(level, gap):
+    """Neither infinite nor 0, where a response would count as rejected."""
+    batch = in_groups([0.0, 0.0])
+    far = torch.where(batch.response == 0, gap, 0.0)
+    batch = dataclasses.replace(batch, logp_rollout=batch.logp_old - far)
+    weights, metrics, _ = corrected(Correction("truncated", level, 1e9), batch)
+    assert weights == pytest.approx([math.exp(math.copysign(10.0, gap))] * 40 + [1.0] * 40, rel=1e-4)
+    assert int(metrics["rollout_rejected"]) == 0 and torch.isfinite(metrics["rollout_weight"])
 
 
 def test_a_correction_weighs_every_objective_and_none_leaves_the_batch_alone():

@@ -113,7 +113,7 @@ def _of_copy(batch: TokenBatch, value_N: Tensor) -> Tensor:
 @objective(
     whole_responses=True,
     one_advantage=True,
-    training=("eps", *PENALTIES),
+    training=("eps", "eps_low", "eps_high", *PENALTIES),
     defaults={"psi": 1.0},
     ranges={"psi": (_TINY, inf)},
 )
@@ -121,12 +121,14 @@ def gdsd(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """GDSD (arXiv:2605.29398): regression of the policy's move on the advantage, whose gradient is zero where the
     target is reached:
 
-        surrogate_i = - (m_i / L_i - psi A_i)^2,    m_i = clip(l_i - l_old_i, log(1 - eps), log(1 + eps))
+        surrogate_i = - (m_i / L_i - psi A_i)^2,    m_i = clip(l_i - l_old_i, log(1 - eps_low), log(1 + eps_high))
 
-    Loss and metrics (clipped: the move is beyond eps): `with_penalties`.
+    eps_low, eps_high: training.eps where they are null. Loss and metrics (clipped: the move is beyond them):
+    `with_penalties`.
     """
     move_N = _move(batch)
-    low, high = log(max(1.0 - params["eps"], _TINY)), log(1.0 + params["eps"])
+    eps_low, eps_high = (params["eps"] if params[name] is None else params[name] for name in ("eps_low", "eps_high"))
+    low, high = log(max(1.0 - eps_low, _TINY)), log(1.0 + eps_high)
     bounded_N = move_N.clamp(low, high)
     surrogate_N = -((bounded_N / _length(batch) - params["psi"] * batch.advantage) ** 2)
     is_clipped_N = (move_N < low) | (move_N > high)
@@ -140,7 +142,8 @@ def spg_bound(batch: TokenBatch, beta: float, mix: float) -> Tensor:
 
     The sum runs over the masked copies c in which the token at one place of the response is trained, beta > 1 (the
     Renyi upper bound); its value is divided by sum_c share_c, because it stands at every copy. A place that is trained
-    once has one bound.
+    once, with share 1, has one bound. With share s its upper bound is logp + log(s) / beta, whose gradient is 1 where
+    that of the lower, s logp, is s; so in SPG's code.
     """
     _, number_N = torch.unique(torch.stack([batch.response, batch.place]), dim=1, return_inverse=True)
     logp_N = batch.logp.detach()
