@@ -158,7 +158,14 @@ def _settings(tree, prefix=""):
 
 @pytest.mark.parametrize("name", thinned(SHIPPED, 2))
 def test_dry_run(name, model_folder, tmp_path, no_model_work, capsys):
-    config = load_config([f"config=configs/{name}", "dry_run=true", *arguments(name, model_folder, tmp_path)])
+    config = load_config(
+        [
+            f"config=configs/{name}",
+            "dry_run=true",
+            "execute.allow_unsafe=true",
+            *arguments(name, model_folder, tmp_path),
+        ]
+    )
     assert command(name)(config) is None
     assert config.experiment.project in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
