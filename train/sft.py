@@ -228,11 +228,11 @@ class FineTuning:
         """The whole run. On a signal it gives the update at hand up (engines in lockstep finish it) and saves."""
         try:
             self.steps()
-            self.require_learned(self.done)
+            require_learned(self)
             if self.done > self.checkpoints.progress.step:  # it stopped early
                 self.save()
         except stopping.Stopped as stop:
-            if self.done > self.checkpoints.progress.step:
+            if self.has_learned and self.done > self.checkpoints.progress.step:
                 self.save()
             stop.resumes = heartbeat.where_to_resume(self.folder.path, self.config.experiment.resume)
             raise
@@ -259,18 +259,10 @@ class FineTuning:
             self.has_tried |= bool(totals.results)
             self.has_learned |= totals.updates > 0
             if step % self.plan.per_epoch == 0 and not self.has_tried:
-                self.require_learned(step)
+                require_learned(self)
             self.measure_if_due(step)
             self.save_if_due(step)
             stopping.check()
-
-    def require_learned(self, step: int) -> None:
-        """ValueError where none of the updates up to `step` changed the model."""
-        if not self.has_learned:
-            why = "they were not finite: lower optimizer.params.learning_rate"
-            if not self.has_tried:
-                why = f"{nothing_left(self.config.training, self.samples)}: train on others"
-            raise ValueError(f"none of the {step} updates changed the model, and nothing is saved: {why}.")
 
     def measure_if_due(self, step: int) -> None:
         if self.held_out.due(step, self.plan.total):
@@ -323,12 +315,10 @@ class FineTuning:
         due = rest == 0 and epochs % experiment.save_every == 0
         if experiment.save_every_updates is not None:
             due = due or step % experiment.save_every_updates == 0
-        if due or step == self.plan.total:
+        if self.has_learned and (due or step == self.plan.total):
             self.save()
 
     def save(self) -> None:
-        if not self.has_learned:
-            return
         with self.monitor.timed("save"):
             self.checkpoints.save(self.done, {**self.last, "held_out": self.held_out.found})
             self.checkpoints.prune()
@@ -374,3 +364,13 @@ class FineTuning:
     ) -> None:
         self.profiler.close()
         self.monitor.close()
+
+
+def require_learned(tuning: FineTuning) -> None:
+    """ValueError where no update so far changed the model."""
+    if tuning.has_learned:
+        return
+    why = f"{nothing_left(tuning.config.training, tuning.samples)}: train on others"
+    if tuning.has_tried:
+        why = "they were not finite: lower optimizer.params.learning_rate"
+    raise ValueError(f"none of the {tuning.done} updates changed the model, and nothing is saved: {why}.")
