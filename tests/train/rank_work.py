@@ -69,7 +69,8 @@ def rl_updates(
         advantages[poison] = float("nan")
     metrics = []
     for step in (1, 2):
-        batch, found = policy.batch(rollouts, advantages, "reward" if critic else "advantage"), {}
+        rewards = [max(0.0, number) for number in advantages]
+        batch, found = policy.batch(rollouts, advantages, "reward" if critic else "advantage", rewards), {}
         if critic is not None:
             batch, found = critic.step(batch, rollouts, step)
         metrics.append(policy.train(batch, step).metrics | found)
@@ -324,6 +325,11 @@ def shares():
 def rl_updates_with(arguments, training):
     """`rl_updates` with a training section."""
     return rl_updates(*arguments, **training)
+
+
+def rl_updates_of_each(objectives, arguments, training):
+    """`rl_updates` with a training section, by objective."""
+    return {name: rl_updates(*arguments, **training, objective=name) for name in objectives}
 
 
 def update_given_up():

@@ -25,7 +25,7 @@ from sample import Sampler, SamplingConfig
 from train.learner.batch import plan_updates
 
 SHAPES = [(2, 2), (4, 4), (4, 2), (8, 8), (8, 3)]
-DRAWS = {"greedy": 0.0, "T1": 1.0}
+draws = {"greedy": 0.0, "T1": 1.0}
 STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded")
 LENGTHS = [9, 1, 6, 3, 12, 7, 10]
 
@@ -47,10 +47,10 @@ def rollouts_of(model, block_size, steps, strategy, temperature):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", draws)
 @pytest.mark.parametrize(("block_size", "steps"), SHAPES)
 def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strategy):
-    rollouts = rollouts_of(sdar, block_size, steps, strategy, DRAWS[draw])
+    rollouts = rollouts_of(sdar, block_size, steps, strategy, draws[draw])
     policy = make_policy(sdar, SamplingConfig(block_size=block_size))
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
     assert batch.skipped == 0 and len(batch.samples) == len(rollouts)
@@ -63,7 +63,7 @@ def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strat
 @pytest.mark.slow
 def test_the_rollouts_above_end_in_every_way(sdar):
     seen = set()
-    for (block_size, steps), strategy, temperature in itertools.product(SHAPES, STRATEGIES, DRAWS.values()):
+    for (block_size, steps), strategy, temperature in itertools.product(SHAPES, STRATEGIES, draws.values()):
         for rollout in rollouts_of(sdar, block_size, steps, strategy, temperature):
             right = rollout.canvas_ids[rollout.num_response_tokens :]
             seen |= {(rollout.finish_reason, "mask" if token == sdar.mask_id else "token") for token in right}
@@ -254,3 +254,31 @@ def test_mismatch_is_measured_before_the_weights_move(moved):
 def test_epochs_repeat_every_response(moved):
     once, twice = Step(moved).metrics, Step(moved, num_train_epochs=2).metrics
     assert twice["trained_tokens"] == 2 * once["trained_tokens"] and twice["updates"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows_by", ["surprisal", "uniform"])
+def test_the_mean_of_drawn_rows_is_the_gradient_of_all_rows(sdar, rows_by):
+    """Each response many times, under keys that draw its rows anew: under `constant` their gradient is the mean. Places
+    of much and of little surprisal take turns, so that chances lie far apart."""
+
+    def gradient(rollouts, advantages, **training):
+        model = tiny_model("sdar")
+        policy = make_policy(model, objective="reinforce", beta=0.0, rows_per_update=10**6, **training)
+        policy.updater.engine.optimizer.step = lambda: None
+        policy.updater.engine.module.zero_grad = lambda set_to_none: None
+        loss = policy.train(policy.batch(rollouts, advantages), 1).metrics["loss"]
+        return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    rollouts = [
+        dataclasses.replace(
+            rollout, canvas_logprobs=[-8.0 if i % 3 == 0 else -0.1 for i in range(len(rollout.canvas_ids))]
+        )
+        for rollout in sampled(sdar, [9, 6, 3])
+    ]
+    draws = 300
+    loss, want = gradient(rollouts, advantages := [1.0, -1.0, 2.0])
+    again = [dataclasses.replace(r, key=(*r.key[:-1], i)) for r in rollouts for i in range(draws)]
+    drawn, got = gradient(again, np.repeat(advantages, draws).tolist(), rows_per_response=2, rows_by=rows_by)
+    assert drawn == pytest.approx(loss, rel=0.05)
+    assert float((got - want).norm() / want.norm()) < 0.1

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import rank_work
 import torch
-from helpers import tiny_model
+from helpers import thinned, tiny_model
 from rank_jobs import run_ranks
 from trainees import assert_same_weights, make_policy, plain_distributions, sampled, shifted, weights_of
 
 from sample import SamplingConfig
-from train.algorithm.objectives import OBJECTIVES, BoundObjective, Needs, TokenBatch, objective, sum_by
+from train.algorithm.objectives import LEVELS, OBJECTIVES, BoundObjective, Needs, TokenBatch, objective, sum_by
 from train.learner.optimizer import UpdateSettings
 
 LENGTHS = [5, 8, 3]
 ADVANTAGES = [1.0, -1.0, 0.5, -0.5, 2.0, 0.3]
 BONUS = 0.3
+CORRECTED = {
+    **{"rollout_correction": "truncated", "rollout_correction_level": "geometric", "rollout_correction_limit": 1.02},
+    **{"rollout_rejection": "token", "rollout_rejection_low": 0.8, "rollout_rejection_high": 1.25},
+}
+"""A limit and bounds within what `moved` is off by."""
 MINE = '''
 import torch
 from train.algorithm.objectives import objective, sum_by
@@ -204,31 +209,54 @@ def test_no_number_of_ranks_changes_what_an_objective_gets(tmp_path, mine, famil
     assert want[0][0]["updates"] > 2 and np.isfinite(want[0][1]["loss"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "name"), [("sdar", "stabledrl"), *(("dream", name) for name in OBJECTIVES)])
-def test_no_packing_changes_a_built_in_objective(moved, family, name):
-    """Right traces, a correction of whole responses and a rejection of tokens among its terms."""
-    settings = {"nll_weight": 0.1, "logp_old": "recompute", "rollout_correction": "truncated", "batch_size_lm": 8}
-    settings |= {"rollout_correction_level": "geometric", "rollout_rejection": "token", "num_train_epochs": 2}
-    whole, weights, _ = trained(family, name, moved[family], **settings)
-    split, others, _ = trained(family, name, moved[family], **settings, max_tokens_per_microbatch=1)
+def assert_packed_alike(family, name, rollouts, **settings):
+    """A step of two epochs gives the same with a response, or a copy of it, a micro-batch; its metrics, and the
+    records that the objective saw of whole updates."""
+    settings |= {"logp_old": "recompute", "nll_weight": 0.1, "batch_size_lm": 8, "num_train_epochs": 2}
+    whole, weights, seen = trained(family, name, rollouts, **settings)
+    split, others, _ = trained(family, name, rollouts, **settings, max_tokens_per_microbatch=1)
     assert split["micro_batches"] > whole["micro_batches"] and whole["updates"] > 2
-    assert split.keys() == whole.keys() >= {"ratio", "clip_ratio", "kl", "policy_loss", "rollout_weight"}
+    assert split.keys() == whole.keys() >= {"ratio", "clip_ratio", "kl", "policy_loss", "objective/nll"}
     for metric, value in whole.items():
         if metric not in ("micro_batches", "update_tokens_per_second"):
             assert split[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
     assert_same_weights(others, weights, 1e-5)
+    return whole, seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [("sdar", "stabledrl"), *(("dream", name) for name in OBJECTIVES)])
+def test_no_packing_changes_a_built_in_objective(moved, family, name):
+    """Right traces, a correction of whole responses that is truncated, and a rejection of tokens among its terms."""
+    metrics, seen = assert_packed_alike(family, name, moved[family], **CORRECTED)
+    ratios = torch.cat([LEVELS["geometric"](batch) for batch in seen])
+    assert metrics["rollout_weight"] < float(ratios.mean()) - 1e-3 and 0.1 < metrics["rollout_rejected"] < 0.9
+
+
+@pytest.mark.parametrize("family", ["dream", "sdar"])
+@pytest.mark.parametrize("name", thinned(["spg", "stabledrl", "espo", "ebpo", "bgpo", "gdsd"], 3))
+def test_no_packing_changes_an_objective_of_bounds(moved, family, name):
+    """Every place is trained in two masked copies, each a sequence of its own under full attention."""
+    _, seen = assert_packed_alike(family, name, moved[family], method="elbo", mask_times_per_sample=2)
+    for batch in seen:
+        places, copies = torch.unique(torch.stack([batch.response, batch.place]), dim=1, return_counts=True)
+        assert (copies == 2).all() and len(places[0].unique()) > 1
 
 
 @pytest.mark.slow
 def test_no_number_of_ranks_changes_a_built_in_objective(tmp_path):
-    """Weights that are normalised over a group, the likelihood of right traces and a correction of whole responses."""
-    settings = {"objective": "stabledrl", "logp_old": "recompute", "nll_weight": 0.1, "num_train_epochs": 2}
-    settings |= {"rollout_correction": "truncated", "rollout_correction_level": "sequence", "method": "TraceRL"}
-    arguments = ("sdar", (5, 8, 3), 2, False, None)
-    ((want, weights),) = run_ranks(tmp_path / "one", 1, rank_work.rl_updates_with, arguments, settings)
-    for metrics, others in run_ranks(tmp_path / "two", 2, rank_work.rl_updates_with, arguments, settings):
-        for mine_, theirs in zip(metrics, want, strict=True):
-            for name in ("loss", "grad_norm", "ratio", "kl", "rollout_weight", "updates", "trained_tokens"):
-                assert mine_[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
-        assert_same_weights(others, weights, 1e-5)
+    """Weights that are normalised over a group, the likelihood of right traces, a correction of whole responses that is
+    truncated, a rejection of tokens. distill has a teacher, and a test of its own (test_train_references.py)."""
+    names = [name for name in OBJECTIVES if name != "distill"]
+    settings = CORRECTED | {"rollout_correction_level": "sequence", "logp_old": "recompute", "nll_weight": 0.1}
+    arguments = names, ("sdar", (5, 8, 3), 2, False, None), settings | {"num_train_epochs": 2, "method": "TraceRL"}
+    (wants,) = run_ranks(tmp_path / "one", 1, rank_work.rl_updates_of_each, *arguments)
+    for found in run_ranks(tmp_path / "two", 2, rank_work.rl_updates_of_each, *arguments):
+        for name in names:
+            (metrics, weights), (want, others) = found[name], wants[name]
+            for mine_, theirs in zip(metrics, want, strict=True):
+                assert mine_.keys() == theirs.keys() >= {"ratio", "kl", "objective/nll", "rollout_weight", "updates"}
+                for metric in mine_.keys() - {"micro_batches", "update_tokens_per_second"}:
+                    assert mine_[metric] == pytest.approx(theirs[metric], rel=1e-5, abs=1e-5), (name, metric)
+            assert_same_weights(weights, others, 1e-5)
+            assert 0.1 < want[0]["rollout_rejected"] < 0.9 and want[0]["updates"] > 2
