@@ -196,7 +196,7 @@ def stable_drl(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metr
 
         surrogate_j = G w_i A_j b_j,    w_i = softmax_i(min(l_i - l_old_i, log limit)), without gradient
 
-    b: `spg_bound`. The authors' code has l / L in the weights, the log of a geometric mean: at one limit it clips far later.
+    b: `spg_bound`. The authors' code has l / L in the weights, the log of a geometric mean: one limit clips it later.
     Loss and metrics (ratio: G w_i; clipped: the move is beyond the limit): `with_penalties`.
     """
     assert batch.sums is not None
