@@ -30,7 +30,7 @@ def with_curve(rollout: RolloutConfig, typed: bool) -> RolloutConfig:
     """The section with THRESHOLDS, or its own where they are typed, for each entry of its lists whose strategy reads
     one; a warning names the other strategies. ValueError where none reads one, or one threshold alone is typed."""
     thresholds = rollout.threshold if typed else list(THRESHOLDS)
-    if not isinstance(thresholds, list):
+    if not isinstance(thresholds, list) or len(thresholds) < 2:
         raise ValueError(
             f"{rollout.key('threshold')}={thresholds}: {FLAG} goes over several thresholds: give a list of them, or "
             f"leave it out, which is {list(THRESHOLDS)}."

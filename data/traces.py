@@ -39,7 +39,8 @@ def trace_of(row: Record) -> Mapping[str, Any] | Fault:
     if (fault := next(_faults(row), None)) is not None:
         return fault
     trace = {name: value for name, value in row.values.items() if name not in _UNREAD and value is not None}
-    return trace | {"finish_reason": row.values.get("finish_reason") or "length"}
+    reason = row.values.get("finish_reason")
+    return trace | {"finish_reason": reason if reason in ("stop", "length") else "length"}
 
 
 def _faults(row: Record) -> Iterator[Fault]:
@@ -69,8 +70,6 @@ def _faults_of_optional(row: Record) -> Iterator[Fault]:
     for name, (kinds, words) in _KINDS.items():
         if (value := row.values.get(name)) is not None and not isinstance(value, kinds):
             yield Fault(row.place, name, f"is {short(value)}, expected {words} or null")
-    if (reason := row.values.get("finish_reason")) not in (None, "stop", "length"):
-        yield Fault(row.place, "finish_reason", f"is {short(reason)}, expected 'stop' or 'length'")
     size = row.values.get("block_size")
     if size is not None and (type(size) is not int or size < 1):
         yield Fault(row.place, "block_size", f"is {short(size)}, expected a whole number from 1, or null")

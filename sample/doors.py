@@ -5,6 +5,7 @@ What a step cannot check without reading the device is made right there instead:
 out of a strategy's choice, and where it commits none the best one by score is committed, so that decoding always ends.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -59,9 +60,7 @@ def open_strategy(given: Given, choices: Choices) -> Strategy:
     one_nb = torch.ones_like(score_nb)
     sure = Proposal(proposal.token, one_nb.log(), one_nb, one_nb.log() if strategy.needs_entropy else None)
     if not (called(sure, masked_nb, k_n, choices) & masked_nb).any():
-        logger.warning(
-            "%s commits nothing even where all tokens are sure: each step will take the best score", given.title
-        )
+        _warn_once(f"{given.title} commits nothing even where all tokens are sure: each step will take the best score")
     return strategy
 
 
@@ -80,8 +79,14 @@ def open_target(given: Given) -> Target:
         Candidates(name, confidence.log(), confidence, entropy, margin, Coordinates(name, name, name))
     )
     if score_N.isnan().any():
-        logger.warning("%s is not a number for ordinary candidates: their order is then an arbitrary one", given.title)
+        _warn_once(f"{given.title} is not a number for ordinary candidates: their order is then an arbitrary one")
     return target
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A config is made several times in a run."""
+    logger.warning(text)
 
 
 def _called(given: Given, choose: Choose) -> Choose:

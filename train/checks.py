@@ -292,7 +292,7 @@ def plan_lines(config: Config, tasks: int) -> list[str]:
 
 def objective_line(config: Config) -> str:
     """What is minimised: masks, objective with the parameters that are no defaults, what it is held to or learns from,
-    rollout correction, means, advantages."""
+    kinds of rollout correction, means, advantage and speed by name."""
     training, reward, plain = config.training, config.reward, TrainingConfig()
     bound = objective_of(training)
     parts = [

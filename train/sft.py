@@ -253,7 +253,7 @@ class FineTuning:
                 totals = self.update(samples, step)
             self.log(step, totals)
             self.done = step
-            if totals.results:
+            if totals.updates:
                 metrics = self.learning.metrics(totals)
                 self.last = {name: metrics[name] for name in self.learning.final}
             self.has_tried |= bool(totals.results)

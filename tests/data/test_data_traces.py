@@ -53,7 +53,6 @@ def test_a_row_with_a_trace_is_an_example_of_ids_alone(tmp_path):
         ({"canvas_step_map": [1, 10**18, 0]}, "'canvas_step_map' holds 1000000000000000000"),
         ({"suffix_ids": "3"}, "'suffix_ids' must be a list"),
         ({"suffix_ids": [-3]}, "'suffix_ids' must be a list"),
-        ({"finish_reason": "eos"}, "'finish_reason' is str 'eos', expected 'stop' or 'length'"),
         ({"reward": "1.0"}, "'reward' is str '1.0', expected a number or null"),
         ({"task": ["a"]}, "'task' is list .*, expected a text or a number"),
         ({"set": 3}, "'set' is int 3, expected a text"),

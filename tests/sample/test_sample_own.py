@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import random_prompts, tiny_model
 
-from sample import Sampler, SamplingConfig, Strategy, Target
+from sample import Sampler, SamplingConfig, Strategy, Target, doors
 
 PROMPTS = random_prompts([5, 9, 4])
 FILE = '''
@@ -129,9 +129,13 @@ def test_a_step_that_commits_nothing_commits_the_best(family):
 def test_what_never_commits_or_ranks_is_named_before_a_run(caplog):
     SamplingConfig(strategy=lambda proposal, masked_nb, k_n, choices: masked_nb & (proposal.probability > 0.9))
     assert not caplog.messages
+    doors._warn_once.cache_clear()
     SamplingConfig(strategy=nothing, target=lambda candidates: candidates.logp * math.nan)
     assert "sampling strategy commits nothing even where all tokens are sure" in caplog.text
     assert "sampling target is not a number for ordinary candidates" in caplog.text
+    count = len(caplog.messages)
+    SamplingConfig(strategy=nothing)
+    assert len(caplog.messages) == count
 
 
 def first(proposal, masked_nb):

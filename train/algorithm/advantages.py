@@ -102,7 +102,7 @@ def group_advantage(reward: Floats, advantage: Advantage = zscore, weights: Sequ
     (one without a difference is worth 0), then the columns are summed, each times its weight (default 1; GDPO,
     arXiv:2601.05242). ValueError where it returns another shape, or a number that is not finite."""
     columns = reward[:, None] if reward.ndim == 1 else reward
-    found = [_checked(advantage, c) if c.std() >= _SMALLEST_SPREAD else np.zeros(len(c)) for c in columns.T]
+    found = [np.zeros(len(c)) if c.std() < _SMALLEST_SPREAD else _checked(advantage, c) for c in columns.T]
     return np.sum(found if weights is None else [w * a for w, a in zip(weights, found, strict=True)], axis=0)
 
 

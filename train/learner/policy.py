@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import Prompt
+from runtime.doors import is_file_target
 from sample import Rollout
 from sample.rollout import Key
 from train.algorithm.advantages import CreditKind, Floats
@@ -113,6 +114,8 @@ class Policy:
             return TrainResult(metrics, _nothing_left(batch))
         results: list[UpdateResult] = []
         needs = self.objective.needs
+        if needs.whole_copies and is_file_target(self.replay.training.method):
+            needs = replace(needs, whole_responses=True)  # its copies may share a round
         for which in self.replay.updates(batch, step, whole_groups=needs.sums is not None):
             measure = self.replay.as_sampled and not any(result.taken for result in results)
             loss_of = self._loss(self._numbers(batch, which, old, reference), measure)
@@ -214,7 +217,7 @@ class Policy:
         }
         apart = {*_NOT_PER_TOKEN, *COMPARED, *COMPARED.values()}
         named = {REPORTED.get(name, f"objective/{name}"): name for name in totals.names if name not in apart}
-        policy_loss = totals.total("policy_loss") / max(1, totals.updates)
+        policy_loss = totals.mean("policy_loss")
         return mismatch | {
             "loss": totals.mean_loss,
             **({"policy_loss": policy_loss} if "policy_loss" in totals.names else {}),

@@ -108,6 +108,10 @@ class StepTotals:
         """A sum over the updates that were taken; 0 where none has it."""
         return sum((result.sums.get(name, 0.0) for result in self.taken), 0.0)
 
+    def mean(self, name: str) -> float:
+        """A sum as its mean over the updates that were taken."""
+        return self.total(name) / max(1, self.updates) + self._unknown
+
     def per_token(self, name: str) -> float:
         return self.total(name) / max(1.0, self.total("tokens")) + self._unknown
 

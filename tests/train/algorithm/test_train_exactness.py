@@ -25,7 +25,7 @@ from sample import Sampler, SamplingConfig
 from train.learner.batch import plan_updates
 
 SHAPES = [(2, 2), (4, 4), (4, 2), (8, 8), (8, 3)]
-draws = {"greedy": 0.0, "T1": 1.0}
+DRAWS = {"greedy": 0.0, "T1": 1.0}
 STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential", "entropy_bounded")
 LENGTHS = [9, 1, 6, 3, 12, 7, 10]
 
@@ -47,10 +47,10 @@ def rollouts_of(model, block_size, steps, strategy, temperature):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("draw", draws)
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize(("block_size", "steps"), SHAPES)
 def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strategy):
-    rollouts = rollouts_of(sdar, block_size, steps, strategy, draws[draw])
+    rollouts = rollouts_of(sdar, block_size, steps, strategy, DRAWS[draw])
     policy = make_policy(sdar, SamplingConfig(block_size=block_size))
     batch = policy.batch(rollouts, [1.0] * len(rollouts))
     assert batch.skipped == 0 and len(batch.samples) == len(rollouts)
@@ -63,7 +63,7 @@ def test_trainer_log_probs_are_the_samplers(sdar, block_size, steps, draw, strat
 @pytest.mark.slow
 def test_the_rollouts_above_end_in_every_way(sdar):
     seen = set()
-    for (block_size, steps), strategy, temperature in itertools.product(SHAPES, STRATEGIES, draws.values()):
+    for (block_size, steps), strategy, temperature in itertools.product(SHAPES, STRATEGIES, DRAWS.values()):
         for rollout in rollouts_of(sdar, block_size, steps, strategy, temperature):
             right = rollout.canvas_ids[rollout.num_response_tokens :]
             seen |= {(rollout.finish_reason, "mask" if token == sdar.mask_id else "token") for token in right}

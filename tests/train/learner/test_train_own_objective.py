@@ -1,8 +1,13 @@
 """A user's objective inside a run, after it has passed the trial on made-up tokens."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from helpers import tiny_model
-from trainees import assert_same_weights, make_policy, sampled, weights_of
+from trainees import assert_same_weights, make_policy, sampled, shifted, weights_of
+
+from train.setup.doors import method_of
 
 OWN = """
 import torch
@@ -41,9 +46,10 @@ def trained(own, name, credit=(1.0, -1.0, 0.5, -0.5), **training):
     return metrics, weights_of(model)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_objectives_name(own):
-    with pytest.raises(ValueError, match=r"own.py:breaks_late returned the loss nan for finite log-probabilities"):
-        trained(own, "breaks_late", credit=(1000.0, -1.0, 0.5, -0.5))
+def test_a_loss_that_is_not_finite_is_a_skipped_update_that_names_the_objective(own, caplog):
+    metrics, _ = trained(own, "breaks_late", credit=(1000.0, -1.0, 0.5, -0.5))
+    assert metrics["updates_skipped"] == 1 and math.isnan(metrics["loss"])
+    assert "own.py:breaks_late returned the loss nan for finite log-probabilities" in caplog.text
 
 
 def test_a_micro_batch_in_which_nothing_counts_may_return_a_loss_without_a_gradient(own):
@@ -57,3 +63,31 @@ def test_a_micro_batch_in_which_nothing_counts_may_return_a_loss_without_a_gradi
 def test_a_rollout_correction_has_recomputed_numbers_to_compare_with(setting):
     model = tiny_model("sdar")
     assert make_policy(model, **setting).replay.recomputes and not make_policy(model).replay.recomputes
+
+
+METHOD = """
+import numpy as np
+
+
+def halves(canvas, training, rng):
+    \"\"\"Two copies of a response, whose round is the same.\"\"\"
+    even = np.arange(len(canvas.ids_C)) % 2 == 0
+    return [canvas.masked(0, 0, canvas.trained_C & part, canvas.trained_C & part) for part in (even, ~even)]
+"""
+
+
+@pytest.mark.slow
+def test_copies_of_a_users_method_that_share_a_round_stay_in_one_micro_batch_for_bgpo(tmp_path):
+    (tmp_path / "halves.py").write_text(METHOD)
+    rollouts = shifted(sampled(tiny_model("dream"), [5, 8, 3]), 0.4)
+    found = []
+    for most in (10**6, 1):
+        model = tiny_model("dream")
+        settings = {"objective": "bgpo", "method": f"{tmp_path}/halves.py:halves", "logp_old": "rollout", "eps": 0.5}
+        policy = make_policy(model, **settings, max_tokens_per_microbatch=most)
+        policy.replay = replace(policy.replay, method=method_of(policy.replay.training, "rl"))
+        found.append((policy.train(policy.batch(rollouts, [1.0, -1.0, -0.5]), 1).metrics, weights_of(model)))
+    (whole, weights), (split, others) = found
+    assert split["micro_batches"] == 3 and whole["micro_batches"] == 1
+    assert split["loss"] == pytest.approx(whole["loss"], abs=1e-6) and split["ratio"] == pytest.approx(whole["ratio"])
+    assert_same_weights(weights, others, 1e-5)

@@ -192,7 +192,7 @@ def test_what_is_not_finite_is_skipped_counted_and_named(kind, caplog):
     assert all(p.grad is None for p in guarded.model.parameters())
     assert metrics["updates_skipped"] == 1 and metrics["updates"] == 0
     unknown = {name for name, value in metrics.items() if math.isnan(value)}
-    assert unknown == {"loss", "grad_norm", "ratio", "clip_ratio", "kl"}
+    assert unknown == {"loss", "policy_loss", "grad_norm", "ratio", "clip_ratio", "kl"}
     assert all(math.isfinite(value) for name, value in metrics.items() if name not in unknown)
     assert str(guarded.rollouts[0].key) in caplog.text and "skipped" in caplog.text
     assert guarded.policy.updater.skipped_in_a_row == 1

@@ -240,7 +240,7 @@ BAD = [
     ({"objective": "objectives.py:leaves"}, r"objectives.py:leaves: SystemExit: 0 \("),
     ({"objective": "objectives.py:per_token"}, r"returned a tensor of shape \(20,\) as its loss; .* one number"),
     ({"objective": "objectives.py:loss_alone"}, r"returned a tensor of shape \(\); it must return \(loss, metrics\)"),
-    ({"objective": "objectives.py:not_a_number"}, "returned the loss nan for finite log-probabilities"),
+    ({"objective": "objectives.py:not_a_number"}, "returned the loss nan for ordinary tokens"),
     ({"objective": "objectives.py:complex_loss"}, r"returned a tensor of complex64 numbers of shape \(\) as its loss"),
     ({"objective": "objectives.py:of_no_key"}, r"@objective\(training=...\) names 'epss', .* Did you mean 'eps'"),
     ({"objective": "objectives.py:unasked"}, r"NoneType.*batch.entropy is None without @objective\(entropy=True\)"),

@@ -85,7 +85,7 @@ class Needs:
     whole_responses: all trained tokens of a response in one micro-batch. Under full attention that may take much
     memory: each denoising step of a response is a sequence of its own.
     whole_copies: all trained tokens of a masked copy of a response, or of its denoising steps of one rank (those of one
-    `round`), in one micro-batch. They always are.
+    `round`), in one micro-batch. Those of built-in methods always are; for a user's method responses stay whole.
     sums: a function that is called before the update's first backward pass, without gradient, with all tokens of the
     update at once (all micro-batches, all ranks), and gives named numbers [N] of them, sums over responses, groups or
     the whole update give; the objective finds each token's under `batch.sums[name]`. It costs a forward pass more, and
@@ -145,6 +145,9 @@ def needs_of(function: Objective) -> Needs:
     return needs
 
 
+_ANY = (-inf, inf)
+
+
 def params_of(
     function: Objective, given: Mapping[str, Any] = MappingProxyType({}), training: TrainingConfig | None = None
 ) -> ObjectiveParams:
@@ -167,9 +170,6 @@ def params_of(
         if name not in named and isinstance(value, int | float) and not least <= value <= most:
             raise ValueError(f"{key} is {value!r}; it must be {bounds_of(least, most)}.")
     return MappingProxyType(params | found)
-
-
-_ANY = (-inf, inf)
 
 
 def sum_by(number_N: Tensor, value_N: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """An objective as a run has it: with its parameters, after the rollout correction, its returns checked."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from runtime.doors import call_target, is_file_target
 from train.algorithm.objectives.base import Metrics, Needs, Objective, ObjectiveParams, TokenBatch, needs_of, params_of
 from train.algorithm.objectives.correction import Correction
 
+logger = logging.getLogger(__name__)
+
 COMPARED = {
     "mismatch_kl": "mismatch_tokens",
     "mismatch_abs": "mismatch_tokens",
@@ -20,7 +23,7 @@ COMPARED = {
 }
 """Sums of sampler against trainer, and what each is divided by: no objective may return them."""
 _ASKED = {
-    "logp_reference": "training.kl_to=reference and training.beta, or @objective(teacher=True)",
+    "logp_reference": "training.kl_to=reference or @objective(teacher=True)",
     "entropy": "@objective(entropy=True)",
     "sums": "@objective(sums=...)",
 }
@@ -67,7 +70,7 @@ class BoundObjective:
             if name in {*COMPARED, *COMPARED.values()}:
                 raise ValueError(f"{self.key} returned a metric {name!r}, which is the trainer's own: rename it.")
         if is_file_target(self.given) and not loss.isfinite() and batch.logp.isfinite().all():
-            raise ValueError(f"{self.key} returned the loss {loss.item():g} for finite log-probabilities.")
+            logger.warning("%s returned the loss %g for finite log-probabilities", self.key, loss.item())
         sums = {name: torch.as_tensor(value, device=loss.device) for name, value in metrics.items()}
         return loss, {"tokens": (batch.weight > 0).sum()} | sums | corrected
 

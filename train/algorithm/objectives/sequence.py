@@ -85,7 +85,7 @@ def ebpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     return with_penalties(batch, params, PolicyTerm(surrogate_N / _length(batch), ratio_N, is_clipped_N))
 
 
-@objective(whole_copies=True, one_advantage=True, training=(*CLIP, *PENALTIES))
+@objective(whole_copies=True, training=(*CLIP, *PENALTIES))
 def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
     """BGPO (arXiv:2510.11683): the clip over a lower bound of r A that is a sum over Monte-Carlo masks, so that each
     masked copy k of a response can be its own micro-batch:
@@ -106,8 +106,12 @@ def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
 
 def _of_copy(batch: TokenBatch, value_N: Tensor) -> Tensor:
     """As `of_response`, over the tokens of each one's masked copy (under TraceRL: denoising steps of one rank)."""
-    _, number_N = torch.unique(torch.stack([batch.response, batch.round]), dim=1, return_inverse=True)
-    return sum_by(number_N, batch.share * value_N)
+    return sum_by(_numbered(batch.response, batch.round), batch.share * value_N)
+
+
+def _numbered(one_N: Tensor, other_N: Tensor) -> Tensor:
+    """Numbers of the pairs that two numbers of each token make."""
+    return torch.unique(torch.stack([one_N, other_N]), dim=1, return_inverse=True)[1]
 
 
 @objective(
@@ -145,7 +149,7 @@ def spg_bound(batch: TokenBatch, beta: float, mix: float) -> Tensor:
     once, with share 1, has one bound. With share s its upper bound is logp + log(s) / beta, whose gradient is 1 where
     that of the lower, s logp, is s; so in SPG's code.
     """
-    _, number_N = torch.unique(torch.stack([batch.response, batch.place]), dim=1, return_inverse=True)
+    number_N = _numbered(batch.response, batch.place)
     logp_N = batch.logp.detach()
     top_N = torch.full_like(logp_N, -torch.inf).scatter_reduce(0, number_N, logp_N, "amax")[number_N]
     inner_N = sum_by(number_N, batch.share * (beta * (batch.logp - top_N)).exp())
