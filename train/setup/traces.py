@@ -84,7 +84,7 @@ def _check_records(examples: Sequence[Example], spec: CheckpointSpec, key: str) 
         trace = example.trace or {}
         if trace.get("events") is not None:
             with naming(key):
-                Rollout.from_dict({"key": (f"response {i + 1} of those that are used",), **trace})
+                Rollout.from_dict({"key": (i,), **trace})
         if trace.get("suffix_ids") and spec.family.attention == "block":
             raise ValueError(
                 f"{key}: response {i} has suffix_ids, which end a picture; a {spec.family.name} model writes none: "

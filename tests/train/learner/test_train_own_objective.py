@@ -72,7 +72,8 @@ import numpy as np
 def halves(canvas, training, rng):
     \"\"\"Two copies of a response, whose round is the same.\"\"\"
     even = np.arange(len(canvas.ids_C)) % 2 == 0
-    return [canvas.masked(0, 0, canvas.trained_C & part, canvas.trained_C & part) for part in (even, ~even)]
+    halves = [canvas.trained_C & part for part in (even, ~even)]
+    return [canvas.masked(0, 0, half, half) for half in halves if half.any()]
 """
 
 
