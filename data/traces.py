@@ -3,7 +3,7 @@ token ids and denoising steps are taken as they are, never their text."""
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,17 @@ class Paired:
     ungraded: int
 
 
+def first_of(tasks: Iterable[Hashable], most: int) -> set[Hashable]:
+    """The first `most` different tasks (0: all)."""
+    return {*[*dict.fromkeys(tasks)][: most or None]}
+
+
 def paired(traces: Sequence[Mapping[str, Any]], count: int | None, most_tasks: int = 0) -> Paired:
     """At most `count` pairs (None: all) of each prompt of a task: its first right response with its first wrong one,
     then the second ones, in the order given; of the first `most_tasks` tasks (0: all). A response without a number as
     its reward is neither."""
     of_task: dict[Hashable, tuple[list[int], list[int]]] = {}
-    used, ungraded = {*[*dict.fromkeys(map(task_of, traces))][: most_tasks or None]}, 0
+    used, ungraded = first_of(map(task_of, traces), most_tasks), 0
     for i, trace in enumerate(traces):
         if task_of(trace) not in used:
             continue

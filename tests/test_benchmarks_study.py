@@ -95,6 +95,15 @@ def test_blocks_are_trained_at_their_size(commands, monkeypatch, tmp_path):
     assert not any("block_size" in argument for argument in commands["sft_tiny_addition-b8-2"])
     name = f"addition-lightning-b16-q48-s{TASKS['addition'].steps}-2"
     assert {"rollout.block_size=16", "evaluation.steps_per_block=16"} <= set(commands[name])
+    assert commands[name][-1] == "reward.min_speed_spread=0.0"  # after the variant's own
+
+
+def test_a_block_that_holds_the_answer_has_a_longer_fine_tuning(commands, tmp_path):
+    runner = study_runs.Runner(tmp_path / "runs", tmp_path / "none.jsonl")
+    for size in (8, 16, 32):
+        runner._prepare(TASKS["sort"], study_runs.Run("sort", "trace", 1, size, 60, 48))
+    longer = {name: "training.num_train_epochs=66" in arguments for name, arguments in commands.items()}
+    assert longer == {"sft_tiny-b8-1": False, "sft_tiny-b16-1": True, "sft_tiny-b32-1": True}
 
 
 def test_edits_are_compared_with_none_from_the_same_first_model(commands, monkeypatch, tmp_path, capsys):

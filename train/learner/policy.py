@@ -120,6 +120,8 @@ class Policy:
             measure = self.replay.as_sampled and not any(result.taken for result in results)
             loss_of = self._loss(self._numbers(batch, which, old, reference), measure)
             results.append(self.updater.update(batch.samples, which, loss_of, progress, needs))
+            if is_file_target(self.objective.given) and not math.isfinite(results[-1].loss):
+                logger.warning("%s returned the loss %g", self.objective.key, results[-1].loss)
         return TrainResult(self._metrics(StepTotals(results), batch))
 
     def _with_log_probs(self, batch: StepBatch) -> tuple[StepBatch, LogProbs, LogProbs | None]:

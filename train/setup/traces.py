@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from configs import naming
 from configs.schema import Config
 from data.tasks import Example
-from data.traces import is_compared, is_graded, is_right, no_grades, no_pairs, paired, speed_of, task_of
+from data.traces import first_of, is_compared, is_graded, is_right, no_grades, no_pairs, paired, speed_of, task_of
 from models.spec import CheckpointSpec
 from sample import Rollout
 from train.algorithm.masking import Method
@@ -74,7 +74,7 @@ def fastest(examples: Sequence[Example], count: int, key: str) -> list[Example]:
 def of_first_tasks(examples: Sequence[Example], most: int) -> list[Example]:
     """Those of the first `most` tasks (0: all): the responses of a model to one task, and every other example."""
     tasks = [i if example.trace is None else task_of(example.trace) for i, example in enumerate(examples)]
-    used = {*[*dict.fromkeys(tasks)][: most or None]}
+    used = first_of(tasks, most)
     return [example for task, example in zip(tasks, examples, strict=True) if task in used]
 
 

@@ -49,7 +49,7 @@ def trained(own, name, credit=(1.0, -1.0, 0.5, -0.5), **training):
 def test_a_loss_that_is_not_finite_is_a_skipped_update_that_names_the_objective(own, caplog):
     metrics, _ = trained(own, "breaks_late", credit=(1000.0, -1.0, 0.5, -0.5))
     assert metrics["updates_skipped"] == 1 and math.isnan(metrics["loss"])
-    assert "own.py:breaks_late returned the loss nan for finite log-probabilities" in caplog.text
+    assert "own.py:breaks_late returned the loss nan" in caplog.text
 
 
 def test_a_micro_batch_in_which_nothing_counts_may_return_a_loss_without_a_gradient(own):

@@ -6,6 +6,7 @@ import pytest
 from trainees import make_config
 
 from train.algorithm.masking import Canvas
+from train.checks import objective_line
 from train.setup.doors import advantage_of, check_doors, method_of, objective_of
 
 OBJECTIVES = """
@@ -309,6 +310,29 @@ BAD = [
     ({"method": "methods.py:causal"}, "copy 0 is causal: declare it with Method"),
     ({"method": "methods.py:raises"}, r"methods.py:raises: IndexError: .* line 51\)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({}, "TraceRL, shrink 1, eps 0.2, beta 0.01, constant, zscore"),
+        (
+            {"training": {"objective": "gspo", "eps_high": 0.3, "rollout_correction": "masked"}},
+            "TraceRL, shrink 1, gspo, eps 0.2, eps_high 0.3, beta 0.01, rollout_correction masked, constant, zscore",
+        ),
+        (
+            {"training": {"kl_to": "reference", "nll_weight": 1.0}, "reward": {"speed_weight": 0.5}},
+            "TraceRL, shrink 1, eps 0.2, beta 0.01, nll_weight 1, KL to the first model, constant, zscore, "
+            "speed bonus x 0.5",
+        ),
+        (
+            {"training": {"objective": "distill"}, "model": {"reference_model": "/t"}},
+            "TraceRL, shrink 1, distill, eps 0.2, beta 0.01, teacher /t, constant",
+        ),
+    ],
+)
+def test_the_banner_says_what_is_minimised(sections, line):
+    assert objective_line(make_config(**sections)) == line
 
 
 @pytest.mark.parametrize(("training", "says"), BAD, ids=[" ".join(map(str, given.values())) for given, _ in BAD])

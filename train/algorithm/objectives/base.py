@@ -84,8 +84,8 @@ class Needs:
 
     whole_responses: all trained tokens of a response in one micro-batch. Under full attention that may take much
     memory: each denoising step of a response is a sequence of its own.
-    whole_copies: all trained tokens of a masked copy of a response, or of its denoising steps of one rank (those of one
-    `round`), in one micro-batch. Those of built-in methods always are; for a user's method responses stay whole.
+    whole_copies: all trained tokens of a response with one `round`, a masked copy of it, in one micro-batch. Those of
+    built-in methods always are; for a user's method responses stay whole.
     sums: a function that is called before the update's first backward pass, without gradient, with all tokens of the
     update at once (all micro-batches, all ranks), and gives named numbers [N] of them, sums over responses, groups or
     the whole update give; the objective finds each token's under `batch.sums[name]`. It costs a forward pass more, and

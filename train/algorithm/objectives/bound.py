@@ -1,6 +1,5 @@
 """An objective as a run has it: with its parameters, after the rollout correction, its returns checked."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +11,6 @@ from configs.schema import TrainingConfig
 from runtime.doors import call_target, is_file_target
 from train.algorithm.objectives.base import Metrics, Needs, Objective, ObjectiveParams, TokenBatch, needs_of, params_of
 from train.algorithm.objectives.correction import Correction
-
-logger = logging.getLogger(__name__)
 
 COMPARED = {
     "mismatch_kl": "mismatch_tokens",
@@ -69,8 +66,6 @@ class BoundObjective:
                 raise ValueError(f"{self.key} returned {_kind(value)} as metric {name!r}; it must be one number.")
             if name in {*COMPARED, *COMPARED.values()}:
                 raise ValueError(f"{self.key} returned a metric {name!r}, which is the trainer's own: rename it.")
-        if is_file_target(self.given) and not loss.isfinite() and batch.logp.isfinite().all():
-            logger.warning("%s returned the loss %g for finite log-probabilities", self.key, loss.item())
         sums = {name: torch.as_tensor(value, device=loss.device) for name, value in metrics.items()}
         return loss, {"tokens": (batch.weight > 0).sum()} | sums | corrected
 

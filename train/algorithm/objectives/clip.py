@@ -13,13 +13,18 @@ CLIP = ("eps", "eps_low", "eps_high", "dual_clip")
 """Keys of the training section that `clipped` reads."""
 
 
+def range_of(params: ObjectiveParams) -> tuple[float, float]:
+    """eps_low and eps_high, each training.eps where it is null; apart as in DAPO (arXiv:2503.14476)."""
+    low, high = (params["eps"] if params[name] is None else params[name] for name in ("eps_low", "eps_high"))
+    return low, high
+
+
 def clipped(ratio_N: Tensor, advantage_N: Tensor, params: ObjectiveParams) -> tuple[Tensor, Tensor]:
     """min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), and where the bound is the smaller (bool [N]).
 
-    eps_low, eps_high: training.eps where they are null; apart as in DAPO (arXiv:2503.14476). dual_clip = c also bounds
-    it from below where A < 0, by c A (arXiv:1912.09729).
+    eps_low, eps_high: `range_of`. dual_clip = c also bounds it from below where A < 0, by c A (arXiv:1912.09729).
     """
-    low, high = (params["eps"] if params[name] is None else params[name] for name in ("eps_low", "eps_high"))
+    low, high = range_of(params)
     free_N = ratio_N * advantage_N
     bounded_N = ratio_N.clamp(1.0 - low, 1.0 + high) * advantage_N
     surrogate_N, is_clipped_N = torch.minimum(free_N, bounded_N), free_N > bounded_N

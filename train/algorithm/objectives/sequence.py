@@ -20,7 +20,7 @@ from train.algorithm.objectives.base import (
     of_response,
     sum_by,
 )
-from train.algorithm.objectives.clip import CLIP, clipped
+from train.algorithm.objectives.clip import CLIP, clipped, range_of
 from train.algorithm.objectives.penalties import PENALTIES, PolicyTerm, with_penalties
 
 _SMALLEST_LOG_WEIGHT = -80.0
@@ -105,7 +105,7 @@ def bgpo(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
 
 
 def _of_copy(batch: TokenBatch, value_N: Tensor) -> Tensor:
-    """As `of_response`, over the tokens of each one's masked copy (under TraceRL: denoising steps of one rank)."""
+    """As `of_response`, over the tokens of each one's masked copy: those of its response and `round`."""
     return sum_by(_numbered(batch.response, batch.round), batch.share * value_N)
 
 
@@ -127,11 +127,10 @@ def gdsd(batch: TokenBatch, params: ObjectiveParams) -> tuple[Tensor, Metrics]:
 
         surrogate_i = - (m_i / L_i - psi A_i)^2,    m_i = clip(l_i - l_old_i, log(1 - eps_low), log(1 + eps_high))
 
-    eps_low, eps_high: training.eps where they are null. Loss and metrics (clipped: the move is beyond them):
-    `with_penalties`.
+    eps_low, eps_high: `range_of`. Loss and metrics (clipped: the move is beyond them): `with_penalties`.
     """
     move_N = _move(batch)
-    eps_low, eps_high = (params["eps"] if params[name] is None else params[name] for name in ("eps_low", "eps_high"))
+    eps_low, eps_high = range_of(params)
     low, high = log(max(1.0 - eps_low, _TINY)), log(1.0 + eps_high)
     bounded_N = move_N.clamp(low, high)
     surrogate_N = -((bounded_N / _length(batch) - params["psi"] * batch.advantage) ** 2)
